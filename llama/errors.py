@@ -1,0 +1,20 @@
+"""The one exception for a user's mistake: every problem found, each as one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Input that cannot be used. `problems` holds one line each: file, field and row, what was
+    expected, and what to do. The launchers print each as `error: <line>` and exit with 2."""
+
+    def __init__(self, problems: str | Iterable[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+def raise_if(problems: list[str]) -> None:
+    """Raise one `UserError` holding all of `problems`, if there are any."""
+    if problems:
+        raise UserError(problems)
