@@ -1,0 +1,118 @@
+"""Causal grouped-query attention within documents, and the layer around it.
+
+Shapes: T tokens of all documents end to end, H query heads, K kv heads, E head_dim, D dim,
+S tokens of one document, N documents; on a sharded model H and K are this rank's.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from llama.model.config import ModelConfig
+from llama.model.documents import Documents
+from llama.model.kv_cache import KVCache
+from llama.model.rope import Rotation
+from llama.parallel.layers import ColumnParallelLinear, RowParallelLinear
+from llama.parallel.mesh import TensorParallel
+from llama.parallel.products import is_emulated
+
+try:  # CUDA only; torch >= 2.10
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:
+    varlen_attn = None
+
+
+def document_attention(
+    q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, documents: Documents
+) -> torch.Tensor:
+    """Attention of each token to its own document up to itself, `[T, H, E]`.
+
+    Documents of one length are a plain batch; on CUDA in half precision others go through the
+    variable-length kernel; elsewhere each document is attended by itself."""
+    if documents.uniform:
+        shape = (len(documents), documents.longest)
+        return _batched(q_THE, k_TKE, v_TKE, shape)
+    if q_THE.is_cuda and q_THE.dtype != torch.float32 and varlen_attn is not None:
+        ends = documents.ends_on(q_THE.device)
+        longest = documents.longest
+        gqa = q_THE.shape[1] != k_TKE.shape[1]
+        return varlen_attn(  # type: ignore[return-value]
+            q_THE, k_TKE, v_TKE, ends, ends, longest, longest,
+            window_size=(-1, 0), enable_gqa=gqa,
+        )  # fmt: skip
+    return torch.cat(
+        [
+            _batched(q_THE[span], k_TKE[span], v_TKE[span], (1, span.stop - span.start))
+            for span in documents.spans()
+        ]
+    )
+
+
+def _batched(
+    q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, shape: tuple[int, int]
+) -> torch.Tensor:
+    """Causal attention of `shape = (N, S)` documents of one length."""
+    q_NHSE, k_NKSE, v_NKSE = (x.unflatten(0, shape).transpose(1, 2) for x in (q_THE, k_TKE, v_TKE))
+    out_NHSE = _attend(q_NHSE, k_NKSE, v_NKSE, None, causal=True)
+    return out_NHSE.transpose(1, 2).flatten(0, 1)
+
+
+def cached_attention(q_THE: torch.Tensor, k_LKE: torch.Tensor, v_LKE: torch.Tensor) -> torch.Tensor:
+    """Attention of the last T of L tokens to all up to themselves, `[T, H, E]`."""
+    new, held = q_THE.shape[0], k_LKE.shape[0]
+    mask = None
+    if 1 < new < held:
+        mask = torch.ones(new, held, dtype=torch.bool, device=q_THE.device).tril(held - new)
+    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q_THE, k_LKE, v_LKE))
+    return _attend(q, k, v, mask, causal=new == held).squeeze(0).transpose(0, 1)
+
+
+def _attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, causal: bool
+) -> torch.Tensor:
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1 and not q.is_cuda:
+        # On CPU the flash kernel takes equal head counts only; with `enable_gqa` it is not used.
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+        groups = 1
+    dtype = q.dtype
+    if is_emulated(q):
+        q, k, v = q.float(), k.float(), v.float()
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=groups > 1
+    ).to(dtype)
+
+
+class Attention(nn.Module):
+    """Projections, rotation, attention, projection back."""
+
+    def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
+        super().__init__()
+        self.n_heads = tp.divide(config.n_heads, "the query heads")
+        self.n_kv_heads = tp.divide(config.n_kv_heads, "the kv heads")
+        self.head_dim = config.head_dim
+        bias = config.attention_bias
+        q_dim, kv_dim = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        self.wq = ColumnParallelLinear(config.dim, q_dim, bias, tp)
+        self.wk = ColumnParallelLinear(config.dim, kv_dim, bias, tp)
+        self.wv = ColumnParallelLinear(config.dim, kv_dim, bias, tp)
+        self.wo = RowParallelLinear(q_dim, config.dim, bias, tp)
+
+    def forward(
+        self,
+        x_TD: torch.Tensor,
+        rotation: Rotation,
+        documents: Documents,
+        cache: KVCache | None,
+        layer: int,
+    ) -> torch.Tensor:
+        q_THE = rotation(self.wq(x_TD).unflatten(-1, (self.n_heads, self.head_dim)))
+        k_TKE = rotation(self.wk(x_TD).unflatten(-1, (self.n_kv_heads, self.head_dim)))
+        v_TKE = self.wv(x_TD).unflatten(-1, (self.n_kv_heads, self.head_dim))
+        if cache is None:
+            out_THE = document_attention(q_THE, k_TKE, v_TKE, documents)
+        else:
+            out_THE = cached_attention(q_THE, *cache.extend(layer, k_TKE, v_TKE))
+        return self.wo(out_THE.flatten(1))

@@ -1,0 +1,72 @@
+"""The sizes of a LLaMA model, and what follows from them: shapes and parameter counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+LINEARS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
+"""The linear layers of one block, by Meta's names: all that a LoRA adapter can be attached to."""
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's stretching of the rotary frequencies (`rope_type: llama3` in Hugging Face)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position: int
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of a LLaMA model. Nothing here depends on how it is trained or spread over devices."""
+
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    ffn_dim: int
+    vocab_size: int
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    max_seq_len: int = 2048
+    tied_embedding: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+
+    def linear_shape(self, name: str) -> tuple[int, int]:
+        """`(out_features, in_features)` of one of `LINEARS`, unsharded."""
+        q_dim, kv_dim = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        return {
+            "wq": (q_dim, self.dim),
+            "wk": (kv_dim, self.dim),
+            "wv": (kv_dim, self.dim),
+            "wo": (self.dim, q_dim),
+            "w1": (self.ffn_dim, self.dim),
+            "w2": (self.dim, self.ffn_dim),
+            "w3": (self.ffn_dim, self.dim),
+        }[name]
+
+    def has_bias(self, name: str) -> bool:
+        """Whether the linear layer `name` carries a bias."""
+        return self.attention_bias if name in ("wq", "wk", "wv", "wo") else self.mlp_bias
+
+    def parameter_count(self) -> int:
+        """Parameters of the whole model; a tied output matrix is counted once."""
+        block = 2 * self.dim
+        for name in LINEARS:
+            rows, columns = self.linear_shape(name)
+            block += rows * columns + (rows if self.has_bias(name) else 0)
+        embeddings = (1 if self.tied_embedding else 2) * self.vocab_size * self.dim
+        return embeddings + self.n_layers * block + self.dim
+
+    def lora_parameter_count(self, rank: int, targets: tuple[str, ...]) -> int:
+        """Parameters of adapters on `targets` in every block: A (rank x in) and B (out x rank)."""
+        return self.n_layers * sum(rank * sum(self.linear_shape(name)) for name in targets)
+
+    def with_layers(self, n_layers: int) -> ModelConfig:
+        """The same widths at another depth."""
+        return replace(self, n_layers=n_layers)

@@ -1,0 +1,35 @@
+"""Where the documents of a batch begin and end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+
+class Documents:
+    """The bounds of N documents laid end to end: `boundaries` is 0, then the end of each."""
+
+    def __init__(self, boundaries: Sequence[int]) -> None:
+        assert len(boundaries) >= 2 and boundaries[0] == 0, "boundaries begin at 0"
+        self.boundaries = tuple(boundaries)
+        lengths = {end - start for start, end in self._pairs()}
+        self.longest = max(lengths)
+        self.uniform = len(lengths) == 1
+        self._ends: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.boundaries) - 1
+
+    def _pairs(self) -> Iterator[tuple[int, int]]:
+        return zip(self.boundaries, self.boundaries[1:], strict=False)
+
+    def spans(self) -> Iterator[slice]:
+        """Each document's tokens."""
+        return (slice(start, end) for start, end in self._pairs())
+
+    def ends_on(self, device: torch.device) -> torch.Tensor:
+        """The boundaries as int32 `[N + 1]` on `device`; copied there once for all layers."""
+        if self._ends is None or self._ends.device != device:
+            self._ends = torch.tensor(self.boundaries, dtype=torch.int32, device=device)
+        return self._ends

@@ -1,0 +1,163 @@
+"""The LLaMA architecture on tokens of documents laid end to end.
+
+Touvron et al., "LLaMA", 2023, section 2.2. Names of parameters are Meta's.
+Shapes: T tokens of all documents, D dim, V vocabulary (`/p`: sharded), N supervised positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from llama.model.attention import Attention
+from llama.model.config import ModelConfig
+from llama.model.documents import Documents
+from llama.model.kv_cache import KVCache
+from llama.model.loss import summed_cross_entropy
+from llama.model.rope import Rotation, inverse_frequencies
+from llama.parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    gather_from_shards,
+)
+from llama.parallel.mesh import SINGLE, TensorParallel
+
+Checkpointing = Literal["none", "ffn", "block"]
+"""What is recomputed in the backward pass instead of kept: nothing, each feed-forward (the report's
+placement), or each whole block (the least memory)."""
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """Which positions have a label: `index_N` into the T tokens, and the token each predicts."""
+
+    index_N: torch.Tensor
+    labels_N: torch.Tensor
+
+
+class RMSNorm(nn.Module):
+    """Zhang & Sennrich, "Root Mean Square Layer Normalization", 2019; the mean in float32."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(dim))
+
+    def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x_TD, (x_TD.shape[-1],), self.weight, self.eps)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: `w2(silu(w1 x) * w3 x)`; Shazeer, "GLU Variants Improve Transformer", 2020."""
+
+    def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
+        super().__init__()
+        bias = config.mlp_bias
+        self.w1 = ColumnParallelLinear(config.dim, config.ffn_dim, bias, tp)
+        self.w2 = RowParallelLinear(config.ffn_dim, config.dim, bias, tp)
+        self.w3 = ColumnParallelLinear(config.dim, config.ffn_dim, bias, tp)
+
+    def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
+        return self.w2(F.silu(self.w1(x_TD)) * self.w3(x_TD))
+
+
+def _recomputed(function: Callable[..., torch.Tensor], *args: object) -> torch.Tensor:
+    """Call `function`, keeping only its arguments; the rest is computed again in the backward.
+    Non-reentrant: the first block's input comes from a frozen embedding and needs no gradient."""
+    return checkpoint(function, *args, use_reentrant=False)  # type: ignore[return-value]
+
+
+class TransformerBlock(nn.Module):
+    def __init__(
+        self, layer: int, config: ModelConfig, tp: TensorParallel, recompute_ffn: bool
+    ) -> None:
+        super().__init__()
+        self.layer = layer
+        self.recompute_ffn = recompute_ffn
+        self.attention = Attention(config, tp)
+        self.feed_forward = FeedForward(config, tp)
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+
+    def forward(
+        self, x_TD: torch.Tensor, rotation: Rotation, documents: Documents, cache: KVCache | None
+    ) -> torch.Tensor:
+        x_TD = x_TD + self.attention(
+            self.attention_norm(x_TD), rotation, documents, cache, self.layer
+        )
+        if self.recompute_ffn and torch.is_grad_enabled():
+            return x_TD + _recomputed(self._ffn, x_TD)
+        return x_TD + self._ffn(x_TD)
+
+    def _ffn(self, x_TD: torch.Tensor) -> torch.Tensor:
+        return self.feed_forward(self.ffn_norm(x_TD))
+
+
+class OutputHead(nn.Module):
+    """The output matrix, sharded over the vocabulary; a tied model shares the embedding's."""
+
+    def __init__(self, weight: nn.Parameter, tp: TensorParallel) -> None:
+        super().__init__()
+        self.tp = tp
+        self.weight = weight
+
+    def forward(self, hidden_TD: torch.Tensor, labels: Supervision | None) -> torch.Tensor:
+        """The summed loss of the supervised positions; without labels the logits `[T, V]`."""
+        if labels is None:
+            return gather_from_shards(F.linear(hidden_TD, self.weight), self.tp)
+        hidden_ND = hidden_TD.index_select(0, labels.index_N)
+        return summed_cross_entropy(hidden_ND, self.weight, labels.labels_N, self.tp)
+
+
+class Transformer(nn.Module):
+    def __init__(
+        self,
+        config: ModelConfig,
+        tp: TensorParallel = SINGLE,
+        checkpointing: Checkpointing = "none",
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.recompute_blocks = checkpointing == "block"
+        self.frequencies = inverse_frequencies(config)
+        self.tok_embeddings = VocabParallelEmbedding(config.vocab_size, config.dim, tp)
+        self.layers = nn.ModuleList(
+            TransformerBlock(layer, config, tp, recompute_ffn=checkpointing == "ffn")
+            for layer in range(config.n_layers)
+        )
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        tied = self.tok_embeddings.weight
+        self.output = OutputHead(tied if config.tied_embedding else _head_weight(config, tp), tp)
+
+    def forward(
+        self,
+        tokens_T: torch.Tensor,
+        positions_T: torch.Tensor,
+        documents: Documents,
+        labels: Supervision | None = None,
+        cache: KVCache | None = None,
+        last: bool = False,
+    ) -> torch.Tensor:
+        """The summed loss (a float32 scalar) where `labels` are given, else logits `[T, V]`, or
+        `[1, V]` of the last token only (`last`)."""
+        x_TD = self.tok_embeddings(tokens_T)
+        rotation = Rotation(self.frequencies, positions_T, x_TD.dtype)
+        for block in self.layers:
+            if self.recompute_blocks and torch.is_grad_enabled():
+                x_TD = _recomputed(block, x_TD, rotation, documents, cache)
+            else:
+                x_TD = block(x_TD, rotation, documents, cache)
+        if cache is not None:
+            cache.advance(tokens_T.shape[0])
+        return self.output(self.norm(x_TD[-1:] if last else x_TD), labels)
+
+
+def _head_weight(config: ModelConfig, tp: TensorParallel) -> nn.Parameter:
+    return ColumnParallelLinear(config.dim, config.vocab_size, False, tp).weight

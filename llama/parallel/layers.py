@@ -1,0 +1,122 @@
+"""fairscale's model-parallel layers, as this model needs them.
+
+They are built empty, each rank its own shard (fairscale's constructors allocate the whole matrix on
+every rank), on whatever device is the default, `meta` included. Each sharded parameter says along
+which dimension in `shard_dim`; each linear layer may carry a low-rank side path in `lora`.
+
+Shapes: T tokens, I in_features, O out_features, V vocabulary, D dim; `/p` marks a sharded one.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from fairscale.nn.model_parallel import layers as fairscale_layers
+from fairscale.nn.model_parallel.mappings import (
+    copy_to_model_parallel_region,
+    gather_from_model_parallel_region,
+    reduce_from_model_parallel_region,
+)
+from torch import nn
+
+from llama.parallel.mesh import TensorParallel
+from llama.parallel.products import linear
+
+
+def sharded_parameter(*shape: int, dim: int | None) -> nn.Parameter:
+    """An empty parameter of this rank's shape, marked as sharded along `dim` (None: replicated)."""
+    parameter = nn.Parameter(torch.empty(*shape))
+    mark_shard(parameter, dim)
+    return parameter
+
+
+def mark_shard(parameter: nn.Parameter, dim: int | None) -> None:
+    """Say along which dimension `parameter` is sharded. `model_parallel` is DeepSpeed's name for
+    it: a sharded tensor without it is left out of the gradient norm on every rank but the first."""
+    parameter.shard_dim = dim  # type: ignore[attr-defined]
+    if dim is not None:
+        parameter.model_parallel = True  # type: ignore[attr-defined]
+
+
+def shard_dim(parameter: nn.Parameter) -> int | None:
+    """The dimension along which `parameter` is sharded, or None if every rank holds all of it."""
+    return getattr(parameter, "shard_dim", None)
+
+
+def copy_to_shards(x: torch.Tensor, tp: TensorParallel) -> torch.Tensor:
+    """Identity; the gradient is summed over the shards."""
+    return copy_to_model_parallel_region(x) if tp.size > 1 else x
+
+
+def reduce_from_shards(x: torch.Tensor, tp: TensorParallel) -> torch.Tensor:
+    """Sum over the shards; the gradient passes as it is."""
+    return reduce_from_model_parallel_region(x) if tp.size > 1 else x
+
+
+def gather_from_shards(x: torch.Tensor, tp: TensorParallel) -> torch.Tensor:
+    """Join the shards along the last dimension; the gradient is cut up again."""
+    return gather_from_model_parallel_region(x) if tp.size > 1 else x
+
+
+class ColumnParallelLinear(fairscale_layers.ColumnParallelLinear):
+    """`y[T, O/p] = x[T, I] W[O/p, I]^T + b[O/p]`: each rank computes some of the outputs."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, tp: TensorParallel) -> None:
+        nn.Module.__init__(self)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.gather_output = False
+        self.tp = tp
+        self.output_size_per_partition = tp.divide(out_features, "the outputs of a linear layer")
+        self.weight = sharded_parameter(self.output_size_per_partition, in_features, dim=0)
+        self.bias = sharded_parameter(self.output_size_per_partition, dim=0) if bias else None
+        self.lora: nn.Module | None = None
+
+    def forward(self, input_: torch.Tensor) -> torch.Tensor:
+        output = linear(copy_to_shards(input_, self.tp), self.weight, self.bias)
+        return output if self.lora is None else self.lora(input_, output)
+
+
+class RowParallelLinear(fairscale_layers.RowParallelLinear):
+    """`y[T, O] = sum over ranks of x[T, I/p] W[O, I/p]^T, + b[O]`: each rank takes some inputs."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, tp: TensorParallel) -> None:
+        nn.Module.__init__(self)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.input_is_parallel = True
+        self.tp = tp
+        self.input_size_per_partition = tp.divide(in_features, "the inputs of a linear layer")
+        self.weight = sharded_parameter(out_features, self.input_size_per_partition, dim=1)
+        self.bias = sharded_parameter(out_features, dim=None) if bias else None
+        self.lora: nn.Module | None = None
+
+    def forward(self, input_: torch.Tensor) -> torch.Tensor:
+        output = reduce_from_shards(linear(input_, self.weight, None), self.tp)
+        if self.bias is not None:
+            output = output + self.bias
+        return output if self.lora is None else self.lora(input_, output)
+
+
+class VocabParallelEmbedding(fairscale_layers.VocabParallelEmbedding):
+    """`y[T, D]` from `weight[V/p, D]`: each rank looks up the tokens of its range."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, tp: TensorParallel) -> None:
+        nn.Module.__init__(self)
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+        self.padding_idx = None
+        self.max_norm = None
+        self.norm_type = 2.0
+        self.scale_grad_by_freq = False
+        self.sparse = False
+        self.tp = tp
+        self.num_embeddings_per_partition = tp.divide(num_embeddings, "the vocabulary")
+        self.vocab_start_index = tp.rank * self.num_embeddings_per_partition
+        self.vocab_end_index = self.vocab_start_index + self.num_embeddings_per_partition
+        self.weight = sharded_parameter(self.num_embeddings_per_partition, embedding_dim, dim=0)
+
+    def forward(self, input_: torch.Tensor) -> torch.Tensor:
+        if self.tp.size == 1:
+            return F.embedding(input_, self.weight)
+        return super().forward(input_)

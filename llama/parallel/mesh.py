@@ -1,0 +1,121 @@
+"""Degrees of parallelism to process groups, and the small object that DeepSpeed asks about them."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from fairscale.nn.model_parallel import initialize as fairscale_groups
+
+from llama.errors import UserError
+
+
+@dataclass(frozen=True)
+class TensorParallel:
+    """This rank's place among the ranks that share one copy of the model. `group` is None where
+    that is this rank alone; then every collective is the identity."""
+
+    rank: int = 0
+    size: int = 1
+    group: dist.ProcessGroup | None = None
+
+    def all_reduce_(self, tensor: torch.Tensor, op: dist.ReduceOp.RedOpType | None = None) -> None:
+        """Reduce `tensor` in place over the group; `op` defaults to the sum."""
+        if self.group is not None:
+            dist.all_reduce(tensor, op=op or dist.ReduceOp.SUM, group=self.group)
+
+    def divide(self, size: int, what: str) -> int:
+        """This rank's share of `size`; refuses what does not divide, naming `what`."""
+        if size % self.size:
+            raise UserError(
+                f"--tensor_parallel {self.size} does not divide {what} ({size}): "
+                f"choose a divisor of {size}"
+            )
+        return size // self.size
+
+
+SINGLE = TensorParallel()
+"""No tensor parallelism: the whole model on this rank."""
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Where this rank stands: in the world, among the model's shards, among the data's shares."""
+
+    rank: int
+    world_size: int
+    tensor_parallel: TensorParallel
+    data_parallel_rank: int
+    data_parallel_size: int
+    data_parallel_group: dist.ProcessGroup
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def as_json(self) -> dict[str, int]:
+        """The topology, for `run.json`."""
+        return {
+            "world_size": self.world_size,
+            "tensor_parallel": self.tensor_parallel.size,
+            "data_parallel": self.data_parallel_size,
+        }
+
+
+def create_mesh(tensor_parallel: int) -> Mesh:
+    """Build the process groups; `torch.distributed` must be up. Adjacent ranks share a model.
+
+    fairscale would quietly clamp a degree larger than the world, so degrees are checked first."""
+    world_size, rank = dist.get_world_size(), dist.get_rank()
+    if world_size % tensor_parallel:
+        raise UserError(
+            f"--tensor_parallel {tensor_parallel} does not divide the {world_size} processes "
+            "of this run: start a multiple of it"
+        )
+    if not fairscale_groups.model_parallel_is_initialized():
+        with contextlib.redirect_stdout(sys.stderr):  # fairscale announces itself on stdout
+            fairscale_groups.initialize_model_parallel(tensor_parallel)
+    group = fairscale_groups.get_model_parallel_group() if tensor_parallel > 1 else None
+    return Mesh(
+        rank=rank,
+        world_size=world_size,
+        tensor_parallel=TensorParallel(rank % tensor_parallel, tensor_parallel, group),
+        data_parallel_rank=rank // tensor_parallel,
+        data_parallel_size=world_size // tensor_parallel,
+        data_parallel_group=fairscale_groups.get_data_parallel_group(),
+    )
+
+
+class DeepSpeedTopology:
+    """What DeepSpeed calls its `mpu`: the names it may ask for, and no others.
+
+    fairscale's own module lacks `get_tensor_model_parallel_*`, which newer parts of DeepSpeed
+    prefer; an object of our own can be held to a contract by a test."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+
+    def get_model_parallel_rank(self) -> int:
+        return self._mesh.tensor_parallel.rank
+
+    def get_model_parallel_world_size(self) -> int:
+        return self._mesh.tensor_parallel.size
+
+    def get_model_parallel_group(self) -> dist.ProcessGroup:
+        return fairscale_groups.get_model_parallel_group()
+
+    def get_data_parallel_rank(self) -> int:
+        return self._mesh.data_parallel_rank
+
+    def get_data_parallel_world_size(self) -> int:
+        return self._mesh.data_parallel_size
+
+    def get_data_parallel_group(self) -> dist.ProcessGroup:
+        return self._mesh.data_parallel_group
+
+    get_tensor_model_parallel_rank = get_model_parallel_rank
+    get_tensor_model_parallel_world_size = get_model_parallel_world_size
+    get_tensor_model_parallel_group = get_model_parallel_group
