@@ -1,0 +1,91 @@
+"""Sizes out of somebody else's JSON or metadata: typed, checked, every problem kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from llama.errors import UserError
+from llama.weights.reader import file_problem
+
+
+def read_json_object(path: Path) -> dict[str, object]:
+    """The JSON object in `path`. Raises UserError naming the file, and the line where it breaks."""
+    if problem := file_problem(path):
+        raise UserError(problem)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: line {error.lineno}: not JSON: {error.msg}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not JSON: not UTF-8 text") from None
+    except (RecursionError, ValueError):
+        raise UserError(f"{path}: not JSON: nested too deeply, or a number too long") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, found a {type(value).__name__}")
+    return value
+
+
+class Fields:
+    """Reads fields of a mapping. A bad one adds a line to `problems` and gives a stand-in value,
+    so that all are found in one go; a null counts as absent. `prefix` begins every key."""
+
+    def __init__(self, values: Mapping[str, object], where: str, prefix: str = "") -> None:
+        self.values = values
+        self.where = where
+        self.prefix = prefix
+        self.problems: list[str] = []
+
+    def given(self, key: str) -> object:
+        """The value as it stands, or None."""
+        return self.values.get(self.prefix + key)
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """A positive integer; required where there is no default."""
+        value = self.given(key)
+        if value is None and default is not None:
+            return default
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+        self._bad(key, "a positive integer")
+        return 1
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A positive finite number; required where there is no default."""
+        value = self.given(key)
+        if value is None and default is not None:
+            return default
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e300:
+            return float(value)
+        self._bad(key, "a positive number")
+        return 1.0
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """true or false."""
+        value = self.given(key)
+        if value is None:
+            return default
+        if isinstance(value, bool):
+            return value
+        self._bad(key, "true or false")
+        return default
+
+    def refuse(self, key: str, harmless: tuple[object, ...] = ()) -> None:
+        """Note a field whose presence would change the arithmetic in a way not supported here."""
+        value = self.given(key)
+        if value is not None and value not in (False, 0, *harmless):
+            self.problems.append(
+                f"{self.where}: {self.prefix}{key} = {shorten(value)} is not supported"
+            )
+
+    def _bad(self, key: str, expected: str) -> None:
+        value = self.given(key)
+        found = "it is missing" if value is None else f"found {shorten(value)}"
+        self.problems.append(f"{self.where}: {self.prefix}{key} must be {expected}; {found}")
+
+
+def shorten(value: object) -> str:
+    """A value as one short piece of text for a message."""
+    text = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,178 @@
+"""GGUF: one file with sizes, tokenizer and weights, often quantised in blocks along the rows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
+
+from llama.errors import UserError, raise_if
+from llama.model.config import ModelConfig, RopeScaling
+from llama.weights.fields import Fields, shorten
+from llama.weights.gguf_header import GGUFHeader, GGUFTensor, read_header
+from llama.weights.names import from_gguf, to_gguf
+from llama.weights.reader import FileReader, file_problem
+from llama.weights.shapes import TensorHeader, header_problems, size_problems, summarise
+
+ROPE_FACTORS = "rope_freqs.weight"
+_CHUNK_ELEMENTS = 1 << 22
+_OTHER_ARITHMETIC = (
+    "expert_count",
+    "attention.sliding_window",
+    "attention.scale",
+    "attention.clamp_kqv",
+    "attention.max_alibi_bias",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "logit_scale",
+    "residual_scale",
+    "embedding_scale",
+    "use_parallel_residual",
+)
+
+
+class GGUFReader(FileReader):
+    """Reads one GGUF file, mapped, as float32: rows, and blocks within rows, are dequantised only
+    where the slice needs them. Raises UserError with all that is wrong with the header."""
+
+    interleaved = True
+
+    def __init__(self, path: Path) -> None:
+        if problem := file_problem(path):
+            raise UserError(problem)
+        try:
+            header = read_header(path)
+        except (ValueError, OSError) as error:
+            raise UserError(f"{path}: cannot be read as GGUF: {error}") from None
+        self._data = np.memmap(path, dtype=np.uint8, mode="r")
+        self._tensors = {
+            native: tensor
+            for name, tensor in header.tensors.items()
+            if (native := from_gguf(name)) is not None
+        }
+        config, problems = _read_config(header, str(path))
+        scaling, rope_problems = self._rope_scaling(header, config, path)
+        unknown = [name for name in header.tensors if not from_gguf(name) and name != ROPE_FACTORS]
+        headers = {
+            native: TensorHeader(tensor.shape, tensor.kind.name, _can_dequantize(tensor.kind))
+            for native, tensor in self._tensors.items()
+        }
+        problems += rope_problems + size_problems(config, str(path))
+        problems += summarise(str(path), "unexpected tensor", unknown)
+        raise_if(problems + header_problems(config, headers, str(path), to_gguf))
+        shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
+        super().__init__(replace(config, rope_scaling=scaling), shapes, [path])
+
+    def _rope_scaling(
+        self, header: GGUFHeader, config: ModelConfig, path: Path
+    ) -> tuple[RopeScaling | None, list[str]]:
+        """llama.cpp writes Llama 3.1's scaling out as one divisor per frequency. It is accepted
+        where the published scaling gives those very divisors."""
+        tensor = header.tensors.get(ROPE_FACTORS)
+        if tensor is None:
+            return None, []
+        if tensor.shape == (config.head_dim // 2,) and tensor.kind is GGMLQuantizationType.F32:
+            divisors = self._dequantize(tensor, 1, 0, tensor.shape[0]).flatten().double()
+            if torch.equal(divisors, torch.ones_like(divisors)):
+                return None, []
+            scaling = RopeScaling(float(divisors.max()), 1.0, 4.0, 8192)
+            expected = rope_divisors(config, scaling)
+            if torch.allclose(divisors, expected, rtol=1e-3, atol=0):
+                return scaling, []
+        return None, [f"{path}: {ROPE_FACTORS} holds another rotary scaling than Llama 3.1's"]
+
+    def _stored(self, name: str, dim: int, start: int, length: int) -> torch.Tensor:
+        tensor = self._tensors[name]
+        if len(tensor.shape) == 1:
+            return self._dequantize(tensor, 1, start, length)[0]
+        return self._dequantize(tensor, dim, start, length)
+
+    def _dequantize(self, tensor: GGUFTensor, dim: int, start: int, length: int) -> torch.Tensor:
+        """A float32 slice, a few rows at a time: dequantising needs several times its result."""
+        block, block_bytes = GGML_QUANT_SIZES[tensor.kind]
+        raw = self._data[tensor.offset : tensor.offset + tensor.n_bytes]
+        raw = raw.reshape(-1, tensor.shape[-1] // block * block_bytes)
+        trim = slice(None)
+        if dim == 0:
+            raw = raw[start : start + length]
+        else:
+            first, end = start // block, -(-(start + length) // block)
+            raw = raw[:, first * block_bytes : end * block_bytes]
+            trim = slice(start - first * block, start - first * block + length)
+        columns = length if dim else tensor.shape[-1]
+        result = torch.empty(raw.shape[0], columns)
+        step = max(1, _CHUNK_ELEMENTS // max(1, tensor.shape[-1]))
+        for row in range(0, raw.shape[0], step):
+            part = dequantize(np.array(raw[row : row + step]), tensor.kind)
+            result[row : row + step] = torch.from_numpy(part)[:, trim]
+        return result
+
+
+def rope_divisors(config: ModelConfig, scaling: RopeScaling) -> torch.Tensor:
+    """`[head_dim / 2]` float64: by what Llama 3.1's scaling divides each rotary frequency.
+
+    Long waves are slowed by `factor`, short ones kept, those between interpolated; as in Meta's
+    `apply_scaling` and llama.cpp's conversion."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
+    wavelengths = 2 * math.pi * config.rope_theta**exponents
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    turns = scaling.original_max_position / wavelengths
+    smooth = ((turns - low) / (high - low)).clamp(0, 1)
+    return 1 / ((1 - smooth) / scaling.factor + smooth)
+
+
+def _can_dequantize(kind: GGMLQuantizationType) -> bool:
+    block_bytes = GGML_QUANT_SIZES[kind][1]
+    try:
+        dequantize(np.zeros((1, block_bytes), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _read_config(header: GGUFHeader, where: str) -> tuple[ModelConfig, list[str]]:
+    """The sizes in the metadata, and what is wrong with them."""
+    metadata = {key: _as_written(value) for key, value in header.metadata.items()}
+    fields = Fields(metadata, where, prefix="llama.")
+    kind = metadata.get("general.architecture")
+    if kind != "llama":
+        raise UserError(f"{where}: expected general.architecture 'llama', found {shorten(kind)}")
+    if metadata.get("split.count") not in (None, 0, 1):
+        raise UserError(f"{where}: one part of several: join them with llama-gguf-split --merge")
+    dim, n_heads = fields.integer("embedding_length"), fields.integer("attention.head_count")
+    head_dim = fields.integer("attention.key_length", max(1, dim // n_heads))
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if fields.integer(key, head_dim) != head_dim:
+            fields.problems.append(f"{where}: llama.{key} must be the head dimension, {head_dim}")
+    fields.refuse("rope.scaling.type", harmless=("none",))
+    for key in ("rope.scaling.factor", "rope.scale_linear"):
+        fields.refuse(key, harmless=(1,))
+    for key in _OTHER_ARITHMETIC:
+        fields.refuse(key)
+    embedding = header.tensors.get("token_embd.weight")
+    config = ModelConfig(
+        dim=dim,
+        n_layers=fields.integer("block_count"),
+        n_heads=n_heads,
+        n_kv_heads=fields.integer("attention.head_count_kv", n_heads),
+        head_dim=head_dim,
+        ffn_dim=fields.integer("feed_forward_length"),
+        vocab_size=fields.integer("vocab_size", embedding.shape[0] if embedding else None),
+        norm_eps=fields.number("attention.layer_norm_rms_epsilon", 1e-5),
+        rope_theta=fields.number("rope.freq_base", 10000.0),
+        max_seq_len=fields.integer("context_length", 2048),
+        tied_embedding="output.weight" not in header.tensors,
+        attention_bias="blk.0.attn_q.bias" in header.tensors,
+        mlp_bias="blk.0.ffn_gate.bias" in header.tensors,
+    )
+    return config, fields.problems
+
+
+def _as_written(value: object) -> object:
+    """A float as the shortest decimal that gives the same float32: 1e-05, not 9.99999974e-06."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value

@@ -1,0 +1,83 @@
+"""Sizes from Meta's `params.json`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from llama.model.config import ModelConfig, RopeScaling
+from llama.model.presets import PRESETS
+from llama.weights.fields import Fields, read_json_object
+
+_OTHER_ARITHMETIC = ("moe", "sliding_window", "quantization_args", "lora_args", "vision_chunk_size")
+"""Fields of releases that this model cannot reproduce."""
+
+
+def read_params(path: Path) -> tuple[Fields, ModelConfig]:
+    """The fields of `params.json` and the sizes they give. `vocab_size` is 0 where the file leaves
+    it to the tokenizer; biases and tying show only in the tensors. Problems are in the fields."""
+    fields = Fields(read_json_object(path), str(path))
+    dim, n_heads = fields.integer("dim"), fields.integer("n_heads")
+    eps = fields.number("norm_eps", 1e-5)
+    vocab_size = 0
+    if fields.given("vocab_size") not in (None, -1):
+        vocab_size = fields.integer("vocab_size")
+    if dim % n_heads:
+        fields.problems.append(f"{path}: dim {dim} is not a multiple of n_heads {n_heads}")
+    if fields.integer("head_dim", dim // n_heads) != dim // n_heads:
+        fields.problems.append(f"{path}: head_dim must be dim / n_heads = {dim // n_heads}")
+    config = ModelConfig(
+        dim=dim,
+        n_layers=fields.integer("n_layers"),
+        n_heads=n_heads,
+        n_kv_heads=fields.integer("n_kv_heads", n_heads),
+        head_dim=dim // n_heads,
+        ffn_dim=_ffn_dim(dim, fields),
+        vocab_size=vocab_size,
+        norm_eps=eps,
+        rope_theta=fields.number("rope_theta", 10000.0),
+    )
+    for key in _OTHER_ARITHMETIC:
+        fields.refuse(key)
+    return fields, config
+
+
+def _ffn_dim(dim: int, fields: Fields) -> int:
+    """Meta's rule: two thirds of 4 dim, times a factor, rounded up to a multiple."""
+    width = int(2 * 4 * dim / 3)
+    if fields.given("ffn_dim_multiplier") is not None:
+        width = int(fields.number("ffn_dim_multiplier") * width)
+    multiple = fields.integer("multiple_of", 256)
+    return -(-width // multiple) * multiple
+
+
+def complete(fields: Fields, config: ModelConfig) -> ModelConfig:
+    """Add what `params.json` does not say outright: the context length, and how far Llama 3.1's
+    scaling stretches. Both follow from the release, which is known by its sizes."""
+    release = _release(fields, config)
+    max_seq_len = fields.integer("max_seq_len", release.max_seq_len if release else 2048)
+    scaling = None
+    if fields.flag("use_scaled_rope"):
+        known = release.rope_scaling if release else None
+        scaling = RopeScaling(
+            factor=fields.number("rope_scaling_factor", known.factor if known else 8.0),
+            low_freq_factor=1.0,
+            high_freq_factor=fields.number("rope_high_freq_factor", 4.0),
+            original_max_position=8192,
+        )
+    return replace(config, max_seq_len=max_seq_len, rope_scaling=scaling)
+
+
+def _release(fields: Fields, config: ModelConfig) -> ModelConfig | None:
+    """The preset that has these sizes, if any."""
+    scaled = fields.flag("use_scaled_rope")
+    for preset in PRESETS.values():
+        alike = replace(
+            preset,
+            max_seq_len=config.max_seq_len,
+            rope_scaling=None,
+            tied_embedding=config.tied_embedding,
+        )
+        if alike == config and (preset.rope_scaling is not None) == scaled:
+            return preset
+    return None

