@@ -1,0 +1,41 @@
+"""A data file to packed rows, in one call: read, rendered, linted, packed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama.data.examples import build_examples
+from llama.data.lint import LintReport, lint
+from llama.data.packing import PackedRow, pack_examples
+from llama.data.rows import Row, read_rows
+from llama.tokenizer.base import Tokenizer
+from llama.tokenizer.templates import Template
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data file, ready to be cut into batches."""
+
+    path: Path
+    rows: list[Row]
+    packed: list[PackedRow]
+    report: LintReport
+    sha256: str
+
+
+def prepare(
+    path: Path, template: Template, tokenizer: Tokenizer, seq_len: int, pack: bool
+) -> Prepared:
+    """Raises `UserError` with all that is wrong with the file."""
+    rows = read_rows(path)
+    built = build_examples(path, rows, template, tokenizer, seq_len)
+    report = lint(built, tokenizer)
+    return Prepared(
+        path=path,
+        rows=rows,
+        packed=pack_examples(built.examples, seq_len, pack),
+        report=report,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+    )

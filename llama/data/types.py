@@ -1,0 +1,49 @@
+"""What passes between the stages of the data path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+IGNORE = -100
+"""The label of a position that is not supervised."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One document, tokenised. `labels[i]` is `input_ids[i]` where position i is supervised, else
+    `IGNORE`; the shift by one happens when a batch is built."""
+
+    input_ids: list[int]
+    labels: list[int]
+    row: int
+    """Its row in the file, from 1."""
+
+    @property
+    def supervised(self) -> int:
+        """Positions that have a prediction and a label: position 0 is never predicted."""
+        return sum(label != IGNORE for label in self.labels[1:])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch of one rank: documents laid end to end with no padding.
+
+    T is the total number of tokens, n the number of documents.
+
+        tokens      [T] int64   a a a a b b b c c
+        positions   [T] int64   0 1 2 3 0 1 2 0 1
+        targets     [T] int64   the next token of the same document, IGNORE where not supervised
+        boundaries  [n+1]       0 4 7 9
+    """
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    targets: torch.Tensor
+    boundaries: tuple[int, ...]
+    supervised: int
+    """How many targets are not IGNORE."""
+    stream: int
+    """Index of the micro-batch within the step, over all ranks: with the seed and the step it gives
+    the dropout stream, so that any split over ranks and accumulation draws the same masks."""

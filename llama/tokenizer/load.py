@@ -1,0 +1,79 @@
+"""Loads a tokenizer: which kind is told by what the file holds, never by its name."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from llama.errors import UserError
+from llama.tokenizer.base import Tokenizer
+from llama.tokenizer.bpe import BpeTokenizer
+from llama.tokenizer.files import TOKENIZER_BYTES, read_bytes, refused, require_file
+from llama.tokenizer.gguf_file import load_gguf
+from llama.tokenizer.sentencepiece_file import SentencePieceTokenizer, parse_sentencepiece
+from llama.tokenizer.sidecar import read_sidecar
+from llama.tokenizer.tiktoken_file import TiktokenTokenizer, is_ranks
+
+WANTED = "a tokenizer: sentencepiece's or Llama 3's tokenizer.model, tokenizer.json, or a GGUF file"
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in the file `path`, or in the folder `path`.
+
+    Beside a tokenizer.json or sentencepiece model, tokenizer_config.json, special_tokens_map.json,
+    generation_config.json and chat_template.jinja are read too. Raises UserError for whatever
+    cannot be used; a malformed file raises nothing else.
+    """
+    if os.path.isdir(path):  # Path.is_dir raises where a name is too long.
+        path = _in_folder(path)
+    require_file(path, WANTED)
+    if _begins(path, 4) == b"GGUF":
+        return load_gguf(path)
+    data = read_bytes(path, WANTED, TOKENIZER_BYTES)
+    if is_ranks(data):
+        return TiktokenTokenizer(path, data)
+    if data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
+        return _load_json(path, data)
+    proto = parse_sentencepiece(data)
+    if proto is None:
+        raise UserError(f"{path}: is not a tokenizer, or is truncated; give {WANTED}")
+    beside = read_sidecar(path.parent)
+    return SentencePieceTokenizer(path, proto, beside.bos, beside.eos, beside.chat_template)
+
+
+def _in_folder(folder: Path) -> Path:
+    """The tokenizer file of `folder`. tokenizer.json goes before tokenizer.model: where a folder
+    has both, only the former knows the tokens that were added for a chat format."""
+    for name in ("tokenizer.json", "tokenizer.model"):
+        if (folder / name).exists():
+            return folder / name
+    ggufs = sorted(folder.glob("*.gguf"))
+    if not ggufs:
+        raise UserError(f"{folder}: holds no tokenizer.json, tokenizer.model or *.gguf; give one")
+    if len(ggufs) > 1:
+        names = ", ".join(path.name for path in ggufs[:4])
+        raise UserError(f"{folder}: holds several GGUF files ({names}); give one of them")
+    return ggufs[0]
+
+
+def _begins(path: Path, length: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(length)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give {WANTED}") from None
+
+
+def _load_json(path: Path, data: bytes) -> BpeTokenizer:
+    with refused(path, "is not valid JSON; download it again"):
+        description = json.loads(data.decode("utf-8-sig"))
+    if "model" not in description:
+        raise UserError(f"{path}: is JSON but no tokenizer (no `model`); give {WANTED}")
+    beside = read_sidecar(path.parent)
+    eos = beside.eos
+    if eos is None and beside.eos_ids:
+        added = description.get("added_tokens") or []
+        with refused(path, "is not a usable tokenizer; download it again"):
+            eos = {t["id"]: t["content"] for t in added}.get(beside.eos_ids[0])
+    return BpeTokenizer(path, description, beside.bos, eos, beside.eos_ids, beside.chat_template)

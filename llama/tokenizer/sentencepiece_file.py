@@ -1,0 +1,85 @@
+"""The tokenizer of LLaMA 1 and 2: a sentencepiece model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+
+from llama.errors import UserError
+from llama.tokenizer.base import END_OF_ANSWER, Follows
+from llama.tokenizer.files import refused
+
+ModelProto: Any = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
+"""The protobuf message; its module has no types."""
+CONTROL_LIKE = re.compile(r"<\|.*\|>")
+"""Pieces that users add for chat formats, often without marking them as control tokens."""
+
+
+class SentencePieceTokenizer:
+    """A sentencepiece model. User-defined pieces written `<|like_this|>` are taken as control
+    pieces, which are never recognised in text."""
+
+    def __init__(
+        self,
+        path: Path,
+        proto: Any,
+        bos: str | None = None,
+        eos: str | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        """`bos` and `eos` name pieces where they are not the model's own."""
+        kinds = ModelProto.SentencePiece
+        for piece in proto.pieces:
+            if piece.type == kinds.USER_DEFINED and CONTROL_LIKE.fullmatch(piece.piece):
+                piece.type = kinds.CONTROL
+        with refused(path, "is not a usable sentencepiece model; download it again"):
+            self._begins = _processor(proto, dummy_prefix=proto.normalizer_spec.add_dummy_prefix)
+            self._goes_on = _processor(proto, dummy_prefix=False)
+        # A model that drops the spaces a text begins with would drop one that parts two words: its
+        # dummy prefix then stands for that one.
+        normalizer = proto.normalizer_spec
+        self._trims = normalizer.remove_extra_whitespaces and normalizer.add_dummy_prefix
+        self.vocab_size = len(proto.pieces)
+        self.special_tokens = {
+            piece.piece: id_
+            for id_, piece in enumerate(proto.pieces)
+            if piece.type == kinds.CONTROL
+        }
+        own_bos, own_eos = self._begins.bos_id(), self._begins.eos_id()
+        self.bos_id = self.special_tokens.get(bos or "", own_bos if own_bos >= 0 else None)
+        self.eos_id = int(self.special_tokens.get(eos or "", own_eos))
+        if self.eos_id < 0:
+            raise UserError(f"{path}: has no end-of-sequence piece; give another --tokenizer")
+        ends = [self.special_tokens[text] for text in END_OF_ANSWER if text in self.special_tokens]
+        self.stop_ids = frozenset({self.eos_id, *ends})
+        self.chat_template = chat_template
+
+    def encode(self, text: str, follows: Follows = "nothing") -> list[int]:
+        goes_on = follows == "text" and not (self._trims and text.startswith(" "))
+        return (self._goes_on if goes_on else self._begins).encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        control = set(self.special_tokens.values())
+        return self._begins.decode([i for i in ids if i < self.vocab_size and i not in control])
+
+
+def parse_sentencepiece(data: bytes) -> Any | None:
+    """The protobuf message in `data`, or None where it is no sentencepiece model."""
+    try:
+        proto = ModelProto.FromString(data)
+    except Exception:
+        return None
+    return proto if len(proto.pieces) > 0 else None
+
+
+def _processor(proto: Any, dummy_prefix: bool) -> SentencePieceProcessor:
+    copy = ModelProto()
+    copy.CopyFrom(proto)
+    copy.normalizer_spec.add_dummy_prefix = dummy_prefix
+    processor = SentencePieceProcessor()
+    processor.LoadFromSerializedProto(copy.SerializeToString())
+    return processor

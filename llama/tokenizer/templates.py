@@ -1,0 +1,161 @@
+"""The formats a conversation can be written in, and which one a model gets."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from llama.errors import UserError
+from llama.tokenizer.base import Message, Tokenizer
+from llama.tokenizer.chat import ChatTemplate
+from llama.tokenizer.files import TOKENIZER_BYTES, read_bytes, refused
+from llama.tokenizer.segments import Segment, encode_segments
+
+LLAMA2 = """\
+{%- if messages and messages[0].role == 'system' %}
+{%- set system = '<<SYS>>\\n' ~ messages[0].content ~ '\\n<</SYS>>\\n\\n' %}
+{%- set messages = messages[1:] %}
+{%- else %}
+{%- set system = '' %}
+{%- endif %}
+{%- for message in messages %}
+{%- if message.role != ['user', 'assistant'][loop.index0 % 2] %}
+{{- raise_exception('user and assistant must take turns') }}
+{%- elif message.role == 'user' %}
+{%- set content = (system if loop.first else '') ~ message.content %}
+{{- bos_token ~ '[INST] ' ~ content | trim ~ ' [/INST]' }}
+{%- else %}
+{{- ' ' ~ message.content | trim ~ ' ' ~ eos_token }}
+{%- endif %}
+{%- endfor %}"""
+LLAMA3 = """\
+{{- bos_token }}
+{%- for message in messages %}
+{{- '<|start_header_id|>' ~ message.role ~ '<|end_header_id|>\\n\\n' }}
+{{- message.content | trim ~ '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}"""
+CHATML = """\
+{{- '' if bos_token == '<|im_start|>' else bos_token }}
+{%- for message in messages %}
+{{- '<|im_start|>' ~ message.role ~ '\\n' ~ message.content ~ '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|im_start|>assistant\\n' }}
+{%- endif %}"""
+BUILT_IN = {
+    "llama2": (LLAMA2, ()),
+    "llama3": (LLAMA3, ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")),
+    "chatml": (CHATML, ("<|im_start|>", "<|im_end|>")),
+}
+"""Jinja source, and the control tokens without which the format cannot be written."""
+NAMES = ("alpaca", *BUILT_IN)
+
+
+class Template(Protocol):
+    """Writes conversations as ids. The ids of a prompt are the same in `render` and `prompt`, and
+    text that looks like a control token is one in no message."""
+
+    name: str
+
+    def render(
+        self, messages: Sequence[Message], tokenizer: Tokenizer
+    ) -> tuple[list[int], list[int]]:
+        """`(input_ids, labels)`: supervised are the content of every assistant turn and the token
+        that ends it. What follows the last assistant turn is left out. Raises UserError where the
+        format cannot express `messages`."""
+        ...
+
+    def prompt(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+        """Ids up to where the assistant's next turn begins."""
+        ...
+
+
+class AlpacaTemplate:
+    """Stanford Alpaca's prompt, then the answer, then EOS.
+
+    A system message takes the place of the introduction. Each later turn goes on after EOS with
+    `### Instruction:`. Any user turn is an instruction, so a prompt alone (`prompt`/`completion`
+    rows, `generate --prompt`) is one without input.
+    """
+
+    name = "alpaca"
+    _ALONE = (
+        "Below is an instruction that describes a task. "
+        "Write a response that appropriately completes the request."
+    )
+    _WITH_INPUT = (
+        "Below is an instruction that describes a task, paired with an input that provides further "
+        "context. Write a response that appropriately completes the request."
+    )
+
+    def render(
+        self, messages: Sequence[Message], tokenizer: Tokenizer
+    ) -> tuple[list[int], list[int]]:
+        last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=-1)
+        if last < 0:
+            raise UserError("alpaca: the conversation has no assistant turn")
+        segments = self._segments(messages[: last + 1], tokenizer)
+        return encode_segments(segments, tokenizer, _begin(tokenizer))
+
+    def prompt(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+        segments = self._segments(messages, tokenizer)
+        return encode_segments(segments, tokenizer, _begin(tokenizer))[0]
+
+    def _segments(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[Segment]:
+        segments: list[Segment] = []
+        introduction: str | None = None
+        expected = "user"
+        for i, message in enumerate(messages):
+            content, given = message["content"], message.get("input")
+            if i == 0 and message["role"] == "system":
+                introduction = content
+                continue
+            if message["role"] != expected:
+                raise UserError(f"alpaca: turn {i + 1} is {message['role']}, not {expected}")
+            if message["role"] == "assistant":
+                segments += [Segment(content, True), Segment(tokenizer.eos_id, True)]
+                expected = "user"
+                continue
+            if not segments:
+                introduction = introduction or (self._WITH_INPUT if given else self._ALONE)
+                segments.append(Segment(f"{introduction}\n\n"))
+            segments.append(Segment(f"### Instruction:\n{content}\n\n"))
+            segments.append(Segment(f"### Input:\n{given}\n\n" if given else ""))
+            segments.append(Segment("### Response:"))
+            expected = "assistant"
+        return segments
+
+
+def load_template(name_or_path: str | None, tokenizer: Tokenizer) -> Template:
+    """The template of that name, or in that Jinja file. None: the model's own chat template where
+    the tokenizer has one, else `alpaca`. Raises UserError."""
+    if name_or_path is None and tokenizer.chat_template is not None:
+        return ChatTemplate("the model's chat template", tokenizer.chat_template)
+    if name_or_path is None or name_or_path == "alpaca":
+        return AlpacaTemplate()
+    if name_or_path in BUILT_IN:
+        source, needed = BUILT_IN[name_or_path]
+        missing = [token for token in needed if token not in tokenizer.special_tokens]
+        if missing:
+            raise UserError(
+                f"template {name_or_path}: the tokenizer has no token {', '.join(missing)}; "
+                "use --template alpaca"
+            )
+        return ChatTemplate(name_or_path, source)
+    path = Path(name_or_path)
+    close = difflib.get_close_matches(name_or_path, NAMES, n=1)
+    if close and not path.exists():
+        raise UserError(f"template {name_or_path}: no such name; did you mean {close[0]}?")
+    what = f"a Jinja file or one of {', '.join(NAMES)}"
+    data = read_bytes(path, what, TOKENIZER_BYTES)
+    with refused(path, f"is not UTF-8 text; give {what}"):
+        return ChatTemplate(str(path), data.decode("utf-8-sig"))
+
+
+def _begin(tokenizer: Tokenizer) -> list[int]:
+    return [] if tokenizer.bos_id is None else [tokenizer.bos_id]

@@ -1,0 +1,222 @@
+"""Rows: formats told apart by content and fields, and every problem named with file, row, field."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from llama.data.rows import BUNDLED, Row, bundled, read_rows
+from llama.errors import UserError
+from tests.tokenizer_files import asset
+
+ALPACA = {"instruction": "Add", "input": "1 2", "output": "3"}
+ALPACA_MESSAGES = (
+    {"role": "user", "content": "Add", "input": "1 2"},
+    {"role": "assistant", "content": "3"},
+)
+TURNS = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
+
+
+def write(tmp_path: Path, data: Any, name: str = "data") -> Path:
+    path = tmp_path / name
+    path.write_bytes(data if isinstance(data, bytes) else json.dumps(data).encode())
+    return path
+
+
+def problems(path: Path) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        read_rows(path)
+    assert all(line.startswith(str(path)) and "\n" not in line for line in caught.value.problems)
+    return [line.removeprefix(f"{path}: ") for line in caught.value.problems]
+
+
+@pytest.mark.parametrize(
+    ("record", "row"),
+    [
+        (ALPACA, Row(1, ALPACA_MESSAGES)),
+        (
+            {"instruction": "Add", "input": "", "output": "3", "text": "published so", "id": 7},
+            Row(1, ({"role": "user", "content": "Add"}, ALPACA_MESSAGES[1])),
+        ),
+        (
+            {"instruction": "Add", "input": None, "output": ""},
+            Row(1, ({"role": "user", "content": "Add"}, {"role": "assistant", "content": ""})),
+        ),
+        ({"prompt": "u", "completion": "a"}, Row(1, tuple(TURNS))),
+        ({"messages": TURNS, "text": "ignored"}, Row(1, tuple(TURNS))),
+        ({"text": "once"}, Row(1, text="once")),
+    ],
+)
+def test_formats(tmp_path: Path, record: dict[str, Any], row: Row) -> None:
+    assert read_rows(write(tmp_path, [record])) == [row]
+    assert read_rows(write(tmp_path, json.dumps(record).encode())) == [row]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([record]), tmp_path / "parquet")
+    assert read_rows(tmp_path / "parquet") == [row]
+
+
+def test_content_decides_not_the_name(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([ALPACA] * 3), tmp_path / "a.json")
+    assert [row.number for row in read_rows(tmp_path / "a.json")] == [1, 2, 3]
+    assert len(read_rows(write(tmp_path, [ALPACA] * 2, "a.parquet"))) == 2
+
+
+def test_bom_crlf_and_blank_lines(tmp_path: Path) -> None:
+    line = json.dumps({"text": "caf\u00e9 \u2028 x"}, ensure_ascii=False).encode()
+    path = write(tmp_path, b"\xef\xbb\xbf" + line + b"\r\n\r\n" + line + b"\r\n")
+    rows = read_rows(path)
+    assert [(row.number, row.text) for row in rows] == [
+        (1, "caf\u00e9 \u2028 x"),
+        (3, "caf\u00e9 \u2028 x"),
+    ]
+    pretty = json.dumps([ALPACA], indent=2).replace("\n", "\r\n").encode()
+    assert len(read_rows(write(tmp_path, b"\xef\xbb\xbf\r\n" + pretty))) == 1
+
+
+def test_bundled() -> None:
+    counts = {name: len(read_rows(bundled(name))) for name in BUNDLED}
+    assert counts == {"instructions_200": 200, "heldout_40": 40}
+
+
+def test_real_alpaca() -> None:
+    assert len(read_rows(asset("alpaca_2000.json"))) == 2000
+
+
+def test_real_tasks_of_another_shape_are_refused() -> None:
+    found = problems(asset("seed_tasks.jsonl"))
+    assert found[0] == "line 1: field 'output' is missing"
+    assert len(found) == 21
+    assert found[-1] == "and 155 more problems like these"
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"output": "x"}, "row 1: field 'instruction' is missing"),
+        ({"instruction": None, "output": "x"}, "row 1: field 'instruction' is missing"),
+        ({"instruction": "x", "output": 3}, "row 1: field 'output' is a number, not a string"),
+        ({"instruction": "x", "output": "y", "input": []}, "row 1: field 'input' is a list"),
+        ({"prompt": "x"}, "row 1: field 'completion' is missing"),
+        ({"completion": True, "prompt": "x"}, "row 1: field 'completion' is a boolean"),
+        ({"text": {"a": 1}}, "row 1: field 'text' is an object"),
+        ({"text": ""}, "row 1: field 'text' is empty"),
+        ({"text": "a\0b"}, "row 1: field 'text' holds a NUL"),
+        ({"text": "\ud800"}, "row 1: field 'text' holds half of a surrogate"),
+        ({"conversations": []}, "row 1: has none of the known fields; expected `messages`"),
+        ({}, "row 1: has none of the known fields"),
+        (["a"], "row 1: is a list, not an object"),
+        (None, "row 1: is null, not an object"),
+        ({"messages": "hi"}, "row 1: field 'messages' is a string, not a list"),
+        ({"messages": []}, "row 1: field 'messages' has no assistant turn"),
+        ({"messages": TURNS[:1]}, "row 1: field 'messages' has no assistant turn"),
+        ({"messages": [1, *TURNS]}, "row 1: field 'messages', turn 1 is a number"),
+        (
+            {"messages": [*TURNS, {"role": "gpt", "content": "x"}]},
+            "row 1: field 'messages', turn 3 has the role 'gpt'; known are system, user, assistant",
+        ),
+        (
+            {"messages": [*TURNS, {"role": ["user"], "content": "x"}]},
+            "row 1: field 'messages', turn 3 has the role ['user']",
+        ),
+        (
+            {"messages": [{"role": "user"}, *TURNS]},
+            "row 1: field 'messages', turn 1, field 'content' is missing",
+        ),
+    ],
+)
+def test_bad_rows(tmp_path: Path, record: Any, said: str) -> None:
+    (line,) = problems(write(tmp_path, [record]))
+    assert line.startswith(said)
+
+
+def test_all_problems_at_once_and_a_count(tmp_path: Path) -> None:
+    found = problems(write(tmp_path, [ALPACA, {"instruction": 1}, ALPACA, {"output": 2}]))
+    assert [line.split(" is ")[0] for line in found] == [
+        "row 2: field 'instruction'",
+        "row 2: field 'output'",
+        "row 4: field 'instruction'",
+        "row 4: field 'output'",
+    ]
+    many = problems(write(tmp_path, [{"output": "x"}] * 100))
+    assert len(many) == 21
+    assert many[-1] == "and 80 more problems like these"
+
+
+def test_mixed_formats_name_the_first_row_that_differs(tmp_path: Path) -> None:
+    rows = [ALPACA, ALPACA, {"text": "x"}, {"prompt": "a", "completion": "b"}]
+    assert problems(write(tmp_path, rows)) == [
+        "row 3: is text, but the rows before it are alpaca; part them"
+    ]
+
+
+def test_malformed_lines_have_their_numbers(tmp_path: Path) -> None:
+    good = json.dumps(ALPACA).encode()
+    lines = [good, b"{oops", b"", b'{"instruction": "\xff"}', good, b'{"a": 1}}', b'{"a\0": 1}']
+    found = problems(write(tmp_path, b"\n".join(lines)))
+    told = {line.split(":")[0] for line in found}
+    assert told == {"line 2", "line 4", "line 6", "line 7"}
+    assert "line 4: is not UTF-8 (byte 18 of the line)" in found
+    assert "line 7: holds a NUL character" in found
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b" \n\n", "holds no rows"),
+        (b"\xef\xbb\xbf", "holds no rows"),
+        (b"[]", "holds no rows"),
+        (b"[{}", "is not valid JSON"),
+        (b"[" * 100_000, "is not valid JSON"),
+        (b"[" + b"1" * 5000 + b"]", "row 1: is|is not valid JSON"),
+        (b'{"data": [\n1]}', "holds one JSON object over several lines"),
+        (b"instruction,output\na,b\n", "line 1: malformed JSON"),
+        (b"PAR1 and nothing", "is not a readable Parquet"),
+        (b'[{"text": "\xc3\x28"}]', "line 1: is not UTF-8"),
+        (b'[{"text":\n "\0"}]', "line 2: holds a NUL"),
+        ('[{"text": "x"}]'.encode("utf-16"), "UTF-8|NUL"),
+    ],
+)
+def test_bad_files(tmp_path: Path, content: bytes, said: str) -> None:
+    found = problems(write(tmp_path, content))
+    assert any(word in found[0] for word in said.split("|")), found
+
+
+def test_parquet_problems(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", None], "prompt": [None, 3]}), path)
+    assert (
+        problems(path)[0]
+        == "row 2: is prompt/completion, but the rows before it are text; part them"
+    )
+    bad = pyarrow.array([b"ok", b"\xff"]).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": bad}), path)
+    assert "UTF8" in problems(path)[0]
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], "string")}), path)
+    assert "holds no rows" in problems(path)[0]
+    whole = asset("alpaca_2000.json").read_bytes()[:0] + path.read_bytes()
+    (tmp_path / "cut").write_bytes(whole[:-20])
+    assert "not a readable Parquet" in problems(tmp_path / "cut")[0]
+
+
+def test_what_is_no_regular_file(tmp_path: Path) -> None:
+    write(tmp_path, [ALPACA], "train.json")
+    (line,) = problems(tmp_path / "trian.json")
+    assert "no such file" in line
+    assert f"did you mean {tmp_path / 'train.json'}?" in line
+    assert "is a folder" in problems(tmp_path)[0]
+    os.mkfifo(tmp_path / "pipe")
+    assert "not a regular file" in problems(tmp_path / "pipe")[0]
+    assert "cannot be read" in problems(tmp_path / "train.json" / "x")[0]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read any file")
+def test_unreadable_file(tmp_path: Path) -> None:
+    path = write(tmp_path, [ALPACA])
+    path.chmod(0)
+    assert "cannot be read" in problems(path)[0]
