@@ -1,0 +1,147 @@
+"""A model with or without an adapter, ready to answer; shared by train, generate and evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from llama.data.feed import model_inputs
+from llama.data.types import Batch
+from llama.errors import UserError, raise_if
+from llama.lora import peft_format
+from llama.lora.attach import adapters, attach
+from llama.model.config import ModelConfig
+from llama.model.decoding import Sampling, decode
+from llama.model.transformer import Checkpointing, Transformer
+from llama.parallel.mesh import SINGLE, TensorParallel
+from llama.tokenizer.base import Tokenizer
+from llama.tokenizer.load import load_tokenizer
+from llama.weights.load import load_weights
+from llama.weights.open_model import ModelSource
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def default_dtype(precision: str) -> torch.dtype:
+    """`half` is bf16 where the device has it (or emulates it), else fp16."""
+    if precision == "float32":
+        return torch.float32
+    if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
+
+
+def find_tokenizer(source: ModelSource, asked: Path | None) -> Tokenizer:
+    """The tokenizer asked for, or the one beside the model; checked against the embedding."""
+    path = asked or source.tokenizer_path
+    if path is None:
+        raise UserError(
+            f"--model {source.name}: no tokenizer was found beside it: give --tokenizer"
+        )
+    tokenizer = load_tokenizer(path)
+    if tokenizer.vocab_size > source.config.vocab_size:
+        raise UserError(
+            f"{path}: the tokenizer gives ids up to {tokenizer.vocab_size - 1} and the model "
+            f"{source.name} embeds {source.config.vocab_size}: it belongs to another model"
+        )
+    return tokenizer
+
+
+def build_model(
+    source: ModelSource,
+    dtype: torch.dtype,
+    device: torch.device,
+    tp: TensorParallel = SINGLE,
+    checkpointing: Checkpointing = "none",
+) -> Transformer:
+    """The model with its weights, nothing trainable. It is built without memory and filled slice by
+    slice, so that no rank holds what it does not keep."""
+    with torch.device("meta"):
+        model = Transformer(source.config, tp, checkpointing)
+    model.requires_grad_(False)
+    load_weights(model, source.reader, dtype, device, tp.rank, tp.size)
+    return model
+
+
+def load_adapter(model: Transformer, folder: Path) -> None:
+    """Attach the adapter of a PEFT folder. UserError where it is another model's, or incomplete."""
+    config = peft_format.load_config(folder)
+    attach(model, config.rank, config.alpha, 0.0, config.targets)
+    _fill(model, peft_format.load_state(folder), folder)
+
+
+def check_adapter(folder: Path, config: ModelConfig) -> None:
+    """Refuse an adapter that does not fit, before any weights load."""
+    adapter = peft_format.load_config(folder)
+    with torch.device("meta"):
+        model = Transformer(config)
+        attach(model, adapter.rank, adapter.alpha, 0.0, adapter.targets)
+    raise_if(_misfits(model, peft_format.load_state(folder), folder))
+
+
+def _factors(model: Transformer) -> dict[str, torch.Tensor]:
+    return {
+        f"{layer}.lora.{factor}": getattr(adapter, factor)
+        for layer, adapter in adapters(model)
+        for factor in ("a", "b")
+    }
+
+
+def _misfits(model: Transformer, state: dict[str, torch.Tensor], folder: Path) -> list[str]:
+    factors = _factors(model)
+    file = folder / peft_format.WEIGHTS
+    problems = [f"{file}: {name} is missing" for name in sorted(factors.keys() - state.keys())]
+    problems += [
+        f"{file}: {name} has no place in this model: it was trained on another base"
+        for name in sorted(state.keys() - factors.keys())
+    ]
+    for name in sorted(factors.keys() & state.keys()):
+        expected, found = tuple(factors[name].shape), tuple(state[name].shape)
+        if expected != found:
+            problems.append(f"{file}: {name} has shape {found}, and this model needs {expected}")
+    return problems
+
+
+def _fill(model: Transformer, state: dict[str, torch.Tensor], folder: Path) -> None:
+    raise_if(_misfits(model, state, folder))
+    dtype = model.tok_embeddings.weight.dtype
+    for _, adapter in adapters(model):
+        adapter.to(dtype)
+    with torch.no_grad():
+        for name, factor in _factors(model).items():
+            factor.copy_(state[name])
+
+
+@torch.no_grad()
+def summed_loss(
+    model: torch.nn.Module, batches: Iterable[Batch], device: torch.device
+) -> tuple[float, int]:
+    """The loss summed over the supervised tokens of `batches`, and their number; no dropout."""
+    was_training = model.training
+    model.eval()
+    total, supervised = 0.0, 0
+    for batch in batches:
+        total += float(model(**model_inputs(batch, device)))
+        supervised += batch.supervised
+    model.train(was_training)
+    return total, supervised
+
+
+def answer(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompt: list[int],
+    max_new_tokens: int,
+    sampling: Sampling | None = None,
+) -> str:
+    """The text that follows `prompt`."""
+    was_training = model.training
+    model.eval()
+    stop = tokenizer.stop_ids
+    tokens = list(decode(model, prompt, max_new_tokens, stop, sampling or Sampling()))
+    model.train(was_training)
+    return tokenizer.decode(tokens)

@@ -1,0 +1,124 @@
+"""All that a run is made of, found and checked before any weights load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama import deepspeed_json
+from llama.config import TrainOptions, checked_train
+from llama.data.batches import Epochs
+from llama.data.prepare import Prepared, prepare
+from llama.data.rows import bundled
+from llama.deepspeed_json import Resolved
+from llama.errors import UserError, raise_if
+from llama.inference import find_tokenizer
+from llama.parallel.mesh import Mesh
+from llama.tokenizer.base import Tokenizer
+from llama.tokenizer.templates import Template, load_template
+from llama.train import engine
+from llama.weights.open_model import ModelSource, open_model
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the user gave, read and found right."""
+
+    options: TrainOptions
+    deepspeed: dict[str, Any]
+    source: ModelSource
+    tokenizer: Tokenizer
+    template: Template
+    training: Prepared
+    held_out: Prepared | None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the work is cut into steps, on this rank."""
+
+    epochs: Epochs
+    resolved: Resolved
+    total_steps: int
+
+
+def read_inputs(options: TrainOptions) -> Inputs:
+    """Check the options, the DeepSpeed JSON, the model's headers, the tokenizer and the data.
+    Raises `UserError`; what can be judged without the other is reported together."""
+    deepspeed = checked_train(options, engine.launched_world_size())
+    source = open_model(options.model)
+    raise_if(_degree_problems(options, source))
+    tokenizer = find_tokenizer(source, options.tokenizer)
+    template = load_template(options.template, tokenizer)
+    training_path, held_out_path = _data_paths(options)
+    prepared: list[Prepared | None] = []
+    problems: list[str] = []
+    for path in (training_path, held_out_path):
+        try:
+            found = path and prepare(path, template, tokenizer, options.seq_len, options.pack)
+            prepared.append(found)
+        except UserError as error:
+            problems += error.problems
+    raise_if(problems)
+    training, held_out = prepared
+    assert training is not None
+    return Inputs(options, deepspeed, source, tokenizer, template, training, held_out)
+
+
+def schedule(inputs: Inputs, mesh: Mesh) -> Schedule:
+    """Resolve the DeepSpeed JSON for the length of this run on this mesh."""
+    options = inputs.options
+    micro_batch, accumulation = deepspeed_json.batch_sizes(
+        inputs.deepspeed, mesh.data_parallel_size
+    )
+    epochs = Epochs(
+        inputs.training.packed,
+        micro_batch,
+        accumulation,
+        mesh.data_parallel_rank,
+        mesh.data_parallel_size,
+        options.seed,
+    )
+    total_steps = options.epochs * epochs.windows_per_epoch
+    if options.max_steps is not None:
+        total_steps = min(total_steps, options.max_steps)
+    resolved = deepspeed_json.resolve(
+        inputs.deepspeed,
+        data_parallel=mesh.data_parallel_size,
+        total_steps=total_steps,
+        fp16_supported=engine.fp16_supported(),
+        bf16_supported=engine.bf16_supported(),
+    )
+    return Schedule(epochs, resolved, total_steps)
+
+
+def _data_paths(options: TrainOptions) -> tuple[Path, Path | None]:
+    """The bundled held-out rows go with the bundled training rows, and with no others."""
+    if options.data is None:
+        return bundled("instructions_200"), options.eval_data or bundled("heldout_40")
+    return options.data, options.eval_data
+
+
+def _degree_problems(options: TrainOptions, source: ModelSource) -> list[str]:
+    """Sizes of the model that the tensor-parallel degree or the rank does not suit."""
+    config, degree, problems = source.config, options.tensor_parallel, []
+    sizes = {
+        "query heads": config.n_heads,
+        "kv heads": config.n_kv_heads,
+        "feed-forward width": config.ffn_dim,
+        "vocabulary": config.vocab_size,
+    }
+    bad = {what: size for what, size in sizes.items() if size % degree}
+    if bad:
+        fits = [
+            d for d in range(1, config.n_kv_heads + 1) if not any(s % d for s in sizes.values())
+        ]
+        found = ", ".join(f"{what} {size}" for what, size in bad.items())
+        problems.append(
+            f"--tensor_parallel {degree} does not divide the model's {found}: "
+            f"{', '.join(map(str, fits))} would"
+        )
+    if options.lora.rank > config.dim:
+        problems.append(f"--lora.rank: {options.lora.rank} is above the model's width {config.dim}")
+    return problems

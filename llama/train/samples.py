@@ -1,0 +1,68 @@
+"""Held-out prompts answered before and after the training."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama.data.prepare import Prepared
+from llama.inference import answer
+from llama.model.transformer import Transformer
+from llama.tokenizer.base import Tokenizer
+from llama.tokenizer.chat import joined_content
+from llama.tokenizer.templates import Template
+
+COUNT = 4
+MAX_NEW_TOKENS = 48
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt, as text to show and as ids to answer."""
+
+    text: str
+    ids: list[int]
+
+
+def choose_prompts(
+    held_out: Prepared | None, template: Template, tokenizer: Tokenizer
+) -> list[Prompt]:
+    """The first conversations of the held-out set, up to their first answer."""
+    prompts = []
+    for row in held_out.rows if held_out else []:
+        before_answer = []
+        for message in row.messages:
+            if message["role"] == "assistant":
+                break
+            before_answer.append(message)
+        if before_answer and len(prompts) < COUNT:
+            text = "\n\n".join(joined_content(message) for message in before_answer)
+            prompts.append(Prompt(text, template.prompt(before_answer, tokenizer)))
+    return prompts
+
+
+def answers(model: Transformer, tokenizer: Tokenizer, prompts: list[Prompt]) -> list[str]:
+    """What the model says now, greedily."""
+    return [answer(model, tokenizer, p.ids, MAX_NEW_TOKENS).strip() for p in prompts]
+
+
+def write_samples(path: Path, prompts: list[Prompt], before: list[str], after: list[str]) -> None:
+    """`samples.jsonl`: prompt, before, after."""
+    with path.open("w", encoding="utf-8") as file:
+        for prompt, old, new in zip(prompts, before, after, strict=True):
+            row = {"prompt": prompt.text, "before": old, "after": new}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def as_text(prompts: list[Prompt], before: list[str], after: list[str]) -> str:
+    """The same for a reader."""
+    parts = [
+        f"> {prompt.text}\n  before: {_indented(old)}\n  after:  {_indented(new)}"
+        for prompt, old, new in zip(prompts, before, after, strict=True)
+    ]
+    return "\n\n".join(parts)
+
+
+def _indented(text: str) -> str:
+    return text.replace("\n", "\n          ")
