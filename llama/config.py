@@ -132,6 +132,44 @@ class EvaluateOptions(ModelOptions):
     """Whether the last line of standard output is the result as one JSON object."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions(ModelOptions):
+    """Settings of `benchmark`."""
+
+    data: Path | None = None
+    """Rows to train on, in any form that train takes; none means random tokens, each row of the
+    batch one document with every position supervised."""
+    rows: int | None = None
+    """Take this many rows from the start of --data; none means all."""
+    batch: int | None = None
+    """Rows of a micro-batch; none means what --deepspeed says, else 4, or 1 packed row with
+    --data."""
+    seq_len: int | None = None
+    """Tokens of a row; none means 256, or 1024 with --data."""
+    precision: Literal["bf16", "fp16", "float32"] | None = None
+    """What the step computes in; none means what --deepspeed says, else bf16."""
+    deepspeed: Path | None = None
+    """A DeepSpeed JSON, as ds_configs/lora_bf16.json, which then says batch and precision; none
+    means AdamW, clipping at 1.0, ZeRO-1 and no accumulation."""
+    tensor_parallel: int = 1
+    """Ranks each layer is split over; it divides the number of processes."""
+    lora: LoRAOptions = field(default_factory=LoRAOptions)
+    """The adapters."""
+    checkpointing: Literal["none", "ffn", "block"] = "block"
+    """What is recomputed in the backward pass, as in train."""
+    steps: int = 10
+    """Optimizer steps that are timed."""
+    warmup: int = 3
+    """Optimizer steps before them that are not."""
+    memory_limit_gb: float | None = None
+    """Cap on the memory that CUDA tensors may take, in GiB, as of a smaller card; none means no
+    cap."""
+    seed: int = 0
+    """Seed of random tokens, the order of rows, the adapters and the dropout."""
+    json: bool = False
+    """Whether the last line of standard output is the result as one JSON object."""
+
+
 # Checks: each gives its problems, one line each, so that a command can raise all of them at once.
 
 
@@ -194,6 +232,33 @@ def check_evaluate(options: EvaluateOptions) -> list[str]:
         *_at_least(2, seq_len=options.seq_len),
         *_at_least(1, micro_batch=options.micro_batch),
     ]
+
+
+def check_benchmark(options: BenchmarkOptions, world_size: int) -> list[str]:
+    """Every problem of `benchmark`'s own settings on `world_size` ranks."""
+    problems = [
+        *_check_model(options),
+        *_check_files(data=options.data),
+        *_at_least(1, rows=options.rows, batch=options.batch, steps=options.steps),
+        *_at_least(0, warmup=options.warmup),
+        *_at_least(2, seq_len=options.seq_len),
+        *check_lora(options.lora),
+        *_check_degree(options.tensor_parallel, world_size),
+        *_check_seed(options.seed),
+    ]
+    if options.rows is not None and options.data is None:
+        problems.append("--rows: has no effect without --data")
+    if options.deepspeed is not None:
+        owned = {"batch": options.batch, "precision": options.precision}
+        problems += [
+            f"--{name}: {options.deepspeed} says it; give one of them"
+            for name, value in owned.items()
+            if value is not None
+        ]
+    limit = options.memory_limit_gb
+    if limit is not None and not 0 < limit < math.inf:
+        problems.append(f"--memory_limit_gb: expected a finite number above 0, found {limit}")
+    return problems
 
 
 def check_lora(lora: LoRAOptions) -> list[str]:

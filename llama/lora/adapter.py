@@ -60,7 +60,7 @@ class LoRAAdapter(nn.Module):
         """`base_output` plus the adapter's path from `x`: `[T, O]` or `[T, O/p]`."""
         if self.training:
             x = dropout(x, self.dropout, self.tp, sharded=not self.column)
-        hidden_TR = x @ self.a.t()
+        hidden_TR = x @ self.a.to(x.dtype).t()
         exchange = copy_to_shards if self.column else reduce_from_shards
         hidden_TR = exchange(hidden_TR, self.tp)
-        return torch.addmm(base_output, hidden_TR, self.b.t(), alpha=self.scale)
+        return torch.addmm(base_output, hidden_TR, self.b.to(x.dtype).t(), alpha=self.scale)

@@ -16,7 +16,6 @@ from llama.model.kv_cache import KVCache
 from llama.model.rope import Rotation
 from llama.parallel.layers import ColumnParallelLinear, RowParallelLinear
 from llama.parallel.mesh import TensorParallel
-from llama.parallel.products import is_emulated
 
 try:  # CUDA only; torch >= 2.10
     from torch.nn.attention.varlen import varlen_attn
@@ -42,12 +41,9 @@ def document_attention(
             q_THE, k_TKE, v_TKE, ends, ends, longest, longest,
             window_size=(-1, 0), enable_gqa=gqa,
         )  # fmt: skip
-    return torch.cat(
-        [
-            _batched(q_THE[span], k_TKE[span], v_TKE[span], (1, span.stop - span.start))
-            for span in documents.spans()
-        ]
-    )
+    # Split, not sliced: the backward of a slice writes a tensor of all tokens for each document.
+    parts = zip(*(x.split(documents.lengths) for x in (q_THE, k_TKE, v_TKE)), strict=True)
+    return torch.cat([_batched(q, k, v, (1, q.shape[0])) for q, k, v in parts])
 
 
 def _batched(
@@ -77,12 +73,9 @@ def _attend(
         # On CPU the flash kernel takes equal head counts only; with `enable_gqa` it is not used.
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         groups = 1
-    dtype = q.dtype
-    if is_emulated(q):
-        q, k, v = q.float(), k.float(), v.float()
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=groups > 1
-    ).to(dtype)
+    )
 
 
 class Attention(nn.Module):

@@ -13,6 +13,7 @@ import torch
 from llama.model.documents import Documents
 from llama.model.kv_cache import KVCache
 from llama.model.transformer import Transformer
+from llama.parallel.products import compute_dtype
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ def decode(
     parameter = model.tok_embeddings.weight
     device = parameter.device
     generator = torch.Generator(device=device).manual_seed(sampling.seed)
-    cache = KVCache(model.config, len(prompt) + max_new_tokens, parameter.dtype, device)
+    dtype = compute_dtype(parameter)
+    cache = KVCache(model.config, len(prompt) + max_new_tokens, dtype, device)
     new = torch.tensor(list(prompt), dtype=torch.int64, device=device)
     for _ in range(max_new_tokens):
         positions = torch.arange(cache.length, cache.length + len(new), device=device)

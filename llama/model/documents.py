@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -13,20 +13,13 @@ class Documents:
     def __init__(self, boundaries: Sequence[int]) -> None:
         assert len(boundaries) >= 2 and boundaries[0] == 0, "boundaries begin at 0"
         self.boundaries = tuple(boundaries)
-        lengths = {end - start for start, end in self._pairs()}
-        self.longest = max(lengths)
-        self.uniform = len(lengths) == 1
+        self.lengths = [b - a for a, b in zip(boundaries, boundaries[1:], strict=False)]
+        self.longest = max(self.lengths)
+        self.uniform = len(set(self.lengths)) == 1
         self._ends: torch.Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.boundaries) - 1
-
-    def _pairs(self) -> Iterator[tuple[int, int]]:
-        return zip(self.boundaries, self.boundaries[1:], strict=False)
-
-    def spans(self) -> Iterator[slice]:
-        """Each document's tokens."""
-        return (slice(start, end) for start, end in self._pairs())
+        return len(self.lengths)
 
     def ends_on(self, device: torch.device) -> torch.Tensor:
         """The boundaries as int32 `[N + 1]` on `device`; copied there once for all layers."""

@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 
 from llama.parallel.mesh import TensorParallel
-from llama.parallel.products import product
 
 CHUNK_ELEMENTS = 2**25
 """Logits held at a time, in elements: 128 MiB of float32."""
@@ -26,6 +25,7 @@ def summed_cross_entropy(
     formed chunk by chunk together with the loss, so that no more than `CHUNK_ELEMENTS` logits ever
     exist; the vocabulary-parallel form follows Shoeybi et al., "Megatron-LM", 2019, section 3."""
     want_gradient = torch.is_grad_enabled()
+    weight_VD = weight_VD.to(hidden_ND.dtype)
     return _SummedCrossEntropy.apply(hidden_ND, weight_VD, labels_N, tp, want_gradient)  # type: ignore
 
 
@@ -53,7 +53,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
                 # d loss / d logits = softmax - onehot(label), the label on the rank that holds it.
                 probabilities.scatter_add_(1, local, -inside)
                 grad_logits = probabilities.to(hidden.dtype)
-                grad_hidden[chunk] = product(grad_logits, weight)
+                torch.mm(grad_logits, weight, out=grad_hidden[chunk])
                 if grad_weight is not None:
                     grad_weight += (grad_logits.t() @ hidden[chunk]).float()
         if grad_hidden is not None:
@@ -76,7 +76,7 @@ def _chunk(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Losses `[n]`, this rank's softmax `[n, V/p]`, each label's local column `[n, 1]`, and 1.0
     where the label is this rank's, else 0.0, `[n, 1]`."""
-    logits = product(hidden, weight.t()).float()
+    logits = (hidden @ weight.t()).float()
     largest = logits.amax(dim=1, keepdim=True)
     tp.all_reduce_(largest, dist.ReduceOp.MAX)
     logits -= largest

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from llama.model.attention import Attention
 from llama.model.config import ModelConfig
 from llama.model.documents import Documents
+from llama.model.elementwise import rms_norm, swiglu
 from llama.model.kv_cache import KVCache
 from llama.model.loss import summed_cross_entropy
 from llama.model.rope import Rotation, inverse_frequencies
@@ -28,6 +28,7 @@ from llama.parallel.layers import (
     gather_from_shards,
 )
 from llama.parallel.mesh import SINGLE, TensorParallel
+from llama.parallel.products import compute_dtype, linear
 
 Checkpointing = Literal["none", "ffn", "block"]
 """What is recomputed in the backward pass instead of kept: nothing, each feed-forward (the report's
@@ -43,19 +44,17 @@ class Supervision:
 
 
 class RMSNorm(nn.Module):
-    """Zhang & Sennrich, "Root Mean Square Layer Normalization", 2019; the mean in float32."""
-
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.empty(dim))
 
     def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x_TD, (x_TD.shape[-1],), self.weight, self.eps)
+        return rms_norm(x_TD, self.weight, self.eps)
 
 
 class FeedForward(nn.Module):
-    """SwiGLU: `w2(silu(w1 x) * w3 x)`; Shazeer, "GLU Variants Improve Transformer", 2020."""
+    """`w2(silu(w1 x) * w3 x)`"""
 
     def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
         super().__init__()
@@ -65,7 +64,7 @@ class FeedForward(nn.Module):
         self.w3 = ColumnParallelLinear(config.dim, config.ffn_dim, bias, tp)
 
     def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
-        return self.w2(F.silu(self.w1(x_TD)) * self.w3(x_TD))
+        return self.w2(swiglu(self.w1(x_TD), self.w3(x_TD)))
 
 
 def _recomputed(function: Callable[..., torch.Tensor], *args: object) -> torch.Tensor:
@@ -111,7 +110,7 @@ class OutputHead(nn.Module):
     def forward(self, hidden_TD: torch.Tensor, labels: Supervision | None) -> torch.Tensor:
         """The summed loss of the supervised positions; without labels the logits `[T, V]`."""
         if labels is None:
-            return gather_from_shards(F.linear(hidden_TD, self.weight), self.tp)
+            return gather_from_shards(linear(hidden_TD, self.weight, None), self.tp)
         hidden_ND = hidden_TD.index_select(0, labels.index_N)
         return summed_cross_entropy(hidden_ND, self.weight, labels.labels_N, self.tp)
 
@@ -147,7 +146,8 @@ class Transformer(nn.Module):
     ) -> torch.Tensor:
         """The summed loss (a float32 scalar) where `labels` are given, else logits `[T, V]`, or
         `[1, V]` of the last token only (`last`)."""
-        x_TD = self.tok_embeddings(tokens_T)
+        weight = self.tok_embeddings.weight
+        x_TD = self.tok_embeddings(tokens_T).to(compute_dtype(weight))
         rotation = Rotation(self.frequencies, positions_T, x_TD.dtype)
         for block in self.layers:
             if self.recompute_blocks and torch.is_grad_enabled():

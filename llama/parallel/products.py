@@ -19,25 +19,22 @@ def cpu_has_bf16() -> bool:
     return any(can.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"))
 
 
-def is_emulated(x: torch.Tensor) -> bool:
-    """Whether products of `x` would be emulated: half precision on a CPU without it. Float32 is
-    then several times faster, and no less exact."""
-    if x.device.type != "cpu" or x.dtype == torch.float32:
-        return False
-    return x.dtype == torch.float16 or not cpu_has_bf16()
-
-
-def product(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """`x @ y` in the type of `x`, in float32 arithmetic where the device has none for that type."""
-    if is_emulated(x):
-        return (x.float() @ y.float()).to(x.dtype)
-    return x @ y
+def compute_dtype(weight: torch.Tensor) -> torch.dtype:
+    """The type that activations have beside `weight`: its own, or float32 where products in its
+    own would be emulated (half precision on a CPU without it: several times slower, and no more
+    exact). The weight itself is then held in half and widened for each product."""
+    if weight.device.type != "cpu" or weight.dtype == torch.float32:
+        return weight.dtype
+    emulated = weight.dtype == torch.float16 or not cpu_has_bf16()
+    return torch.float32 if emulated else weight.dtype
 
 
 def linear(x_TI: torch.Tensor, weight_OI: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """`x W^T + b`, keeping nothing for the backward pass where W is frozen."""
+    """`x W^T + b` in the type of `x`, keeping nothing for the backward pass where W is frozen."""
+    if bias is not None:
+        bias = bias.to(x_TI.dtype)
     if weight_OI.requires_grad:
-        return F.linear(x_TI, weight_OI, bias)
+        return F.linear(x_TI, weight_OI.to(x_TI.dtype), bias)
     y_TO = _FrozenLinear.apply(x_TI, weight_OI)
     return y_TO if bias is None else y_TO + bias  # type: ignore[operator]
 
@@ -50,9 +47,9 @@ class _FrozenLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         ctx.weight = weight
-        return product(x, weight.t())
+        return x @ weight.to(x.dtype).t()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
         (grad_output,) = grad_outputs
-        return product(grad_output, ctx.weight), None
+        return grad_output @ ctx.weight.to(grad_output.dtype), None

@@ -1,0 +1,16 @@
+"""Time the training step: `python launcher/benchmark.py --model random:llama-7b --seq_len 2048`"""
+
+import sys
+
+from llama.config import BenchmarkOptions
+from llama.options import run_command
+
+
+def main(options: BenchmarkOptions) -> int:
+    from llama.benchmark import benchmark  # after the options: a typo is answered without torch
+
+    return benchmark(options)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, BenchmarkOptions, "benchmark.py", __doc__ or ""))

@@ -1,0 +1,62 @@
+"""Ours of `test_training_against_peft`: takes the steps and writes what came of them.
+
+A process group lives as long as its process, so this is a process of its own:
+`python -m tests.parity.engine_steps MODEL OUT`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from llama import deepspeed_json
+from llama.data.batches import make_batch
+from llama.inference import build_model
+from llama.lora import peft_format
+from llama.lora.attach import attach, initialise
+from llama.lora.peft_format import AdapterConfig
+from llama.parallel.mesh import create_mesh
+from llama.train import engine as processes
+from llama.train.adapter_files import save_adapter, whole_adapter
+from llama.train.engine import Engine
+from llama.weights.open_model import open_model
+from tests.parity.training_case import ADAM, CLIP, LORA, STAGES, windows
+from tests.tiny_runs import deepspeed_json as settings
+
+
+def main(folder: str, out: Path) -> None:
+    device = processes.start_processes()
+    mesh = create_mesh(1)
+    adapter = AdapterConfig(LORA.rank, LORA.alpha, LORA.dropout, LORA.targets, folder)
+    results = {}
+    for stage in STAGES:
+        model = build_model(open_model(folder), torch.float32, device, checkpointing="block")
+        attach(model, LORA.rank, LORA.alpha, LORA.dropout, LORA.targets)
+        initialise(model, 0, device)
+        document = settings(stage, **ADAM) | {"gradient_clipping": CLIP}
+        assert not deepspeed_json.check(document, "settings", data_parallel=1)
+        resolved = deepspeed_json.resolve(
+            document, data_parallel=1, total_steps=0, fp16_supported=False
+        )
+        engine = Engine(model, resolved, mesh, device, seed=0)
+        if stage == STAGES[0]:
+            peft_format.save(out / "initial", whole_adapter(engine), adapter)
+        steps = [
+            engine.step([make_batch(rows, stream) for stream, rows in enumerate(window)])
+            for window in windows()
+        ]
+        save_adapter(engine, out / f"stage-{stage}", adapter)
+        results[stage] = {
+            "losses": [step.loss for step in steps],
+            "grad_norms": [step.grad_norm for step in steps],
+            "supervised": [step.supervised for step in steps],
+        }
+    (out / "results.json").write_text(json.dumps(results))
+    processes.stop_processes()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

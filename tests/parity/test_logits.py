@@ -1,0 +1,98 @@
+"""Our logits are those of transformers, from every format that holds the same weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from llama.inference import build_model
+from llama.model.config import ModelConfig, RopeScaling
+from llama.model.documents import Documents
+from llama.model.transformer import Transformer
+from llama.weights.open_model import open_model
+from tests.model_files import LLAMA31_SCALING, TINY, write_gguf, write_huggingface, write_meta
+from tests.tokenizer_files import smollm2_gguf
+
+TOLERANCE = 1e-4
+LENGTH = 64
+
+# Scaled from 16 positions on, so that a text of 64 is long enough to feel it.
+SCALED = replace(TINY, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 16))
+LLAMA31 = replace(TINY, rope_theta=5e5, rope_scaling=LLAMA31_SCALING, max_seq_len=16384)
+CONFIGS = {
+    "grouped-query": TINY,
+    "one kv head": replace(TINY, n_kv_heads=1),
+    "full heads": replace(TINY, n_kv_heads=8),
+    "wide heads": replace(TINY, head_dim=16),
+    "biases": replace(TINY, attention_bias=True, mlp_bias=True),
+    "tied": replace(TINY, tied_embedding=True),
+    "llama3 scaling": SCALED,
+    "all of it": replace(SCALED, tied_embedding=True, attention_bias=True, mlp_bias=True),
+}
+
+
+def tokens(vocab_size: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, vocab_size, (LENGTH,), generator=generator)
+
+
+@torch.no_grad()
+def our_logits(model: Transformer) -> torch.Tensor:
+    ids = tokens(model.config.vocab_size)
+    return model(ids, torch.arange(LENGTH), Documents((0, LENGTH)))
+
+
+@torch.no_grad()
+def their_logits(folder: Path, vocab_size: int, **options: object) -> torch.Tensor:
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+    return model(tokens(vocab_size).unsqueeze(0)).logits[0]
+
+
+def loaded(path: Path | str) -> Transformer:
+    return build_model(open_model(str(path)), torch.float32, torch.device("cpu")).eval()
+
+
+@pytest.mark.slow
+def test_smollm2_from_gguf_equals_transformers() -> None:
+    """They read the file themselves: another dequantisation, another permutation of rows."""
+    path = smollm2_gguf()
+    model = loaded("smollm2-135m")
+    theirs = their_logits(path.parent, model.config.vocab_size, gguf_file=path.name)
+    torch.testing.assert_close(our_logits(model), theirs, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+def test_huggingface_folder_equals_transformers(config: ModelConfig, tmp_path: Path) -> None:
+    write_huggingface(tmp_path, config)
+    ours, theirs = our_logits(loaded(tmp_path)), their_logits(tmp_path, config.vocab_size)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
+
+
+def test_the_scaling_is_felt_at_this_length(tmp_path: Path) -> None:
+    """Else the comparison above would say nothing of it."""
+    for name, config in {"plain": TINY, "scaled": SCALED}.items():
+        write_huggingface(tmp_path / name, config)
+    plain, scaled = (our_logits(loaded(tmp_path / name)) for name in ("plain", "scaled"))
+    assert (plain - scaled).abs().max() > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "config",
+    [TINY, replace(TINY, tied_embedding=True), LLAMA31],
+    ids=["plain", "tied", "llama 3.1"],
+)
+def test_every_format_of_the_same_weights_gives_equal_logits(
+    config: ModelConfig, tmp_path: Path
+) -> None:
+    state = write_huggingface(tmp_path / "hf", config)
+    write_meta(tmp_path / "meta", config, state)
+    write_meta(tmp_path / "shards", config, state, shards=2)
+    write_gguf(tmp_path / "model.gguf", config, state)
+    expected = our_logits(loaded(tmp_path / "hf"))
+    for other in ("meta", "shards", "model.gguf"):
+        assert torch.equal(our_logits(loaded(tmp_path / other)), expected), other

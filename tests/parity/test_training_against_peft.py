@@ -1,0 +1,108 @@
+"""A LoRA run is the run that transformers and PEFT make of the same batches.
+
+Theirs is written out here as their pages have it: documents padded to the longest, an attention
+mask, `torch.optim.AdamW`, gradients accumulated and clipped. Ours is `engine_steps`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from llama.data.packing import PackedRow
+from llama.data.types import IGNORE, Example
+from tests.model_files import ROOT
+from tests.parity.training_case import ADAM, CLIP, STAGES, STEPS, windows
+from tests.tiny_runs import write_model
+
+
+def ours(folder: Path, out: Path) -> dict[str, Any]:
+    out.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.parity.engine_steps", str(folder), str(out)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads((out / "results.json").read_text())
+
+
+def padded(documents: list[Example]) -> dict[str, torch.Tensor]:
+    longest = max(len(document.input_ids) for document in documents)
+
+    def fill(values: list[int], value: int) -> list[int]:
+        return values + [value] * (longest - len(values))
+
+    return {
+        "input_ids": torch.tensor([fill(d.input_ids, 0) for d in documents]),
+        "labels": torch.tensor([fill(d.labels, IGNORE) for d in documents]),
+        "attention_mask": torch.tensor([fill([1] * len(d.input_ids), 0) for d in documents]),
+    }
+
+
+def their_window(model: Any, window: list[list[PackedRow]]) -> float:
+    """Leave the gradient of the window's mean loss over its supervised tokens; return that loss."""
+    documents = [list(chain.from_iterable(rows)) for rows in window]
+    supervised = sum(d.supervised for d in chain.from_iterable(documents))
+    total = 0.0
+    for micro_batch in documents:
+        batch = padded(micro_batch)
+        labels = batch.pop("labels")[:, 1:].flatten()
+        logits = model(**batch).logits[:, :-1].flatten(0, 1)
+        loss = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") / supervised
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+def theirs(folder: Path, initial: Path) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
+    """Losses, norms of the gradients before clipping, and the adapter at the end."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from transformers import LlamaForCausalLM
+
+    base = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, initial, is_trainable=True).train()
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, **ADAM)
+    losses, norms = [], []
+    for window in windows():
+        losses.append(their_window(model, window))
+        norms.append(float(torch.nn.utils.clip_grad_norm_(trainable, CLIP)))
+        optimizer.step()
+        optimizer.zero_grad()
+    return losses, norms, get_peft_model_state_dict(model)
+
+
+@pytest.mark.slow
+def test_twenty_steps_equal_peft_s(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model")
+    results = ours(folder, tmp_path / "out")
+    losses, norms, adapter = theirs(folder, tmp_path / "out" / "initial")
+    assert len(losses) == STEPS
+    assert min(norms) < CLIP < max(norms), "the clip must act, and not always"
+    for stage in STAGES:
+        found = results[str(stage)]
+        assert found["supervised"] == [
+            sum(d.supervised for rows in window for row in rows for d in row)
+            for window in windows()
+        ]
+        torch.testing.assert_close(found["losses"], losses, rtol=0, atol=1e-4)
+        if stage > 0:
+            torch.testing.assert_close(found["grad_norms"], norms, rtol=1e-4, atol=1e-4)
+        end = load_file(tmp_path / "out" / f"stage-{stage}" / "adapter_model.safetensors")
+        assert end.keys() == adapter.keys()
+        for name, tensor in end.items():
+            torch.testing.assert_close(tensor, adapter[name], rtol=0, atol=1e-4, msg=name)
