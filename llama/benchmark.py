@@ -111,7 +111,11 @@ def deepspeed_config(options: BenchmarkOptions) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 1.0,
         "optimizer": {"type": "AdamW", "params": params},
-        "zero_optimization": {"stage": 1},
+        "zero_optimization": {
+            "stage": 1,
+            "reduce_bucket_size": 10_000_000,
+            "allgather_bucket_size": 10_000_000,
+        },
     }
     precision = options.precision or "bf16"
     if precision != "float32":

@@ -21,6 +21,21 @@ from llama.weights.names import from_huggingface, to_huggingface
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
 _FACTOR = {"a": "lora_A", "b": "lora_B"}
+_OTHER_ARITHMETIC = (
+    "use_dora",
+    "use_rslora",
+    "use_qalora",
+    "use_bdlora",
+    "fan_in_fan_out",
+    "lora_bias",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+)
+"""PEFT's fields under which the same tensors mean another sum."""
+_PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
+"""Values of `init_lora_weights` that leave the base model as it was."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +113,8 @@ def load_config(folder: Path) -> AdapterConfig:
         raise UserError(f"{file}: an object was expected; give a PEFT adapter folder")
     problems = _unsupported(file, document)
     targets = []
-    for module in document.get("target_modules") or []:
+    modules = document.get("target_modules")
+    for module in modules if isinstance(modules, list) else []:
         native = _native_target(str(module))
         if native is None:
             problems.append(f"{file}: target_modules: {module!r} is no linear layer of a LLaMA")
@@ -134,9 +150,15 @@ def _unsupported(file: Path, document: dict[str, Any]) -> list[str]:
         problems.append(f"{file}: lora_alpha: expected a number, found {alpha!r}")
     if not isinstance(document.get("target_modules"), list) or not document["target_modules"]:
         problems.append(f"{file}: target_modules: expected a list of layer names")
-    for flag in ("use_dora", "use_rslora", "fan_in_fan_out"):
-        if document.get(flag):
-            problems.append(f"{file}: {flag}: not supported here")
+    for field in _OTHER_ARITHMETIC:
+        if document.get(field):
+            problems.append(f"{file}: {field}: not supported here")
+    start = document.get("init_lora_weights", True)
+    if start not in _PLAIN_STARTS:
+        problems.append(
+            f"{file}: init_lora_weights: {start!r} changes the base model's weights too: convert "
+            "the adapter to a plain one with PEFT (path_initial_model_for_weight_conversion)"
+        )
     for pattern in ("rank_pattern", "alpha_pattern", "layers_to_transform", "modules_to_save"):
         if document.get(pattern):
             problems.append(f"{file}: {pattern}: one rank and scale for all layers is supported")

@@ -6,6 +6,9 @@ S tokens of one document, N documents; on a sharded model H and K are this rank'
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -21,6 +24,8 @@ try:  # CUDA only; torch >= 2.10
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:
     varlen_attn = None
+# Grouped heads came to it in torch 2.12.
+_VARLEN_TAKES_GROUPS = varlen_attn and "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def document_attention(
@@ -34,16 +39,23 @@ def document_attention(
         shape = (len(documents), documents.longest)
         return _batched(q_THE, k_TKE, v_TKE, shape)
     if q_THE.is_cuda and q_THE.dtype != torch.float32 and varlen_attn is not None:
-        ends = documents.ends_on(q_THE.device)
-        longest = documents.longest
-        gqa = q_THE.shape[1] != k_TKE.shape[1]
-        return varlen_attn(  # type: ignore[return-value]
-            q_THE, k_TKE, v_TKE, ends, ends, longest, longest,
-            window_size=(-1, 0), enable_gqa=gqa,
-        )  # fmt: skip
+        return _variable_length(q_THE, k_TKE, v_TKE, documents)
     # Split, not sliced: the backward of a slice writes a tensor of all tokens for each document.
     parts = zip(*(x.split(documents.lengths) for x in (q_THE, k_TKE, v_TKE)), strict=True)
     return torch.cat([_batched(q, k, v, (1, q.shape[0])) for q, k, v in parts])
+
+
+def _variable_length(
+    q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, documents: Documents
+) -> torch.Tensor:
+    groups = q_THE.shape[1] // k_TKE.shape[1]
+    options: dict[str, Any] = {"window_size": (-1, 0)}
+    if groups > 1 and _VARLEN_TAKES_GROUPS:
+        options["enable_gqa"] = True
+    elif groups > 1:
+        k_TKE, v_TKE = (x.repeat_interleave(groups, dim=1) for x in (k_TKE, v_TKE))
+    ends, longest = documents.ends_on(q_THE.device), documents.longest
+    return varlen_attn(q_THE, k_TKE, v_TKE, ends, ends, longest, longest, **options)  # type: ignore
 
 
 def _batched(

@@ -13,7 +13,7 @@ from llama.data.prepare import Prepared, prepare
 from llama.data.rows import bundled
 from llama.deepspeed_json import Resolved
 from llama.errors import UserError, raise_if
-from llama.inference import find_tokenizer
+from llama.inference import default_device, find_tokenizer
 from llama.parallel.mesh import Mesh
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.templates import Template, load_template
@@ -47,7 +47,7 @@ def read_inputs(options: TrainOptions) -> Inputs:
     """Check the options, the DeepSpeed JSON, the model's headers, the tokenizer and the data.
     Raises `UserError`; what can be judged without the other is reported together."""
     deepspeed = checked_train(options, engine.launched_world_size())
-    source = open_model(options.model)
+    source = open_model(options.model, default_device())
     raise_if(_degree_problems(options, source))
     tokenizer = find_tokenizer(source, options.tokenizer)
     template = load_template(options.template, tokenizer)
