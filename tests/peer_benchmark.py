@@ -26,27 +26,21 @@ from itertools import cycle, islice
 from typing import Any, Literal, Protocol
 
 import torch
-from model_files import huggingface_config
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from peer_models import Theirs, chosen, padded
 
 from llama import benchmark as own
 from llama.benchmark_report import spread
 from llama.config import BenchmarkOptions
 from llama.data.batches import make_batch
-from llama.data.types import IGNORE, Batch, Example
+from llama.data.types import Batch, Example
 from llama.deepspeed_json import Resolved
-from llama.errors import UserError, raise_if
+from llama.errors import UserError
 from llama.inference import summed_loss
-from llama.inputs import nearest
 from llama.metrics import step_flops
 from llama.options import run_command
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.train import engine as processes
-from llama.weights.names import from_huggingface, to_huggingface
 
-PACKAGES = {"default": None, "bf16-adapters": None, "liger": "liger_kernel", "flash": "flash_attn"}
-"""What a peer may be made of, and the package that it needs; with one it runs on CUDA only."""
 LOSS_TOLERANCE = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 2e-2}
 """Relative difference of the two losses above which they do not compute the same thing."""
 
@@ -94,8 +88,6 @@ class Side(Protocol):
 
     trainable: int
 
-    def windows(self, work: Work) -> Sequence[Any]: ...
-
     def step(self, window: Any) -> object: ...
 
     def loss(self, examples: list[Example]) -> float:
@@ -117,6 +109,7 @@ class Ready:
     """A side that is built and warm."""
 
     side: Side
+    windows: Sequence[Any]
     facts: Facts
     held: int
     """Bytes that it holds on CUDA between steps."""
@@ -134,9 +127,6 @@ class Ours:
         self.engine = own.build_engine(job, resolved, mesh, device)
         self.trainable = sum(p.numel() for p in self.engine.trainable.values())
 
-    def windows(self, work: Work) -> Sequence[Any]:
-        return work.ours
-
     def step(self, window: list[Batch]) -> object:
         return self.engine.step(window)
 
@@ -145,97 +135,10 @@ class Ours:
         total, supervised = summed_loss(self.engine.model, [batch], self.engine.device)
         return total / supervised
 
-
-class Theirs:
-    """transformers + PEFT as Trainer(bf16=True or fp16=True) drives them, without its own costs."""
-
-    def __init__(
-        self, parts: list[str], job: own.Job, resolved: Resolved, device: torch.device
-    ) -> None:
-        self.device, self.dtype = device, own.DTYPES[resolved.precision]
-        self.model = self._build(parts, job)
-        weights = [p for p in self.model.parameters() if p.requires_grad]
-        self.weights, self.trainable = weights, sum(p.numel() for p in weights)
-        params = resolved.engine["optimizer"]["params"]
-        self.optimizer = torch.optim.AdamW(
-            weights, params["lr"], weight_decay=0.0, fused=device.type == "cuda"
-        )
-        self.autocast = weights[0].dtype != self.dtype
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        self.clipping = resolved.gradient_clipping
-
-    def _build(self, parts: list[str], job: own.Job) -> Any:
-        if "liger" in parts:
-            from liger_kernel.transformers import apply_liger_kernel_to_llama
-
-            apply_liger_kernel_to_llama(
-                rope=True, rms_norm=True, swiglu=True, fused_linear_cross_entropy=True
-            )
-        config = huggingface_config(job.source.config)
-        config.use_cache = False
-        attention = "flash_attention_2" if "flash" in parts else "sdpa"
-        with torch.device(self.device):
-            model: Any = AutoModelForCausalLM.from_config(
-                config, dtype=self.dtype, attn_implementation=attention
-            )
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(job.source.reader.read(str(from_huggingface(name))))
-        lora = job.options.lora
-        adapters = LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,  # type: ignore[arg-type]
-            lora_dropout=lora.dropout,
-            target_modules=[_their_name(target) for target in lora.targets],
-            task_type="CAUSAL_LM",
-        )
-        model = get_peft_model(model, adapters, autocast_adapter_dtype="bf16-adapters" not in parts)
-        if job.options.checkpointing == "block":
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        return model
-
-    def windows(self, work: Work) -> Sequence[Any]:
-        return work.theirs
-
-    def step(self, window: list[dict[str, torch.Tensor]]) -> object:
-        self.model.train()
-        for batch in window:
-            self.scaler.scale(self._loss(batch) / len(window)).backward()
-        if self.clipping:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.weights, self.clipping)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        return None
-
-    @torch.no_grad()
-    def loss(self, examples: list[Example]) -> float:
-        self.model.eval()
-        return float(self._loss(padded(examples)))
-
-    def _loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        on_device = {name: t.to(self.device, non_blocking=True) for name, t in batch.items()}
-        with torch.autocast(self.device.type, self.dtype, enabled=self.autocast):
-            return self.model(**on_device).loss
-
-
-def _their_name(target: str) -> str:
-    part = "attention" if target in ("wq", "wk", "wv", "wo") else "feed_forward"
-    return to_huggingface(f"layers.0.{part}.{target}.weight").split(".")[-2]
-
-
-def padded(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-    """A batch padded on the right to its longest example; no mask where there is no padding."""
-    longest = max(len(example.input_ids) for example in examples)
-    room = [longest - len(example.input_ids) for example in examples]
-    ids = [e.input_ids + [0] * n for e, n in zip(examples, room, strict=True)]
-    labels = [e.labels + [IGNORE] * n for e, n in zip(examples, room, strict=True)]
-    batch = {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)}
-    if any(room):
-        batch["attention_mask"] = torch.tensor([[1] * (longest - n) + [0] * n for n in room])
-    pin = torch.cuda.is_available()
-    return {name: tensor.pin_memory() if pin else tensor for name, tensor in batch.items()}
+    def release(self) -> None:
+        """Give the weights' memory back: DeepSpeed keeps the engine itself for good."""
+        for parameter in self.engine.model.parameters():
+            parameter.data = parameter.data.new_empty(0)
 
 
 def make_work(job: own.Job, resolved: Resolved, mesh: Mesh, options: PeerOptions) -> Work:
@@ -286,10 +189,10 @@ class Comparison:
 
     def _alternate(self, peers: list[str], results: dict[str, Any]) -> None:
         """Fill in `results`; a peer that memory does not hold beside ours is left out."""
-        ours = self._ready(self._ours)
+        ours = self._ready(self._ours, self.work.ours)
         for peer in peers:
             try:
-                theirs = self._ready(self._theirs(peer))
+                theirs = self._ready(self._theirs(peer), self.work.theirs)
                 pairs = [(self._measure(ours), self._measure(theirs)) for _ in self._rounds()]
                 results[peer] = self._result(peer, ours.facts, theirs.facts, pairs)
             except torch.OutOfMemoryError:
@@ -297,22 +200,27 @@ class Comparison:
                     raise
             theirs = None
             _free()
+        assert isinstance(ours.side, Ours)
+        ours.side.release()
 
     def _sequential(self, peers: list[str], results: dict[str, Any]) -> None:
-        facts, measured = self._alone(self._ours)
+        alone = {}
         for peer in peers:
-            _free()
             try:
-                their_facts, theirs = self._alone(self._theirs(peer))
+                alone[peer] = self._alone(self._theirs(peer), self.work.theirs)
             except torch.OutOfMemoryError:
                 results[peer] = {"error": "out of memory"}
-                continue
+            _free()
+        facts, measured = self._alone(self._ours, self.work.ours)
+        for peer, (their_facts, theirs) in alone.items():
             pairs = list(zip(measured, theirs, strict=True))
             results[peer] = self._result(peer, facts, their_facts, pairs)
             results[peer]["order"] = "sequential"
 
-    def _alone(self, build: Callable[[], Side]) -> tuple[Facts, list[Measured]]:
-        ready = self._ready(build)
+    def _alone(
+        self, build: Callable[[], Side], windows: Sequence[Any]
+    ) -> tuple[Facts, list[Measured]]:
+        ready = self._ready(build, windows)
         return ready.facts, [self._measure(ready) for _ in self._rounds()]
 
     def _ours(self) -> Side:
@@ -324,19 +232,19 @@ class Comparison:
     def _rounds(self) -> range:
         return range(self.options.pairs)
 
-    def _ready(self, build: Callable[[], Side]) -> Ready:
+    def _ready(self, build: Callable[[], Side], windows: Sequence[Any]) -> Ready:
         before = self._allocated()
         side = build()
         facts = Facts(side.trainable, side.loss(self.work.examples))
-        for window in islice(cycle(side.windows(self.work)), self.options.warmup):
+        for window in islice(cycle(windows), self.options.warmup):
             side.step(window)
-        return Ready(side, facts, self._allocated() - before)
+        return Ready(side, windows, facts, self._allocated() - before)
 
     def _measure(self, ready: Ready) -> Measured:
         other = self._allocated() - ready.held
-        own.reset_peak(self.device)
-        windows = ready.side.windows(self.work)
-        _, seconds = own.timed(self.device, lambda: [ready.side.step(w) for w in windows])
+        if self.device.type == "cuda":  # its cache is kept: filling it again would be timed
+            torch.cuda.reset_peak_memory_stats()
+        _, seconds = own.timed(self.device, lambda: [ready.side.step(w) for w in ready.windows])
         peak = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
         return Measured(seconds, max(0, peak - other))
 
@@ -373,34 +281,6 @@ def _free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def chosen(asked: tuple[str, ...], precision: str, device: torch.device) -> list[str]:
-    """The peers to run, those with liger last: its patch of transformers stays."""
-    usable = {part: _unusable(part, precision, device) is None for part in PACKAGES}
-    if asked == ("auto",):
-        adapters = ["default", "bf16-adapters"] if usable["bf16-adapters"] else ["default"]
-        kernels = [part for part in ("flash", "liger") if usable[part]]
-        return adapters + [f"{a}+{k}" for k in kernels for a in adapters]
-    problems = []
-    for part in dict.fromkeys(part for peer in asked for part in peer.split("+")):
-        if part not in PACKAGES:
-            problems.append(f"--peer: no such part {part!r}{nearest(part, PACKAGES)}")
-        elif reason := _unusable(part, precision, device):
-            problems.append(f"--peer: {part} {reason}")
-    raise_if(problems)
-    return sorted(asked, key=lambda peer: "liger" in peer)
-
-
-def _unusable(part: str, precision: str, device: torch.device) -> str | None:
-    if part == "bf16-adapters" and precision != "bf16":
-        return "is for bf16: torch's GradScaler refuses fp16 gradients"
-    package = PACKAGES[part]
-    if package is None:
-        return None
-    if device.type != "cuda":
-        return "runs on CUDA only"
-    return None if importlib.util.find_spec(package) else f"needs the package {package}"
 
 
 def table(document: dict[str, Any]) -> str:

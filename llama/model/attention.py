@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention.varlen import varlen_attn
 
 from llama.model.config import ModelConfig
 from llama.model.documents import Documents
@@ -20,12 +21,8 @@ from llama.model.rope import Rotation
 from llama.parallel.layers import ColumnParallelLinear, RowParallelLinear
 from llama.parallel.mesh import TensorParallel
 
-try:  # CUDA only; torch >= 2.10
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:
-    varlen_attn = None
-# Grouped heads came to it in torch 2.12.
-_VARLEN_TAKES_GROUPS = varlen_attn and "enable_gqa" in inspect.signature(varlen_attn).parameters
+# Grouped heads came to the variable-length kernel in torch 2.12.
+_VARLEN_TAKES_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def document_attention(
@@ -38,7 +35,7 @@ def document_attention(
     if documents.uniform:
         shape = (len(documents), documents.longest)
         return _batched(q_THE, k_TKE, v_TKE, shape)
-    if q_THE.is_cuda and q_THE.dtype != torch.float32 and varlen_attn is not None:
+    if q_THE.is_cuda and q_THE.dtype != torch.float32:
         return _variable_length(q_THE, k_TKE, v_TKE, documents)
     # Split, not sliced: the backward of a slice writes a tensor of all tokens for each document.
     parts = zip(*(x.split(documents.lengths) for x in (q_THE, k_TKE, v_TKE)), strict=True)

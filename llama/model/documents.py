@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 
@@ -13,7 +14,7 @@ class Documents:
     def __init__(self, boundaries: Sequence[int]) -> None:
         assert len(boundaries) >= 2 and boundaries[0] == 0, "boundaries begin at 0"
         self.boundaries = tuple(boundaries)
-        self.lengths = [b - a for a, b in zip(boundaries, boundaries[1:], strict=False)]
+        self.lengths = [b - a for a, b in pairwise(boundaries)]
         self.longest = max(self.lengths)
         self.uniform = len(set(self.lengths)) == 1
         self._ends: torch.Tensor | None = None

@@ -80,3 +80,25 @@ def test_head_dimensions() -> None:
         "llama-3.2-1b": 64,
         "smollm2-135m": 64,
     }
+
+
+@pytest.mark.parametrize("biases", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_counts_are_those_of_the_model_built(biases: bool, tied: bool) -> None:
+    torch = pytest.importorskip("torch")
+    from llama.lora.attach import attach, trainable_parameters
+    from llama.model.config import LINEARS
+    from llama.model.transformer import Transformer
+
+    config = replace(
+        PRESETS["llama-3.2-1b"].with_layers(3),
+        tied_embedding=tied,
+        attention_bias=biases,
+        mlp_bias=biases,
+    )
+    with torch.device("meta"):
+        model = Transformer(config)
+    assert sum(p.numel() for p in model.parameters()) == config.parameter_count()
+    attach(model, 8, 16.0, 0.0, LINEARS)
+    trainable = sum(p.numel() for p in trainable_parameters(model).values())
+    assert trainable == config.lora_parameter_count(8, LINEARS)
