@@ -140,6 +140,7 @@ def resolve(job: Job, mesh: Mesh) -> Resolved:
         job.deepspeed,
         data_parallel=mesh.data_parallel_size,
         total_steps=job.options.warmup + job.options.steps,
+        width=job.source.config.dim,
         fp16_supported=processes.fp16_supported(),
         bf16_supported=processes.bf16_supported(),
     )

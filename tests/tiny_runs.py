@@ -87,9 +87,13 @@ def _free_port() -> int:
 
 
 def succeeded(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """The JSON object on the last line of standard output; what went wrong, if it did."""
+    """The JSON object on our last line of standard output; what went wrong, if it did. The launcher
+    of DeepSpeed has the last word there, under its own name and the time."""
     assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    lines = done.stdout.splitlines()
+    while lines[-1].startswith("[20"):
+        lines.pop()
+    return json.loads(lines[-1])
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -166,7 +166,7 @@ def _scheduler(config: dict[str, Any]) -> list[str]:
                 f"{where}_max_lr: {high} is not optimizer.params.lr, {rate}, and would replace it; "
                 "leave it out"
             )
-        elif low != "auto" and rate is not None and low > rate:
+        elif low != "auto" and rate not in (None, "auto") and low > rate:
             problems.append(f"{where}_min_lr: {low} is above optimizer.params.lr, {rate}")
     total, warmup = (params.get(f"{name}_num_steps", "auto") for name in ("total", "warmup"))
     if "auto" not in (total, warmup) and warmup > total:

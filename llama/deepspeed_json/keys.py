@@ -79,7 +79,7 @@ BATCH = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumul
 
 OPTIMIZERS = ("AdamW", "Adam")
 OPTIMIZER_PARAMS: Table = {
-    "lr": POSITIVE,
+    "lr": _or_auto(POSITIVE),
     "betas": BETAS,
     "eps": POSITIVE,
     "weight_decay": NOT_NEGATIVE,

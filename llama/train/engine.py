@@ -155,7 +155,7 @@ class Engine:
             tokens=tokens,
             learning_rate=float(self._engine.get_lr()[0]),
             grad_norm=_number(self._engine.get_global_grad_norm()),
-            loss_scale=_number(self._engine.loss_scale()) if self.is_fp16 else None,
+            loss_scale=_number(self._optimizer.cur_scale) if self.is_fp16 else None,
             applied=bool(self._engine.was_step_applied()),
         )
 

@@ -77,6 +77,7 @@ class Run:
         self.watch = Stopwatch()
         self.summary: dict[str, Any] = {"status": "failed", "steps": 0}
         self._started = time.monotonic()
+        self._tokens, self._seconds = 0, 0.0
 
     def run(self) -> dict[str, Any]:
         """Evaluate, train every epoch, evaluate again, keep the adapter; returns the summary."""
@@ -198,6 +199,9 @@ class Run:
             raise TrainingError("\n".join(problems))
         if self.engine.steps == 1:
             self._check_optimizer_state()
+        self._tokens += step.tokens
+        self._seconds += seconds
+        self.summary["tokens_per_second"] = round(self._tokens / self._seconds, 1)
         rate = step.tokens / seconds
         flops = step_flops(self.inputs.source.config, step.tokens, step.supervised) / seconds
         values = {

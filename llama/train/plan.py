@@ -87,6 +87,7 @@ def schedule(inputs: Inputs, mesh: Mesh) -> Schedule:
         inputs.deepspeed,
         data_parallel=mesh.data_parallel_size,
         total_steps=total_steps,
+        width=inputs.source.config.dim,
         fp16_supported=engine.fp16_supported(),
         bf16_supported=engine.bf16_supported(),
     )

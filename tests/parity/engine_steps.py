@@ -39,7 +39,7 @@ def main(folder: str, out: Path) -> None:
         document = settings(stage, **ADAM) | {"gradient_clipping": CLIP}
         assert not deepspeed_json.check(document, "settings", data_parallel=1)
         resolved = deepspeed_json.resolve(
-            document, data_parallel=1, total_steps=0, fp16_supported=False
+            document, data_parallel=1, total_steps=0, width=64, fp16_supported=False
         )
         engine = Engine(model, resolved, mesh, device, seed=0)
         if stage == STAGES[0]:

@@ -14,11 +14,13 @@ from llama.errors import UserError
 
 FOLDER = Path(__file__).parents[2] / "ds_configs"
 LORA = FOLDER / "lora.json"
+RATE = "optimizer.params.lr=1e-3"
 FILES = sorted(FOLDER.glob("*.json"))
 
 
 def problems(*overrides: str, data_parallel: int | None = 1, file: Path = LORA) -> list[str]:
-    return check(load(file, list(overrides)), "F", data_parallel)
+    rate = [RATE] if file == LORA else []
+    return check(load(file, [*rate, *overrides]), "F", data_parallel)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
@@ -311,21 +313,22 @@ def test_the_batch_triple(sizes: tuple, data_parallel: int, expected: tuple | No
 
 
 def run_of(config: dict[str, Any] | list[str], **changes: Any):
-    config = load(LORA, config) if isinstance(config, list) else config
-    arguments = {"data_parallel": 1, "total_steps": 100, "fp16_supported": True} | changes
+    config = load(LORA, [RATE, *config]) if isinstance(config, list) else config
+    fixed = {"data_parallel": 1, "total_steps": 100, "width": 576, "fp16_supported": True}
+    arguments = fixed | changes
     return resolve(config, **arguments)
 
 
 def test_nothing_is_left_to_deepspeeds_defaults_and_the_file_is_not_changed():
-    config = load(LORA, [])
+    config = load(LORA, [RATE])
     resolved = run_of(config)
-    assert config == load(LORA, [])
+    assert config == load(LORA, [RATE])
     assert '"auto"' not in json.dumps(resolved.engine)
     assert resolved.engine["scheduler"]["params"] == {
         "total_num_steps": 100,
         "warmup_num_steps": 3,
-        "warmup_min_lr": pytest.approx(config["optimizer"]["params"]["lr"] / 3),
-        "warmup_max_lr": config["optimizer"]["params"]["lr"],
+        "warmup_min_lr": pytest.approx(1e-3 / 3),
+        "warmup_max_lr": 1e-3,
         "warmup_type": "linear",
     }
     assert (resolved.precision, resolved.zero_stage, resolved.gradient_clipping) == ("fp16", 1, 1.0)
@@ -359,7 +362,7 @@ def test_other_precisions():
 
 
 def test_torch_adam_is_set_and_said():
-    config = load(LORA, [])
+    config = load(LORA, [RATE])
     del config["optimizer"]["params"]["torch_adam"]
     resolved = run_of(config)
     assert resolved.engine["optimizer"]["params"]["torch_adam"] is True
@@ -383,7 +386,7 @@ def test_schedules_fit_the_run(total_steps: int):
         if "cycle_min_lr" in found:
             steps = found["cycle_first_step_size"], found["cycle_second_step_size"]
             assert sum(steps) == total_steps and steps[0] >= 1
-            assert found["cycle_max_lr"] == load(LORA, [])["optimizer"]["params"]["lr"]
+            assert found["cycle_max_lr"] == 1e-3
         else:
             assert 1 <= found["warmup_num_steps"] <= total_steps
 
@@ -436,3 +439,11 @@ def test_every_supported_key_is_known_to_deepspeed():
         constants.TRAIN_MICRO_BATCH_SIZE_PER_GPU,
         constants.GRADIENT_ACCUMULATION_STEPS,
     }
+
+
+@pytest.mark.parametrize(("width", "expected"), [(576, 2.95e-3), (4096, 4.15e-4), (8192, 2.08e-4)])
+def test_an_auto_learning_rate_falls_with_the_width_of_the_model(width: int, expected: float):
+    resolved = run_of(["optimizer.params.lr=auto"], width=width)
+    assert resolved.engine["optimizer"]["params"]["lr"] == expected
+    assert resolved.engine["scheduler"]["params"]["warmup_max_lr"] == expected
+    assert any(f"{expected:g}" in note and str(width) in note for note in resolved.notes)

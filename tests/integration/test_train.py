@@ -1,0 +1,199 @@
+"""`train` as a process, through each of its launchers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.tiny_runs import (
+    CONFIG,
+    Launcher,
+    deepspeed_json,
+    launched,
+    read_lines,
+    succeeded,
+    write_json,
+    write_model,
+    write_rows,
+)
+
+pytestmark = pytest.mark.slow
+
+STEP_KEYS = {
+    *("step", "epoch", "loss", "learning_rate", "grad_norm", "loss_scale", "skipped", "tokens"),
+    *("supervised_tokens", "seconds", "tokens_per_second", "mfu", "peak_memory_bytes"),
+}
+FILES = {
+    *("run.json", "metrics.jsonl", "samples.jsonl", "summary.json"),
+    *("adapter/adapter_model.safetensors", "adapter/adapter_config.json"),
+}
+ADAPTER = CONFIG.lora_parameter_count(16, ("wq", "wv"))
+
+
+class Runs:
+    """Runs on one model and one set of rows; each is made once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.model = write_model(folder / "model")
+        self.rows = write_rows(folder / "rows.json", 11)
+        self.held_out = write_rows(folder / "held_out.json", 3)
+        self._made: dict[tuple[Any, ...], Path] = {}
+
+    def make(
+        self, launcher: Launcher, ranks: int = 1, accumulation: int = 4, stage: int = 1
+    ) -> Path:
+        """The output folder. Two epochs of 11 rows, one to a micro-batch: with windows of 4 or of
+        2 x 2, three steps each, the last with three rows."""
+        key = (launcher, ranks, accumulation, stage)
+        if key not in self._made:
+            name = "-".join(map(str, key))
+            settings = deepspeed_json(stage, accumulation)
+            done = launched(
+                launcher,
+                "train.py",
+                *("--deepspeed", write_json(self.folder / f"{name}.json", settings)),
+                *("--model", self.model, "--data", self.rows, "--eval_data", self.held_out),
+                *("--template", "chatml", "--seq_len", "64", "--pack", "false"),
+                *("--epochs", "2", "--output_dir", self.folder / name, "--json"),
+                ranks=ranks,
+            )
+            summary = succeeded(done)
+            assert summary == json.loads((self.folder / name / "summary.json").read_text())
+            self._made[key] = self.folder / name
+        return self._made[key]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("runs"))
+
+
+def steps(out: Path) -> list[dict[str, Any]]:
+    return [line for line in read_lines(out / "metrics.jsonl") if "loss" in line]
+
+
+def losses(out: Path) -> list[float]:
+    return [line["loss"] for line in steps(out)]
+
+
+def eval_losses(out: Path) -> list[float]:
+    return [line["eval_loss"] for line in read_lines(out / "metrics.jsonl") if "eval_loss" in line]
+
+
+def largest_difference(one: Path, other: Path) -> float:
+    """Between the weights of two runs' adapters."""
+    adapters = [load_file(out / "adapter" / "adapter_model.safetensors") for out in (one, other)]
+    assert adapters[0].keys() == adapters[1].keys()
+    return max(float((adapters[0][n] - adapters[1][n]).abs().max()) for n in adapters[0])
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_every_launcher_gives_the_same_losses(launcher: Launcher, runs: Runs) -> None:
+    plain, other = runs.make("python"), runs.make(launcher)
+    assert len(losses(plain)) == 6
+    assert losses(other) == losses(plain)
+    assert eval_losses(other) == eval_losses(plain)
+    assert largest_difference(plain, other) == 0
+
+
+def test_two_ranks_train_to_what_one_does_with_twice_the_accumulation(runs: Runs) -> None:
+    """Dropout is on, and the last window of an epoch gives three micro-batches to two ranks."""
+    one, two = runs.make("python"), runs.make("deepspeed", ranks=2, accumulation=2)
+    keys = ("step", "epoch", "tokens", "supervised_tokens", "learning_rate")
+    for ours, theirs in zip(steps(two), steps(one), strict=True):
+        assert [ours[key] for key in keys[:2]] == [theirs[key] for key in keys[:2]]
+        assert ours["supervised_tokens"] == theirs["supervised_tokens"]
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+    assert losses(two) == pytest.approx(losses(one), abs=1e-4)
+    assert eval_losses(two) == pytest.approx(eval_losses(one), abs=1e-4)
+    assert largest_difference(one, two) < 1e-4
+    topology = json.loads((two / "run.json").read_text())["topology"]
+    assert topology == {"world_size": 2, "tensor_parallel": 1, "data_parallel": 2}
+
+
+def test_the_run_learns(runs: Runs) -> None:
+    out = runs.make("python")
+    summary = json.loads((out / "summary.json").read_text())
+    first, last = summary["epoch_losses"]
+    assert last < first
+    assert summary["eval_loss"] < summary["eval_loss_before"]
+
+
+def test_the_output_folder_holds_what_is_promised(runs: Runs) -> None:
+    out = runs.make("python")
+    files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert FILES <= files
+    assert any(file.startswith("tensorboard/events") for file in files)
+    for step in (3, 6):  # one at the end of each epoch
+        assert f"checkpoints/step-{step}/adapter/adapter_model.safetensors" in files
+        assert f"checkpoints/step-{step}/adapter/adapter_config.json" in files
+    assert not [file for file in files if "partial" in file]
+
+
+def test_metrics_hold_every_promised_key(runs: Runs) -> None:
+    lines = steps(runs.make("python"))
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["epoch"] for line in lines] == [0, 0, 0, 1, 1, 1]
+    for line in lines:
+        assert set(line) >= STEP_KEYS
+        assert line["loss"] > 0 and line["grad_norm"] > 0 and line["learning_rate"] == 5e-3
+        assert line["skipped"] is False and line["loss_scale"] is None and line["mfu"] is None
+        assert line["tokens"] > line["supervised_tokens"] > 0
+        assert line["tokens_per_second"] == pytest.approx(line["tokens"] / line["seconds"])
+        assert line["peak_memory_bytes"] > 1e8
+
+
+def test_an_epoch_s_average_is_over_its_tokens(runs: Runs) -> None:
+    out = runs.make("python")
+    summary = json.loads((out / "summary.json").read_text())
+    for epoch, average in enumerate(summary["epoch_losses"]):
+        lines = [line for line in steps(out) if line["epoch"] == epoch]
+        total = sum(line["loss"] * line["supervised_tokens"] for line in lines)
+        count = sum(line["supervised_tokens"] for line in lines)
+        assert average == pytest.approx(total / count, rel=1e-6)
+
+
+def test_samples_are_the_held_out_prompts(runs: Runs) -> None:
+    out = runs.make("python")
+    samples = read_lines(out / "samples.jsonl")
+    prompts = [row["prompt"] for row in json.loads(runs.held_out.read_text())]
+    assert [sample["prompt"] for sample in samples] == prompts
+    assert all(set(sample) == {"prompt", "before", "after"} for sample in samples)
+    assert any(sample["before"] != sample["after"] for sample in samples)
+
+
+def test_only_the_adapter_is_optimized(runs: Runs) -> None:
+    """Two moments of float32; the adapter itself, being float32, is its own master at stage 0."""
+    out = runs.make("python")
+    record, summary = (
+        json.loads((out / f"{name}.json").read_text()) for name in ("run", "summary")
+    )
+    assert record["trainable_parameters"] == ADAPTER
+    assert record["total_parameters"] == CONFIG.parameter_count() + ADAPTER
+    assert record["trainable_share"] == pytest.approx(ADAPTER / record["total_parameters"])
+    held = summary["optimizer_state_bytes"]
+    assert 8 * ADAPTER <= held <= 12 * ADAPTER + 64
+    assert held < CONFIG.parameter_count()  # not a byte a parameter of the base
+
+
+def test_run_json_resolves_everything(runs: Runs) -> None:
+    record = json.loads((runs.make("python") / "run.json").read_text())
+    assert record["precision"] == "fp32" and record["steps"] == 6
+    assert record["deepspeed"]["train_batch_size"] == 4
+    assert record["options"]["lora"]["targets"] == ["wq", "wv"]
+    assert record["topology"] == {"world_size": 1, "tensor_parallel": 1, "data_parallel": 1}
+    assert [len(entry["sha256"]) for entry in record["data"]] == [64, 64]
+    assert record["packages"]["torch"] and record["model_fingerprint"]
+    assert record["model"]["dim"] == CONFIG.dim
+
+
+def test_summary_says_how_it_ended(runs: Runs) -> None:
+    summary = json.loads((runs.make("python") / "summary.json").read_text())
+    assert summary["status"] == "finished" and summary["steps"] == 6
+    assert summary["seconds"] > 0 and summary["peak_memory_bytes"] > 1e8
+    assert summary["tokens_per_second"] > 0

@@ -1,0 +1,77 @@
+"""Each path of attention against one plain reference with a mask."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from llama.model.attention import cached_attention, document_attention
+from llama.model.documents import Documents
+
+HEADS, HEAD_DIM = 4, 8
+
+
+def case(tokens: int, kv_heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(tokens, HEADS, HEAD_DIM, generator=generator)
+    k = torch.randn(tokens, kv_heads, HEAD_DIM, generator=generator)
+    v = torch.randn(tokens, kv_heads, HEAD_DIM, generator=generator)
+    return q, k, v
+
+
+def reference(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, boundaries: Sequence[int]
+) -> torch.Tensor:
+    """One query head at a time over all tokens, the forbidden ones masked; head h reads the kv head
+    h // (H / K). Float64."""
+    q, k, v = q.double(), k.double(), v.double()
+    tokens = q.shape[0]
+    allowed = torch.zeros(tokens, tokens, dtype=torch.bool)
+    for start, end in zip(boundaries, boundaries[1:], strict=False):
+        allowed[start:end, start:end] = torch.ones(end - start, end - start).tril().bool()
+    out = torch.empty_like(q)
+    for head in range(HEADS):
+        shared = head // (HEADS // k.shape[1])
+        scores = q[:, head] @ k[:, shared].t() / math.sqrt(HEAD_DIM)
+        weights = scores.masked_fill(~allowed, -math.inf).softmax(dim=-1)
+        out[:, head] = weights @ v[:, shared]
+    return out
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize(
+    "boundaries",
+    [(0, 12), (0, 4, 8, 12), (0, 1, 2, 3), (0, 5, 6, 12), (0, 1, 12)],
+    ids=["one", "uniform", "single tokens", "mixed", "a lone token first"],
+)
+def test_documents_see_themselves_alone(boundaries: tuple[int, ...], kv_heads: int) -> None:
+    q, k, v = (x.requires_grad_() for x in case(boundaries[-1], kv_heads))
+    found = document_attention(q, k, v, Documents(boundaries))
+    expected = reference(q, k, v, boundaries)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+    upstream = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
+    ours = torch.autograd.grad(found, (q, k, v), upstream)
+    theirs = torch.autograd.grad(expected, (q, k, v), upstream.double())
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("new", [1, 5, 12], ids=["one token", "several", "the whole prompt"])
+def test_cached_attention_is_the_last_rows_of_the_whole(new: int, kv_heads: int) -> None:
+    q, k, v = case(12, kv_heads)
+    expected = reference(q, k, v, (0, 12))[-new:]
+    found = cached_attention(q[-new:], k, v)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+
+
+def test_documents_know_their_shape() -> None:
+    uniform, mixed = Documents((0, 3, 6)), Documents((0, 2, 6))
+    assert uniform.uniform and not mixed.uniform
+    assert len(mixed) == 2 and mixed.longest == 4
+    ends = mixed.ends_on(torch.device("cpu"))
+    assert ends.dtype == torch.int32 and ends.tolist() == [0, 2, 6]
+    assert mixed.ends_on(torch.device("cpu")) is ends

@@ -1,0 +1,72 @@
+"""Rotary embedding: against its definition, and transformers' frequencies."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from llama.model.config import ModelConfig, RopeScaling
+from llama.model.presets import PRESETS
+from llama.model.rope import Rotation, inverse_frequencies
+from tests.model_files import TINY, huggingface_config
+
+SHORT = replace(TINY, rope_scaling=RopeScaling(4.0, 1.0, 2.0, 64), max_seq_len=256)
+CONFIGS = {name: PRESETS[name] for name in ("llama-7b", "llama-3-8b", "llama-3.1-8b")}
+CONFIGS |= {"llama-3.2-1b": PRESETS["llama-3.2-1b"], "tiny": TINY, "tiny scaled": SHORT}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+def test_frequencies_are_transformers_s(config: ModelConfig) -> None:
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    theirs = LlamaRotaryEmbedding(huggingface_config(config)).inv_freq
+    torch.testing.assert_close(inverse_frequencies(config), theirs, rtol=1e-6, atol=0)
+
+
+def test_scaling_leaves_short_waves_and_divides_long_ones() -> None:
+    config = PRESETS["llama-3.1-8b"]
+    plain = inverse_frequencies(replace(config, rope_scaling=None))
+    ratio = plain / inverse_frequencies(config)
+    wavelengths = 2 * math.pi / plain
+    assert torch.equal(ratio[wavelengths < 8192 / 4], torch.ones(int((wavelengths < 2048).sum())))
+    torch.testing.assert_close(
+        ratio[wavelengths > 8192], torch.full((int((wavelengths > 8192).sum()),), 8.0)
+    )
+    between = ratio[(wavelengths > 2048) & (wavelengths < 8192)]
+    assert len(between) and bool(((between > 1) & (between < 8)).all())
+
+
+def test_frequencies_are_real_on_a_model_built_on_meta() -> None:
+    with torch.device("meta"):
+        assert inverse_frequencies(TINY).device.type == "cpu"
+
+
+def test_rotation_turns_each_pair_of_halves_by_its_angle() -> None:
+    frequencies = torch.tensor([1.0, 0.1, 0.01])
+    positions = torch.tensor([0, 3, 1, 50])
+    x = torch.randn(4, 2, 6, generator=torch.Generator().manual_seed(0))
+    turned = Rotation(frequencies, positions, torch.float32)(x)
+    pairs = torch.complex(x[..., :3], x[..., 3:]).to(torch.complex128)
+    angles = torch.outer(positions.double(), frequencies.double()).unsqueeze(1)
+    expected = pairs * torch.polar(torch.ones_like(angles), angles)
+    torch.testing.assert_close(
+        turned, torch.cat((expected.real, expected.imag), dim=-1).float(), rtol=0, atol=1e-5
+    )
+
+
+def test_products_depend_on_the_distance_alone() -> None:
+    q, k = torch.randn(2, 1, 1, TINY.head_dim, generator=torch.Generator().manual_seed(0))
+    frequencies = inverse_frequencies(TINY)
+
+    def product(at_q: int, at_k: int) -> torch.Tensor:
+        turned = [
+            Rotation(frequencies, torch.tensor([at]), torch.float32)(x)
+            for at, x in ((at_q, q), (at_k, k))
+        ]
+        return (turned[0] * turned[1]).sum()
+
+    torch.testing.assert_close(product(7, 2), product(105, 100), rtol=0, atol=1e-4)
+    assert (product(7, 2) - product(7, 3)).abs() > 1e-3
