@@ -11,6 +11,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+FEW_TOKENS = 4
+"""Up to here a product is bound by reading the weight, and widening it first would only cost."""
+
 
 @lru_cache(maxsize=1)
 def cpu_has_bf16() -> bool:
@@ -47,6 +50,8 @@ class _FrozenLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         ctx.weight = weight
+        if x.dtype != weight.dtype and x.shape[0] <= FEW_TOKENS:
+            return (x.to(weight.dtype) @ weight.t()).to(x.dtype)
         return x @ weight.to(x.dtype).t()
 
     @staticmethod

@@ -6,6 +6,7 @@ all-reduce, its own Adam) is kept off: a compiler is not asked of anyone.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import logging
 import os
@@ -14,10 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 os.environ.setdefault("DS_BUILD_OPS", "0")
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # said, or DeepSpeed warns that it found none
 
 import deepspeed
-import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.ops import __compatible_ops__
@@ -29,6 +33,8 @@ from llama.data.types import Batch
 from llama.deepspeed_json import Resolved
 from llama.lora.attach import trainable_parameters
 from llama.parallel.mesh import DeepSpeedTopology, Mesh
+
+_LOGGER = logging.getLogger("DeepSpeed")
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ def start_processes() -> torch.device:
         os.environ.update(alone)
         os.environ["MASTER_PORT"] = "0"  # the store of a single process picks a free port
     _log_to_stderr()
+    _keep_freed_memory()
     __compatible_ops__["deepspeed_shm_comm"] = False
     device = _own_device()
     if not dist.is_initialized():
@@ -98,11 +105,23 @@ def _own_device() -> torch.device:
     return device
 
 
+def _keep_freed_memory() -> None:
+    """Have glibc keep what a step frees for the next one. By default every large tensor on the CPU
+    is mapped anew and each of its pages faults again, which costs a tenth of a step and more."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return  # not glibc
+    m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8
+    mallopt(m_arena_max, 1)
+    mallopt(m_mmap_max, 0)
+    mallopt(m_trim_threshold, 2**31 - 1)
+
+
 def _log_to_stderr() -> None:
     """DeepSpeed logs its own start to standard output; keep its warnings, on standard error."""
-    logger = logging.getLogger("DeepSpeed")
-    logger.setLevel(logging.WARNING)
-    for handler in logger.handlers:
+    _LOGGER.setLevel(logging.WARNING)
+    for handler in _LOGGER.handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setStream(sys.stderr)
 
@@ -119,6 +138,7 @@ class Engine:
         self.steps = 0
         self.trainable = trainable_parameters(model)
         initialize: Any = deepspeed.initialize  # its annotations are narrower than what it takes
+        _LOGGER.setLevel(logging.ERROR)  # it asks its own schedule for a rate too early, and warns
         self._engine, self._optimizer, _, _ = initialize(
             model=model,
             model_parameters=list(self.trainable.values()),
@@ -126,6 +146,7 @@ class Engine:
             mpu=DeepSpeedTopology(mesh),
             dist_init_required=False,
         )
+        _LOGGER.setLevel(logging.WARNING)
         self.model: nn.Module = self._engine.module
 
     def step(self, window: Sequence[Batch]) -> Step:

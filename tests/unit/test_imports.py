@@ -2,8 +2,8 @@
 
 Tiers, the top first; a part may import from any tier below its own, and those of one tier do not
 know of each other. `lora` is above `weights` for its table of names, `data` above `tokenizer`, and
-`benchmark` above `train`, whose steps it times. `config` holds the options of the commands: it is no
-part of the bottom, where `model.config`, the sizes, would be if it were not a part of `model`.
+`benchmark` above `train`, whose steps it times. `config` holds the options of the commands, so it
+stands above `model`, of whose layers it knows the names.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def reference(
     q, k, v = q.double(), k.double(), v.double()
     tokens = q.shape[0]
     allowed = torch.zeros(tokens, tokens, dtype=torch.bool)
-    for start, end in zip(boundaries, boundaries[1:], strict=False):
+    for start, end in pairwise(boundaries):
         allowed[start:end, start:end] = torch.ones(end - start, end - start).tril().bool()
     out = torch.empty_like(q)
     for head in range(HEADS):

@@ -87,7 +87,7 @@ def test_deepspeed_reads_the_mark_as_it_is_meant() -> None:
     ids=["column", "row", "vocabulary"],
 )
 def test_what_does_not_divide_is_refused(build) -> None:
-    with pytest.raises(UserError, match="--tensor_parallel 2 does not divide .*9"):
+    with pytest.raises(UserError, match=r"--tensor_parallel 2 does not divide .*9"):
         build(TensorParallel(0, 2))
 
 
