@@ -47,8 +47,8 @@ def resolve(
     bf16_supported: bool = True,
 ) -> Resolved:
     """Make `config`, in which `check` found nothing, definite for `total_steps` optimizer steps on
-    `data_parallel` ranks whose devices support these types, and a model `width` wide. Raises `UserError` where the batch
-    sizes disagree or the device has no half precision at all."""
+    `data_parallel` ranks whose devices support these types, and a model `width` wide. Raises
+    `UserError` where the batch sizes disagree or the device has no half precision at all."""
     engine, notes = copy.deepcopy(config), []
     micro_batch, accumulation = batch_sizes(config, data_parallel)
     sizes = (micro_batch * accumulation * data_parallel, micro_batch, accumulation)
