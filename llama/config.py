@@ -80,6 +80,8 @@ class TrainOptions(ModelOptions):
     checkpointing: Literal["none", "ffn", "block"] = "block"
     """What is recomputed in the backward pass to save memory: nothing, the feed-forward layers, or
     whole blocks."""
+    compile: bool = False
+    """Whether norm, rotary turn and SwiGLU are fused by torch.compile; needs a C compiler."""
     seed: int = 0
     """Seed of the adapters, the order of rows and the dropout."""
     override: list[str] = field(default_factory=list)

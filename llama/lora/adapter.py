@@ -63,4 +63,5 @@ class LoRAAdapter(nn.Module):
         hidden_TR = x @ self.a.to(x.dtype).t()
         exchange = copy_to_shards if self.column else reduce_from_shards
         hidden_TR = exchange(hidden_TR, self.tp)
-        return torch.addmm(base_output, hidden_TR, self.b.to(x.dtype).t(), alpha=self.scale)
+        # In place: nothing else has seen the base layer's output, nor reads it in the backward.
+        return base_output.addmm_(hidden_TR, self.b.to(x.dtype).t(), alpha=self.scale)

@@ -7,11 +7,13 @@ S tokens of one document, N documents; on a sharded model H and K are this rank'
 from __future__ import annotations
 
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 
 from llama.model.config import ModelConfig
@@ -22,6 +24,12 @@ from llama.parallel.layers import ColumnParallelLinear, RowParallelLinear
 from llama.parallel.mesh import TensorParallel
 
 # Grouped heads came to the variable-length kernel in torch 2.12.
+_HOPPER_ORDER = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 _VARLEN_TAKES_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
@@ -82,9 +90,17 @@ def _attend(
         # On CPU the flash kernel takes equal head counts only; with `enable_gqa` it is not used.
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         groups = 1
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=groups > 1
-    )
+    with _kernels(q):
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=groups > 1
+        )
+
+
+def _kernels(q: torch.Tensor) -> AbstractContextManager[Any]:
+    """On Hopper cuDNN's kernel comes first: torch's own flash kernel is a generation older."""
+    if not q.is_cuda or q.dtype == torch.float32 or torch.cuda.get_device_capability() < (9, 0):
+        return nullcontext()
+    return sdpa_kernel(_HOPPER_ORDER, set_priority=True)
 
 
 class Attention(nn.Module):

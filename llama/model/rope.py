@@ -11,6 +11,7 @@ import math
 import torch
 
 from llama.model.config import ModelConfig, RopeScaling
+from llama.model.elementwise import rotate
 
 
 def inverse_frequencies(config: ModelConfig) -> torch.Tensor:
@@ -44,5 +45,4 @@ class Rotation:
 
     def __call__(self, x_THE: torch.Tensor) -> torch.Tensor:
         """Turn each head of `x_THE` by its position."""
-        swapped_THE = x_THE.roll(x_THE.shape[-1] // 2, dims=-1)
-        return torch.addcmul(x_THE * self.cos_T1E, swapped_THE, self.signed_sin_T1E)
+        return rotate(x_THE, self.cos_T1E, self.signed_sin_T1E)

@@ -28,6 +28,7 @@ from llama.metrics import (
     peak_memory_bytes,
     step_flops,
 )
+from llama.model.elementwise import compile_kernels
 from llama.model.transformer import Transformer
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.train import engine as processes
@@ -104,6 +105,8 @@ class Run:
         options, resolved = self.options, self.plan.resolved
         for line in [self.inputs.training.report.text(), *resolved.notes]:
             self.progress.say(line)
+        if options.compile:
+            compile_kernels()
         dtype = _DTYPES[resolved.precision]
         tp = self.mesh.tensor_parallel
         model = build_model(self.inputs.source, dtype, self.device, tp, options.checkpointing)
