@@ -32,6 +32,7 @@ from llama.errors import UserError, raise_if
 from llama.inference import build_model, default_device, find_tokenizer
 from llama.lora.attach import attach, initialise
 from llama.metrics import peak_memory_bytes
+from llama.model.elementwise import compile_kernels
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.tokenizer.templates import load_template
 from llama.train import engine as processes
@@ -179,6 +180,8 @@ def first_windows(epochs: Epochs, number: int) -> list[list[Batch]]:
 def build_engine(job: Job, resolved: Resolved, mesh: Mesh, device: torch.device) -> Engine:
     """Model, adapters and optimizer, as `train` builds them."""
     options, lora = job.options, job.options.lora
+    if options.compile:
+        compile_kernels()
     dtype, tp = DTYPES[resolved.precision], mesh.tensor_parallel
     model = build_model(job.source, dtype, device, tp, options.checkpointing)
     attach(model, lora.rank, lora.alpha, lora.dropout, lora.targets)
@@ -273,6 +276,7 @@ def describe(job: Job, resolved: Resolved, mesh: Mesh, device: torch.device) -> 
         "seq_len": job.row_length,
         "precision": resolved.precision,
         "checkpointing": options.checkpointing,
+        "compile": options.compile,
         "lora": asdict(options.lora),
         "deepspeed": resolved.engine,
         "topology": mesh.as_json(),

@@ -159,6 +159,8 @@ class BenchmarkOptions(ModelOptions):
     """The adapters."""
     checkpointing: Literal["none", "ffn", "block"] = "block"
     """What is recomputed in the backward pass, as in train."""
+    compile: bool = False
+    """Whether norm, rotary turn and SwiGLU are fused by torch.compile, as in train."""
     steps: int = 10
     """Optimizer steps that are timed."""
     warmup: int = 3

@@ -5,8 +5,8 @@
 
 Ours and theirs take turns (A B A B), and each pair gives a ratio: of tokens per second, padding not
 counted, on the same batch, or over one pass each through the same examples, theirs padded as
-DataCollatorForSeq2Seq does, ours packed. Before anything is timed both must train as many
-parameters and give the same loss. docs/benchmarks/README.md tells how each peer is set up.
+DataCollatorForSeq2Seq does, ours packed. There is no result unless both train as many
+parameters and begin at the same loss. docs/benchmarks/README.md tells how each peer is set up.
 
 This is a script beside the tests: pytest does not collect it.
 """

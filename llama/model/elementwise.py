@@ -35,10 +35,22 @@ def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
         if not _compiled:
             return function(*args)
         if not fused:
-            fused.append(torch.compile(function, dynamic=True))
+            fused.append(torch.compile(function))
+        for arg in args:
+            if isinstance(arg, torch.Tensor):
+                _only_tokens_vary(arg)
         return fused[0](*args)
 
     return call
+
+
+def _only_tokens_vary(x: torch.Tensor) -> None:
+    """One kernel for every number of tokens; the widths are constants of it, or each element's
+    place would be found by dividing 64-bit integers."""
+    if x.dim() > 1:
+        torch._dynamo.maybe_mark_dynamic(x, 0)
+    for dim in range(min(1, x.dim() - 1), x.dim()):
+        torch._dynamo.mark_static(x, dim)
 
 
 def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:

@@ -156,7 +156,8 @@ class Engine:
         number: DeepSpeed's division by the accumulation steps is left out and its mean over
         data-parallel ranks undone, so the split into micro-batches and ranks changes nothing."""
         supervised, tokens = self._total(
-            sum(b.supervised for b in window), sum(len(b.tokens) for b in window)
+            sum(b.supervised for b in window),
+            sum(len(b.tokens) for b in window if b.supervised),  # a filler's are nobody's
         )
         weight = self.mesh.data_parallel_size / max(supervised, 1)
         loss_sum = torch.zeros((), device=self.device)
