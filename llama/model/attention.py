@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.varlen import varlen_attn
 
 from llama.model.config import ModelConfig
 from llama.model.documents import Documents
@@ -23,14 +22,12 @@ from llama.model.rope import Rotation
 from llama.parallel.layers import ColumnParallelLinear, RowParallelLinear
 from llama.parallel.mesh import TensorParallel
 
-# Grouped heads came to the variable-length kernel in torch 2.12.
 _HOPPER_ORDER = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
-_VARLEN_TAKES_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def document_attention(
@@ -53,9 +50,11 @@ def document_attention(
 def _variable_length(
     q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, documents: Documents
 ) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn  # slow to import, and for CUDA only
+
     groups = q_THE.shape[1] // k_TKE.shape[1]
     options: dict[str, Any] = {"window_size": (-1, 0)}
-    if groups > 1 and _VARLEN_TAKES_GROUPS:
+    if groups > 1 and "enable_gqa" in inspect.signature(varlen_attn).parameters:  # torch >= 2.12
         options["enable_gqa"] = True
     elif groups > 1:
         k_TKE, v_TKE = (x.repeat_interleave(groups, dim=1) for x in (k_TKE, v_TKE))
@@ -97,10 +96,12 @@ def _attend(
 
 
 def _kernels(q: torch.Tensor) -> AbstractContextManager[Any]:
-    """On Hopper cuDNN's kernel comes first: torch's own flash kernel is a generation older."""
-    if not q.is_cuda or q.dtype == torch.float32 or torch.cuda.get_device_capability() < (9, 0):
-        return nullcontext()
-    return sdpa_kernel(_HOPPER_ORDER, set_priority=True)
+    """On Hopper cuDNN's kernel comes first for full rows: torch's own flash kernel is a generation
+    older. cuDNN plans anew for each length, which documents of all lengths would not repay."""
+    full = q.is_cuda and q.dtype != torch.float32 and q.shape[-2] % 256 == 0
+    if full and torch.cuda.get_device_capability() >= (9, 0):
+        return sdpa_kernel(_HOPPER_ORDER, set_priority=True)
+    return nullcontext()
 
 
 class Attention(nn.Module):

@@ -40,7 +40,8 @@ def decode(
     device = parameter.device
     generator = torch.Generator(device=device).manual_seed(sampling.seed)
     dtype = compute_dtype(parameter)
-    cache = KVCache(model.config, len(prompt) + max_new_tokens, dtype, device)
+    heads = model.config.n_kv_heads // model.tok_embeddings.tp.size  # this rank's
+    cache = KVCache(model.config, len(prompt) + max_new_tokens, dtype, device, heads)
     new = torch.tensor(list(prompt), dtype=torch.int64, device=device)
     for _ in range(max_new_tokens):
         positions = torch.arange(cache.length, cache.length + len(new), device=device)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import select
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import MISSING
 from pathlib import Path
@@ -30,6 +31,8 @@ from llama.options.values import value_of
 __all__ = ["parse", "run_command"]
 
 T = TypeVar("T")
+
+SECONDS_FOR_THE_FIRST_RANK = 10.0
 
 
 def parse(cls: type[T], argv: list[str], prog: str, description: str) -> T:
@@ -72,9 +75,12 @@ def run_command(
         sys.stdout.flush()  # a reader that has gone is noticed here, not at interpreter exit
         return status or 0
     except UserError as error:
-        if _is_first_rank():
-            for problem in error.problems:
-                print(f"error: {problem}", file=sys.stderr)
+        if not _is_first_rank():
+            # Launchers end every rank when one has ended: let the first one speak. What only this
+            # rank saw (a file missing on its host) it then says itself.
+            time.sleep(SECONDS_FOR_THE_FIRST_RANK)
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

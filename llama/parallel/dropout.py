@@ -16,10 +16,13 @@ def dropout(x: torch.Tensor, p: float, tp: TensorParallel, sharded: bool) -> tor
     activation checkpointing restores no other."""
     if p == 0.0:
         return x
-    if x.is_cuda and not (sharded and tp.size > 1):
-        return torch.nn.functional.dropout(x, p)  # one fused kernel
     tokens, width = x.shape
     shards, rank = (tp.size, tp.rank) if sharded else (1, 0)
+    if x.is_cuda and shards == 1:
+        return torch.nn.functional.dropout(x, p)  # one fused kernel
+    if x.is_cuda:  # the same kernel over as many elements draws the same mask
+        mask = torch.nn.functional.dropout(x.new_ones(tokens, width * shards), p)
+        return x * mask[:, rank * width : (rank + 1) * width]
     # Uniform numbers are drawn several times faster on CPU than Bernoulli ones.
     drawn = torch.rand((tokens, width * shards), device=x.device)
     keep = drawn[:, rank * width : (rank + 1) * width] >= p

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
@@ -53,9 +51,7 @@ def test_a_healthy_run_passes() -> None:
 
 def test_a_tensor_cut_off_from_the_graph_is_named() -> None:
     model = adapted()
-    adapter = model.layers[0].attention.wq.lora
-    forward: Callable[..., torch.Tensor] = adapter.forward
-    adapter.forward = lambda x, base: base + 0 * forward(x, base).detach()
+    model.layers[0].attention.wq.lora.forward = lambda x, base_output: base_output
     problems = verdict(model)
     assert [problem.split()[0] for problem in problems] == [A, B]
     assert all("has had no gradient" in problem for problem in problems)

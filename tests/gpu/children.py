@@ -1,0 +1,87 @@
+"""Processes of the GPU tests, several at a time: most of what each does is to start."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from tests.model_files import ROOT, assets
+from tests.tiny_runs import _OF_A_LAUNCHER, _free_port
+
+TIMEOUT = 420
+"""Seconds until children that run together are given up."""
+
+Done = subprocess.CompletedProcess[str]
+K = TypeVar("K")
+
+
+def asset(*names: str) -> Path:
+    """The first of `names` that is among the shared assets; without any the test is skipped."""
+    folder = assets()
+    for name in names if folder else ():
+        if (folder / name).exists():
+            return folder / name
+    pytest.skip(f"none of {', '.join(names)} is among the assets; set LLAMA_TEST_ASSETS")
+
+
+def alpaca() -> Path:
+    return asset("alpaca_400.json", "alpaca_2000.json")
+
+
+def with_launcher(launcher: str) -> list[str]:
+    """How one process is started: by the launcher's command where it is installed, else by its
+    module (packages unpacked into a folder have no command on the path)."""
+    modules = {"torchrun": "torch.distributed.run", "deepspeed": "deepspeed.launcher.runner"}
+    beside = shutil.which(launcher, path=str(Path(sys.executable).parent))
+    command = beside or shutil.which(launcher)
+    start = [command] if command else [sys.executable, "-m", modules[launcher]]
+    count = {"torchrun": "--nproc_per_node", "deepspeed": "--num_gpus"}[launcher]
+    return [*start, count, "1", "--master_port", str(_free_port())]
+
+
+def environment(hide_gpu: bool = False) -> dict[str, str]:
+    """Ours, with the project's root on the module path and no launcher's variables."""
+    kept = {k: v for k, v in os.environ.items() if k not in _OF_A_LAUNCHER}
+    kept["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH")]))
+    if hide_gpu:
+        kept["CUDA_VISIBLE_DEVICES"] = ""
+    return kept
+
+
+def run_together(
+    commands: Mapping[K, Sequence[str | Path]], hide_gpu: Sequence[K] = ()
+) -> dict[K, Done]:
+    """Start every command from the project's root, wait for all; `Done` of each by its key."""
+    children = {
+        key: subprocess.Popen(
+            list(map(str, command)),
+            cwd=ROOT,
+            env=environment(hide_gpu=key in hide_gpu),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        for key, command in commands.items()
+    }
+    deadline = time.monotonic() + TIMEOUT
+    return {key: _finished(child, deadline) for key, child in children.items()}
+
+
+def _finished(child: subprocess.Popen[str], deadline: float) -> Done:
+    try:
+        out, errors = child.communicate(timeout=max(1.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGTERM)  # a launcher passes it on to what it started
+        out, errors = child.communicate(timeout=30)
+        errors += f"\ngiven up after {TIMEOUT} s"
+    return subprocess.CompletedProcess(child.args, child.returncode, out, errors)

@@ -1,0 +1,85 @@
+"""Every command of the README, run as written but for a model and work of a few kilobytes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.model_files import ROOT
+from tests.tiny_runs import launched, read_lines, write_model, write_rows
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+LINES = [line.partition("  #")[0].strip() for block in BLOCKS for line in block.splitlines()]
+COMMANDS = [line for line in LINES if "launcher/" in line]
+SMALLER = {
+    "train": ["--max_steps", "1", "--data", "ROWS.jsonl", "--output_dir", "OUT"],
+    "generate": ["--max_new_tokens", "2"],
+    "evaluate": ["--template", "alpaca"],
+    "benchmark": ["--steps", "1", "--warmup", "0"],
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, rows, and a run whose adapter the README's commands can name."""
+    folder = tmp_path_factory.mktemp("readme")
+    write_model(folder / "MODEL")
+    rows = write_rows(folder / "ROWS.jsonl", 5)
+    arguments = ["--model", folder / "MODEL", "--data", rows, "--max_steps", "1"]
+    settings = ["--deepspeed", "ds_configs/lora.json", "--output_dir", folder / "RUN"]
+    done = launched("python", "train.py", *map(str, settings + arguments))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def smaller(command: str, folder: Path, out: Path) -> list[str]:
+    """The command's words, its placeholders filled in, and what makes it small added."""
+    words = shlex.split(command)
+    script = next(Path(word).stem for word in words if word.startswith("launcher/"))
+    extra = ["--model", "MODEL", *SMALLER[script]]
+    for option, value in zip(extra[::2], extra[1::2], strict=True):
+        if option not in words:
+            words += [option, value]
+    places = {"MODEL": folder / "MODEL", "ROWS.jsonl": folder / "ROWS.jsonl", "OUT": out}
+    places["RUN/adapter"] = folder / "RUN" / "adapter"
+    return [str(places.get(word, "2" if word == "8" else word)) for word in words]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_command_runs(command: str, files: Path, tmp_path: Path) -> None:
+    words = smaller(command, files, tmp_path / "out")
+    binaries = Path(sys.executable).parent
+    done = subprocess.run(
+        words,
+        cwd=ROOT,
+        env=os.environ | {"PATH": f"{binaries}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    if "train.py" in command:
+        assert read_lines(tmp_path / "out" / "metrics.jsonl")[0]["step"] in (0, 1)
+
+
+def test_the_readme_names_no_file_that_is_not_there() -> None:
+    named = re.findall(r"`((?:tests|ds_configs|launcher)/[\w/]+\.\w+)`", README)
+    assert named
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    linked = re.findall(r"\]\((?!http)([^)]+)\)", README)
+    assert [name for name in linked if not (ROOT / name).exists()] == []
+
+
+def test_the_make_targets_exist() -> None:
+    targets = [line.split()[1] for line in LINES if line.startswith("make ")]
+    makefile = (ROOT / "Makefile").read_text()
+    assert targets and all(re.search(rf"^{t}:", makefile, flags=re.MULTILINE) for t in targets)
