@@ -26,10 +26,10 @@ K = TypeVar("K")
 
 def asset(*names: str) -> Path:
     """The first of `names` that is among the shared assets; without any the test is skipped."""
-    folder = assets()
-    for name in names if folder else ():
-        if (folder / name).exists():
-            return folder / name
+    if (folder := assets()) is not None:
+        for name in names:
+            if (folder / name).exists():
+                return folder / name
     pytest.skip(f"none of {', '.join(names)} is among the assets; set LLAMA_TEST_ASSETS")
 
 

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class SubRun:
     command: list[str]
     seconds: float | None = None
     result: dict[str, Any] | None = None
-    error: str | None = field(default="not run: the budget was spent")
+    error: str | None = "not run: the budget was spent"
 
     def cells(self) -> list[str]:
         return [self.model, f"{self.rows} x {self.tokens}", self.checkpointing]
@@ -46,15 +46,11 @@ class SubRun:
     def run(self, timeout: float) -> None:
         started = time.monotonic()
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        child = subprocess.Popen(
-            [sys.executable, *self.command],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": path},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        piped: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        piped["start_new_session"] = True  # so that all it starts can be ended
+        environment = {**os.environ, "PYTHONPATH": path}
+        command = [sys.executable, *self.command]
+        child = subprocess.Popen(command, cwd=ROOT, env=environment, **piped)
         try:
             out, errors = child.communicate(timeout=timeout)
             self._read(child.returncode, out, errors)
@@ -102,8 +98,6 @@ def report_runs() -> list[SubRun]:
     return [sub_run(command, "llama-7b", *shape, "block") for shape in REPORT_GIB]
 
 
-# Tables
-
 SPEED_HEAD = [
     *("model", "shape", "checkpointing", "ours tok/s", "HF+PEFT tok/s", "+liger tok/s"),
     *("ours / best (min - max)", "ours TFLOP/s 4N", "with recomputation"),
@@ -115,8 +109,8 @@ REPORT_HEAD = [
 ]
 
 
-def median(side: dict[str, Any]) -> float:
-    return side["tokens_per_second"]["median"]
+def speed(side: dict[str, Any]) -> str:
+    return f"{side['tokens_per_second']['median']:,.0f}"
 
 
 def gib(count: int | None) -> str:
@@ -132,20 +126,20 @@ def speed_row(run: SubRun) -> list[str]:
     result = run.result
     assert result is not None
     if "peers" not in result:
-        ours = [f"{median(result):,.0f}", "-", "-", "-"]
+        ours = [speed(result), "-", "-", "-"]
         done = (result["tflops"], result["tflops_with_recomputation"], result["matrix_tflops"])
         return [*ours, *rates(*done), gib(result["peak_memory_bytes"]), "-"]
     best, theirs = result["best_peer"], []
     for peer in (PLAIN, LIGER):
         found = result["peers"].get(peer, {"error": "not run"})
-        theirs.append(found.get("error") or f"{median(found['theirs']):,.0f}")
+        theirs.append(found.get("error") or speed(found["theirs"]))
     if best is None:
         return ["-", *theirs]
     pair = result["peers"][best]
     ours, r = pair["ours"], pair["ratio"]
     ratio = f"{r['median']:.3f} ({r['min']:.3f} - {r['max']:.3f})"
     done = ours["tflops"] * (1.5 if run.checkpointing == "block" else 1.0)  # 6N for 4N
-    speeds = [f"{median(ours):,.0f}", *theirs, ratio]
+    speeds = [speed(ours), *theirs, ratio]
     peaks = [gib(pair[side]["peak_memory_bytes"]) for side in ("ours", "theirs")]
     return [*speeds, *rates(ours["tflops"], done, result["matrix_tflops"]), *peaks]
 
@@ -156,9 +150,8 @@ def report_row(run: SubRun) -> list[str]:
     most, peak = REPORT_GIB[run.rows, run.tokens], result["peak_memory_bytes"]
     speeds = rates(result["tflops"], result["tflops_with_recomputation"], None)[:2]
     others = [gib(result[f"{name}_memory_bytes"]) for name in ("reserved", "loading_peak")]
-    holds = "yes" if peak <= most * GIB else "NO"
-    skipped = str(result["skipped_steps"])
-    return [f"{median(result):,.0f}", *speeds, gib(peak), str(most), *others, skipped, holds]
+    ends = [str(result["skipped_steps"]), "yes" if peak <= most * GIB else "NO"]
+    return [speed(result), *speeds, gib(peak), str(most), *others, *ends]
 
 
 def table(part: str, runs: list[SubRun]) -> str:
@@ -193,11 +186,7 @@ def main() -> int:
         left = given.budget - (time.monotonic() - started)
         if left > 0:
             run.run(timeout=left + 30)
-            print(
-                f"{run.cells()}: {run.seconds} s, {run.error or 'done'}",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(run.cells(), run.seconds, run.error or "done", file=sys.stderr, flush=True)
         file.write_text(json.dumps([asdict(r) for r in runs], indent=1))
     print(f"\n{table(given.part, runs)}\n\n{machine(runs)}\n{file}")
     return 0 if any(run.result for run in runs) else 1

@@ -69,13 +69,13 @@ def note(record_property: Note) -> Note:
 @pytest.fixture
 def variable_length_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of documents of each call of the variable-length kernel."""
-    kernel, calls = attention.varlen_attn, []
+    kernel, calls = attention._variable_length, []
 
-    def passed(*args: Any, **options: Any) -> Any:
-        calls.append(len(args[3]) - 1)
-        return kernel(*args, **options)
+    def counted(*qkv_documents: Any) -> torch.Tensor:
+        calls.append(len(qkv_documents[-1]))
+        return kernel(*qkv_documents)
 
-    monkeypatch.setattr(attention, "varlen_attn", passed)
+    monkeypatch.setattr(attention, "_variable_length", counted)
     return calls
 
 
@@ -104,7 +104,7 @@ def trained(made: Transformer, rows: Sequence[list[Example]]) -> tuple[float, to
     """Summed over `rows`, one batch each: the loss, and all adapters' gradients end to end."""
     batches = [model_inputs(make_batch([row], 0), CUDA) for row in rows]
     loss, gradients = loss_and_gradients(made, batches)
-    return float(loss), torch.cat([g.float().flatten() for g in gradients.values()])
+    return loss.item(), torch.cat([g.float().flatten() for g in gradients.values()])
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -155,7 +155,7 @@ def attended(
     )
     given = [x.requires_grad_() for x in (q, k, v)]
     bounds = Documents(tuple(accumulate(lengths, initial=0)))
-    out = attention.document_attention(*given, bounds)
+    out = attention.document_attention(q, k, v, bounds)
     return out, list(torch.autograd.grad(out, given, upstream, retain_graph=True))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -237,14 +238,16 @@ class TestRunCommand:
         assert self.run(refuse, "--data", "x") == 2
         assert capsys.readouterr() == ("", "error: one\nerror: two\n")
 
-    def test_only_the_first_rank_speaks(self, capsys, monkeypatch: pytest.MonkeyPatch):
+    def test_the_first_rank_speaks_first(self, capsys, monkeypatch: pytest.MonkeyPatch):
+        """A launcher ends the other ranks once one has ended, so those wait before they speak."""
+        waited: list[float] = []
+        monkeypatch.setattr(time, "sleep", waited.append)
         monkeypatch.setenv("WORLD_SIZE", "2")
-        monkeypatch.setenv("RANK", "1")
-        assert self.run(lambda options: None) == 2
-        assert capsys.readouterr() == ("", "")
-        monkeypatch.setenv("RANK", "0")
-        assert self.run(lambda options: None) == 2
-        assert "--data" in capsys.readouterr().err
+        for rank, waits in (("0", 0), ("1", 1)):
+            monkeypatch.setenv("RANK", rank)
+            assert self.run(lambda options: None) == 2
+            assert len(waited) == waits
+            assert "--data" in capsys.readouterr().err
 
     @pytest.mark.parametrize("error", [RuntimeError, BrokenPipeError])
     def test_other_failures_pass_through(self, error: type[Exception]):
