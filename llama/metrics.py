@@ -125,17 +125,19 @@ class Progress:
         )
         self._total = total
         self._done = 0
-        self._started = self._printed = time.monotonic()
+        self._seconds = 0.0
+        self._printed = time.monotonic()
 
-    def step(self, epoch: int, loss: float, tokens_per_second: float) -> None:
+    def step(self, epoch: int, loss: float, tokens_per_second: float, seconds: float) -> None:
         self._done += 1
+        self._seconds += seconds
         self._bar.set_description(f"epoch {epoch}", refresh=False)
         self._bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tok/s", refresh=False)
         self._bar.update()
         now = time.monotonic()
         if self._plain and (now - self._printed >= self.EVERY or self._done == self._total):
             self._printed = now
-            left = (now - self._started) / self._done * (self._total - self._done)
+            left = self._seconds / self._done * (self._total - self._done)
             self.say(
                 f"step {self._done}/{self._total}  epoch {epoch}  loss {loss:.3f}  "
                 f"{tokens_per_second:,.0f} tok/s  {_clock(left)} left"

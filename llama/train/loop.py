@@ -222,7 +222,7 @@ class Run:
             "peak_memory_bytes": peak_memory_bytes(self.device),
         }
         self.sink.scalars(self.engine.steps, values)
-        self.progress.step(epoch, step.loss, rate)
+        self.progress.step(epoch, step.loss, rate, seconds)
 
     def _check_optimizer_state(self) -> None:
         """The optimizer holds at most float32 masters and two moments of the adapter, and nothing

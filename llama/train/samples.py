@@ -58,7 +58,7 @@ def write_samples(path: Path, prompts: list[Prompt], before: list[str], after: l
 def as_text(prompts: list[Prompt], before: list[str], after: list[str]) -> str:
     """The same for a reader."""
     parts = [
-        f"> {prompt.text}\n  before: {_indented(old)}\n  after:  {_indented(new)}"
+        f"> {_quoted(prompt.text)}\n  before: {_indented(old)}\n  after:  {_indented(new)}"
         for prompt, old, new in zip(prompts, before, after, strict=True)
     ]
     return "\n\n".join(parts)
@@ -66,3 +66,7 @@ def as_text(prompts: list[Prompt], before: list[str], after: list[str]) -> str:
 
 def _indented(text: str) -> str:
     return text.replace("\n", "\n          ")
+
+
+def _quoted(text: str) -> str:
+    return text.replace("\n", "\n> ")
