@@ -6,7 +6,7 @@
 
 `"auto"` is understood for the keys that follow from others, and nowhere else:
 
-    optimizer.params.lr     1.7 / the width of the model
+    optimizer.params.lr     1.7 / the width of the model, at most 5e-3
     total_num_steps         the optimizer steps of the run
     warmup_num_steps        3% of them, at least 1
     cycle_first_step_size   30% of them, at least 1

@@ -17,6 +17,7 @@ FIRST_HALF_SHARE = 0.3
 LEARNING_RATE_WIDTH = 1.7
 """Times 1 / width: the rate for adapters falls with the width of the model, as practice and
 width-scaling arguments agree (Yang et al., "Tensor Programs V", 2022). 7B gets 4.2e-4."""
+LARGEST_AUTO_RATE = 5e-3
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,10 @@ def _resolve_precision(
 def _resolve_optimizer(optimizer: dict[str, Any], width: int, notes: list[str]) -> None:
     params = optimizer["params"]
     if params["lr"] == "auto":
-        params["lr"] = float(f"{LEARNING_RATE_WIDTH / width:.3g}")
+        params["lr"] = float(f"{min(LEARNING_RATE_WIDTH / width, LARGEST_AUTO_RATE):.3g}")
         notes.append(
             f'optimizer.params.lr "auto" is {params["lr"]:g}: {LEARNING_RATE_WIDTH} / the width of '
-            f"the model, {width}"
+            f"the model, {width}, and at most {LARGEST_AUTO_RATE:g}"
         )
     if "torch_adam" not in optimizer["params"]:
         optimizer["params"]["torch_adam"] = True

@@ -441,7 +441,9 @@ def test_every_supported_key_is_known_to_deepspeed():
     }
 
 
-@pytest.mark.parametrize(("width", "expected"), [(576, 2.95e-3), (4096, 4.15e-4), (8192, 2.08e-4)])
+@pytest.mark.parametrize(
+    ("width", "expected"), [(64, 5e-3), (576, 2.95e-3), (4096, 4.15e-4), (8192, 2.08e-4)]
+)
 def test_an_auto_learning_rate_falls_with_the_width_of_the_model(width: int, expected: float):
     resolved = run_of(["optimizer.params.lr=auto"], width=width)
     assert resolved.engine["optimizer"]["params"]["lr"] == expected
