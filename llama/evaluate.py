@@ -11,12 +11,10 @@ from llama.data.batches import eval_batches
 from llama.data.prepare import prepare
 from llama.errors import raise_if
 from llama.inference import (
-    build_model,
     check_adapter,
     default_device,
-    default_dtype,
     find_tokenizer,
-    load_adapter,
+    ready_model,
     summed_loss,
 )
 from llama.tokenizer.templates import load_template
@@ -35,9 +33,7 @@ def evaluate(options: EvaluateOptions) -> int:
     if options.adapter is not None:
         check_adapter(options.adapter, source.config)
     print(data.report.text(), file=sys.stderr)
-    model = build_model(source, default_dtype(options.precision), device)
-    if options.adapter is not None:
-        load_adapter(model, options.adapter)
+    model = ready_model(source, options.adapter, options.precision)
     total, supervised = summed_loss(model, eval_batches(data.packed, options.micro_batch), device)
     loss = total / supervised
     document = {"loss": loss, "perplexity": math.exp(loss), "supervised_tokens": supervised}

@@ -9,12 +9,10 @@ import time
 from llama.config import GenerateOptions, check_generate
 from llama.errors import raise_if
 from llama.inference import (
-    build_model,
     check_adapter,
     default_device,
-    default_dtype,
     find_tokenizer,
-    load_adapter,
+    ready_model,
 )
 from llama.model.decoding import Sampling, decode
 from llama.tokenizer.base import Tokenizer
@@ -26,16 +24,12 @@ def generate(options: GenerateOptions) -> int:
     """Print the answer as it is written; with `--json`, one object last. Raises `UserError` before
     any weights load."""
     raise_if(check_generate(options))
-    device = default_device()
-    source = open_model(options.model, device)
+    source = open_model(options.model, default_device())
     tokenizer = find_tokenizer(source, options.tokenizer)
     prompt = _prompt_ids(options, tokenizer)
     if options.adapter is not None:
         check_adapter(options.adapter, source.config)
-    model = build_model(source, default_dtype(options.precision), device)
-    if options.adapter is not None:
-        load_adapter(model, options.adapter)
-    model.eval()
+    model = ready_model(source, options.adapter, options.precision)
     started = time.perf_counter()
     sampling = Sampling(options.temperature, options.top_p, options.seed)
     ids: list[int] = []

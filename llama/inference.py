@@ -69,6 +69,14 @@ def build_model(
     return model
 
 
+def ready_model(source: ModelSource, adapter: Path | None, precision: str) -> Transformer:
+    """The model on the default device, with its adapter if there is one, not to be trained."""
+    model = build_model(source, default_dtype(precision), default_device())
+    if adapter is not None:
+        load_adapter(model, adapter)
+    return model.eval()
+
+
 def load_adapter(model: Transformer, folder: Path) -> None:
     """Attach the adapter of a PEFT folder. UserError where it is another model's, or incomplete."""
     config = peft_format.load_config(folder)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from llama.errors import UserError
+from llama.inputs import file_problem
 
 TOKENIZER_BYTES = 1 << 28
 """No tokenizer file is larger: a weights file named by mistake is not read into memory."""
@@ -19,18 +18,9 @@ def require_file(path: Path, what: str) -> int:
 
     Nothing is opened, so a FIFO cannot make this wait. Raises UserError.
     """
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give {what}{_nearest(path)}") from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise UserError(f"{path}: cannot be read ({reason}); give {what}") from None
-    if stat.S_ISDIR(status.st_mode):
-        raise UserError(f"{path}: is a folder; give {what}")
-    if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{path}: is not a regular file; give {what}")
-    return status.st_size
+    if problem := file_problem(path):
+        raise UserError(f"{path}: {problem}; give {what}")
+    return path.stat().st_size
 
 
 def read_bytes(path: Path, what: str, limit: int | None = None) -> bytes:
@@ -62,13 +52,3 @@ def refused(path: Path, problem: str) -> Iterator[None]:
             raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"{path}: {problem} ({lines[0][:200]})") from None
-
-
-def _nearest(path: Path) -> str:
-    """`; did you mean NAME?` for the sibling with the most similar name, or nothing."""
-    try:
-        siblings = [sibling.name for sibling in path.parent.iterdir()]
-    except OSError:
-        return ""
-    close = difflib.get_close_matches(path.name, siblings, n=1)
-    return f"; did you mean {path.parent / close[0]}?" if close else ""

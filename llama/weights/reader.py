@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from llama import inputs
 from llama.model.config import ModelConfig
 from llama.weights import rotary
 
@@ -102,14 +103,11 @@ def fingerprint_of(files: list[Path]) -> str:
 
 
 def file_problem(path: Path) -> str | None:
-    """Why `path` cannot be read as a file, if so. A FIFO would block whoever opens it."""
-    if not path.exists():
-        return f"{path}: no such file"
-    if not path.is_file():
-        return f"{path}: not a regular file"
-    if path.stat().st_size == 0:
-        return f"{path}: the file is empty"
-    return None
+    """Why weights cannot be read from `path`, if so."""
+    problem = inputs.file_problem(path)
+    if problem is None and path.stat().st_size == 0:
+        problem = "the file is empty"
+    return problem and f"{path}: {problem}"
 
 
 def same_values(reader: FileReader, name: str, other: str, rows: int) -> bool:

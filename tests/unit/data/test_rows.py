@@ -207,7 +207,7 @@ def test_parquet_problems(tmp_path: Path) -> None:
 def test_what_is_no_regular_file(tmp_path: Path) -> None:
     write(tmp_path, [ALPACA], "train.json")
     (line,) = problems(tmp_path / "trian.json")
-    assert "no such file" in line
+    assert "does not exist" in line
     assert f"did you mean {tmp_path / 'train.json'}?" in line
     assert "is a folder" in problems(tmp_path)[0]
     os.mkfifo(tmp_path / "pipe")

@@ -271,7 +271,7 @@ def test_not_a_tokenizer(tmp_path: Path, content: bytes, said: str) -> None:
 def test_missing_file_suggests_a_sibling(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     assert_refused(tmp_path / "tokeniser.json", "did you mean", "tokenizer.json")
-    assert_refused(tmp_path / "none" / "x", "no such file")
+    assert_refused(tmp_path / "none" / "x", "does not exist")
     assert_refused(tmp_path / ("n" * 300), "cannot be read")
 
 

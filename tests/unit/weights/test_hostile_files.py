@@ -47,14 +47,14 @@ def test_truncated_files_are_named(meta: Path, hf: Path, gguf_file: Path, kept: 
 def test_fifos_are_not_opened(hf: Path, name: str) -> None:
     (hf / name).unlink()
     os.mkfifo(hf / name)
-    assert only(hf) == f"{hf / name}: not a regular file"
+    assert only(hf) == f"{hf / name}: is not a regular file"
 
 
 @pytest.mark.parametrize("name", ["params.json", "consolidated.01.pth"])
 def test_fifos_are_not_opened_in_a_meta_folder(meta: Path, name: str) -> None:
     (meta / name).unlink()
     os.mkfifo(meta / name)
-    assert only(meta) == f"{meta / name}: not a regular file"
+    assert only(meta) == f"{meta / name}: is not a regular file"
 
 
 # --- hostile files -------------------------------------------------------------------------------
