@@ -33,6 +33,8 @@ install-test: .venv/.installed-test
 
 .venv/.installed-test: .venv/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	# Only for the tokenizer file of Llama 3 that it holds.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llama-models
 	touch $@
 
 clean:
