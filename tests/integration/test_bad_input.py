@@ -52,8 +52,7 @@ def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
     def loaded(*_: Any, **__: Any) -> None:
         raise AssertionError("weights are being loaded")
 
-    for module in ("train.loop", "generate", "evaluate"):
-        monkeypatch.setattr(f"llama.{module}.build_model", loaded)
+    monkeypatch.setattr("llama.inference.load_weights", loaded)
     return Setting(tmp_path)
 
 
