@@ -29,19 +29,16 @@ from llama.data.rows import read_rows
 from llama.data.types import Batch, Example
 from llama.deepspeed_json import Resolved
 from llama.errors import UserError, raise_if
-from llama.inference import build_model, default_device, find_tokenizer
-from llama.lora.attach import attach, initialise
+from llama.inference import default_device, find_tokenizer
 from llama.metrics import peak_memory_bytes
-from llama.model.elementwise import compile_kernels
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.tokenizer.templates import load_template
 from llama.train import engine as processes
-from llama.train.engine import Engine
+from llama.train.build import build_engine
 from llama.weights.open_model import ModelSource, open_model
 
 T = TypeVar("T")
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _MATRIX = 8192
 
 
@@ -177,18 +174,6 @@ def first_windows(epochs: Epochs, number: int) -> list[list[Batch]]:
     return list(islice((window for e in count() for window in epochs.windows(e)), number))
 
 
-def build_engine(job: Job, resolved: Resolved, mesh: Mesh, device: torch.device) -> Engine:
-    """Model, adapters and optimizer, as `train` builds them."""
-    options, lora = job.options, job.options.lora
-    if options.compile:
-        compile_kernels()
-    dtype, tp = DTYPES[resolved.precision], mesh.tensor_parallel
-    model = build_model(job.source, dtype, device, tp, options.checkpointing)
-    attach(model, lora.rank, lora.alpha, lora.dropout, lora.targets)
-    initialise(model, options.seed, device)
-    return Engine(model, resolved, mesh, device, options.seed)
-
-
 # Timing
 
 
@@ -238,7 +223,7 @@ def measure(job: Job, mesh: Mesh, device: torch.device) -> dict[str, Any]:
     number = options.warmup + options.steps
     windows = first_windows(epochs(job, resolved, mesh, number), number)
     rate = matrix_rate(device, mesh.world_size)
-    engine = build_engine(job, resolved, mesh, device)
+    engine = build_engine(job.source, options, resolved, mesh, device)
     memory = {"loading_peak_memory_bytes": reset_peak(device)}
     results = [timed(device, lambda w=window: engine.step(w)) for window in windows]
     steps, seconds = zip(*results[options.warmup :], strict=True)

@@ -40,6 +40,7 @@ from llama.metrics import step_flops
 from llama.options import run_command
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.train import engine as processes
+from llama.train.build import build_engine
 
 LOSS_TOLERANCE = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 2e-2}
 """Relative difference of the two losses above which they do not compute the same thing."""
@@ -124,7 +125,7 @@ class Measured:
 
 class Ours:
     def __init__(self, job: own.Job, resolved: Resolved, mesh: Mesh, device: torch.device) -> None:
-        self.engine = own.build_engine(job, resolved, mesh, device)
+        self.engine = build_engine(job.source, job.options, resolved, mesh, device)
         self.trainable = sum(p.numel() for p in self.engine.trainable.values())
 
     def step(self, window: list[Batch]) -> object:

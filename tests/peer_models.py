@@ -11,11 +11,12 @@ from model_files import huggingface_config
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from llama.benchmark import DTYPES, Job
+from llama.benchmark import Job
 from llama.data.types import IGNORE, Example
 from llama.deepspeed_json import Resolved
 from llama.errors import raise_if
 from llama.inputs import nearest
+from llama.train.build import DTYPES
 from llama.weights.names import from_huggingface, to_huggingface
 
 PACKAGES = {"default": None, "bf16-adapters": None, "liger": "liger_kernel", "flash": "flash_attn"}

@@ -13,8 +13,8 @@ import torch.distributed as dist
 
 from llama.config import TrainOptions
 from llama.data.batches import eval_batches
-from llama.inference import build_model, summed_loss
-from llama.lora.attach import adapters, attach, initialise
+from llama.inference import summed_loss
+from llama.lora.attach import adapters
 from llama.lora.peft_format import AdapterConfig
 from llama.metrics import (
     JSONLSink,
@@ -28,18 +28,16 @@ from llama.metrics import (
     peak_memory_bytes,
     step_flops,
 )
-from llama.model.elementwise import compile_kernels
 from llama.model.transformer import Transformer
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.train import engine as processes
 from llama.train.adapter_files import save_adapter
+from llama.train.build import build_engine
 from llama.train.checks import FirstStepsCheck
 from llama.train.engine import Engine, Step
 from llama.train.plan import Inputs, Schedule, read_inputs, schedule
 from llama.train.record import choose_output_dir, environment, write_json
 from llama.train.samples import answers, as_text, choose_prompts, write_samples
-
-_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def train(options: TrainOptions) -> int:
@@ -105,15 +103,7 @@ class Run:
         options, resolved = self.options, self.plan.resolved
         for line in [self.inputs.training.report.text(), *resolved.notes]:
             self.progress.say(line)
-        if options.compile:
-            compile_kernels()
-        dtype = _DTYPES[resolved.precision]
-        tp = self.mesh.tensor_parallel
-        model = build_model(self.inputs.source, dtype, self.device, tp, options.checkpointing)
-        lora = options.lora
-        attach(model, lora.rank, lora.alpha, lora.dropout, lora.targets)
-        initialise(model, options.seed, self.device)
-        return Engine(model, resolved, self.mesh, self.device, options.seed)
+        return build_engine(self.inputs.source, options, resolved, self.mesh, self.device)
 
     def _sinks(self) -> Sink:
         if not self.mesh.is_main:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from llama import deepspeed_json
-from llama.benchmark import DTYPES
 from llama.config import LoRAOptions
 from llama.data.batches import make_batch
 from llama.data.types import IGNORE, Batch, Example
@@ -27,6 +26,7 @@ from llama.model.config import LINEARS
 from llama.parallel.mesh import create_mesh
 from llama.tokenizer.base import Tokenizer
 from llama.train import engine as processes
+from llama.train.build import DTYPES
 from llama.train.engine import Engine
 from llama.weights.open_model import ModelSource, open_model
 from tests.tiny_runs import deepspeed_json as settings

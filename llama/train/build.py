@@ -1,0 +1,33 @@
+"""Model, adapters and optimizer of a run, built the same for `train` and for `benchmark`."""
+
+from __future__ import annotations
+
+import torch
+
+from llama.config import BenchmarkOptions, TrainOptions
+from llama.deepspeed_json import Resolved
+from llama.inference import build_model
+from llama.lora.attach import attach, initialise
+from llama.model.elementwise import compile_kernels
+from llama.parallel.mesh import Mesh
+from llama.train.engine import Engine
+from llama.weights.open_model import ModelSource
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def build_engine(
+    source: ModelSource,
+    options: TrainOptions | BenchmarkOptions,
+    resolved: Resolved,
+    mesh: Mesh,
+    device: torch.device,
+) -> Engine:
+    """Load the weights, attach the adapters with their first values, and hand both to DeepSpeed."""
+    if options.compile:
+        compile_kernels()
+    dtype, lora = DTYPES[resolved.precision], options.lora
+    model = build_model(source, dtype, device, mesh.tensor_parallel, options.checkpointing)
+    attach(model, lora.rank, lora.alpha, lora.dropout, lora.targets)
+    initialise(model, options.seed, device)
+    return Engine(model, resolved, mesh, device, options.seed)
