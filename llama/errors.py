@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake: every problem found, each as one line."""
+"""What ends a command: a user's mistake, each problem as one line, or a run that went wrong."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ class UserError(ValueError):
     def __init__(self, problems: str | Iterable[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
+
+
+class TrainingError(RuntimeError):
+    """The run itself went wrong, and says how."""
 
 
 def raise_if(problems: list[str]) -> None:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from llama.config import TrainOptions
 from llama.data.batches import eval_batches
+from llama.errors import TrainingError
 from llama.inference import summed_loss
 from llama.lora.attach import adapters
 from llama.lora.peft_format import AdapterConfig
@@ -53,10 +54,6 @@ def train(options: TrainOptions) -> int:
     if mesh.is_main and options.json:
         print(json.dumps(summary))
     return 0
-
-
-class TrainingError(RuntimeError):
-    """The run itself went wrong, and says how."""
 
 
 class Run:

@@ -36,7 +36,7 @@ RANK = {part: tier for tier, parts in enumerate(TIERS) for part in parts}
 
 DOORS = {
     "fairscale": ("llama/parallel/",),
-    "deepspeed": ("llama/train/engine.py",),
+    "deepspeed": ("llama/train/engine/",),
     "tensorboard": ("llama/metrics.py",),
     "torch.utils.tensorboard": ("llama/metrics.py",),
     "transformers": (),

@@ -1,0 +1,96 @@
+"""The processes of a run: joining them, this one's device, and what DeepSpeed says on the way.
+
+What DeepSpeed would compile at first use (a shared-memory all-reduce, its own Adam) is kept off: a
+compiler is not asked of anyone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import sys
+from typing import Any
+
+import torch
+
+os.environ.setdefault("DS_BUILD_OPS", "0")
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # said, or DeepSpeed warns that it found none
+
+import deepspeed
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from deepspeed.ops import __compatible_ops__
+
+LOGGER = logging.getLogger("DeepSpeed")
+
+
+def launched_world_size() -> int:
+    """How many processes the launcher started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def start_processes() -> torch.device:
+    """Join the other processes of the run, or stand alone, and give this one's device."""
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    if "RANK" not in os.environ:
+        os.environ.update(alone)
+        os.environ["MASTER_PORT"] = "0"  # the store of a single process picks a free port
+    _log_to_stderr()
+    _keep_freed_memory()
+    __compatible_ops__["deepspeed_shm_comm"] = False
+    device = _own_device()
+    if not dist.is_initialized():
+        # Named for the device, not as DeepSpeed would: its CPU default is a package of Intel's.
+        device_id = device if device.type == "cuda" else None
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device_id else "gloo", device_id=device_id)
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
+    return device
+
+
+def stop_processes() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def fp16_supported() -> bool:
+    """Whether DeepSpeed trains in fp16 on this device."""
+    return bool(_accelerator().is_fp16_supported())
+
+
+def bf16_supported() -> bool:
+    return bool(_accelerator().is_bf16_supported())
+
+
+def _accelerator() -> Any:
+    return get_accelerator()
+
+
+def _own_device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what a step frees for the next one. By default every large tensor on the CPU
+    is mapped anew and each of its pages faults again, which costs a tenth of a step and more."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return  # not glibc
+    m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8
+    mallopt(m_arena_max, 1)
+    mallopt(m_mmap_max, 0)
+    mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def _log_to_stderr() -> None:
+    """DeepSpeed logs its own start to standard output; keep its warnings, on standard error."""
+    LOGGER.setLevel(logging.WARNING)
+    for handler in LOGGER.handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)
