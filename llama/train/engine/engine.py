@@ -19,6 +19,7 @@ from llama.data.types import Batch
 from llama.deepspeed_json import Resolved
 from llama.lora.attach import trainable_parameters
 from llama.parallel.mesh import DeepSpeedTopology, Mesh
+from llama.train.engine.owners import send_gradients_to_owners
 from llama.train.engine.processes import LOGGER
 
 
@@ -62,6 +63,7 @@ class Engine:
             dist_init_required=False,
         )
         LOGGER.setLevel(logging.WARNING)
+        send_gradients_to_owners(self._optimizer)
         self.model: nn.Module = self._engine.module
 
     def step(self, window: Sequence[Batch]) -> Step:
