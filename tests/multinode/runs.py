@@ -11,7 +11,9 @@ PORT = "29501"
 """Of the ranks' meeting place; a network that nobody else is on has every port free."""
 
 
-def train_on_both(hosts: Hosts, launcher: Literal["deepspeed", "torchrun"], *argv: str | Path) -> Done:
+def train_on_both(
+    hosts: Hosts, launcher: Literal["deepspeed", "torchrun"], *argv: str | Path
+) -> Done:
     """Run `launcher/train.py` with `argv`; rank 0 is on the first host."""
     first, second = hosts.hosts
     meeting = ("--master_addr", first.address, "--master_port", PORT)

@@ -22,8 +22,9 @@ Slice = tuple[frozenset[int], torch.Tensor, torch.Tensor | None]
 def send_gradients_to_owners(optimizer: object) -> None:
     """Have DeepSpeed's `optimizer` reduce as said above, where it is that of ZeRO 1 or 2."""
     if isinstance(optimizer, DeepSpeedZeroOptimizer):
-        assert callable(optimizer.allreduce_and_scatter)  # the name that this replaces
-        optimizer.allreduce_and_scatter = functools.partial(_reduce_and_scatter, optimizer)
+        replaced = "allreduce_and_scatter"
+        assert callable(getattr(optimizer, replaced)), "DeepSpeed calls it by another name"
+        setattr(optimizer, replaced, functools.partial(_reduce_and_scatter, optimizer))
 
 
 def _reduce_and_scatter(
@@ -58,9 +59,9 @@ def summed_at_owner(pieces: list[torch.Tensor], group: dist.ProcessGroup) -> tor
     """The sum over ranks of the flat `pieces[this rank]`. Piece i has one size on every rank, and
     another than piece j as it may be."""
     own = pieces[dist.get_rank(group)]
-    if dist.get_backend(group) == "nccl":
+    if own.is_cuda:
         total = torch.empty_like(own)
-        dist.reduce_scatter(total, pieces, group=group)
+        dist.reduce_scatter(total, pieces, group=group)  # NCCL's, which takes unlike sizes
         return total
     # gloo's reduce-scatter is an all-reduce inside: exchange the pieces, and sum in float32.
     received = own.new_empty(len(pieces) * own.numel())
