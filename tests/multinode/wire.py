@@ -50,6 +50,8 @@ CASES = (
     Case(1, "bf16", accumulation=4),
     Case(2, "bf16"),
     Case(2, "bf16", accumulation=4),
+    Case(3, "bf16"),
+    Case(3, "bf16", accumulation=4),
 )
 
 
