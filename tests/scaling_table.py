@@ -1,8 +1,8 @@
-"""Arithmetic, not measurement: the tables of docs/scaling.md between its marks.
+"""The tables of docs/scaling.md that are arithmetic: `python -m tests.scaling_table` prints them.
 
-`python -m tests.scaling_table` prints them. What a step moves is `Traffic`, whose terms are held
-against bytes counted on two hosts by `tests/multinode`; how fast links and devices are is assumed
-below. Nothing is taken to overlap, so each efficiency is a lower bound of what these rates allow.
+What a step moves follows the formulas that `tests/multinode` holds against bytes counted on two
+hosts; how fast links and devices are is assumed below. Nothing is taken to overlap, so that each
+efficiency is the least that these rates allow.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ COMPUTE = 13_325 * 6 * PRESETS["llama-7b"].parameter_count()
 """FLOP/s of a GPU: 13,325 tokens/s of 7B, 2 x 4096 with blocks recomputed, on one H200
 (docs/benchmarks/h200.md), at 2 FLOP a parameter for each of forward, recomputation and backward."""
 SHARE_OF_LINE_RATE = 0.8
-"""That a collective reaches on the wire."""
+"""That a collective is taken to reach between nodes."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,17 @@ class Link:
 
     name: str
     bytes_per_second: float
-    """Of one GPU within a node, of a whole node between nodes."""
+    """That a collective reaches: from one GPU within a node, from a whole node between nodes."""
     hop: float
     """Seconds that a message takes at least."""
 
 
-NVLINK = Link("NVLink 4 (one node)", 450e9, 3e-6)
+NVLINK = Link("NVLink 4 (one node)", 285.6e9, 3e-6)
+"""NCCL's all-reduce of 128 MiB over two H100s: 470 us, measured; of 450 GB/s on paper."""
 BETWEEN_NODES = (
-    Link("8 x NDR 400 Gb/s", GPUS_PER_NODE * 400e9 / 8, 5e-6),
-    Link("1 x 100 GbE", 100e9 / 8, 30e-6),
-    Link("1 x 25 GbE", 25e9 / 8, 30e-6),
+    Link("8 x NDR 400 Gb/s", SHARE_OF_LINE_RATE * GPUS_PER_NODE * 400e9 / 8, 5e-6),
+    Link("1 x 100 GbE", SHARE_OF_LINE_RATE * 100e9 / 8, 30e-6),
+    Link("1 x 25 GbE", SHARE_OF_LINE_RATE * 25e9 / 8, 30e-6),
 )
 
 
@@ -116,7 +117,7 @@ def tensor_seconds(layout: Layout) -> float:
     bytes_sent = 2 * (p - 1) / p * layout.summed
     messages = layout.config.n_layers * (5 + len(TARGETS))
     hops = 0 if p == 1 else messages * 2 * (p - 1)
-    return bytes_sent / (SHARE_OF_LINE_RATE * NVLINK.bytes_per_second) + hops * NVLINK.hop
+    return bytes_sent / NVLINK.bytes_per_second + hops * NVLINK.hop
 
 
 def data_seconds(layout: Layout, gpus: int, between: Link) -> float:
@@ -132,7 +133,7 @@ def data_seconds(layout: Layout, gpus: int, between: Link) -> float:
     ring = (ranks - nodes) * NVLINK.hop + (nodes if nodes > 1 else 0) * between.hop
     # Six small sums a step: losses, tokens, the norm, whether it is finite; each by a tree.
     small = 6 * 2 * math.ceil(math.log2(ranks)) * (between.hop if nodes > 1 else NVLINK.hop)
-    return max(within, across) / SHARE_OF_LINE_RATE + rounds * ring + small
+    return max(within, across) + rounds * ring + small
 
 
 def traffic_table() -> str:

@@ -27,7 +27,7 @@ from tests.tiny_runs import _OF_A_LAUNCHER
 INTERFACE = "eth0"
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 PROGRAMS = ("unshare", "nsenter", "setpriv", "ip", "pdsh", "ssh", "ssh-keygen", "sshd")
-TIMEOUT = 240
+TIMEOUT = 540
 """Seconds until commands on the hosts are given up."""
 
 _FIRST_PROCESS = """
@@ -78,12 +78,17 @@ class Host:
         return done.stdout
 
     def sent(self) -> int:
-        """Bytes that have left this host, headers included."""
-        for line in Path(f"/proc/{self.pid}/net/dev").read_text().splitlines():
-            name, _, counters = line.partition(":")
-            if name.strip() == INTERFACE:
-                return int(counters.split()[8])
-        raise AssertionError(f"{self.name} has no {INTERFACE}")
+        """Bytes that have left this host."""
+        return sent_from(str(self.pid))
+
+
+def sent_from(process: str) -> int:
+    """Bytes that have left the host of a process (`self`: our own), headers included."""
+    for line in Path(f"/proc/{process}/net/dev").read_text().splitlines():
+        name, _, counters = line.partition(":")
+        if name.strip() == INTERFACE:
+            return int(counters.split()[8])
+    raise AssertionError(f"process {process} has no {INTERFACE}")
 
 
 @dataclass(frozen=True)

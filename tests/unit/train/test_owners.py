@@ -11,13 +11,13 @@ RANKS = "../tests/unit/train/owners_ranks.py"
 
 
 @pytest.mark.slow
-def test_the_owner_gets_the_sum() -> None:
+def test_gradients_are_summed_at_their_owner() -> None:
     done = launched("torchrun", RANKS, ranks=3)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_the_owner_gets_the_sum_through_nccl() -> None:
+def test_gradients_are_summed_at_their_owner_through_nccl() -> None:
     done = launched("torchrun", RANKS, ranks=2)
     assert done.returncode == 0, done.stderr
