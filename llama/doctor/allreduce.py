@@ -36,10 +36,11 @@ def run_rank(request: dict[str, Any], local_rank: int) -> None:
 def _run(request: dict[str, Any], rank: int, local_rank: int) -> None:
     import torch
     import torch.distributed as dist
-    from torch.distributed.distributed_c10d import TCPStore
 
     world, limit = request["world"], timedelta(seconds=request["limit"] / 2)
-    store = TCPStore(request["address"], request["port"], world, rank == 0, limit)
+    store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+        request["address"], request["port"], world, rank == 0, limit
+    )
     say({"rank": rank, "stage": "joined"})
     device = torch.device("cpu")
     if request["cuda"]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llama.doctor.probe import PACKAGES
+from llama.doctor.probe import PACKAGES, code_hash
 from llama.doctor.reach import Reply, printable
 from llama.hostfile import Host
 
@@ -54,7 +54,8 @@ Judge = Callable[[Report, dict[str, Any]], Judged]
 
 
 def judge_probes(reports: Sequence[Report], address: str | None, port: int) -> list[Check]:
-    """Every row but the all-reduce's. `address` is where the first rank will listen."""
+    """Every row but the all-reduce's. `address` is where the first rank will listen. A host with
+    another copy of this project is judged no further: its words may have another meaning."""
     rows = [Check("answer", r.host.name, *_answer(r)) for r in reports]
     answered = [(r, r.probe) for r in reports if r.probe is not None]
     if not answered:
@@ -62,8 +63,11 @@ def judge_probes(reports: Sequence[Report], address: str | None, port: int) -> l
     first = answered[0][1]
     for name in ("python", *PACKAGES):
         rows += _each(answered, name, _same_version(name, first))
-    rows += _each(answered, "code", _same_code(first))
-    alike = [(r, p) for r, p in answered if p.get("code") == first.get("code")]
+    rows += _each(answered, "code", _same_code)
+    alike = [(r, p) for r, p in answered if p.get("code") == code_hash()]
+    if not alike:
+        return rows
+    first = alike[0][1]
     kinds = {bool(p["devices"]) for _, p in alike}
     rows += _each(alike, "devices", lambda r, p: _devices(r, p, len(kinds) > 1))
     rows += _each(alike, "memory", _memory)
@@ -124,14 +128,14 @@ def _answer(report: Report) -> Judged:
         return f"no answer in time; {reply.said}".rstrip("; "), "FAIL", todo
     if reply.status == 255:
         todo = "`ssh HOST true` must work with no question: key, known_hosts, port, firewall"
-        return f"ssh: {reply.said}", "FAIL", todo
+        return f"ssh: {reply.said.removeprefix('ssh: ')}", "FAIL", todo
     todo = "the same folder and the same python are needed at the same place on every host"
     return f"status {reply.status}: {reply.said}", "FAIL", todo
 
 
 def _same_version(name: str, first: dict[str, Any]) -> Judge:
     def judge(_: Report, probe: dict[str, Any]) -> Judged:
-        version, wanted = probe["versions"].get(name), first["versions"].get(name)
+        version, wanted = (p.get("versions", {}).get(name) for p in (probe, first))
         if version is None:
             return "not installed", "FAIL", _INSTALL
         if version != wanted and wanted is not None:
@@ -141,15 +145,12 @@ def _same_version(name: str, first: dict[str, Any]) -> Judge:
     return judge
 
 
-def _same_code(first: dict[str, Any]) -> Judge:
-    def judge(_: Report, probe: dict[str, Any]) -> Judged:
-        code = printable(str(probe.get("code")))
-        if code != first.get("code"):
-            todo = "bring this project there to the same commit"
-            return f"{code}; the first host has {first.get('code')}", "FAIL", todo
-        return code, "ok", ""
-
-    return judge
+def _same_code(_: Report, probe: dict[str, Any]) -> Judged:
+    found, wanted = printable(str(probe.get("code"))), code_hash()
+    if found != wanted:
+        todo = "bring this project there to the same commit"
+        return f"{found}; this machine has {wanted}", "FAIL", todo
+    return found, "ok", ""
 
 
 def _devices(report: Report, probe: dict[str, Any], mixed: bool) -> Judged:
@@ -246,7 +247,10 @@ def _disk(_: Report, probe: dict[str, Any]) -> Judged:
 
 
 def _bytes(size: int) -> str:
-    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / 2**20:.1f} MiB"
+    for unit, name in ((GIB, "GiB"), (2**20, "MiB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size:,} bytes"
 
 
 def _count(number: int, what: str) -> str:

@@ -17,7 +17,7 @@ from llama.config import DoctorOptions
 from llama.doctor import reach
 from llama.doctor.allreduce import bus_bandwidth
 from llama.doctor.checks import Check, Report, judge_all_reduce, judge_probes
-from llama.doctor.probe import boot_id, code_hash
+from llama.doctor.probe import boot_id
 from llama.doctor.table import table
 from llama.errors import UserError, raise_if
 from llama.hostfile import Host, check_address, read_hostfile
@@ -35,7 +35,7 @@ def doctor(options: DoctorOptions) -> int:
     address = _address(options, hosts, reports[0])
     rows = [
         *ways.judge_launch(reports),
-        *judge_probes(reports, address, options.master_port, code_hash()),
+        *judge_probes(reports, address, options.master_port),
     ]
     measured = None
     if address is not None and not any(row.verdict == "FAIL" for row in rows):

@@ -10,6 +10,8 @@ from llama.doctor.checks import Check
 _WIDTH = 100
 _HEAD = ("check", "host", "found", "verdict", "what to do")
 _WIDEST_HOST = 20
+_MOST_NAMES = 3
+"""More hosts than these are counted where all is well with them; the others are always named."""
 
 
 def table(rows: Sequence[Check]) -> str:
@@ -36,8 +38,11 @@ def _joined(rows: Iterable[Check]) -> list[tuple[str, ...]]:
         of_check[row.check] = of_check.get(row.check, 0) + 1
     joined = []
     for row, names in hosts.items():
-        is_all = len(names) > 1 and len(names) == of_check[row.check]
-        name = f"all {len(names)}" if is_all else ", ".join(names)
+        name = ", ".join(names)
+        if 1 < len(names) == of_check[row.check]:
+            name = f"all {len(names)}"
+        elif len(names) > _MOST_NAMES and row.verdict == "ok":
+            name = f"{len(names)} others"
         joined.append((row.check, name, row.found, row.verdict, row.todo))
     return joined
 
