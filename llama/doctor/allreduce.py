@@ -34,10 +34,11 @@ def run_rank(request: dict[str, Any], local_rank: int) -> None:
 
 
 def _run(request: dict[str, Any], rank: int, local_rank: int) -> None:
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # warnings of it would be the last word
     import torch
     import torch.distributed as dist
 
-    world, limit = request["world"], timedelta(seconds=request["limit"] / 2)
+    world, limit = request["world"], timedelta(seconds=request["limit"] / 3)
     store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
         request["address"], request["port"], world, rank == 0, limit
     )

@@ -53,8 +53,8 @@ Judged = tuple[str, Verdict, str]
 Judge = Callable[[Report, dict[str, Any]], Judged]
 
 
-def judge_probes(reports: Sequence[Report], address: str | None, port: int) -> list[Check]:
-    """Every row but the all-reduce's. `address` is where the first rank will listen. A host with
+def judge_probes(reports: Sequence[Report], port: int) -> list[Check]:
+    """Every row but the all-reduce's. `port` is where the first rank will listen. A host with
     another copy of this project is judged no further: its words may have another meaning."""
     rows = [Check("answer", r.host.name, *_answer(r)) for r in reports]
     answered = [(r, r.probe) for r in reports if r.probe is not None]
@@ -79,7 +79,7 @@ def judge_probes(reports: Sequence[Report], address: str | None, port: int) -> l
         if what in first:
             rows += _each(alike, what, _same_content(what, first))
     if alike[0][0] is reports[0]:  # the first rank listens and writes: the others need neither
-        rows += _each(alike[:1], "port", lambda _, p: _port(p, address, port))
+        rows += _each(alike[:1], "port", lambda _, p: _port(p, port))
         rows += _each(alike[:1], "disk", _disk)
     return rows
 
@@ -129,7 +129,7 @@ def _answer(report: Report) -> Judged:
     if reply.status == 255:
         todo = "`ssh HOST true` must work with no question: key, known_hosts, port, firewall"
         return f"ssh: {reply.said.removeprefix('ssh: ')}", "FAIL", todo
-    todo = "the same folder and the same python are needed at the same place on every host"
+    todo = "every host needs the same commit in the same folder, and the same python"
     return f"status {reply.status}: {reply.said}", "FAIL", todo
 
 
@@ -227,12 +227,16 @@ def _same_content(what: str, first: dict[str, Any]) -> Judge:
     return judge
 
 
-def _port(probe: dict[str, Any], address: str | None, port: int) -> Judged:
+def _port(probe: dict[str, Any], port: int) -> Judged:
+    address = probe["address"]
     if probe["port"]:
         todo = "end what holds it (ss -ltnp), or give another --master_port here and to training"
         return f"{port}: {printable(probe['port'])}", "FAIL", todo
     if address is None:
         return "no address: `hostname -I` gives none", "FAIL", "give --master_addr"
+    if not probe["address_is_here"]:
+        found = f"{port} is free; {printable(address)} is no address of this host"
+        return found, "warn", "right only where addresses are translated: give its own"
     return f"{printable(address)}:{port} is free", "ok", ""
 
 

@@ -32,14 +32,10 @@ def doctor(options: DoctorOptions) -> int:
     names = "this machine" if hosts is None else f"{len(ways.hosts)} hosts by ssh"
     _say(f"asking {names} (at most {options.timeout} s)")
     reports = ways.probe()
-    address = _address(options, hosts, reports[0])
-    rows = [
-        *ways.judge_launch(reports),
-        *judge_probes(reports, address, options.master_port),
-    ]
+    rows = [*ways.judge_launch(reports), *judge_probes(reports, options.master_port)]
     measured = None
-    if address is not None and not any(row.verdict == "FAIL" for row in rows):
-        more, measured = ways.all_reduce(reports, address)
+    if not any(row.verdict == "FAIL" for row in rows):
+        more, measured = ways.all_reduce(reports)
         rows += more
     else:
         every = "every host" if hosts else _HERE
@@ -88,6 +84,7 @@ class Ways:
     def probe(self) -> list[Report]:
         options = self.options
         request = {
+            "master_addr": options.master_addr or (None if self.by_ssh else "127.0.0.1"),
             "port": options.master_port,
             "output_dir": str(options.output_dir),
             "data": None if options.data is None else str(options.data),
@@ -96,10 +93,11 @@ class Ways:
         replies = self._run("probe", [request] * len(self.hosts))
         return [Report(host, reply) for host, reply in zip(self.hosts, replies, strict=True)]
 
-    def all_reduce(
-        self, reports: Sequence[Report], address: str
-    ) -> tuple[list[Check], dict[str, Any] | None]:
-        """The rows, and what was measured where every rank came through."""
+    def all_reduce(self, reports: Sequence[Report]) -> tuple[list[Check], dict[str, Any] | None]:
+        """The rows, and what was measured where every rank came through. The first rank listens
+        where DeepSpeed would have it."""
+        assert reports[0].probe is not None
+        address = str(reports[0].probe["address"])
         world = sum(host.slots for host in self.hosts)
         size = self.options.size_mb * 2**20
         where = f"{address}:{self.options.master_port}"
@@ -162,15 +160,6 @@ class Ways:
             else:
                 commands.append([sys.executable, "-u", *words])
         return reach.ask(commands, self.options.timeout)
-
-
-def _address(options: DoctorOptions, hosts: list[Host] | None, first: Report) -> str | None:
-    """Where the first rank listens, chosen as DeepSpeed does."""
-    if options.master_addr is not None:
-        return options.master_addr
-    if hosts is None:
-        return "127.0.0.1"
-    return None if first.probe is None else first.probe.get("address")
 
 
 def _bandwidth(measured: dict[str, Any], host: str) -> Check:

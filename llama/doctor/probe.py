@@ -37,14 +37,16 @@ def say(record: dict[str, Any]) -> None:
 
 
 def probe(request: dict[str, Any]) -> dict[str, Any]:
-    """`request` holds `port`, `output_dir`, `data` and `model` (None: not asked for)."""
+    """`request` holds `port`, `output_dir`, and `master_addr`, `data` and `model`, which are None
+    where they were not given."""
     found: dict[str, Any] = {
         "boot": boot_id(),
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
         "code": code_hash(),
         "cores": len(os.sched_getaffinity(0)),
         "memory": _available_memory(),
-        "address": _first_address(),
+        "address": (address := request["master_addr"] or _first_address()),
+        "address_is_here": address is not None and _is_here(address),
         "name_means": _attempt(lambda: socket.gethostbyname(socket.gethostname())),
         "interfaces": [name for _, name in socket.if_nameindex()],
         "gloo_interface": os.environ.get("GLOO_SOCKET_IFNAME"),
@@ -105,6 +107,17 @@ def _first_address() -> str | None:
         done = subprocess.run(["hostname", "-I"], capture_output=True, text=True, timeout=5)
         return next(iter(done.stdout.split()), None)
     return None
+
+
+def _is_here(address: str) -> bool:
+    """Whether a socket of this host can have the address."""
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as server:
+            server.bind(where)
+    except OSError:
+        return False
+    return True
 
 
 def _port_problem(port: int) -> str | None:

@@ -26,6 +26,7 @@ def probe(**changes: Any) -> dict[str, Any]:
         "cores": 16,
         "memory": 100 * GIB,
         "address": "10.0.0.1",
+        "address_is_here": True,
         "name_means": "10.0.0.1",
         "interfaces": ["lo", "eth0"],
         "gloo_interface": None,
@@ -49,7 +50,7 @@ def judged(*probes: dict[str, Any] | None, **reply: Any) -> list[Check]:
     reports = [
         report(f"h{i}", found, **(reply if found is None else {})) for i, found in enumerate(probes)
     ]
-    return judge_probes(reports, "10.0.0.1", 29500)
+    return judge_probes(reports, 29500)
 
 
 def bad(rows: list[Check]) -> list[Check]:
@@ -112,7 +113,7 @@ def test_a_host_with_another_copy_of_the_project_is_judged_no_further() -> None:
     [
         (255, "ssh: Connection refused", "ssh: Connection refused", "ssh HOST true"),
         (None, "", "no answer in time", "--timeout"),
-        (1, "cd: no such folder", "status 1: cd: no such folder", "same folder"),
+        (1, "cd: no such folder", "status 1: cd: no such folder", "same commit in the same folder"),
     ],
 )
 def test_a_host_that_does_not_answer(status: int | None, said: str, found: str, todo: str) -> None:
@@ -130,6 +131,7 @@ def test_no_host_answers() -> None:
     ("fault", "todo"),
     [
         ({"port": "in use"}, "--master_port"),
+        ({"address": None}, "--master_addr"),
         ({"disk": {"folder": "/w", "free": 1000, "writable": True}}, "free some space"),
         ({"disk": {"folder": "/w", "free": GIB * 9, "writable": False}}, "--output_dir"),
     ],
@@ -138,6 +140,11 @@ def test_the_first_host_listens_and_writes_and_no_other(fault: dict[str, Any], t
     (row,) = bad(judged(probe(**fault), probe()))
     assert (row.host, row.verdict) == ("h0", "FAIL") and todo in row.todo
     assert bad(judged(probe(), probe(**fault))) == []
+
+
+def test_a_master_address_that_is_not_the_first_hosts() -> None:
+    (row,) = bad(judged(probe(address="10.0.0.9", address_is_here=False), probe()))
+    assert (row.check, row.host, row.verdict) == ("port", "h0", "warn") and "10.0.0.9" in row.found
 
 
 def test_a_name_that_means_loopback_is_a_warning_among_several_hosts() -> None:
