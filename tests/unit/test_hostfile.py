@@ -64,6 +64,16 @@ def test_a_sound_file_is_read_as_deepspeed_reads_it(tmp_path: Path) -> None:
     assert list(theirs.items()) == [(host.name, host.slots) for host in hosts]
 
 
+def test_deepspeed_takes_what_is_refused_here(tmp_path: Path) -> None:
+    """Why this reader is there, and what docs/clusters.md says. A version that refuses them needs
+    neither."""
+    from deepspeed.launcher.runner import fetch_hostfile
+
+    lines = ["-oProxyCommand=x slots=1", "a slots=2x", "b slots=0", "c slots=3 max_slots=4"]
+    theirs = fetch_hostfile(str(write(tmp_path, "\n".join(lines))))
+    assert theirs == {"-oProxyCommand=x": 1, "a": 2, "b": 0, "c": 3}
+
+
 @pytest.mark.parametrize(("line", "found"), REFUSED, ids=[line for line, _ in REFUSED])
 def test_a_line_that_is_refused(line: str, found: str, tmp_path: Path) -> None:
     path = write(tmp_path, f"# hosts\n{line}\n")
