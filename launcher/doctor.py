@@ -2,7 +2,7 @@
 
 import sys
 
-from llama.config import DoctorOptions
+from llama.doctor.options import DoctorOptions
 from llama.options import run_command
 
 

@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 
-from llama.config import DoctorOptions
 from llama.doctor import reach
 from llama.doctor.allreduce import bus_bandwidth
 from llama.doctor.checks import Check, Report, judge_all_reduce, judge_probes
+from llama.doctor.options import DoctorOptions, checked_hosts
 from llama.doctor.probe import boot_id
 from llama.doctor.table import table
-from llama.errors import UserError, raise_if
-from llama.hostfile import Host, check_address, read_hostfile
+from llama.hostfile import Host
 
 _HERE = "this machine"
 
@@ -43,31 +42,6 @@ def doctor(options: DoctorOptions) -> int:
     failed = any(row.verdict == "FAIL" for row in rows)
     _print(options, rows, reports, measured, failed)
     return int(failed)
-
-
-def checked_hosts(options: DoctorOptions) -> list[Host] | None:
-    """The hosts of the hostfile, if one is given; raises one `UserError` with every problem."""
-    problems = []
-    ranges = {"master_port": (1, 2**16), "ssh_port": (1, 2**16), "ranks": (1, 2**16)}
-    ranges |= {"size_mb": (1, 2**20), "timeout": (10, 2**20)}
-    for name, (least, limit) in ranges.items():
-        value = getattr(options, name)
-        if value is not None and not least <= value < limit:
-            problems.append(f"--{name}: expected from {least} to {limit - 1}, found {value}")
-    if options.master_addr is not None and (problem := check_address(options.master_addr)):
-        problems.append(f"--master_addr: {problem}")
-    hosts = None
-    if options.hostfile is not None:
-        if options.ranks is not None:
-            problems.append("--ranks: the hostfile's slots say it; give one of them")
-        try:
-            hosts = read_hostfile(options.hostfile)
-        except UserError as error:
-            problems += [f"--hostfile: {problem}" for problem in error.problems]
-        if shutil.which("ssh") is None:
-            problems.append("--hostfile: ssh is not installed on this machine")
-    raise_if(problems)
-    return hosts
 
 
 class Ways:

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from llama.config import DoctorOptions
 from llama.doctor.command import doctor
+from llama.doctor.options import DoctorOptions
 from llama.options import run_command
 from tests.model_files import ROOT
 from tests.tiny_runs import launched, write_model, write_rows

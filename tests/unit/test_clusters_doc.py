@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from llama.config import DoctorOptions, TrainOptions
+from llama.config import TrainOptions
+from llama.doctor.options import DoctorOptions
 from llama.options import parse
 from tests.model_files import ROOT
 

@@ -20,8 +20,8 @@ from tests.model_files import ROOT
 
 TIERS: tuple[tuple[str, ...], ...] = (
     ("launcher",),
-    ("benchmark",),
-    ("benchmark_report",),
+    ("benchmark", "verify"),
+    ("benchmark_report", "verify_report"),
     ("train", "generate", "evaluate", "doctor"),
     ("config", "inference"),
     ("lora", "data", "metrics"),
@@ -98,7 +98,7 @@ def test_one_door(package: str) -> None:
 def test_the_sizes_need_no_torch() -> None:
     """So that a typo on the command line is answered at once."""
     code = (
-        "import sys; import llama.config, llama.options;"
+        "import sys; import llama.config, llama.options, llama.doctor.options;"
         "print(sorted({'torch', 'deepspeed', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run(
