@@ -19,8 +19,8 @@ import pytest
 from llama.doctor.command import doctor
 from llama.doctor.options import DoctorOptions
 from llama.options import run_command
-from tests.model_files import ROOT
-from tests.tiny_runs import launched, write_model, write_rows
+from tests.model_files import ROOT, TINY, random_state, write_meta
+from tests.tiny_runs import launched, write_rows
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 HOSTS = ("127.0.0.1", "127.0.0.2")
@@ -100,7 +100,8 @@ def test_hosts_that_cannot_be_reached(
 @pytest.mark.slow
 def test_this_machine(tmp_path: Path) -> None:
     """Two processes, gloo; the model and the data are hashed; the table fits a terminal."""
-    model, data = write_model(tmp_path / "model"), write_rows(tmp_path / "rows.json")
+    model, data = tmp_path / "model", write_rows(tmp_path / "rows.json")
+    write_meta(model, TINY, random_state(TINY))
     words = ["--model", model, "--data", data, "--output_dir", tmp_path / "new" / "runs"]
     words += ["--ranks", "2", "--size_mb", "1", "--master_port", str(free_port()), "--json"]
     done = launched("python", "doctor.py", *words)
