@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-fast test-multinode lint install install-test install-multinode clean
+.PHONY: train test test-fast test-multinode topologies lint install install-test install-multinode
+.PHONY: clean
 
 train: install  ## fine-tune the bundled model on the bundled rows
 	# Nothing is recomputed: a model of this size needs no memory saved, and the run is shorter.
@@ -16,6 +17,9 @@ test-fast: install-test  ## the same without the slow ones
 
 test-multinode: install-test  ## two hosts made of this machine: as root, after install-multinode
 	$(BIN)/python -m pytest tests/multinode -m multinode
+
+topologies: install-test  ## docs/topologies.md anew: every topology against one process
+	$(BIN)/python -m tests.parity.topology_table docs/topologies.md
 
 lint: install-test  ## style and types
 	$(BIN)/ruff check .
