@@ -36,8 +36,8 @@ class Link:
     """Seconds that a message takes at least."""
 
 
-NVLINK = Link("NVLink 4 (one node)", 285.6e9, 3e-6)
-"""NCCL's all-reduce of 128 MiB over two H100s: 470 us, measured; of 450 GB/s on paper."""
+NVLINK = Link("NVLink 4 (one node)", 286.5e9, 3e-6)
+"""NCCL's all-reduce of 128 MiB over two H100s, by tests/gpu/link_rate.py; 450 GB/s on paper."""
 BETWEEN_NODES = (
     Link("8 x NDR 400 Gb/s", SHARE_OF_LINE_RATE * GPUS_PER_NODE * 400e9 / 8, 5e-6),
     Link("1 x 100 GbE", SHARE_OF_LINE_RATE * 100e9 / 8, 30e-6),
