@@ -157,6 +157,7 @@ def two_hosts(folder: Path, private: Path | None = None) -> Iterator[Hosts]:
         if private is not None:
             second.run("mount", "-t", "tmpfs", "tmpfs", private)
         for host, starter in ((first, one), (second, two)):
+            assert starter.stdin is not None
             starter.stdin.write("the cable is in\n")
             starter.stdin.flush()
             login = first.command("ssh", *_ssh_options(folder), host.address, "true")

@@ -7,6 +7,8 @@ from typing import Literal
 
 from tests.multinode.hosts import Done, Hosts
 
+Launcher = Literal["deepspeed", "torchrun"]
+
 PORT = "29501"
 """Of the ranks' meeting place; on a network of one's own every port is free."""
 
@@ -29,9 +31,7 @@ def by_hostfile(hosts: Hosts, *argv: str | Path) -> Done:
     return hosts.run({first: [*start, *meeting, *argv]})[0]
 
 
-def train_on_both(
-    hosts: Hosts, launcher: Literal["deepspeed", "torchrun"], *argv: str | Path
-) -> Done:
+def train_on_both(hosts: Hosts, launcher: Launcher, *argv: str | Path) -> Done:
     """`train` with `argv`: what became of it where rank 0 is."""
     if launcher == "deepspeed":
         return by_hostfile(hosts, "launcher/train.py", *argv)

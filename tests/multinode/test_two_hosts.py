@@ -9,9 +9,8 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.multinode.hosts import Hosts, two_hosts
-from tests.multinode.runs import train_on_both
+from tests.multinode.runs import Launcher, train_on_both
 from tests.tiny_runs import (
-    Launcher,
     deepspeed_json,
     launched,
     read_lines,
