@@ -35,7 +35,7 @@ def test_a_data_parallel_step_moves_little_more_than_the_ring_minimum(
 
 def test_each_stage_moves_what_its_scheme_says(over_data: dict[Case, Sent]) -> None:
     for case, of_hosts in over_data.items():
-        # ZeRO-3 keeps some of what it gathered: here two blocks' worth of the eight of a step.
+        # ZeRO-3 was seen to move less: two blocks' worth of the eight of a step.
         kept = 0.2 if case.stage == 3 else 0.0
         for sent in of_hosts:
             assert (1 - kept) * case.expected <= sent <= LIMIT * case.expected + CONSTANT, case
