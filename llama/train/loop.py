@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 import time
 from typing import Any, Protocol
@@ -186,8 +187,9 @@ class Run:
                 break
             step = self.engine.step(window)
             state.window += 1
-            state.loss_sum += step.loss_sum
-            state.supervised += step.supervised
+            if math.isfinite(step.loss_sum):
+                state.loss_sum += step.loss_sum
+                state.supervised += step.supervised
             self._after_step(step, self.watch.lap())
             if self.stop.status:
                 return
