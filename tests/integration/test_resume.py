@@ -4,82 +4,20 @@ and within rounding on another."""
 from __future__ import annotations
 
 import json
-import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
-from tests.tiny_runs import (
-    deepspeed_json,
-    launched,
-    read_lines,
-    started,
-    succeeded,
-    write_json,
-    write_model,
-    write_rows,
-)
+from tests.resume_case import STEPS, Case, settings
+from tests.tiny_runs import read_lines
 
 pytestmark = pytest.mark.slow
 
 TIMES = {"seconds", "tokens_per_second", "peak_memory_bytes", "mfu"}
-STEPS = 8
-"""Of two epochs of 7 rows, two documents in each: four windows of two rows, the last of one."""
 TOLERANCE = 1e-4
 """Of losses and of weights, where the topology changed: sums are rounded in another order."""
-
-
-@dataclass
-class Case:
-    """One model, its rows, and the runs made on them."""
-
-    folder: Path
-    runs: list[dict[str, Any]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.model = write_model(self.folder / "model")
-        self.rows = write_rows(self.folder / "rows.json", 14)
-        self.held_out = write_rows(self.folder / "held_out.json", 3)
-
-    def out(self, name: str) -> Path:
-        return self.folder / name
-
-    def argv(self, name: str, settings: dict[str, Any], *more: str) -> list[str]:
-        path = self.folder / f"settings-{len(list(self.folder.glob('settings-*')))}.json"
-        return [
-            *("--deepspeed", str(write_json(path, settings)), "--model", str(self.model)),
-            *("--data", str(self.rows), "--eval_data", str(self.held_out)),
-            *("--template", "chatml", "--seq_len", "96", "--epochs", "2"),
-            *("--lora.targets", "wq,wo", "--lora.dropout", "0.1"),
-            *("--output_dir", str(self.out(name)), *more),
-        ]
-
-    def add(self, name: str, settings: dict[str, Any], stop_at: int | None, *more: str) -> None:
-        """A run of the next `go`; `stop_at` counts from where it starts."""
-        self.runs.append({"argv": self.argv(name, settings, *more), "stop_at": stop_at})
-
-    def go(self, ranks: int = 1) -> str:
-        """Make the runs that were added, one after the other; gives what they said."""
-        plan = write_json(self.folder / "plan.json", self.runs)
-        launcher = "python" if ranks == 1 else "torchrun"
-        done = started(launcher, "tests/resume_runs.py", plan, ranks=ranks)
-        assert done.returncode == 0, done.stderr
-        self.runs = []
-        return done.stderr
-
-
-def settings(kind: str, accumulation: int = 2) -> dict[str, Any]:
-    """`zero1-bf16` and the like, with a schedule that moves at every step."""
-    stage, precision = int(kind[4]), kind[6:]
-    document = deepspeed_json(stage, accumulation)
-    document["scheduler"] = {"type": "WarmupDecayLR", "params": {"total_num_steps": "auto"}}
-    document["scheduler"]["params"] |= {"warmup_num_steps": "auto", "warmup_min_lr": "auto"}
-    if precision == "bf16":
-        document["bf16"] = {"enabled": True}
-    return document
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:
@@ -106,6 +44,13 @@ def assert_the_same(out: Path, straight: Path) -> None:
     assert (out / newest).read_bytes() == (straight / newest).read_bytes()
 
 
+def straight_run(case: Case) -> Path:
+    """The run that was never stopped; made by the next `go`, once."""
+    if not case.out("straight").exists():
+        case.add("straight", settings("zero1-fp32"), None)
+    return case.out("straight")
+
+
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(tmp_path_factory.mktemp("resume"))
@@ -114,7 +59,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 def test_a_run_resumed_at_every_step_is_the_same(case: Case) -> None:
     """Stopped once at each step k, mid-epoch and at its end; and once after every single step."""
     kind = settings("zero1-fp32")
-    case.add("straight", kind, None)
+    straight = straight_run(case)
     for k in range(1, STEPS + 1):
         case.add(f"at-{k}", kind, k)
         case.add(f"at-{k}", kind, None)
@@ -122,7 +67,6 @@ def test_a_run_resumed_at_every_step_is_the_same(case: Case) -> None:
         case.add("always", kind, 1)
     case.add("always", kind, None)
     said = case.go()
-    straight = case.out("straight")
     assert [line["step"] for line in metrics(straight) if "loss" in line] == [*range(1, STEPS + 1)]
     for name in [*(f"at-{k}" for k in range(1, STEPS + 1)), "always"]:
         assert_the_same(case.out(name), straight)
@@ -140,3 +84,30 @@ def test_at_every_stage_and_precision(kind: str, case: Case) -> None:
     case.go()
     for k in (3, 6):
         assert_the_same(case.out(f"{kind}-{k}"), case.out(kind))
+
+
+@pytest.mark.parametrize(
+    ("other", "more"),
+    [("zero1-fp32", ()), ("zero1-fp32", ("--tensor_parallel", "2")), ("zero3-fp32", ())],
+    ids=["DP 1-2-1", "TP 1-2-1", "ZeRO 1-3-1 and DP 1-2-1"],
+)
+def test_another_topology_on_the_way(other: str, more: tuple[str, ...], case: Case) -> None:
+    """Three steps on one rank, three on two in the other way, the last two as at first."""
+    plain, ranks = "zero1-fp32", 2
+    name = f"{other}{'-'.join(more)}-on-the-way"
+    copies = 1 if more else ranks
+    straight = straight_run(case)
+    case.add(name, settings(plain), 3)
+    case.go()
+    case.add(name, settings(other, 2 // copies), 3, *more)
+    said = case.go(ranks)
+    assert "it equals the run that was begun within rounding, not bit for bit" in said
+    case.add(name, settings(plain), None)
+    case.go()
+    out = case.out(name)
+    assert len(metrics(out)) == len(metrics(straight))
+    for ours, theirs in zip(metrics(out), metrics(straight), strict=True):
+        assert ours == pytest.approx(theirs, abs=TOLERANCE), (ours, theirs)
+    found, wanted = load_file(adapter(out)), load_file(adapter(straight))
+    apart = max(float((found[key] - wanted[key]).abs().max()) for key in wanted)
+    assert apart < TOLERANCE
