@@ -43,9 +43,11 @@ class Case:
             *("--output_dir", str(self.out(name)), *more),
         ]
 
-    def add(self, name: str, settings: dict[str, Any], stop_at: int | None, *more: str) -> None:
-        """A run of the next `go`; `stop_at` counts from where it starts."""
-        self.runs.append({"argv": self.argv(name, settings, *more), "stop_at": stop_at})
+    def add(
+        self, name: str, settings: dict[str, Any], stop_at: int | None, *more: str, **full: int
+    ) -> None:
+        """A run of the next `go`, as `tests/resume_runs.py` takes it."""
+        self.runs.append({"argv": self.argv(name, settings, *more), "stop_at": stop_at, **full})
 
     def go(self, ranks: int = 1) -> str:
         """Make the runs that were added, one after the other; gives what they said."""

@@ -111,3 +111,20 @@ def test_another_topology_on_the_way(other: str, more: tuple[str, ...], case: Ca
     found, wanted = load_file(adapter(out)), load_file(adapter(straight))
     apart = max(float((found[key] - wanted[key]).abs().max()) for key in wanted)
     assert apart < TOLERANCE
+
+
+def test_a_full_disk(case: Case) -> None:
+    """In the save at step 3, then in the metrics of step 4: both ranks say so and end, what was
+    saved before is whole, and the run goes on from there when there is room."""
+    two = settings("zero1-fp32", 1)
+    case.add("never-full", two, None)
+    case.add("full", two, None, "--save_every", "1", full_at=3, limit=20_000)
+    case.add("full", two, None, "--save_every", "2", full_at=1, limit=1)
+    case.add("full", two, None, "--save_every", "1")
+    said = case.go(ranks=2)
+    for rank in (0, 1):
+        saving, writing = (line for line in said.splitlines() if f"rank {rank} reports" in line)
+        assert "step-3: the checkpoint could not be saved: File too large" in saving
+        assert "metrics cannot be written" in writing and "File too large" in writing
+    assert said.count(f"going on from {case.out('full')}/checkpoints/step-2: step 2 of") == 2
+    assert_the_same(case.out("full"), case.out("never-full"))
