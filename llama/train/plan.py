@@ -18,6 +18,7 @@ from llama.parallel.mesh import Mesh
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.templates import Template, load_template
 from llama.train import engine
+from llama.train.launch import check_launch
 from llama.weights.open_model import ModelSource, open_model
 
 
@@ -46,6 +47,7 @@ class Schedule:
 def read_inputs(options: TrainOptions) -> Inputs:
     """Check the options, the DeepSpeed JSON, the model's headers, the tokenizer and the data.
     Raises `UserError`; what can be judged without the other is reported together."""
+    check_launch()
     deepspeed = checked_train(options, engine.launched_world_size())
     source = open_model(options.model, default_device())
     raise_if(_degree_problems(options, source))

@@ -37,7 +37,7 @@ def load_weights(
         stored = _read_share(reader, name, old, shard_rank, shard_count)
         kept = torch.empty(old.shape, dtype=dtype, device=device).copy_(stored)
         if not _is_finite(kept):
-            raise UserError(_not_finite(name, stored, dtype))
+            raise UserError(f"{reader.place(name)}: {_not_finite(name, stored, dtype)}")
         new = nn.Parameter(kept, requires_grad=old.requires_grad)
         for mark in _MARKS:
             if hasattr(old, mark):
