@@ -43,9 +43,10 @@ class HuggingFaceReader(FileReader):
         self._places, headers, name_problems = _headers(self._handles, index, folder)
         problems = problems or size_problems(config, str(config_file))
         spare = headers.pop("output.weight", None) if config.tied_embedding else None
-        if not problems:  # wrong sizes would make every shape wrong
-            problems = header_problems(config, headers, str(folder), to_huggingface)
-        raise_if(problems + name_problems)
+        sound = not problems
+        problems += name_problems
+        problems += header_problems(config, headers, str(folder), to_huggingface, sound)
+        raise_if(problems)
         shapes = {name: header.shape for name, header in headers.items()}
         extras = [folder / INDEX] if index is not None else []
         super().__init__(config, shapes, [config_file, *extras, *files])

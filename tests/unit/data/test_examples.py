@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def chat(number: int, user: str, assistant: str) -> Row:
 
 
 def build(
-    rows: list[Row], tokenizer: Tokenizer, seq_len: int = 64, template: str = "chatml"
+    rows: Iterable[Row], tokenizer: Tokenizer, seq_len: int = 64, template: str = "chatml"
 ) -> ExampleSet:
     return build_examples(FILE, rows, load_template(template, tokenizer), tokenizer, seq_len)
 
@@ -83,7 +84,22 @@ def test_rows_that_the_template_cannot_express_are_told_together(tokenizer: Toke
     backwards = [Row(i, chat(i, "q", "a").messages[::-1]) for i in (2, 4)]
     with pytest.raises(UserError) as caught:
         build([chat(1, "q", "a"), *backwards], tokenizer, template="alpaca")
-    assert [line.split(": ")[1] for line in caught.value.problems] == ["row 2", "row 4"]
+    (line,) = caught.value.problems
+    assert line.split(": ")[1] == "rows 2, 4"
+
+
+def test_a_template_that_fails_on_every_row_is_not_tried_on_all(tokenizer: Tokenizer) -> None:
+    taken = []
+
+    def rows() -> Iterator[Row]:
+        for number in range(1, 1000):
+            taken.append(number)
+            yield Row(number, chat(number, "q", "a").messages[::-1])
+
+    with pytest.raises(UserError) as caught:
+        build(rows(), tokenizer, template="alpaca")
+    (line,) = caught.value.problems
+    assert "rows 1, 2, 3, 4, 5 and more: " in line and len(taken) < 50
 
 
 def test_a_row_of_a_megabyte_is_truncated(tokenizer: Tokenizer) -> None:

@@ -172,7 +172,7 @@ def test_malformed_lines_have_their_numbers(tmp_path: Path) -> None:
         (b"\xef\xbb\xbf", "holds no rows"),
         (b"[]", "holds no rows"),
         (b"[{}", "is not valid JSON"),
-        (b"[" * 100_000, "is not valid JSON"),
+        (b"[" * 100_000, "is nested too deeply"),
         (b"[" + b"1" * 5000 + b"]", "row 1: is|is not valid JSON"),
         (b'{"data": [\n1]}', "holds one JSON object over several lines"),
         (b"instruction,output\na,b\n", "line 1: malformed JSON"),
