@@ -62,7 +62,7 @@ def launched(
     """Start `launcher/SCRIPT` and wait for it. One thread: several would wait for one another
     longer than products of this size take."""
     binaries = Path(sys.executable).parent
-    port = str(_free_port())
+    port = str(free_port())
     start = {
         "python": [sys.executable],
         "torchrun": [binaries / "torchrun", "--nproc_per_node", str(ranks), "--master_port", port],
@@ -80,7 +80,7 @@ def launched(
     )
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return server.getsockname()[1]

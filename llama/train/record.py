@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llama.errors import raise_if
 from llama.parallel.mesh import Mesh
 
 _PACKAGES = (
@@ -29,20 +28,16 @@ _PACKAGES = (
 
 def choose_output_dir(asked: Path | None, mesh: Mesh) -> Path:
     """The run's folder, the same on every rank: rank 0 decides, makes it, and tells the others.
-    Raises `UserError` on all of them where it cannot be made.
 
     It is made after the first exchange, so that no rank is still checking that it is unused."""
     dist.barrier()
-    folder = asked or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
-    outcome = [str(folder), ""]
+    chosen = [str(asked or Path("runs") / time.strftime("%Y%m%d-%H%M%S"))]
+    dist.broadcast_object_list(chosen, src=0)
+    folder = Path(chosen[0])
     if mesh.is_main:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            outcome[1] = f"--output_dir: {folder} cannot be made: {error.strerror}"
-    dist.broadcast_object_list(outcome, src=0)
-    raise_if([outcome[1]] if outcome[1] else [])
-    return Path(outcome[0])
+        folder.mkdir(parents=True, exist_ok=True)
+    dist.barrier()
+    return folder
 
 
 def environment(device: torch.device) -> dict[str, Any]:

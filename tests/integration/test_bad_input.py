@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.bad_inputs.setting import Setting, build
-from tests.tiny_runs import Launcher, launched
+from tests.bad_inputs.setting import launched as launched_as
+from tests.model_files import ROOT
+from tests.tiny_runs import Launcher, free_port, launched, write_json, write_rows
 
 
 @pytest.fixture
@@ -41,4 +46,47 @@ def test_torchrun_says_it_too(arguments: list[str], tmp_path: Path) -> None:
     done = launched("torchrun", "train.py", *arguments, "--seqlen", "64")
     assert done.returncode == 1
     assert "error: --seqlen: " in done.stderr and "exitcode  : 2" in done.stderr
+    assert not os.path.exists(tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--seed", "1"], "--seed is not the same on every rank: 0 on rank 0 ("),
+        (["--override", "gradient_clipping=2"], "DeepSpeed JSON: gradient_clipping is not the"),
+        (["--data", "other.json"], "contents of --data is not the same on every rank: "),
+        (["--template", "alpaca"], '--template is not the same on every rank: "chatml" on rank 0'),
+        (["--model", "other"], "contents of --model is not the same on every rank: "),
+        (["--data", "bad.json"], "bad.json: holds no rows"),
+    ],
+)
+def test_ranks_that_were_not_given_the_same(
+    change: list[str], said: str, arguments: list[str], tmp_path: Path
+) -> None:
+    """Two ranks as on two hosts; the second is given something else. Both say so, and end."""
+    write_rows(tmp_path / "other.json", count=7)
+    write_json(tmp_path / "bad.json", [])
+    shutil.copytree(tmp_path / "model", tmp_path / "other")
+    with (tmp_path / "other/model.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x3f")
+    port = str(free_port())
+    runs = [
+        subprocess.Popen(
+            [sys.executable, ROOT / "launcher/train.py", *arguments, *(change if rank else [])],
+            cwd=tmp_path,
+            env=os.environ
+            | launched_as(rank, 2)
+            | {"MASTER_PORT": port, "LOCAL_RANK": "0", "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    for run in runs:
+        _, err = run.communicate(timeout=120)
+        assert run.returncode == 2, err
+        lines = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1 and said in lines[0], err
     assert not os.path.exists(tmp_path / "out")

@@ -38,8 +38,18 @@ def ranks(count: int, *more: str) -> Callable[[Setting], None]:
     def spoil(setting: Setting) -> None:
         setting.more += more
         setting.environment |= launched(0, count)
+        alone = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
+        setting.patches += [  # no others come
+            mock.patch("llama.train.engine.start_processes"),
+            mock.patch("llama.train.plan.create_mesh", lambda _: alone),
+            mock.patch("torch.distributed.all_gather_object", gathered),
+        ]
 
     return spoil
+
+
+def gathered(found: list[Any], own: Any) -> None:
+    found[:] = [own]
 
 
 def output_in_use(setting: Setting) -> None:
@@ -62,13 +72,6 @@ def output_read_only(setting: Setting) -> None:
         return not (str(path).endswith("shut") and mode & os.W_OK) and access(path, mode)
 
     setting.patches.append(mock.patch("os.access", answer))
-
-
-def output_too_long(setting: Setting) -> None:
-    """Which only making it shows."""
-    setting.options["output_dir"] = "o" * 256
-    alone = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
-    setting.patches.append(mock.patch("llama.train.loop.create_mesh", lambda _: alone))
 
 
 CASES = [
@@ -95,7 +98,6 @@ CASES = [
     Case("an output folder in use", output_in_use, ("already holds a run",)),
     Case("an output folder below a file", output_in_a_file, ("is a file; a folder is expected",)),
     Case("an output folder that cannot be written", output_read_only, ("cannot be written to",)),
-    Case("an output folder that cannot be made", output_too_long, ("cannot be made: File name",)),
     Case("more ranks a model than ranks", words("--tensor_parallel", "2"), ("1 process cannot",)),
     Case("ranks no multiple of the degree", ranks(3, "--tensor_parallel", "2"), ("3 processes",)),
     Case("`--tensor_parallel 0`", words("--tensor_parallel", "0"), ("expected at least 1",)),
