@@ -23,4 +23,4 @@ def open_safetensors(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         reason = str(error).removeprefix("Error while deserializing header: ")
-        raise UserError(f"{path}: not a whole safetensors file: {reason}") from None
+        raise UserError(f"{path}: not a whole safetensors file: {reason[:200]}") from None
