@@ -17,6 +17,8 @@ import torch
 
 from llama.benchmark import benchmark
 from llama.config import BenchmarkOptions, EvaluateOptions, GenerateOptions, TrainOptions
+from llama.doctor.command import doctor
+from llama.doctor.options import DoctorOptions
 from llama.evaluate import evaluate
 from llama.generate import generate
 from llama.lora import peft_format
@@ -31,6 +33,7 @@ COMMANDS: dict[str, tuple[Callable[..., int], Any]] = {
     "generate": (generate, GenerateOptions),
     "evaluate": (evaluate, EvaluateOptions),
     "benchmark": (benchmark, BenchmarkOptions),
+    "doctor": (doctor, DoctorOptions),
 }
 _OF_A_LAUNCHER = (
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
@@ -69,6 +72,7 @@ class Setting:
             "generate": {"model": "model", "prompt": "a", "adapter": "adapter"},
             "evaluate": {"model": "model", "data": "rows.json"},
             "benchmark": {"model": "model", "deepspeed": "ds.json"},
+            "doctor": {"hostfile": "hosts"},
         }[command]
 
     def arguments(self) -> list[str]:
@@ -134,6 +138,7 @@ def build(folder: Path) -> Path:
     write_json(folder / "ds.json", deepspeed_json())
     write_rows(folder / "rows.json")
     write_adapter(folder / "adapter")
+    (folder / "hosts").write_text("a slots=1\nb slots=1\n")
     return folder
 
 

@@ -15,6 +15,7 @@ from tests.bad_inputs.cases import (
     data,
     deepspeed_file,
     environment,
+    hosts,
     tokenizers,
     weights,
 )
@@ -28,6 +29,7 @@ AREAS: dict[str, list[Case]] = {
     "Model": weights.CASES,
     "Adapter": adapters.CASES,
     "Launcher and devices": environment.CASES,
+    "Hostfile": hosts.CASES,
 }
 PAGE = Path(__file__).parents[2] / "docs" / "bad_inputs.md"
 _HEAD = """\

@@ -30,7 +30,7 @@ def test_it_is_refused(area: str, case: Case, sound: Path, tmp_path: Path) -> No
         assert piece and piece in line
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "doctor"])
 def test_what_is_spoilt_was_sound(command: str, sound: Path, tmp_path: Path) -> None:
     """Else every refusal might be of something else: unspoilt, each command goes on to weights."""
     with pytest.raises(AssertionError, match="weights are being loaded"):

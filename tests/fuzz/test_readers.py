@@ -19,6 +19,7 @@ from llama import deepspeed_json
 from llama.config import TrainOptions
 from llama.data.prepare import prepare
 from llama.errors import UserError
+from llama.hostfile import HOST_NAME, read_hostfile
 from llama.inference import check_adapter
 from llama.options import parse
 from llama.tokenizer.load import load_tokenizer
@@ -53,7 +54,9 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_gguf(folder / "tokenizer.gguf", **gguf_of(byte_description(), scores=[0.5] * 261))
     (folder / "tokenizer.model").write_bytes(sentencepiece())
     (folder / "chat.jinja").write_text(CHATML_SOURCE)
-    (folder / "run.yaml").write_text("seq_len: 64\nlora: {rank: 8, targets: [wq, wv]}\npack: false\n")
+    (folder / "run.yaml").write_text(
+        "seq_len: 64\nlora: {rank: 8, targets: [wq, wv]}\npack: false\n"
+    )
     rows = json.loads((folder / "rows.json").read_text())
     (folder / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -119,6 +122,11 @@ def template(path: Path) -> None:
     )
 
 
+def hostfile(path: Path) -> None:
+    for host in read_hostfile(path):
+        assert HOST_NAME.fullmatch(host.name.rpartition("@")[2]) and host.slots > 0
+
+
 def yaml(path: Path) -> None:
     parse(TrainOptions, ["--deepspeed", "x", "--config", str(path)], "train.py", "")
 
@@ -142,6 +150,7 @@ READERS: dict[str, Callable[[Path], None]] = {
     "tokenizer.model": tokenizer,
     "chat.jinja": template,
     "run.yaml": yaml,
+    "hosts": hostfile,
 }
 IN_JSON = [name for name in READERS if name.endswith(".json")]
 

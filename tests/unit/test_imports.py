@@ -22,13 +22,13 @@ TIERS: tuple[tuple[str, ...], ...] = (
     ("launcher",),
     ("benchmark", "verify"),
     ("benchmark_report", "verify_report"),
-    ("train", "generate", "evaluate"),
+    ("train", "generate", "evaluate", "doctor"),
     ("config", "inference"),
     ("lora", "data", "metrics"),
     ("weights", "tokenizer"),
     ("model",),
     ("parallel",),
-    ("deepspeed_json", "options"),
+    ("deepspeed_json", "options", "hostfile"),
     ("inputs", "gguf_file"),
     ("errors",),
 )
@@ -98,7 +98,7 @@ def test_one_door(package: str) -> None:
 def test_the_sizes_need_no_torch() -> None:
     """So that a typo on the command line is answered at once."""
     code = (
-        "import sys; import llama.config, llama.options;"
+        "import sys; import llama.config, llama.options, llama.doctor.options;"
         "print(sorted({'torch', 'deepspeed', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run(
