@@ -9,11 +9,13 @@ from pathlib import Path
 from llama.data.rows import Row
 from llama.data.types import Example
 from llama.errors import UserError, raise_if
-from llama.tokenizer.base import Tokenizer
+from llama.tokenizer.base import Message, Tokenizer
 from llama.tokenizer.templates import Template
 
 NAMED = 5
 """Row numbers that a message names."""
+CHARACTERS = 256
+"""Twice those of the longest token that a LLaMA tokenizer has."""
 REFUSED = 20
 """Rows that the template cannot express after which the rest are not looked at."""
 
@@ -56,7 +58,7 @@ def build_examples(
                 built.skipped.append((row.number, "its text has no token"))
             continue
         try:
-            ids, labels = template.render(row.messages, tokenizer)
+            ids, labels = _rendered(row.messages, template, tokenizer, seq_len)
         except UserError as error:
             refused.setdefault(str(error), []).append(row.number)
             if sum(map(len, refused.values())) > REFUSED:
@@ -74,6 +76,21 @@ def build_examples(
             built.skipped.append((row.number, reason))
     raise_if([f"{path}: {numbers(at)}: {reason}" for reason, at in refused.items()])
     return built
+
+
+def _rendered(
+    messages: Sequence[Message], template: Template, tokenizer: Tokenizer, seq_len: int
+) -> tuple[list[int], list[int]]:
+    """What `template` makes of `messages`, as far as it is kept. Of a content far longer than
+    `seq_len` tokens can be, only the start is tokenised: the whole of ten megabytes would take
+    seconds and a gigabyte. (Should a token be longer yet, nothing is saved.)"""
+    most = CHARACTERS * seq_len
+    if any(len(message["content"]) > most for message in messages):
+        cut: list[Message] = [{**m, "content": m["content"][:most]} for m in messages]
+        ids, labels = template.render(cut, tokenizer)
+        if len(ids) > seq_len + 1:
+            return ids, labels
+    return template.render(messages, tokenizer)
 
 
 def numbers(rows: Sequence[int]) -> str:

@@ -113,6 +113,11 @@ def schedule(inputs: Inputs, mesh: Mesh) -> Schedule:
         fp16_supported=engine.fp16_supported(),
         bf16_supported=engine.bf16_supported(),
     )
+    rows, batch = len(inputs.training.packed), micro_batch * accumulation * mesh.data_parallel_size
+    if rows < batch:
+        resolved.notes.append(
+            f"the data fills {rows} of the {batch} rows of a batch: every step takes all of it"
+        )
     return Schedule(epochs, resolved, total_steps)
 
 

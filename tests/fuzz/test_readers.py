@@ -54,9 +54,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_gguf(folder / "tokenizer.gguf", **gguf_of(byte_description(), scores=[0.5] * 261))
     (folder / "tokenizer.model").write_bytes(sentencepiece())
     (folder / "chat.jinja").write_text(CHATML_SOURCE)
-    (folder / "run.yaml").write_text(
-        "seq_len: 64\nlora: {rank: 8, targets: [wq, wv]}\npack: false\n"
-    )
+    (folder / "run.yaml").write_text("seq_len: 64\nlora: {rank: 8, targets: [wq]}\npack: false\n")
     rows = json.loads((folder / "rows.json").read_text())
     (folder / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]

@@ -12,7 +12,7 @@ from llama.data.lint import lint
 from llama.data.rows import Row, bundled, read_rows
 from llama.data.types import IGNORE, Example
 from llama.errors import UserError
-from llama.tokenizer.base import Tokenizer
+from llama.tokenizer.base import Follows, Tokenizer
 from llama.tokenizer.templates import load_template
 from tests.tokenizer_files import byte_tokenizer, smollm2
 
@@ -102,10 +102,24 @@ def test_a_template_that_fails_on_every_row_is_not_tried_on_all(tokenizer: Token
     assert "rows 1, 2, 3, 4, 5 and more: " in line and len(taken) < 50
 
 
-def test_a_row_of_a_megabyte_is_truncated(tokenizer: Tokenizer) -> None:
-    built = build([chat(1, "q", "words and " * 100_000), chat(2, "q", "a")], tokenizer)
+def test_a_row_of_ten_megabytes_is_truncated(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And little of it is tokenised; what is kept is what the whole would give."""
+    long, short = chat(1, "q", "words and " * 1_000_000), chat(2, "q", "a")
+    encode, taken = tokenizer.encode, []
+
+    def counted(text: str, follows: Follows = "nothing") -> list[int]:
+        taken.append(len(text))
+        return encode(text, follows)
+
+    monkeypatch.setattr(tokenizer, "encode", counted)
+    built = build([long, short], tokenizer)
     assert [len(example.input_ids) for example in built.examples] == [64, 24]
     assert built.truncated == [1]
+    assert sum(taken) < 50_000
+    (like,) = build([chat(1, "q", "words and " * 100)], tokenizer).examples
+    assert like == built.examples[0]
 
 
 def test_report(tokenizer: Tokenizer) -> None:
