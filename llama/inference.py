@@ -41,7 +41,8 @@ def default_dtype(precision: str) -> torch.dtype:
 
 
 def find_tokenizer(source: ModelSource, asked: Path | None) -> Tokenizer:
-    """The tokenizer asked for, or the one beside the model; checked against the embedding."""
+    """The tokenizer asked for, or the one beside the model; checked against the embedding, and
+    against the one beside the model where another is asked for."""
     path = asked or source.tokenizer_path
     if path is None:
         raise UserError(
@@ -53,7 +54,25 @@ def find_tokenizer(source: ModelSource, asked: Path | None) -> Tokenizer:
             f"{path}: the tokenizer gives ids up to {tokenizer.vocab_size - 1} and the model "
             f"{source.name} embeds {source.config.vocab_size}: it belongs to another model"
         )
+    if asked and source.tokenizer_path and _is_anothers(tokenizer, source.tokenizer_path):
+        raise UserError(
+            f"--tokenizer {asked}: its ids stand for other text than those of the tokenizer beside "
+            f"the model ({source.tokenizer_path}): it belongs to another model"
+        )
     return tokenizer
+
+
+def _is_anothers(tokenizer: Tokenizer, beside: Path) -> bool:
+    """Whether most ids of a sample mean something else beside the model. Its tokenizer may be one
+    that is not read here, which can be why another is given."""
+    try:
+        own = load_tokenizer(beside)
+    except UserError:
+        return False
+    count = min(own.vocab_size, tokenizer.vocab_size)
+    sample = range(0, count, max(1, count // 256))
+    other = sum(own.decode([i]).strip() != tokenizer.decode([i]).strip() for i in sample)
+    return 2 * other > len(sample)
 
 
 def build_model(

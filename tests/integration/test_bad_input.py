@@ -70,7 +70,7 @@ def test_ranks_that_were_not_given_the_same(
     shutil.copytree(tmp_path / "model", tmp_path / "other")
     with (tmp_path / "other/model.safetensors").open("r+b") as file:
         file.seek(-1, os.SEEK_END)
-        file.write(b"\x3f")
+        file.write(b"\x3e")
     port = str(free_port())
     runs = [
         subprocess.Popen(

@@ -53,6 +53,16 @@ def larger(document: dict[str, Any]) -> None:
     vocabulary |= {f"token {i}": len(vocabulary) + i for i in range(8)}
 
 
+def of_the_same_size(setting: Setting) -> None:
+    document = byte_description()
+    vocabulary = document["model"]["vocab"]
+    letters = [token for token in vocabulary if len(token) == 1]
+    ids = [vocabulary[token] for token in letters]
+    vocabulary |= dict(zip(letters, reversed(ids), strict=True))
+    write_tokenizer_json(setting.path("other"), document)
+    setting.options["tokenizer"] = "other/tokenizer.json"
+
+
 def of_llama3(setting: Setting) -> None:
     write_ranks(setting.path("tokenizer.model"), count=300)
     setting.options["tokenizer"] = "tokenizer.model"
@@ -77,6 +87,7 @@ CASES = [
     Case("other JSON", content('{"version": "1.0"}'), ("is JSON but no tokenizer",)),
     Case("a model of no known kind", content('{"model": {"type": "X"}}'), ("not a usable",)),
     Case("a tokenizer larger than the embedding", description(larger), ("another model",)),
+    Case("another model's of the same size", of_the_same_size, ("stand for other text",)),
     Case(
         "no end-of-sequence token",
         no_end,
