@@ -61,7 +61,7 @@ def torchrun_module(
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m MODULE` on `ranks` processes of torchrun's, from the project's root."""
     torchrun = Path(sys.executable).parent / "torchrun"
-    start = [torchrun, "--nproc_per_node", ranks, "--master_port", _free_port(), "-m", module]
+    start = [torchrun, "--nproc_per_node", ranks, "--master_port", free_port(), "-m", module]
     environment = {k: v for k, v in os.environ.items() if k not in _OF_A_LAUNCHER}
     return subprocess.run(
         [*map(str, start), *map(str, argv)],
