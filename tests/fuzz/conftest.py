@@ -11,5 +11,5 @@ _COMMON = {
     "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 }
 settings.register_profile("short", max_examples=80, derandomize=True, **_COMMON)
-settings.register_profile("long", max_examples=1500, **_COMMON)
+settings.register_profile("long", max_examples=5_000, **_COMMON)
 settings.load_profile("short")

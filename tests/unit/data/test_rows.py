@@ -124,6 +124,10 @@ def test_real_tasks_of_another_shape_are_refused() -> None:
             "row 1: field 'messages', turn 3 has the role ['user']",
         ),
         (
+            {"messages": [{"role": "y" * 5000, "content": "x"}, *TURNS]},
+            f"row 1: field 'messages', turn 1 has the role '{'y' * 59}; known are",
+        ),
+        (
             {"messages": [{"role": "user"}, *TURNS]},
             "row 1: field 'messages', turn 1, field 'content' is missing",
         ),
