@@ -123,8 +123,8 @@ def _load_shards(files: list[Path]) -> list[Shard]:
 def _load_shard(path: Path) -> Shard:
     """Tensors of one shard by name, mapped from disk. The pickle inside is read by torch's
     restricted unpickler: what is not tensors in plain containers is refused, never run."""
-    zipped = zipfile.is_zipfile(path)
     try:
+        zipped = zipfile.is_zipfile(path)
         if zipped:
             _check_archive(path)
         # files older than torch 1.6 are no archives and cannot be mapped
