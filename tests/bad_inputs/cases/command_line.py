@@ -52,9 +52,16 @@ def gathered(found: list[Any], own: Any) -> None:
     found[:] = [own]
 
 
+def resume_from_nothing(setting: Setting) -> None:
+    setting.more += ["--resume", "absent"]
+    alone = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
+    setting.patches.append(mock.patch("llama.train.loop.create_mesh", lambda _: alone))
+
+
 def output_in_use(setting: Setting) -> None:
     setting.path("out").mkdir()
     setting.path("out/run.json").write_text("{}")
+    setting.more += ["--resume", "never"]
 
 
 def output_in_a_file(setting: Setting) -> None:
@@ -95,7 +102,8 @@ CASES = [
     Case("a target twice", words("--lora.targets", "wq,wq"), ("wq is given twice",)),
     Case("no target", words("--lora.targets", ""), ("expected names joined by commas",)),
     Case("`--override lr`", words("--override", "lr"), ("expected KEY=VALUE",)),
-    Case("an output folder in use", output_in_use, ("already holds a run",)),
+    Case("a resume from nothing", resume_from_nothing, ("--resume: absent does not",)),
+    Case("an output folder in use, with no resume", output_in_use, ("already holds a run",)),
     Case("an output folder below a file", output_in_a_file, ("is a file; a folder is expected",)),
     Case("an output folder that cannot be written", output_read_only, ("cannot be written to",)),
     Case("more ranks a model than ranks", words("--tensor_parallel", "2"), ("1 process cannot",)),
