@@ -162,7 +162,7 @@ def test_an_output_that_cannot_be_written(refused: Refused, setting: Setting) ->
 def test_an_output_that_holds_another_run(refused: Refused, setting: Setting) -> None:
     (other := setting.folder / "other").mkdir()
     (other / "run.json").write_text("{}")
-    (problem,) = refused(output_dir=other)
+    (problem,) = refused("--resume", "never", output_dir=other)
     assert "already holds a run" in problem
 
 
