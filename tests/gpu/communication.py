@@ -26,11 +26,10 @@ import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
-from llama.benchmark import describe, epochs, first_windows, read_job, reset_peak, resolve, timed
+from llama.benchmark import describe, epochs, first_windows, read_job, resolve, timed
 from llama.benchmark_report import speed
 from llama.config import BenchmarkOptions
 from llama.data.types import Batch
-from llama.metrics import peak_memory_bytes
 from llama.options import parse
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.train import engine as processes
@@ -113,18 +112,17 @@ def measured(options: BenchmarkOptions, mesh: Mesh, device: torch.device) -> dic
     number = options.warmup + options.steps + PROFILED
     windows = first_windows(epochs(job, resolved, mesh, number), number)
     engine = build_engine(job.source, options, resolved, mesh, device)
-    reset_peak(device)
     results = [timed(device, lambda w=window: engine.step(w)) for window in windows[:-PROFILED]]
     steps, seconds = zip(*results[options.warmup :], strict=True)
-    peak = peak_memory_bytes(device)
     of_ranks: list[Any] = [None] * mesh.world_size
     dist.all_gather_object(of_ranks, vars(profiled(engine, windows[-PROFILED:], device)))
     engine.close()
     gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     return {
         "file": str(options.deepspeed),
         **speed(steps, seconds),
-        "peak_memory_bytes": peak,
         "milliseconds_per_step": of_ranks,
         **describe(job, resolved, mesh, device),
     }

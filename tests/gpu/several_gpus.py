@@ -189,7 +189,8 @@ def kill_runs(plan: Plan) -> Iterator[Measure]:
 
 
 def communication_runs(plan: Plan) -> Iterator[Measure]:
-    """Data-parallel with and without overlapping, all in one start, and tensor-parallel."""
+    """Data-parallel with and without overlapping, all in one start, and tensor-parallel. ZeRO-3
+    comes last: caches of DeepSpeed's keep hold of a model that was cut up."""
     fixed = f"--model {plan.model} --seq_len {plan.tokens} {plan.timing}".split()
     stages = [(stage, overlap) for stage in (1, 2, 3) for overlap in (False, True)]
     files = {

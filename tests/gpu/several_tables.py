@@ -23,7 +23,7 @@ KILLS_HEAD = [
 ]
 COMMUNICATION_HEAD = [
     *("placement", "ZeRO", "overlap_comm", "tokens/s", "ms a step", "collectives a step"),
-    *("ms in collectives", "ms lost to them", "lost", "overlapping gave", "peak GiB"),
+    *("ms in collectives", "ms lost to them", "lost", "overlapping gave"),
 ]
 
 
@@ -138,8 +138,8 @@ def communication_rows(run: Measure, _: list[Measure]) -> list[list[str]]:
         parts = ["-" if value is None else f"{value:.1f}" for value in (total, lost)]
         shown = [f"{rate:,.0f}", f"{step:.1f}", f"{_mean(case, 'collectives'):.0f}", *parts]
         switch = "-" if overlap is None else str(overlap).lower()
-        ends = [share, gave, gib(case["peak_memory_bytes"])]
-        rows.append([f"{run.name} {run.gpus}", str(zero["stage"]), switch, *shown, *ends])
+        placement = f"{run.name} {run.gpus}"
+        rows.append([placement, str(zero["stage"]), switch, *shown, share, gave])
     return rows
 
 

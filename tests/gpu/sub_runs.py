@@ -66,7 +66,7 @@ class SubRun:
         elif memory := [line for line in lines if "OutOfMemoryError" in line]:
             self.error = f"out of memory: {memory[-1]}"
         else:
-            self.error = f"exit status {status}: {_reason(lines)}"
+            self.error = f"exit status {status}: {reason(lines)}"
         if self.error:
             self._say(errors)
 
@@ -74,11 +74,12 @@ class SubRun:
         print("\n".join(errors.strip().splitlines()[-25:]), file=sys.stderr)
 
 
-def _reason(lines: list[str]) -> str:
+def reason(lines: list[str]) -> str:
     """What a reader wants of a standard error: a launcher has the last lines with a report of its
     own, after the exception of the rank that failed."""
-    named = [line for line in lines if "Error: " in line or line.startswith("error: ")]
-    return (named or lines or ["nothing on stderr"])[-1].strip()
+    named = [line for line in lines if "Error: " in line or line.lstrip().startswith("error: ")]
+    own = [line for line in named if "ChildFailedError" not in line]
+    return (own or lines or ["nothing on stderr"])[-1].strip()
 
 
 def end(child: subprocess.Popen[str]) -> tuple[str, str]:
