@@ -96,11 +96,15 @@ class Reporter:
             self._sink.text(number, "samples", f"```\n{text}\n```")
         self.say(f"\n{text}\n")
 
-    def sync(self) -> int:
-        """Have metrics.jsonl on the disk; gives its number of lines."""
-        assert self._lines is not None
-        self._lines.sync()
-        return self._lines.lines
+    @property
+    def lines(self) -> int:
+        """Of metrics.jsonl, on the main rank."""
+        return self._lines.lines if self._lines else 0
+
+    def sync(self) -> None:
+        """Have metrics.jsonl on the disk. Any thread may call it."""
+        if self._lines:
+            self._lines.sync()
 
     def check(self) -> None:
         """Raise `TrainingError` where something could not be written. For the main rank."""

@@ -105,3 +105,16 @@ def test_the_sizes_need_no_torch() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_what_is_used_of_fairscale() -> None:
+    """Its groups, layers and their autograd. Its random-number tracker and its checkpointing need
+    CUDA, and its loss changes the logits it is given."""
+    used = {
+        name
+        for path in FILES
+        for name in imported(path)
+        if within(name, "fairscale.nn.model_parallel")
+    }
+    parts = ("initialize", "layers", "mappings")
+    assert used and all(name.split(".")[3] in parts for name in used), used
