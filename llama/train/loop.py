@@ -311,4 +311,4 @@ class Run:
             before, after = self.summary["eval_loss_before"], self.summary["eval_loss"]
             self.report.say(f"held-out loss: {before:.4f} before, {after:.4f} after")
         self.report.say(f"adapter (PEFT): {self.folder / ADAPTER}")
-        self.report.say(f"watch: tensorboard --logdir {self.folder / 'tensorboard'}")
+        self.report.say(f"watch: tensorboard --logdir {self.folder / 'tensorboard'} --host localhost")

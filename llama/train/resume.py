@@ -81,7 +81,11 @@ class Resumer:
             self.close()
             raise
         if not used:
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                why = error.strerror or error
+                raise UserError(f"--output_dir: {folder} cannot be made: {why}") from None
             self._lock = _lock(folder)
         remove_leftovers(folder)
         store.tidy()
