@@ -18,6 +18,7 @@ from llama.model.attention import Attention
 from llama.model.config import ModelConfig
 from llama.model.documents import Documents
 from llama.model.elementwise import rms_norm, swiglu
+from llama.model.fused_block import Kept, fits, fused_block
 from llama.model.kv_cache import KVCache
 from llama.model.loss import summed_cross_entropy
 from llama.model.rope import Rotation, inverse_frequencies
@@ -30,9 +31,11 @@ from llama.parallel.layers import (
 from llama.parallel.mesh import SINGLE, TensorParallel
 from llama.parallel.products import compute_dtype, linear
 
-Checkpointing = Literal["none", "ffn", "block"]
+Checkpointing = Literal["none", "ffn", "block", "auto"]
 """What is recomputed in the backward pass instead of kept: nothing, each feed-forward (the report's
-placement), or each whole block (the least memory)."""
+placement), each whole block (the least memory), or what memory does not hold (`keeping.choose`)."""
+
+_KEPT = {"none": Kept.ALL, "ffn": Kept.FFN_INPUTS, "block": Kept.INPUT, "auto": Kept.INPUT}
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,10 @@ def _recomputed(function: Callable[..., torch.Tensor], *args: object) -> torch.T
 
 
 class TransformerBlock(nn.Module):
-    def __init__(
-        self, layer: int, config: ModelConfig, tp: TensorParallel, recompute_ffn: bool
-    ) -> None:
+    def __init__(self, layer: int, config: ModelConfig, tp: TensorParallel, kept: Kept) -> None:
         super().__init__()
         self.layer = layer
-        self.recompute_ffn = recompute_ffn
+        self.kept = kept
         self.attention = Attention(config, tp)
         self.feed_forward = FeedForward(config, tp)
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
@@ -91,7 +92,7 @@ class TransformerBlock(nn.Module):
         x_TD = x_TD + self.attention(
             self.attention_norm(x_TD), rotation, documents, cache, self.layer
         )
-        if self.recompute_ffn and torch.is_grad_enabled():
+        if self.kept == Kept.FFN_INPUTS and torch.is_grad_enabled():
             return x_TD + _recomputed(self._ffn, x_TD)
         return x_TD + self._ffn(x_TD)
 
@@ -124,11 +125,10 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.recompute_blocks = checkpointing == "block"
         self.frequencies = inverse_frequencies(config)
         self.tok_embeddings = VocabParallelEmbedding(config.vocab_size, config.dim, tp)
         self.layers = nn.ModuleList(
-            TransformerBlock(layer, config, tp, recompute_ffn=checkpointing == "ffn")
+            TransformerBlock(layer, config, tp, _KEPT[checkpointing])
             for layer in range(config.n_layers)
         )
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -150,7 +150,9 @@ class Transformer(nn.Module):
         x_TD = self.tok_embeddings(tokens_T).to(compute_dtype(weight))
         rotation = Rotation(self.frequencies, positions_T, x_TD.dtype)
         for block in self.layers:
-            if self.recompute_blocks and torch.is_grad_enabled():
+            if cache is None and fits(block, x_TD):
+                x_TD = fused_block(block, x_TD, rotation, documents, block.kept)
+            elif block.kept < Kept.FFN_INPUTS and torch.is_grad_enabled():
                 x_TD = _recomputed(block, x_TD, rotation, documents, cache)
             else:
                 x_TD = block(x_TD, rotation, documents, cache)

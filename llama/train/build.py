@@ -8,7 +8,7 @@ from llama.config import BenchmarkOptions, TrainOptions
 from llama.deepspeed_json import Resolved
 from llama.inference import build_model
 from llama.lora.attach import attach, initialise
-from llama.model.elementwise import compile_kernels
+from llama.parallel.fusion import compile_kernels
 from llama.parallel.mesh import Mesh
 from llama.train.engine import Engine
 from llama.weights.open_model import ModelSource
