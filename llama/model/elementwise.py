@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from llama.parallel.fusion import compiled, kernel
 
+
 def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
     """`x / sqrt(mean(x^2) + eps) * weight`, the mean in float32; Zhang & Sennrich, "Root Mean
     Square Layer Normalization", 2019."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import partial
 from typing import Any
 
 import torch
@@ -95,7 +96,6 @@ class Attended:
             with saved_tensors_hooks(pack, unpack):
                 self._out = document_attention(*inputs, documents)
 
-    @property
     def out(self) -> torch.Tensor:
         """`[T, H E]`"""
         return self._out.detach().flatten(1)
@@ -211,7 +211,7 @@ class _Run:
         qkv = self._project(saved)
         if kept >= Kept.ATTENTION:
             saved.attended = Attended(qkv, self.documents, kept >= Kept.FFN_INPUTS)
-            out = saved.attended.out
+            out = saved.attended.out()
         else:
             out = document_attention(*qkv, self.documents).flatten(1)
         del qkv
@@ -279,11 +279,7 @@ class _Run:
         self._restore(saved)
         assert saved.attended is not None and saved.middle is not None
         grad = self._ffn_backward(saved, grad)
-        saved.middle = None
-        out = saved.attended.out
-        grad_out = self._linear_backward(("wo",), (grad,), lambda: out, saved)
-        assert grad_out is not None
-        del out
+        grad_out = self._linear_backward("wo", grad, saved.attended.out, saved)
         grad_q, grad_k, grad_v = saved.attended.backward(grad_out)
         saved.attended = None
         del grad_out
@@ -300,7 +296,7 @@ class _Run:
             saved.attended.fill(self._project(saved))
         y = None
         if saved.middle is None:
-            saved.middle, y = self._after_attention(saved, saved.attended.out)
+            saved.middle, y = self._after_attention(saved, saved.attended.out())
         if saved.gate is None:
             if y is None:
                 norm = self.norms[1]
@@ -308,12 +304,12 @@ class _Run:
             saved.gate, saved.up = (self._linear(name, y, saved) for name in GATE_UP)
 
     def _ffn_backward(self, saved: Saved, grad: torch.Tensor) -> torch.Tensor:
-        gate, up, middle = saved.gate, saved.up, saved.middle
-        assert gate is not None and up is not None and middle is not None
-        saved.gate = saved.up = None
-        grad_h = self._linear_backward(("w2",), (grad,), lambda: kernels.swiglu(gate, up), saved)
-        grads = kernels.swiglu_backward(grad_h, gate, up)
-        del gate, up, grad_h
+        pair, middle = (saved.gate, saved.up), saved.middle
+        saved.gate = saved.up = saved.middle = None
+        assert middle is not None
+        grad_h = self._linear_backward("w2", grad, partial(kernels.swiglu, *pair), saved)
+        grads = kernels.swiglu_backward_(grad_h, *pair)
+        del pair, grad_h
         found = self._norm_backward(self.norms[1], GATE_UP, grads, middle, grad, saved, True)
         assert found is not None
         return found
@@ -358,21 +354,20 @@ class _Run:
 
     def _linear_backward(
         self,
-        names: tuple[str, ...],
-        grads: tuple[torch.Tensor, ...],
+        name: str,
+        grad: torch.Tensor,
         input_: Callable[[], torch.Tensor],
         saved: Saved,
     ) -> torch.Tensor:
-        """The gradient to the common input of the layers `names`, given those of their outputs;
-        the factors' gradients are left in `grads`. `input_` gives the input where one is needed."""
-        with_adapter = tuple(n for n in names if n in self.factors)
+        """From the gradient of the output of layer `name` to that of its input, which `input_`
+        gives where an adapter needs it."""
         inner = self._factor_gradients(
-            names, grads, lambda: self._dropped(input_(), with_adapter), saved
+            (name,), (grad,), lambda: self._dropped(input_(), (name,)), saved
         )
-        grad = self._frozen_backward(names, grads)
-        for name, part in zip(with_adapter, inner, strict=True):
+        grad = self._frozen_backward((name,), (grad,))
+        for part in inner:
             path = part @ self.factors[name].a
-            grad = grad.add_(self._dropped(path, (name,))[0])
+            grad.add_(self._dropped(path, (name,))[0])
         return grad
 
     def _frozen_backward(

@@ -95,13 +95,16 @@ def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 
 
 @kernel
-def swiglu_backward(
+def swiglu_backward_(
     grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradients to `gate` and `up`, in their place: with `grad` these are the largest tensors
+    of a block, and nothing reads them again."""
     wide, slope = gate.float(), torch.sigmoid(gate.float())
     silu = wide * slope
     grad_gate = grad.float() * up.float() * (slope + silu * (1.0 - slope))
-    return grad_gate.to(gate.dtype), (grad.float() * silu).to(up.dtype)
+    grad_up = grad.float() * silu
+    return gate.copy_(grad_gate), up.copy_(grad_up)
 
 
 @kernel

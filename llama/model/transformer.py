@@ -35,7 +35,7 @@ Checkpointing = Literal["none", "ffn", "block", "auto"]
 """What is recomputed in the backward pass instead of kept: nothing, each feed-forward (the report's
 placement), each whole block (the least memory), or what memory does not hold (`keeping.choose`)."""
 
-_KEPT = {"none": Kept.ALL, "ffn": Kept.FFN_INPUTS, "block": Kept.INPUT, "auto": Kept.INPUT}
+KEPT = {"none": Kept.ALL, "ffn": Kept.FFN_INPUTS, "block": Kept.INPUT, "auto": Kept.INPUT}
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Transformer(nn.Module):
         self.frequencies = inverse_frequencies(config)
         self.tok_embeddings = VocabParallelEmbedding(config.vocab_size, config.dim, tp)
         self.layers = nn.ModuleList(
-            TransformerBlock(layer, config, tp, _KEPT[checkpointing])
+            TransformerBlock(layer, config, tp, KEPT[checkpointing])
             for layer in range(config.n_layers)
         )
         self.norm = RMSNorm(config.dim, config.norm_eps)

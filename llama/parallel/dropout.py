@@ -48,14 +48,14 @@ def keep_mask(
     `full_width`: a function of the seed and of each element's place in the whole, so that a mask
     is never stored and a shard computes its own part.
 
-    The place is hashed with Wellons' `lowbias32`, the seed's two halves added before each of its
-    two products."""
+    The place is hashed with Wellons' `lowbias32`, the seed's halves put in before it. They come
+    first: products of places by constants alone, inductor would fold beyond 32 bits."""
     device = seed.device
     rows = torch.arange(shape[0], dtype=torch.int32, device=device).unsqueeze(1)
     columns = torch.arange(shape[1], dtype=torch.int32, device=device)
     low, high = seed.to(torch.int32), (seed >> 32).to(torch.int32)
-    n = (rows * full_width + (columns + start)) * -1640531527 + low
-    n = (n ^ ((n >> 16) & 0xFFFF)) * 0x7FEB352D + high
+    n = ((rows * full_width + (columns + start)) ^ low) * -1640531527 + high
+    n = (n ^ ((n >> 16) & 0xFFFF)) * 0x7FEB352D
     n = (n ^ ((n >> 15) & 0x1FFFF)) * -2073254261
     n = n ^ ((n >> 16) & 0xFFFF)
     return (n & 0x7FFFFFFF) >= int(p * 2**31)

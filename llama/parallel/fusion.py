@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
@@ -23,8 +23,10 @@ def compiled() -> bool:
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, compiled at its first call after `compile_kernels`."""
+    """`function` of tensors, compiled at its first call after `compile_kernels`. It has no part in
+    autograd: it is called within forward and backward passes written by hand."""
     fused: list[Callable[..., Any]] = []
+    seen: set[Any] = set()
 
     @wraps(function)
     def call(*args: Any) -> Any:
@@ -32,15 +34,42 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args)
         if not fused:
             fused.append(torch.compile(function))
-        _only_tokens_vary(args)
+        args = _detached(args)  # or one that needs a gradient would ask for a kernel of its own
+        form = _form(args)
+        if form not in seen:
+            _only_tokens_vary(args)
+            seen.add(form)
         return fused[0](*args)
 
     return call
 
 
-def _only_tokens_vary(args: Iterable[Any]) -> None:
-    """One kernel for every number of tokens; the widths are constants of it, or each element's
-    place would be found by dividing 64-bit integers."""
+def _detached(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(
+        arg.detach()
+        if isinstance(arg, torch.Tensor)
+        else _detached(arg)
+        if isinstance(arg, tuple)
+        else arg
+        for arg in args
+    )
+
+
+def _form(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What one kernel serves: all but the number of tokens."""
+    return tuple(
+        (arg.dtype, arg.shape[1:] if arg.dim() > 1 else arg.shape)
+        if isinstance(arg, torch.Tensor)
+        else _form(arg)
+        if isinstance(arg, tuple)
+        else arg
+        for arg in args
+    )
+
+
+def _only_tokens_vary(args: tuple[Any, ...]) -> None:
+    """Have torch.compile make one kernel for every number of tokens; the widths are constants of
+    it, or each element's place would be found by dividing 64-bit integers."""
     for arg in args:
         if isinstance(arg, tuple):
             _only_tokens_vary(arg)

@@ -19,6 +19,7 @@ from llama.data.types import Batch
 from llama.deepspeed_json import Resolved
 from llama.lora.attach import trainable_parameters
 from llama.parallel.mesh import DeepSpeedTopology, Mesh
+from llama.train.engine.gradients import check_all_at_once
 from llama.train.engine.processes import LOGGER
 
 
@@ -62,6 +63,7 @@ class Engine:
             dist_init_required=False,
         )
         LOGGER.setLevel(logging.WARNING)
+        check_all_at_once(self._optimizer)
         self.model: nn.Module = self._engine.module
 
     def step(self, window: Sequence[Batch]) -> Step:
@@ -76,7 +78,8 @@ class Engine:
         )
         weight = self.mesh.data_parallel_size / max(supervised, 1)
         loss_sum = torch.zeros((), device=self.device)
-        self._engine.train()
+        if not self.model.training:
+            self._engine.train()
         for index, batch in enumerate(window):
             last = index == len(window) - 1
             self._engine.set_gradient_accumulation_boundary(last)
