@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from llama.model import fused_kernels as kernels
+from llama.model.attended import Attended
 from llama.model.attention import document_attention
 from llama.model.documents import Documents
 from llama.model.rope import Rotation
@@ -70,79 +70,28 @@ class Saved:
     up: torch.Tensor | None = None
 
 
-class Attended:
-    """Attention with a small graph of its own, so that any of its kernels serves. With
-    `keep_inputs` False the graph holds places for q, k and v, to be filled before `backward`."""
-
-    def __init__(
-        self, qkv: tuple[torch.Tensor, ...], documents: Documents, keep_inputs: bool
-    ) -> None:
-        self._held = held = list(qkv) if keep_inputs else []
-        places = [(x.data_ptr(), x.numel()) for x in qkv]
-
-        def pack(x: torch.Tensor) -> Any:
-            place = (x.data_ptr(), x.numel())
-            return (places.index(place), x.size(), x.stride()) if place in places else x
-
-        def unpack(packed: Any) -> torch.Tensor:  # holds the list and not self: no cycle
-            if isinstance(packed, torch.Tensor):
-                return packed
-            place, size, stride = packed
-            return held[place].as_strided(size, stride)
-
-        with torch.enable_grad():
-            inputs = _Inputs.apply(torch.empty(0, requires_grad=True), *qkv)
-            self._edges = [torch.autograd.graph.get_gradient_edge(x) for x in inputs]
-            with saved_tensors_hooks(pack, unpack):
-                self._out = document_attention(*inputs, documents)
-
-    def out(self) -> torch.Tensor:
-        """`[T, H E]`"""
-        return self._out.detach().flatten(1)
-
-    @property
-    def needs_inputs(self) -> bool:
-        return not self._held
-
-    def fill(self, qkv: tuple[torch.Tensor, ...]) -> None:
-        self._held.extend(qkv)
-
-    def backward(self, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        grads = torch.autograd.grad(self._out, self._edges, grad.view_as(self._out))
-        self._held.clear()
-        return grads
-
-
-class _Inputs(torch.autograd.Function):
-    """The start of a graph that holds none of its inputs, as leaves would be held."""
-
-    @staticmethod
-    def forward(ctx: Any, _: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(x.detach() for x in inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
-        raise AssertionError("gradients are taken at this node's outputs")
-
-
 def fits(block: nn.Module, x_TD: torch.Tensor) -> bool:
-    """Whether `block` may take the fused path: compiled, training, on CUDA, not sharded, plain
-    weights that are frozen and there (ZeRO-3 gathers one only within its own module's call)."""
-    return (
-        compiled() and block.training and x_TD.is_cuda and torch.is_grad_enabled()
-    ) and supported(block)
+    """Whether this call of `block` may take the fused path: in training, and nobody watches the
+    outputs of its parts."""
+    training = block.training and torch.is_grad_enabled()
+    return training and not block._forward_hooks and fusible(block, x_TD.device)
+
+
+def fusible(block: nn.Module, device: torch.device) -> bool:
+    """Whether `block` is what the fused path is for: compiled, on CUDA, of supported layers."""
+    return compiled() and device.type == "cuda" and supported(block)
 
 
 def supported(block: nn.Module) -> bool:
-    """Whether `block` is made of what the fused path knows."""
-    layers = [layer for layer, _ in _linears(block)]
+    """Not sharded, no biases, plain weights that are frozen and there (ZeRO-3 gathers one only
+    within its own module's call)."""
     return all(
         type(layer) in (ColumnParallelLinear, RowParallelLinear)
         and layer.tp.size == 1
         and layer.bias is None
         and not layer.weight.requires_grad
         and not hasattr(layer.weight, "ds_id")
-        for layer in layers
+        for layer, _ in _linears(block)
     )
 
 
@@ -213,7 +162,9 @@ class _Run:
             saved.attended = Attended(qkv, self.documents, kept >= Kept.FFN_INPUTS)
             out = saved.attended.out()
         else:
-            out = document_attention(*qkv, self.documents).flatten(1)
+            q, k, v = qkv
+            out = document_attention(q, k, v, self.documents).flatten(1)
+            del q, k, v
         del qkv
         middle, y = self._after_attention(saved, out)
         del out

@@ -6,7 +6,7 @@ Shapes: T tokens of all documents, D dim, V vocabulary (`/p`: sharded), N superv
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -135,6 +135,16 @@ class Transformer(nn.Module):
         tied = self.tok_embeddings.weight
         self.output = OutputHead(tied if config.tied_embedding else _head_weight(config, tp), tp)
 
+    @property
+    def kept(self) -> list[Kept]:
+        """What each block keeps for its backward pass."""
+        return [block.kept for block in self.layers]  # type: ignore[misc]
+
+    def keep(self, kept: Sequence[Kept]) -> None:
+        """Have each block keep what is said for it."""
+        for block, level in zip(self.layers, kept, strict=True):
+            block.kept = level  # type: ignore[assignment]
+
     def forward(
         self,
         tokens_T: torch.Tensor,
@@ -149,10 +159,10 @@ class Transformer(nn.Module):
         weight = self.tok_embeddings.weight
         x_TD = self.tok_embeddings(tokens_T).to(compute_dtype(weight))
         rotation = Rotation(self.frequencies, positions_T, x_TD.dtype)
-        for block in self.layers:
+        for block, kept in zip(self.layers, self.kept, strict=True):
             if cache is None and fits(block, x_TD):
-                x_TD = fused_block(block, x_TD, rotation, documents, block.kept)
-            elif block.kept < Kept.FFN_INPUTS and torch.is_grad_enabled():
+                x_TD = fused_block(block, x_TD, rotation, documents, kept)
+            elif kept < Kept.FFN_INPUTS and torch.is_grad_enabled():
                 x_TD = _recomputed(block, x_TD, rotation, documents, cache)
             else:
                 x_TD = block(x_TD, rotation, documents, cache)

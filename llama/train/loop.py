@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,7 @@ from llama.metrics import (
     peak_memory_bytes,
     step_flops,
 )
+from llama.model.keeping import summary
 from llama.model.transformer import Transformer
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.train import engine as processes
@@ -100,7 +101,11 @@ class Run:
         options, resolved = self.options, self.plan.resolved
         for line in [self.inputs.training.report.text(), *resolved.notes]:
             self.progress.say(line)
-        return build_engine(self.inputs.source, options, resolved, self.mesh, self.device)
+        engine = build_engine(self.inputs.source, options, resolved, self.mesh, self.device)
+        if options.checkpointing == "auto":
+            kept = summary(cast(Transformer, engine.model).kept)
+            self.progress.say(f"checkpointing auto: {kept}")
+        return engine
 
     def _sinks(self) -> Sink:
         if not self.mesh.is_main:

@@ -16,6 +16,8 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from deepspeed.runtime.zero.utils import get_norm_dtype
 from torch import nn
 
+_FOREACH_NORM: Any = torch._foreach_norm  # type: ignore[attr-defined]
+
 
 def check_all_at_once(optimizer: Any) -> None:
     """Give DeepSpeed's ZeRO-1 or 2 optimizer these two; any other is left as it is."""
@@ -32,7 +34,7 @@ def has_overflow(gradients: Iterable[torch.Tensor | None]) -> torch.Tensor:
     """Whether any has an infinity or NaN, `[1]`, on their device: the largest magnitude of a
     tensor shows either."""
     held = [gradient for gradient in gradients if gradient is not None and gradient.numel()]
-    largest = torch.stack([x.float() for x in torch._foreach_norm(held, float("inf"))])
+    largest = torch.stack([x.float() for x in _FOREACH_NORM(held, float("inf"))])
     return largest.isfinite().all().logical_not().reshape(1)
 
 
@@ -53,7 +55,7 @@ def _norm_of(optimizer: Any, one_by_one: Callable[..., torch.Tensor]) -> Callabl
         ]
         if not counted or float(norm_type) != 2.0:
             return one_by_one(gradients, parameters, norm_type)
-        norms = torch._foreach_norm(counted, 2, dtype=get_norm_dtype())
+        norms = _FOREACH_NORM(counted, 2, dtype=get_norm_dtype())
         return one_by_one([torch.stack(norms)], [_Counted()], norm_type)
 
     return norm
