@@ -19,8 +19,6 @@ PLAIN = (Kept.INPUT, Kept.FFN_INPUTS, Kept.ALL)
 """What the plain path knows: `block`, `ffn` and `none`."""
 LOSS_BYTES = 2**28
 """Logits and their gradients, a chunk at a time."""
-MARGIN = 0.03
-"""Of the memory that there is, left for what the allocator cannot use."""
 AGAIN = {
     Kept.INPUT: (*QKV, "wo", *GATE_UP),
     Kept.ATTENTION: (*QKV, "wo", *GATE_UP),
@@ -83,7 +81,7 @@ def choose(sizes: Sizes, tokens: int, available: int) -> list[Kept]:
     levels = list(Kept) if sizes.fused else list(PLAIN)
     blocks = sizes.config.n_layers
     kept = [Kept.INPUT] * blocks
-    left = int(available * (1 - MARGIN)) - LOSS_BYTES - tokens * sizes.working()
+    left = available - LOSS_BYTES - tokens * sizes.working()
     left -= blocks * tokens * sizes.kept(Kept.INPUT)
     for below, level in pairwise(levels):
         more = tokens * (sizes.kept(level) - sizes.kept(below))

@@ -40,6 +40,6 @@ def build_engine(
         adapter.to(dtype)
     engine = Engine(model, resolved, mesh, device, options.seed)
     if options.checkpointing == "auto":
-        tokens = resolved.micro_batch * (options.seq_len or LONGEST_ROW)
-        keep_what_fits(model, tokens, mesh, device)
+        length = options.seq_len or LONGEST_ROW
+        keep_what_fits(model, resolved.micro_batch, length, mesh, device)
     return engine

@@ -73,8 +73,8 @@ class Case:
             if self.cap:
                 _free()
                 own.limit_memory(self.cap, device)
-                tokens = self.options.batch * self.options.seq_len  # type: ignore[operator]
-                keep_what_fits(model, tokens, side.engine.mesh, device)
+                shape = self.resolved.micro_batch, self.job.row_length
+                keep_what_fits(model, *shape, side.engine.mesh, device)
                 self.result["kept"] = summary(model.kept)
             else:
                 named: dict[str, Kept] = {**KEPT, **{k.name.lower(): k for k in Kept}}
