@@ -22,6 +22,7 @@ from llama.parallel.layers import shard_dim
 from llama.parallel.mesh import DeepSpeedTopology, Mesh
 from llama.train.engine.gradients import check_all_at_once
 from llama.train.engine.optimizer_state import OptimizerState
+from llama.train.engine.owners import send_gradients_to_owners
 from llama.train.engine.processes import LOGGER
 from llama.train.nonfinite import first_nonfinite
 from llama.train.state import MOMENTS, EngineState, Tensors
@@ -79,6 +80,7 @@ class Engine:
         )
         LOGGER.setLevel(logging.WARNING)
         check_all_at_once(self._optimizer)
+        send_gradients_to_owners(self._optimizer)
         self.model: nn.Module = self._engine.module
         self._state = OptimizerState(self.trainable, self._optimizer, self.zero_stage)
 
@@ -100,7 +102,7 @@ class Engine:
             self._engine.train()
         for index, batch in enumerate(window):
             self._engine.set_gradient_accumulation_boundary(index == len(window) - 1)
-            loss = self._loss(batch)
+            loss = self._loss(self._engine, batch)
             loss_sum += loss.detach()
             self._engine.backward(loss * weight, scale_wrt_gas=False)
             if index < len(window) - 1:
@@ -122,10 +124,10 @@ class Engine:
             skip_reason=reason,
         )
 
-    def _loss(self, batch: Batch) -> torch.Tensor:
+    def _loss(self, model: Callable[..., torch.Tensor], batch: Batch) -> torch.Tensor:
         """The summed loss of one micro-batch, with the dropout that belongs to it."""
         torch.manual_seed(dropout_seed(self.seed, self.steps, batch.stream))
-        return self._engine(**model_inputs(batch, self.device))
+        return model(**model_inputs(batch, self.device))
 
     def _scale(self) -> float | None:
         """The loss scale in use, in fp16."""
@@ -186,9 +188,11 @@ class Engine:
         raise TrainingError(f"step {self.steps + 1}: {reason}; {advice}")
 
     def _diagnose(self, window: Sequence[Batch], weight: float, scale: float | None) -> str:
-        """What went non-finite first, on the first rank that saw it. Every rank takes part."""
+        """What went non-finite first, on the first rank that saw it. Every rank takes part. The
+        model is called past DeepSpeed, whose own hooks wait for its own backward."""
+        factor = weight * (scale or 1.0)
         losses: list[Callable[[], torch.Tensor]] = [
-            lambda batch=batch: self._loss(batch) * (weight * (scale or 1.0)) for batch in window
+            lambda batch=batch: self._loss(self.model, batch) * factor for batch in window
         ]
         finding = first_nonfinite(self.model, self.trainable, losses)
         found: list[str | None] = [None] * self.mesh.world_size
