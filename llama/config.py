@@ -78,9 +78,9 @@ class TrainOptions(ModelOptions):
     """Ranks each layer is split over; it divides the number of processes."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)
     """The adapters."""
-    checkpointing: Literal["none", "ffn", "block"] = "block"
+    checkpointing: Literal["none", "ffn", "block", "auto"] = "block"
     """What is recomputed in the backward pass to save memory: nothing, the feed-forward layers, or
-    whole blocks."""
+    whole blocks; auto keeps as much as the device's free memory holds."""
     compile: bool = False
     """Whether norm, rotary turn and SwiGLU are fused by torch.compile; needs a C compiler."""
     seed: int = 0
@@ -167,7 +167,7 @@ class BenchmarkOptions(ModelOptions):
     """Ranks each layer is split over; it divides the number of processes."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)
     """The adapters."""
-    checkpointing: Literal["none", "ffn", "block"] = "block"
+    checkpointing: Literal["none", "ffn", "block", "auto"] = "block"
     """What is recomputed in the backward pass, as in train."""
     compile: bool = False
     """Whether norm, rotary turn and SwiGLU are fused by torch.compile, as in train."""
@@ -196,7 +196,7 @@ class VerifyOptions:
     """Ranks each layer is split over; it divides the number of processes."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)
     """The adapters."""
-    checkpointing: Literal["none", "ffn", "block"] = "block"
+    checkpointing: Literal["none", "ffn", "block", "auto"] = "block"
     """What is recomputed in the backward pass, as in train."""
     compile: bool = False
     """Whether norm, rotary turn and SwiGLU are fused by torch.compile, as in train."""

@@ -19,6 +19,7 @@ from llama.errors import TrainingError
 from llama.inference import summed_loss
 from llama.lora.peft_format import AdapterConfig
 from llama.metrics import Stopwatch, peak_memory_bytes
+from llama.model.keeping import summary
 from llama.model.transformer import Transformer
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.train import engine as processes
@@ -108,6 +109,9 @@ class Run:
         for line in [inputs.training.report.text(), *plan.resolved.notes, *self.start.notes]:
             self.report.say(line)
         self.engine = build_engine(inputs.source, self.options, plan.resolved, mesh, device)
+        if self.options.checkpointing == "auto":
+            assert isinstance(self.engine.model, Transformer)
+            self.report.say(f"checkpointing auto: {summary(self.engine.model.kept)}")
         resumer.restore(self.engine)
         self.check = FirstStepsCheck(self.engine.trainable)
         self.watch = Stopwatch()
