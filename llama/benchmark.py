@@ -35,6 +35,7 @@ from llama.parallel.mesh import Mesh, create_mesh
 from llama.tokenizer.templates import load_template
 from llama.train import engine as processes
 from llama.train.build import build_engine
+from llama.train.launch import check_launch
 from llama.weights.open_model import ModelSource, open_model
 
 T = TypeVar("T")
@@ -83,6 +84,7 @@ def row_length(options: BenchmarkOptions) -> int:
 
 def read_job(options: BenchmarkOptions) -> Job:
     """Check options, DeepSpeed JSON, the model's headers and the data. Raises `UserError`."""
+    check_launch()
     world_size = processes.launched_world_size()
     problems = check_benchmark(options, world_size)
     if options.memory_limit_gb is not None and not torch.cuda.is_available():

@@ -392,9 +392,9 @@ def _check_model(options: ModelOptions) -> list[str]:
 
 
 def _check_adapter(adapter: Path | None) -> list[str]:
-    if adapter is None or (adapter / "adapter_config.json").is_file():
+    if adapter is None or os.path.exists(adapter / "adapter_config.json"):
         return []
-    if not adapter.exists():
+    if not os.path.exists(adapter):
         return [f"--adapter: {adapter} {not_found(adapter)}"]
     return [f"--adapter: {adapter} is not a PEFT folder: it holds no adapter_config.json"]
 

@@ -254,6 +254,8 @@ class Run:
         steps; at the end of the run it is waited for."""
         with self.watch.paused():
             began = time.monotonic()
+            if problems := self.engine.replica_problems():
+                raise TrainingError("\n".join(f"not saved: {line}" for line in problems))
             engine_state = self.engine.state()
             on_main(self.mesh, lambda: self._hand_over(engine_state))
             if self.stop.status or self.engine.steps == self.plan.total_steps:

@@ -64,6 +64,7 @@ class Reporter:
             "grad_norm": step.grad_norm,
             "loss_scale": step.loss_scale,
             "skipped": not step.applied,
+            **({"skip_reason": step.skip_reason} if step.skip_reason else {}),
             "tokens": step.tokens,
             "supervised_tokens": step.supervised,
             "seconds": seconds,
@@ -73,6 +74,11 @@ class Reporter:
         }
         with self._guarded():
             self._sink.scalars(number, values)
+        if step.skip_reason:
+            scale = (
+                "" if step.loss_scale is None else f"; the loss scale is now {step.loss_scale:g}"
+            )
+            self.say(f"step {number} skipped: {step.skip_reason}{scale}")
         self.progress.step(epoch, step.loss, rate, seconds)
 
     def evaluation(self, number: int, epochs: int, loss: float) -> None:
