@@ -70,7 +70,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
         shared_TD = copy_to_shards(x_TD, self.tp)
-        return self.w2(swiglu(self.w1(x_TD, shared_TD), self.w3(x_TD, shared_TD)))
+        return self.w2(swiglu(self.w1.on(x_TD, shared_TD), self.w3.on(x_TD, shared_TD)))
 
 
 def _recomputed(function: Callable[..., torch.Tensor], *args: object) -> torch.Tensor:

@@ -113,7 +113,7 @@ class Run:
             assert isinstance(self.engine.model, Transformer)
             self.report.say(f"checkpointing auto: {summary(self.engine.model.kept)}")
         resumer.restore(self.engine)
-        self.check = FirstStepsCheck(self.engine.trainable)
+        self.check = FirstStepsCheck(self.engine.trainable, self.engine.own_values)
         self.watch = Stopwatch()
         lora, store = self.options.lora, Store(self.folder / CHECKPOINTS)
         self.adapter_config = AdapterConfig(
@@ -315,4 +315,5 @@ class Run:
             before, after = self.summary["eval_loss_before"], self.summary["eval_loss"]
             self.report.say(f"held-out loss: {before:.4f} before, {after:.4f} after")
         self.report.say(f"adapter (PEFT): {self.folder / ADAPTER}")
-        self.report.say(f"watch: tensorboard --logdir {self.folder / 'tensorboard'} --host localhost")
+        board = self.folder / "tensorboard"
+        self.report.say(f"watch: tensorboard --logdir {board} --host localhost")

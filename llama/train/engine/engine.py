@@ -231,16 +231,21 @@ class Engine:
         self.skipped = self._engine.skipped_steps = state.counters["skipped"]
         self._skipped_in_a_row = state.counters["skipped_in_a_row"]
 
+    def own_values(self) -> Tensors:
+        """Name to float32 value of every trainable parameter of this rank: a tensor-parallel shard,
+        but whole under any ZeRO stage. Every rank must call it."""
+        return self._state.masters()
+
     def whole_adapter(self) -> Tensors:
         """Name to float32 value of every trainable parameter, the shards joined, on the CPU; from
         the masters where the optimizer keeps them. Every rank must call it."""
-        return self._joined(self._state.masters())
+        return self._joined(self.own_values())
 
     def replica_problems(self) -> list[str]:
         """One line for each trainable tensor that differs between ranks that should hold the same:
         copies over data-parallel ranks, and what tensor parallelism replicates. Every rank must
         call it."""
-        hashes = {name: _hash(value) for name, value in self._state.masters().items()}
+        hashes = {name: _hash(value) for name, value in self.own_values().items()}
         if self.zero_stage < 3:
             for name, parameter in self.trainable.items():
                 hashes[name] += _hash(parameter.detach().cpu())
