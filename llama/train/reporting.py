@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from llama.errors import TrainingError
-from llama.lora.attach import adapters
 from llama.metrics import (
     JSONLSink,
     NullSink,
@@ -65,6 +64,7 @@ class Reporter:
             "grad_norm": step.grad_norm,
             "loss_scale": step.loss_scale,
             "skipped": not step.applied,
+            **({"skip_reason": step.skip_reason} if step.skip_reason else {}),
             "tokens": step.tokens,
             "supervised_tokens": step.supervised,
             "seconds": seconds,
@@ -74,6 +74,11 @@ class Reporter:
         }
         with self._guarded():
             self._sink.scalars(number, values)
+        if step.skip_reason:
+            scale = (
+                "" if step.loss_scale is None else f"; the loss scale is now {step.loss_scale:g}"
+            )
+            self.say(f"step {number} skipped: {step.skip_reason}{scale}")
         self.progress.step(epoch, step.loss, rate, seconds)
 
     def evaluation(self, number: int, epochs: int, loss: float) -> None:
@@ -81,13 +86,10 @@ class Reporter:
             self._sink.scalars(number, {"epoch": epochs, "eval_loss": loss})
         self.say(f"held-out loss {loss:.4f} after {epochs} epochs")
 
-    def adapter_norms(self, number: int, model: torch.nn.Module) -> None:
-        """Of every A and every B, a histogram each."""
+    def adapter_norms(self, number: int, adapter: dict[str, torch.Tensor]) -> None:
+        """Of every A and every B of the whole adapter, a histogram each."""
         for factor in ("a", "b"):
-            norms = [
-                getattr(adapter, factor).detach().float().norm().cpu()
-                for _, adapter in adapters(model)
-            ]
+            norms = [value.norm() for name, value in adapter.items() if name.endswith(f".{factor}")]
             with self._guarded():
                 self._sink.histogram(number, f"adapter_norms/{factor.upper()}", torch.stack(norms))
 

@@ -20,6 +20,7 @@ from llama.errors import TrainingError
 from llama.lora.attach import trainable_parameters
 from llama.parallel.layers import shard_dim
 from llama.parallel.mesh import DeepSpeedTopology, Mesh
+from llama.train.engine.gradients import check_all_at_once
 from llama.train.engine.optimizer_state import OptimizerState
 from llama.train.engine.owners import send_gradients_to_owners
 from llama.train.engine.processes import LOGGER
@@ -78,6 +79,7 @@ class Engine:
             dist_init_required=False,
         )
         LOGGER.setLevel(logging.WARNING)
+        check_all_at_once(self._optimizer)
         send_gradients_to_owners(self._optimizer)
         self.model: nn.Module = self._engine.module
         self._state = OptimizerState(self.trainable, self._optimizer, self.zero_stage)
@@ -96,7 +98,8 @@ class Engine:
         )
         weight = self.mesh.data_parallel_size / max(supervised, 1)
         loss_sum = torch.zeros((), device=self.device)
-        self._engine.train()
+        if not self.model.training:
+            self._engine.train()
         for index, batch in enumerate(window):
             self._engine.set_gradient_accumulation_boundary(index == len(window) - 1)
             loss = self._loss(self._engine, batch)
