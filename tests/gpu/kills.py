@@ -27,10 +27,13 @@ import torch
 from safetensors.torch import load_file
 
 from tests.gpu.children import environment
-from tests.gpu.sub_runs import ROOT, end, reason
-from tests.tiny_runs import _free_port, deepspeed_json, write_json, write_rows
+from tests.gpu.sub_runs import ROOT, end, reason, torchrun
+from tests.tiny_runs import deepspeed_json, write_json, write_rows
 from tests.tokenizer_files import write_tokenizer_json
 
+RESTARTABLE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""Has torchrun give the ranks a store of their own at each start. By default one serves all starts,
+and ranks that are started anew may read where those that have ended were, and wait for them."""
 LIMITS = {"loss": 1e-3, "adapter": 1e-2}
 """Of a step's loss relative to the uninterrupted run's; of the distance between the two adapters'
 B, which start at zero, relative to how far they have moved."""
@@ -56,12 +59,16 @@ class Run:
     def __init__(self, argv: list[str], out: Path, ranks: int) -> None:
         self.out, self.victim, self._ranks = out, None, ranks
         self._log = out.with_suffix(".log").open("w")
-        start = [sys.executable, "-m", "torch.distributed.run", "--max_restarts", "1"]
-        count = ["--nproc_per_node", str(ranks), "--master_port", str(_free_port())]
+        start = [sys.executable, *torchrun(ranks), "--max_restarts", "1"]
         train = ["launcher/train.py", *argv, "--output_dir", str(out)]
         self._child = subprocess.Popen(
-            [*start, *count, "--monitor_interval", "0.2", *train],
-            **{"cwd": ROOT, "env": environment(), "text": True, "start_new_session": True},
+            [*start, "--monitor_interval", "0.2", *train],
+            **{
+                "cwd": ROOT,
+                "env": environment() | RESTARTABLE,
+                "text": True,
+                "start_new_session": True,
+            },
             **{"stdout": self._log, "stderr": subprocess.STDOUT},
         )
 
@@ -81,16 +88,16 @@ class Run:
         """What went wrong, if it did."""
         try:
             status = self._child.wait(TIMEOUT)
+            error = f"exit status {status}: " if status else None
         except subprocess.TimeoutExpired:
             end(self._child)
-            return f"no end after {TIMEOUT:.0f} s"
-        finally:
-            self._log.close()
-        if status == 0:
+            error = f"no end after {TIMEOUT:.0f} s: "
+        self._log.close()
+        if error is None:
             return None
         lines = Path(self._log.name).read_text().splitlines()
         print(f"{self.out.name}:", *lines[-SHOWN:], sep="\n", file=sys.stderr)
-        return f"exit status {status}: {reason(lines)}"
+        return error + reason(lines)
 
     def outcome(self) -> Outcome:
         record = json.loads((self.out / "run.json").read_text())
@@ -174,6 +181,7 @@ def main(argv: list[str]) -> int:
     done = sum(entry["killed"] is not None for entry in rows)
     agrees = error is None and done == given.kills and all(e.get("agrees") for e in rows)
     result = {"agrees": agrees, "error": error, "steps": given.steps, "limits": LIMITS}
+    result["environment"] = RESTARTABLE
     print(json.dumps(result | {"ranks": given.ranks, "seed": given.seed, "runs": rows}))
     return 0 if agrees else 1
 

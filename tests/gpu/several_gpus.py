@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.gpu.several_tables import Measure, tables
-from tests.gpu.sub_runs import DEFAULTS, GIB, ROOT
+from tests.gpu.sub_runs import DEFAULTS, GIB, ROOT, torchrun
 from tests.tiny_runs import write_json, write_model
 
 SHIPPED = {1: "lora_bf16", 2: "lora_zero2", 3: "lora_zero3"}
@@ -83,13 +83,6 @@ class Plan:
         return str(write_json(self.folder / f"{name}.json", document))
 
 
-def ranks(count: int) -> list[str]:
-    """How that many processes are started, on a port of torchrun's choice; torchrun by its module:
-    packages unpacked into a folder have no command on the path."""
-    start = ["-m", "torch.distributed.run", "--standalone", "--local_addr", "127.0.0.1"]
-    return [*start, "--nproc_per_node", str(count)]
-
-
 def verify_runs(plan: Plan) -> Iterator[Measure]:
     """The widths of the 7B model at one layer; and every stage and accumulation at tiny widths, all
     of a topology in one start."""
@@ -99,7 +92,7 @@ def verify_runs(plan: Plan) -> Iterator[Measure]:
         file = plan.settings(stage, 1, 2)
         options = ["--deepspeed", file, "--tensor_parallel", str(degree), *case]
         topology = f"TP {degree} x DP {plan.gpus // degree}"
-        command = [*ranks(plan.gpus), "launcher/verify.py", *options]
+        command = [*torchrun(plan.gpus), "launcher/verify.py", *options]
         name = f"{topology}, ZeRO-{stage}"
         return Measure("verify", name, plan.gpus, limit=150, command=command)
 
@@ -109,7 +102,7 @@ def verify_runs(plan: Plan) -> Iterator[Measure]:
     for degree in degrees:
         if degree <= 4:  # the tiny model has 4 key/value heads
             options = f"--tensor_parallel {degree} --checkpointing block".split()
-            command = [*ranks(plan.gpus), "-m", "tests.parity.topologies", *options]
+            command = [*torchrun(plan.gpus), "-m", "tests.parity.topologies", *options]
             name = f"TP {degree} x DP {plan.gpus // degree}, ZeRO 0-3, tiny"
             yield Measure("verify", name, plan.gpus, limit=240, command=command)
 
@@ -126,7 +119,7 @@ def speed_runs(plan: Plan) -> Iterator[Measure]:
             options += ["--batch", str(plan.rows), "--precision", "bf16"]
         if placement == "TP":
             options += ["--tensor_parallel", str(count)]
-        command = [*ranks(count), "launcher/benchmark.py", *options]
+        command = [*torchrun(count), "launcher/benchmark.py", *options]
         return Measure("speed", placement, count, limit=150, command=command)
 
     yield from (timing("DP", count) for count in dict.fromkeys((1, plan.gpus)))
@@ -172,7 +165,7 @@ def large_runs(plan: Plan) -> Iterator[Measure]:
             options += f"--tensor_parallel {plan.gpus} --batch {rows} --precision bf16".split()
         else:
             options += ["--deepspeed", plan.settings(3, rows, 1)]
-        command = [*ranks(plan.gpus), "launcher/benchmark.py", *options]
+        command = [*torchrun(plan.gpus), "launcher/benchmark.py", *options]
         run = Measure("large", f"{placement}, {rows} x {tokens}", plan.gpus, 200, command=command)
         run.environment = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
         if needs[rows] > usable and plan.memory is not None:
@@ -200,7 +193,7 @@ def communication_runs(plan: Plan) -> Iterator[Measure]:
     for placement, names in files.items():
         degree = plan.gpus if placement == "TP" else 1
         options = ["--files", ",".join(names), "--", *fixed, "--tensor_parallel", str(degree)]
-        command = [*ranks(plan.gpus), "-m", "tests.gpu.communication", *options]
+        command = [*torchrun(plan.gpus), "-m", "tests.gpu.communication", *options]
         yield Measure("communication", placement, plan.gpus, limit=200, command=command)
 
 

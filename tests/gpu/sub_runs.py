@@ -74,6 +74,13 @@ class SubRun:
         print("\n".join(errors.strip().splitlines()[-25:]), file=sys.stderr)
 
 
+def torchrun(count: int) -> list[str]:
+    """How that many processes are started, after the interpreter, on a port of torchrun's choice; by
+    its module: packages unpacked into a folder have no command on the path."""
+    start = ["-m", "torch.distributed.run", "--standalone", "--local_addr", "127.0.0.1"]
+    return [*start, "--nproc_per_node", str(count)]
+
+
 def reason(lines: list[str]) -> str:
     """What a reader wants of a standard error: a launcher has the last lines with a report of its
     own, after the exception of the rank that failed."""
