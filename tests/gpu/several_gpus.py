@@ -281,7 +281,8 @@ def main() -> int:
         head["settings"] = {f.name: json.loads(f.read_text()) for f in folder.glob("*.json")}
         session = Session(runs, file, head, given.budget)
         session.go()
-    print(f"\n{tables(runs)}\n\n{json.dumps(head['machine'], indent=1)}\n{file}")
+    found = head["machine"]
+    print(f"\n{tables(runs)}\n", found["command"], *found["gpus"], found["links"], file, sep="\n")
     return 0 if all(run.error is None or run.skip for run in runs) else 1
 
 

@@ -58,7 +58,7 @@ class SubRun:
         """The last JSON object on standard output is the result, whatever the status: a proof that
         fails tells what it found."""
         lines = errors.strip().splitlines()
-        printed = [line for line in out.splitlines() if line.startswith("{")]
+        printed = [line for line in out.splitlines() if line[:1] == "{" and line[-1:] == "}"]
         if printed:
             self.result = json.loads(printed[-1])
         if status == 0 and printed:
@@ -75,8 +75,8 @@ class SubRun:
 
 
 def torchrun(count: int) -> list[str]:
-    """How that many processes are started, after the interpreter, on a port of torchrun's choice; by
-    its module: packages unpacked into a folder have no command on the path."""
+    """How that many processes are started, after the interpreter, on a port of torchrun's choice;
+    by its module: packages unpacked into a folder have no command on the path."""
     start = ["-m", "torch.distributed.run", "--standalone", "--local_addr", "127.0.0.1"]
     return [*start, "--nproc_per_node", str(count)]
 
