@@ -39,12 +39,14 @@ class Tolerance:
 
 
 TOLERANCES = {
-    "fp32": Tolerance(1e-5, 1e-5, 1e-4),
-    "bf16": Tolerance(2e-2, 5e-2, 0.3),
-    "fp16": Tolerance(5e-3, 2e-2, 0.1),
+    "fp32": Tolerance(1e-5, 1e-5, 1e-3),
+    "bf16": Tolerance(2e-2, 5e-2, 1.0),
+    "fp16": Tolerance(5e-3, 2e-2, 1.0),
 }
 """In float32 only the order of sums differs. Of the adapter more is allowed, since Adam divides a
-gradient by its own size: one that is all rounding moves its element as far as any."""
+gradient by its own size: an element whose gradient is all rounding moves as far as any. In half
+precision much of a wide model's first gradients is rounding: there loss and norm are the proof, and
+the adapter may not be farther off than it has moved."""
 
 
 @dataclass(frozen=True)

@@ -56,17 +56,24 @@ def write_json(path: Path, document: Any) -> Path:
     return path
 
 
+def environment() -> dict[str, str]:
+    """Ours without a launcher's variables, this checkout first on the module path. One thread:
+    several would wait for one another longer than products of this size take."""
+    kept = {k: v for k, v in os.environ.items() if k not in _OF_A_LAUNCHER}
+    path = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH")]))
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+
+
 def torchrun_module(
     module: str, *argv: str | Path, ranks: int, timeout: float = 900
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m MODULE` on `ranks` processes of torchrun's, from the project's root."""
     torchrun = Path(sys.executable).parent / "torchrun"
     start = [torchrun, "--nproc_per_node", ranks, "--master_port", free_port(), "-m", module]
-    environment = {k: v for k, v in os.environ.items() if k not in _OF_A_LAUNCHER}
     return subprocess.run(
         [*map(str, start), *map(str, argv)],
         cwd=ROOT,
-        env=environment | {"OMP_NUM_THREADS": "1"},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -93,11 +100,10 @@ def started(
         "torchrun": [binaries / "torchrun", "--nproc_per_node", str(ranks), "--master_port", port],
         "deepspeed": [binaries / "deepspeed", "--num_gpus", str(ranks), "--master_port", port],
     }[launcher]
-    environment = {k: v for k, v in os.environ.items() if k not in _OF_A_LAUNCHER}
     return subprocess.run(
         [*map(str, start), script, *map(str, argv)],
         cwd=ROOT,
-        env=environment | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,

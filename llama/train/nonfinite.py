@@ -18,6 +18,8 @@ from torch import nn
 class Finding:
     """The first tensor of a replay that held NaN or infinity, on one rank."""
 
+    order: int
+    """How many tensors were looked at before it: ranks look at the same ones in the same order."""
     what: str
     """As `the output of layers.3.attention.wq`, or `the gradient of ...`."""
     bad: int
@@ -38,6 +40,7 @@ class Watch:
 
     def __init__(self, model: nn.Module) -> None:
         self.finding: Finding | None = None
+        self._looks = 0
         self._handles = [
             module.register_forward_hook(self._after(name or "the model"))
             for name, module in model.named_modules()
@@ -49,7 +52,8 @@ class Watch:
             finite = tensor[torch.isfinite(tensor)]
             largest = float(finite.abs().max()) if finite.numel() else 0.0
             bad = tensor.numel() - finite.numel()
-            self.finding = Finding(what, bad, tensor.numel(), largest)
+            self.finding = Finding(self._looks, what, bad, tensor.numel(), largest)
+        self._looks += 1
 
     def close(self) -> None:
         for handle in self._handles:

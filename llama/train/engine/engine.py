@@ -24,7 +24,7 @@ from llama.train.engine.gradients import check_all_at_once
 from llama.train.engine.optimizer_state import OptimizerState
 from llama.train.engine.owners import send_gradients_to_owners
 from llama.train.engine.processes import LOGGER
-from llama.train.nonfinite import first_nonfinite
+from llama.train.nonfinite import Finding, first_nonfinite
 from llama.train.state import MOMENTS, EngineState, Tensors
 
 MOST_SKIPPED = 10
@@ -188,18 +188,19 @@ class Engine:
         raise TrainingError(f"step {self.steps + 1}: {reason}; {advice}")
 
     def _diagnose(self, window: Sequence[Batch], weight: float, scale: float | None) -> str:
-        """What went non-finite first, on the first rank that saw it. Every rank takes part. The
+        """What went non-finite first, on whichever rank. Every rank takes part. The
         model is called past DeepSpeed, whose own hooks wait for its own backward."""
         factor = weight * (scale or 1.0)
         losses: list[Callable[[], torch.Tensor]] = [
             lambda batch=batch: self._loss(self.model, batch) * factor for batch in window
         ]
         finding = first_nonfinite(self.model, self.trainable, losses)
-        found: list[str | None] = [None] * self.mesh.world_size
-        dist.all_gather_object(found, finding and finding.text())
-        for rank, text in enumerate(found):
-            if text:
-                return f"{text} (rank {rank})"
+        found: list[Finding | None] = [None] * self.mesh.world_size
+        dist.all_gather_object(found, finding)
+        seen = [(f.order, rank, f.text()) for rank, f in enumerate(found) if f is not None]
+        if seen:
+            _, rank, text = min(seen)
+            return f"{text} (rank {rank})"
         return "the sum of the window's gradients overflowed, though each is finite"
 
     # State
