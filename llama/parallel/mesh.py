@@ -56,6 +56,14 @@ class Mesh:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    def highest(self, number: int) -> int:
+        """The highest of all ranks' numbers. Every rank must call it."""
+        if self.world_size == 1:
+            return number
+        highest = torch.tensor(number)
+        dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+        return int(highest)
+
     def as_json(self) -> dict[str, int]:
         """The topology, for `run.json`."""
         return {

@@ -35,6 +35,7 @@ from llama.train import engine as processes
 from llama.train.adapter_files import save_adapter
 from llama.train.build import build_engine
 from llama.train.checks import FirstStepsCheck
+from llama.train.ends import Ends
 from llama.train.engine import Engine, Step
 from llama.train.plan import Inputs, Schedule, read_inputs, schedule
 from llama.train.record import choose_output_dir, environment, write_json
@@ -53,7 +54,7 @@ def train(options: TrainOptions) -> int:
         processes.stop_processes()
     if mesh.is_main and options.json:
         print(json.dumps(summary))
-    return 0
+    return run.ends.status
 
 
 class Run:
@@ -68,6 +69,7 @@ class Run:
         self.folder = choose_output_dir(self.options.output_dir, mesh)
         self.progress = Progress(self.plan.total_steps, mesh.is_main)
         self.engine = self._build()
+        self.ends = Ends(mesh.rank, self.folder, self.options.hang_timeout, mesh.highest)
         self.check = FirstStepsCheck(self.engine.trainable)
         self.sink = self._sinks()
         self.watch = Stopwatch()
@@ -79,11 +81,9 @@ class Run:
         """Evaluate, train every epoch, evaluate again, keep the adapter; returns the summary."""
         self._write_record()
         try:
-            self._train()
-            self.summary["status"] = "finished"
-        except KeyboardInterrupt:
-            self.summary["status"] = "interrupted"
-            raise
+            with self.ends:
+                self._train()
+            self.summary["status"] = "interrupted" if self.ends.status else "finished"
         finally:
             self.summary["seconds"] = round(time.monotonic() - self._started, 1)
             self.summary["peak_memory_bytes"] = peak_memory_bytes(self.device)
@@ -91,7 +91,8 @@ class Run:
                 write_json(self.folder / "summary.json", self.summary)
             self.sink.close()
             self.progress.close()
-        self._say_where()
+        if not self.ends.status:
+            self._say_where()
         return self.summary
 
     # Building
@@ -150,6 +151,8 @@ class Run:
     def _train(self) -> None:
         model = self.engine.model
         assert isinstance(model, Transformer)
+        for block in model.layers:
+            block.register_forward_pre_hook(lambda *_: self.ends.beat())
         prompts = choose_prompts(self.inputs.held_out, self.inputs.template, self.inputs.tokenizer)
         self.summary["eval_loss_before"] = self._evaluate(epoch=0)
         before = answers(model, self.inputs.tokenizer, prompts)
@@ -157,6 +160,8 @@ class Run:
         for epoch in range(self.options.epochs):
             if self.engine.steps < self.plan.total_steps:
                 self._epoch(epoch)
+            if self.ends.status:
+                return
         self._save(self.folder / "adapter")
         after = answers(model, self.inputs.tokenizer, prompts)
         if prompts and self.mesh.is_main:
@@ -175,6 +180,10 @@ class Run:
             loss_sum += step.loss_sum
             supervised += step.supervised
             self._after_step(epoch, step, self.watch.lap())
+            if self.ends.asked():
+                self.progress.say(f"stopped after step {self.engine.steps}")
+                self._save(self.folder / "checkpoints" / f"step-{self.engine.steps}" / "adapter")
+                return
         mean = loss_sum / max(supervised, 1)
         self.summary["epoch_losses"].append(mean)
         self.progress.say(f"epoch {epoch}: average loss {mean:.4f}")
@@ -210,6 +219,7 @@ class Run:
         }
         self.sink.scalars(self.engine.steps, values)
         self.progress.step(epoch, step.loss, rate, seconds)
+        self.ends.beat(self.engine.steps)
 
     def _check_optimizer_state(self) -> None:
         """The optimizer holds at most float32 masters and two moments of the adapter, and nothing
