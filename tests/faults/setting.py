@@ -1,0 +1,101 @@
+"""What the fault runs train: a tiny model, a checkpoint after every step, dropout and accumulation
+on, two epochs, so that a run can be ended anywhere; and what each would have ended as."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.faults.forked import Run, Spoil
+from tests.tiny_runs import deepspeed_json, read_lines, write_json, write_model, write_rows
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A run: its ranks, how they share the work, and its length."""
+
+    ranks: int = 1
+    tensor_parallel: int = 1
+    zero_stage: int = 1
+    epochs: int = 2
+
+    @property
+    def name(self) -> str:
+        return f"{self.ranks}-{self.tensor_parallel}-{self.zero_stage}-{self.epochs}"
+
+
+ONE, TWO, SHARDED = Shape(), Shape(ranks=2), Shape(ranks=2, tensor_parallel=2)
+STEPS_PER_EPOCH = 6
+
+
+class Setting:
+    """Model, rows and settings in one folder, and the uninterrupted run of each shape."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "rows.json").exists():
+            write_model(folder / "model")
+            write_rows(folder / "rows.json", 11)
+        self._expected: dict[Shape, str] = {}
+
+    def argv(self, shape: Shape, out: Path, *more: str) -> list[str]:
+        accumulation = 2 // (shape.ranks // shape.tensor_parallel)
+        settings = self.folder / f"ds-{shape.name}.json"
+        if not settings.exists():
+            write_json(settings, deepspeed_json(shape.zero_stage, accumulation))
+        return [
+            *("--deepspeed", str(settings), "--model", str(self.folder / "model")),
+            *("--data", str(self.folder / "rows.json"), "--template", "chatml"),
+            *("--seq_len", "64", "--pack", "false", "--lora.rank", "4", "--lora.dropout", "0.1"),
+            *("--tensor_parallel", str(shape.tensor_parallel), "--epochs", str(shape.epochs)),
+            *("--save_every", "1", "--output_dir", str(out)),
+            *more,
+        ]
+
+    def start(self, shape: Shape, out: Path, *more: str, spoil: Spoil | None = None) -> Run:
+        return Run(self.argv(shape, out, *more), out.with_suffix(".log"), shape.ranks, spoil)
+
+    def finish(self, shape: Shape, out: Path) -> None:
+        """Run, or go on with, `out` to its end."""
+        with self.start(shape, out) as run:
+            statuses = run.wait(180)
+            assert statuses == [0] * shape.ranks, f"{statuses}\n{run.said}"
+
+    def expected(self, shape: Shape) -> str:
+        """The hash of the adapter of the run that nothing happens to."""
+        if shape not in self._expected:
+            out = self.folder / f"uninterrupted-{shape.name}"
+            if not (out / "adapter").exists():
+                self.finish(shape, out)
+            assert last_step(out) == shape.epochs * STEPS_PER_EPOCH
+            self._expected[shape] = adapter_hash(out)
+        return self._expected[shape]
+
+
+def adapter_hash(out: Path) -> str:
+    content = (out / "adapter" / "adapter_model.safetensors").read_bytes()
+    return hashlib.sha256(content).hexdigest()
+
+
+def last_step(out: Path) -> int:
+    """The last step that a run has logged."""
+    path = out / "metrics.jsonl"
+    if not path.exists():
+        return 0
+    whole = path.read_text().rpartition("\n")[0]  # a killed run may have been in mid-line
+    steps = [json.loads(line).get("step", 0) for line in whole.splitlines()]
+    return max(steps, default=0)
+
+
+def saved_steps(out: Path) -> list[int]:
+    """Of the checkpoints that are there by name, in ascending order."""
+    names = [re.fullmatch(r"step-(\d+)", path.name) for path in out.glob("checkpoints/*")]
+    return sorted(int(name[1]) for name in names if name)
+
+
+def logged_steps(out: Path) -> list[int]:
+    return [line["step"] for line in read_lines(out / "metrics.jsonl") if "loss" in line]
