@@ -19,7 +19,7 @@ from llama.parallel.mesh import SINGLE, TensorParallel
 from llama.parallel.products import cpu_has_bf16
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.load import load_tokenizer
-from llama.weights.load import load_weights
+from llama.weights.load import Placement, load_weights
 from llama.weights.open_model import ModelSource
 
 
@@ -59,13 +59,14 @@ def build_model(
     device: torch.device,
     tp: TensorParallel = SINGLE,
     checkpointing: Checkpointing = "none",
+    placement: Placement | None = None,
 ) -> Transformer:
     """The model with its weights, nothing trainable. It is built without memory and filled slice by
     slice, so that no rank holds what it does not keep."""
     with torch.device("meta"):
         model = Transformer(source.config, tp, checkpointing)
     model.requires_grad_(False)
-    load_weights(model, source.reader, dtype, device, tp.rank, tp.size)
+    load_weights(model, source.reader, dtype, device, tp.rank, tp.size, placement)
     return model
 
 

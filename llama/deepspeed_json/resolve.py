@@ -56,6 +56,8 @@ def resolve(
     engine.update(zip(keys.BATCH, sizes, strict=True))
     precision = _resolve_precision(engine, fp16_supported, bf16_supported, notes)
     zero = engine.setdefault("zero_optimization", {"stage": 0})
+    if zero["stage"] == 3:  # else it would replace torch's own linear, for the whole process
+        zero["memory_efficient_linear"] = False
     _resolve_optimizer(engine["optimizer"], width, notes)
     if "scheduler" in engine:
         rate = engine["optimizer"]["params"]["lr"]

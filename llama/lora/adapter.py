@@ -40,7 +40,8 @@ class LoRAAdapter(nn.Module):
         self.dropout = p
         self.tp = base.tp
         self.column = isinstance(base, ColumnParallelLinear)
-        rows, columns = base.weight.shape
+        # Not the weight's own shape: under ZeRO-3 it lies elsewhere.
+        rows, columns = base.shard_shape
         self.a = sharded_parameter(rank, columns, dim=None if self.column else 1)
         self.b = sharded_parameter(rows, rank, dim=0 if self.column else None)
         self.in_features = base.in_features

@@ -72,6 +72,11 @@ class ColumnParallelLinear(fairscale_layers.ColumnParallelLinear):
         self.bias = sharded_parameter(self.output_size_per_partition, dim=0) if bias else None
         self.lora: nn.Module | None = None
 
+    @property
+    def shard_shape(self) -> tuple[int, int]:
+        """`(O/p, I)`, this rank's."""
+        return self.output_size_per_partition, self.in_features
+
     def forward(self, input_: torch.Tensor) -> torch.Tensor:
         output = linear(copy_to_shards(input_, self.tp), self.weight, self.bias)
         return output if self.lora is None else self.lora(input_, output)
@@ -90,6 +95,11 @@ class RowParallelLinear(fairscale_layers.RowParallelLinear):
         self.weight = sharded_parameter(out_features, self.input_size_per_partition, dim=1)
         self.bias = sharded_parameter(out_features, dim=None) if bias else None
         self.lora: nn.Module | None = None
+
+    @property
+    def shard_shape(self) -> tuple[int, int]:
+        """`(O, I/p)`, this rank's."""
+        return self.out_features, self.input_size_per_partition
 
     def forward(self, input_: torch.Tensor) -> torch.Tensor:
         output = reduce_from_shards(linear(input_, self.weight, None), self.tp)

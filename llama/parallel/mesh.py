@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from fairscale.nn.model_parallel import initialize as fairscale_groups
 
-from llama.errors import UserError
+from llama.errors import UserError, raise_if
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,15 @@ class TensorParallel:
         """Reduce `tensor` in place over the group; `op` defaults to the sum."""
         if self.group is not None:
             dist.all_reduce(tensor, op=op or dist.ReduceOp.SUM, group=self.group)
+
+    def join(self, shard: torch.Tensor, dim: int | None) -> torch.Tensor:
+        """The whole of a tensor cut along `dim` (None: it is whole already). Every rank of the
+        group must call it."""
+        if dim is None or self.group is None:
+            return shard
+        shards = [torch.empty_like(shard) for _ in range(self.size)]
+        dist.all_gather(shards, shard.contiguous(), group=self.group)
+        return torch.cat(shards, dim=dim)
 
     def divide(self, size: int, what: str) -> int:
         """This rank's share of `size`; refuses what does not divide, naming `what`."""
@@ -63,6 +74,19 @@ class Mesh:
         highest = torch.tensor(number)
         dist.all_reduce(highest, op=dist.ReduceOp.MAX)
         return int(highest)
+
+    @contextlib.contextmanager
+    def agreement(self) -> Iterator[None]:
+        """Make one verdict of what each rank finds in this block: if any raises `UserError`, all
+        do, with the problems of all. Every rank must come to the end of the block."""
+        problems: list[str] = []
+        try:
+            yield
+        except UserError as error:
+            problems = error.problems
+        found: list[Any] = [None] * self.world_size
+        dist.all_gather_object(found, problems)
+        raise_if(list(dict.fromkeys(problem for of_rank in found for problem in of_rank)))
 
     def as_json(self) -> dict[str, int]:
         """The topology, for `run.json`."""

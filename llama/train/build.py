@@ -7,10 +7,10 @@ import torch
 from llama.config import BenchmarkOptions, TrainOptions
 from llama.deepspeed_json import Resolved
 from llama.inference import build_model
-from llama.lora.attach import attach, initialise
+from llama.lora.attach import adapters, attach, initialise
 from llama.model.elementwise import compile_kernels
 from llama.parallel.mesh import Mesh
-from llama.train.engine import Engine
+from llama.train.engine import Engine, ZeRO3Placement
 from llama.weights.open_model import ModelSource
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -23,11 +23,16 @@ def build_engine(
     mesh: Mesh,
     device: torch.device,
 ) -> Engine:
-    """Load the weights, attach the adapters with their first values, and hand both to DeepSpeed."""
+    """Load the weights, attach the adapters with their first values, and hand both to DeepSpeed.
+    UserError, on every rank, where any rank finds its weights damaged."""
     if options.compile:
         compile_kernels()
-    dtype, lora = DTYPES[resolved.precision], options.lora
-    model = build_model(source, dtype, device, mesh.tensor_parallel, options.checkpointing)
+    dtype, lora, tp = DTYPES[resolved.precision], options.lora, mesh.tensor_parallel
+    placement = ZeRO3Placement(resolved, mesh) if resolved.zero_stage == 3 else None
+    with mesh.agreement():
+        model = build_model(source, dtype, device, tp, options.checkpointing, placement)
     attach(model, lora.rank, lora.alpha, lora.dropout, lora.targets)
     initialise(model, options.seed, device)
+    for _, adapter in adapters(model):
+        adapter.to(dtype)
     return Engine(model, resolved, mesh, device, options.seed)

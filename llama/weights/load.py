@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import nn
 
-from llama.errors import UserError
+from llama.errors import raise_if
 from llama.weights.reader import WeightReader
 
 _ADAPTER = ".lora."
 _MARKS = ("shard_dim", "model_parallel")
+
+
+class Placement(Protocol):
+    """Where a parameter goes once it is there."""
+
+    reads: bool
+    """Whether this rank reads the weights; if not, `place` brings it their values."""
+
+    def place(self, parameter: nn.Parameter) -> None: ...
+
+
+class KeepWhole:
+    """Every rank reads its parameters and keeps them."""
+
+    reads = True
+
+    def place(self, parameter: nn.Parameter) -> None: ...
 
 
 def load_weights(
@@ -19,6 +38,7 @@ def load_weights(
     device: torch.device,
     shard_rank: int,
     shard_count: int,
+    placement: Placement | None = None,
 ) -> None:
     """Replace every parameter of `model`, built on the meta device, by the weights of `reader`.
 
@@ -26,18 +46,21 @@ def load_weights(
     dimension, the others the whole tensor. Parameters of adapters stay as they are; one that goes
     by two names stays one object. The host holds one tensor beyond what it keeps.
 
-    UserError for a weight that is NaN or infinite, in the file or as `dtype`; RuntimeError for a
-    parameter that the reader has nothing for, or whose shape differs."""
-    held = reader.names()
+    UserError, once all are read, with each weight that is NaN or infinite, in the file or as
+    `dtype`; RuntimeError for a parameter the reader has nothing for, or whose shape differs."""
+    held, problems = reader.names(), []
+    placement = placement or KeepWhole()
     for names in _names_by_parameter(model):
         name = next((name for name in names if name in held), None)
         if name is None:
             raise RuntimeError(f"no weights for the parameter {names[0]}")
         old = model.get_parameter(name)
-        stored = _read_share(reader, name, old, shard_rank, shard_count)
-        kept = torch.empty(old.shape, dtype=dtype, device=device).copy_(stored)
-        if not _is_finite(kept):
-            raise UserError(_not_finite(name, stored, dtype))
+        kept = torch.empty(old.shape, dtype=dtype, device=device)
+        if placement.reads:
+            stored = _read_share(reader, name, old, shard_rank, shard_count)
+            kept.copy_(stored)
+            if not _is_finite(kept):
+                problems.append(_not_finite(name, stored, dtype))
         new = nn.Parameter(kept, requires_grad=old.requires_grad)
         for mark in _MARKS:
             if hasattr(old, mark):
@@ -45,6 +68,8 @@ def load_weights(
         for alias in names:
             owner, _, attribute = alias.rpartition(".")
             model.get_submodule(owner).register_parameter(attribute, new)
+        placement.place(new)
+    raise_if(problems)
 
 
 def _names_by_parameter(model: nn.Module) -> list[list[str]]:

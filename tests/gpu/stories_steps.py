@@ -111,7 +111,7 @@ def main(argv: list[str]) -> None:
     assert device.type == given.device, device
     engine = build(source, given.precision, given.initial_scale_power, given.steps, device)
     steps = [engine.step(window) for window in islice(cycle(work), given.steps)]
-    values = [*engine.adapter_values().values(), *engine.model.parameters()]
+    values = [*engine.whole_adapter().values(), *engine.model.parameters()]
     result = {
         "losses": [step.loss for step in steps],
         "grad_norms": [step.grad_norm for step in steps],

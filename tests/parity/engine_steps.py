@@ -20,7 +20,7 @@ from llama.lora.attach import attach, initialise
 from llama.lora.peft_format import AdapterConfig
 from llama.parallel.mesh import create_mesh
 from llama.train import engine as processes
-from llama.train.adapter_files import save_adapter, whole_adapter
+from llama.train.adapter_files import save_adapter
 from llama.train.engine import Engine
 from llama.weights.open_model import open_model
 from tests.parity.training_case import ADAM, CLIP, LORA, STAGES, windows
@@ -43,7 +43,7 @@ def main(folder: str, out: Path) -> None:
         )
         engine = Engine(model, resolved, mesh, device, seed=0)
         if stage == STAGES[0]:
-            peft_format.save(out / "initial", whole_adapter(engine), adapter)
+            peft_format.save(out / "initial", engine.whole_adapter(), adapter)
         steps = [
             engine.step([make_batch(rows, stream) for stream, rows in enumerate(window)])
             for window in windows()

@@ -12,10 +12,12 @@ from llama.train.engine.processes import (
 )
 
 from llama.train.engine.engine import Engine, Step  # isort: skip - sets DeepSpeed's variables first
+from llama.train.engine.zero3 import ZeRO3Placement  # isort: skip
 
 __all__ = [
     "Engine",
     "Step",
+    "ZeRO3Placement",
     "bf16_supported",
     "fp16_supported",
     "launched_world_size",

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.utils import safe_get_full_fp32_param
 from torch import nn
 
 from llama.data.feed import model_inputs
 from llama.data.types import Batch
 from llama.deepspeed_json import Resolved
+from llama.errors import TrainingError
 from llama.lora.attach import trainable_parameters
+from llama.parallel.layers import shard_dim
 from llama.parallel.mesh import DeepSpeedTopology, Mesh
+from llama.train.engine.optimizer_state import OptimizerState
 from llama.train.engine.processes import LOGGER
+from llama.train.nonfinite import first_nonfinite
+from llama.train.state import MOMENTS, EngineState, Tensors
+
+MOST_SKIPPED = 10
+"""Steps skipped in a row after which the run stops, where no loss scale adapts. With one it stops
+where the scale cannot fall further."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,9 @@ class Step:
     grad_norm: float | None
     loss_scale: float | None
     applied: bool
-    """False where an overflow made DeepSpeed skip the update."""
+    """False where NaN or infinity made every rank skip the update."""
+    skip_reason: str | None = None
+    """Of a skipped step, which tensor went non-finite first."""
 
     @property
     def loss(self) -> float:
@@ -51,10 +61,15 @@ class Engine:
         self.device = device
         self.seed = seed
         self.steps = 0
+        """Optimizer steps taken, skipped ones included."""
+        self.skipped = 0
+        self._skipped_in_a_row = 0
+        self._scale_is_spent = False
+        self.zero_stage = resolved.zero_stage
         self.trainable = trainable_parameters(model)
         initialize: Any = deepspeed.initialize  # its annotations are narrower than what it takes
         LOGGER.setLevel(logging.ERROR)  # it asks its own schedule for a rate too early, and warns
-        self._engine, self._optimizer, _, _ = initialize(
+        self._engine, self._optimizer, _, self._schedule = initialize(
             model=model,
             model_parameters=list(self.trainable.values()),
             config=resolved.engine,
@@ -63,13 +78,16 @@ class Engine:
         )
         LOGGER.setLevel(logging.WARNING)
         self.model: nn.Module = self._engine.module
+        self._state = OptimizerState(self.trainable, self._optimizer, self.zero_stage)
 
     def step(self, window: Sequence[Batch]) -> Step:
         """Forward and backward of this rank's micro-batches, then one optimizer step.
 
         The loss is the sum over all supervised tokens of the window, on every rank, over their
         number: DeepSpeed's division by the accumulation steps is left out and its mean over
-        data-parallel ranks undone, so the split into micro-batches and ranks changes nothing."""
+        data-parallel ranks undone, so the split into micro-batches and ranks changes nothing.
+
+        Raises `TrainingError` where steps are skipped for ever."""
         supervised, tokens = self._total(
             sum(b.supervised for b in window),
             sum(len(b.tokens) for b in window if b.supervised),  # a filler's are nobody's
@@ -78,46 +96,180 @@ class Engine:
         loss_sum = torch.zeros((), device=self.device)
         self._engine.train()
         for index, batch in enumerate(window):
-            last = index == len(window) - 1
-            self._engine.set_gradient_accumulation_boundary(last)
-            torch.manual_seed(_stream_seed(self.seed, self.steps, batch.stream))
-            loss = self._engine(**model_inputs(batch, self.device))
+            self._engine.set_gradient_accumulation_boundary(index == len(window) - 1)
+            loss = self._loss(batch)
             loss_sum += loss.detach()
             self._engine.backward(loss * weight, scale_wrt_gas=False)
-            self._engine.step()
+            if index < len(window) - 1:
+                self._engine.step()
+        scale = self._scale()
+        applied, grad_norm = self._take_step()
+        reason = None if applied else self._skip(window, weight, scale)
+        if applied:
+            self._skipped_in_a_row = 0
         self.steps += 1
         return Step(
             loss_sum=self._sum_over_data_parallel(loss_sum),
             supervised=supervised,
             tokens=tokens,
             learning_rate=float(self._engine.get_lr()[0]),
-            grad_norm=_number(self._engine.get_global_grad_norm()),
-            loss_scale=_number(self._optimizer.cur_scale) if self.is_fp16 else None,
-            applied=bool(self._engine.was_step_applied()),
+            grad_norm=grad_norm,
+            loss_scale=self._scale(),
+            applied=applied,
+            skip_reason=reason,
         )
 
-    @property
-    def is_fp16(self) -> bool:
-        return bool(self._engine.fp16_enabled())
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        """The summed loss of one micro-batch, with the dropout that belongs to it."""
+        torch.manual_seed(_stream_seed(self.seed, self.steps, batch.stream))
+        return self._engine(**model_inputs(batch, self.device))
 
-    def adapter_values(self) -> dict[str, torch.Tensor]:
-        """Name to this rank's value of every trainable parameter, from the float32 master copies
-        where the optimizer keeps them. Every rank must call it."""
-        values = {}
+    def _scale(self) -> float | None:
+        """The loss scale in use, in fp16."""
+        return float(self._optimizer.cur_scale) if self._engine.fp16_enabled() else None
+
+    def _take_step(self) -> tuple[bool, float | None]:
+        """The optimizer's step at the end of a window: whether it was taken, by all ranks or by
+        none, and the gradient's norm before clipping."""
+        norm = None
+        if self.zero_stage == 0:  # DeepSpeed neither tells the norm here nor looks for NaN
+            norm = self._norm_of_gradients()
+            if not torch.isfinite(norm):
+                self._engine.zero_grad()
+                return False, float(norm)
+        try:
+            self._engine.step()
+        except Exception as error:
+            if "already at minimum" not in str(error):  # DeepSpeed raises no type of its own
+                raise
+            self._scale_is_spent = True
+            return False, None
+        found = self._engine.get_global_grad_norm() if norm is None else norm
+        return bool(self._engine.was_step_applied()), None if found is None else float(found)
+
+    def _norm_of_gradients(self) -> torch.Tensor:
+        """Of the whole adapter, from gradients that are already equal on data-parallel ranks: a
+        sharded tensor's share is summed over its shards, a replicated one counts once."""
+        tp = self.mesh.tensor_parallel
+        squares = torch.zeros(2, dtype=torch.float64, device=self.device)  # sharded, replicated
+        for parameter in self.trainable.values():
+            if parameter.grad is not None:
+                kind = int(shard_dim(parameter) is None)
+                squares[kind] += parameter.grad.double().square().sum()
+        squares[1] /= tp.size
+        tp.all_reduce_(squares)
+        return squares.sum().sqrt()
+
+    # Non-finite steps
+
+    def _skip(self, window: Sequence[Batch], weight: float, scale: float | None) -> str:
+        """Account for a skipped step and find out why; `TrainingError` when it is one too many."""
+        self.skipped += 1
+        self._skipped_in_a_row += 1
+        reason = self._diagnose(window, weight, scale)
+        adapts = scale is not None and self._optimizer.dynamic_loss_scale
+        if not self._scale_is_spent and (adapts or self._skipped_in_a_row < MOST_SKIPPED):
+            return reason
+        if self._scale_is_spent:
+            advice = (
+                f"the loss scale is at its minimum, {scale:g}, and cannot fall further: train in "
+                "bf16 (ds_configs/lora_bf16.json), or lower the learning rate"
+            )
+        else:
+            advice = (
+                f"{self._skipped_in_a_row} steps in a row were skipped: look at the data and the "
+                "weights there, or lower the learning rate"
+            )
+        raise TrainingError(f"step {self.steps + 1}: {reason}; {advice}")
+
+    def _diagnose(self, window: Sequence[Batch], weight: float, scale: float | None) -> str:
+        """What went non-finite first, on the first rank that saw it. Every rank takes part."""
+        losses: list[Callable[[], torch.Tensor]] = [
+            lambda batch=batch: self._loss(batch) * (weight * (scale or 1.0)) for batch in window
+        ]
+        finding = first_nonfinite(self.model, self.trainable, losses)
+        found: list[str | None] = [None] * self.mesh.world_size
+        dist.all_gather_object(found, finding and finding.text())
+        for rank, text in enumerate(found):
+            if text:
+                return f"{text} (rank {rank})"
+        return "the sum of the window's gradients overflowed, though each is finite"
+
+    # State
+
+    def state(self) -> EngineState:
+        """All that training goes on from, whole on every rank. Every rank must call it."""
+        state = self._state
+        return EngineState(
+            masters=self._joined(state.masters()),
+            exp_avg=self._joined(state.moments(MOMENTS[0])),
+            exp_avg_sq=self._joined(state.moments(MOMENTS[1])),
+            counters={
+                "steps": self.steps,
+                "skipped": self.skipped,
+                "skipped_in_a_row": self._skipped_in_a_row,
+                "schedule": self._schedule.state_dict() if self._schedule else None,
+                **state.counters(),
+            },
+        )
+
+    def load_state(self, state: EngineState) -> None:
+        """Go on from `state`, bit for bit on the topology it was taken on. Every rank gives the
+        same whole state."""
+        moments = {MOMENTS[0]: self._own(state.exp_avg), MOMENTS[1]: self._own(state.exp_avg_sq)}
+        self._state.load(self._own(state.masters), moments, state.counters)
+        if self._schedule and state.counters["schedule"]:
+            self._schedule.load_state_dict(state.counters["schedule"])
+        self.steps = self._engine.global_steps = state.counters["steps"]
+        self.skipped = self._engine.skipped_steps = state.counters["skipped"]
+        self._skipped_in_a_row = state.counters["skipped_in_a_row"]
+
+    def whole_adapter(self) -> Tensors:
+        """Name to float32 value of every trainable parameter, the shards joined, on the CPU; from
+        the masters where the optimizer keeps them. Every rank must call it."""
+        return self._joined(self._state.masters())
+
+    def replica_problems(self) -> list[str]:
+        """One line for each trainable tensor that differs between ranks that should hold the same:
+        copies over data-parallel ranks, and what tensor parallelism replicates. Every rank must
+        call it."""
+        hashes = {name: _hash(value) for name, value in self._state.masters().items()}
+        if self.zero_stage < 3:
+            for name, parameter in self.trainable.items():
+                hashes[name] += _hash(parameter.detach().cpu())
+        found: list[Any] = [None] * self.mesh.world_size
+        dist.all_gather_object(found, hashes)
+        degree, problems = self.mesh.tensor_parallel.size, []
         for name, parameter in self.trainable.items():
-            full = safe_get_full_fp32_param(parameter)
-            values[name] = (parameter if full is None else full).detach().float().cpu()
-        return values
+            step = 1 if shard_dim(parameter) is None else degree
+            for rank, other in enumerate(found):
+                if other[name] != found[rank % step][name]:
+                    problems.append(f"{name} differs between ranks {rank % step} and {rank}")
+                    break
+        return problems
 
     def optimizer_state_bytes(self) -> int:
         """Bytes that the optimizer holds on this rank: float32 masters and moments."""
-        inner = getattr(self._optimizer, "optimizer", self._optimizer)
-        masters = [p for group in inner.param_groups for p in group["params"]]
-        held = {id(p): p for p in self.trainable.values()}
-        tensors = [p for p in masters if id(p) not in held]
-        for state in inner.state.values():
-            tensors += [v for v in state.values() if isinstance(v, torch.Tensor) and v.dim() > 0]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return sum(t.numel() * t.element_size() for t in self._state.state_tensors())
+
+    def _joined(self, values: Tensors) -> Tensors:
+        tp = self.mesh.tensor_parallel
+        return {
+            name: tp.join(value.to(self.device), shard_dim(self.trainable[name])).cpu()
+            for name, value in values.items()
+        }
+
+    def _own(self, values: Tensors) -> Tensors:
+        """This rank's shards of whole tensors, on its device."""
+        tp, own = self.mesh.tensor_parallel, {}
+        for name, parameter in self.trainable.items():
+            dim, value = shard_dim(parameter), values[name]
+            own[name] = (value if dim is None else value.chunk(tp.size, dim)[tp.rank]).to(
+                self.device
+            )
+        return own
+
+    # Sums
 
     def _total(self, *numbers: int) -> list[int]:
         return [int(n) for n in self._reduced(torch.tensor(numbers, dtype=torch.int64))]
@@ -139,5 +291,5 @@ def _stream_seed(seed: int, step: int, stream: int) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def _number(value: object) -> float | None:
-    return None if value is None else float(value)  # type: ignore[arg-type]
+def _hash(value: torch.Tensor) -> str:
+    return hashlib.sha256(value.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()

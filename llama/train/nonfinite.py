@@ -1,0 +1,92 @@
+"""Which tensor went non-finite first: the skipped step is taken again and watched.
+
+Weights did not change in a skipped step, and dropout draws the same masks for the same micro-batch,
+so the replay meets the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The first tensor of a replay that held NaN or infinity, on one rank."""
+
+    what: str
+    """As `the output of layers.3.attention.wq`, or `the gradient of ...`."""
+    bad: int
+    """Elements that are NaN or infinite."""
+    size: int
+    largest: float
+    """The largest magnitude among its finite elements; 0 where there are none."""
+
+    def text(self) -> str:
+        return (
+            f"{self.what} was the first to go non-finite: {self.bad:,} of {self.size:,} elements, "
+            f"the largest magnitude among the others {self.largest:.4g}"
+        )
+
+
+class Watch:
+    """Hooks on every module of `model`: outputs as they come, their gradients as they go back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.finding: Finding | None = None
+        self._handles = [
+            module.register_forward_hook(self._after(name or "the model"))
+            for name, module in model.named_modules()
+        ]
+
+    def look(self, what: str, tensor: torch.Tensor) -> None:
+        """Keep `tensor` as the finding, if it is the first that is not finite."""
+        if self.finding is None and not bool(torch.isfinite(tensor).all()):
+            finite = tensor[torch.isfinite(tensor)]
+            largest = float(finite.abs().max()) if finite.numel() else 0.0
+            bad = tensor.numel() - finite.numel()
+            self.finding = Finding(what, bad, tensor.numel(), largest)
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _after(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if not (isinstance(output, torch.Tensor) and output.is_floating_point()):
+                return
+            self.look(f"the output of {name}", output.detach())
+            if output.requires_grad:
+                output.register_hook(
+                    lambda g: self.look(f"the gradient at the output of {name}", g)
+                )
+
+        return hook
+
+
+def first_nonfinite(
+    model: nn.Module,
+    trainable: Mapping[str, nn.Parameter],
+    losses: Sequence[Callable[[], torch.Tensor]],
+) -> Finding | None:
+    """Replay `losses` (each computes one micro-batch's scaled loss anew) and their gradients; None
+    if all of it is finite on this rank. No parameter's `.grad` is touched. Shards compute together,
+    so no rank stops early, whatever it has found."""
+    watch = Watch(model)
+    for name, parameter in model.named_parameters():
+        watch.look(f"the weight {name}", parameter.detach())
+    try:
+        for loss in losses:
+            value = loss()
+            watch.look("the loss", value.detach())
+            gradients = torch.autograd.grad(value, list(trainable.values()), allow_unused=True)
+            for name, gradient in zip(trainable, gradients, strict=True):
+                if gradient is not None:
+                    watch.look(f"the gradient of {name}", gradient)
+        return watch.finding
+    finally:
+        watch.close()
