@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from llama.errors import UserError
 from llama.weights.names import from_huggingface, to_huggingface
@@ -79,9 +79,9 @@ def _module_to_huggingface(layer: str) -> str:
     return to_huggingface(f"{layer}.weight").removesuffix(".weight")
 
 
-def save(folder: Path, state: dict[str, torch.Tensor], config: AdapterConfig) -> None:
-    """Write a PEFT folder of float32 tensors. `state` is whole, not sharded."""
-    folder.mkdir(parents=True, exist_ok=True)
+def contents(state: dict[str, torch.Tensor], config: AdapterConfig) -> dict[str, bytes]:
+    """Name to content of a PEFT folder's files. `state` is whole, not sharded; it is written in
+    float32."""
     modules = sorted(
         {_module_to_huggingface(name.partition(".lora.")[0]).rpartition(".")[2] for name in state}
     )
@@ -98,8 +98,17 @@ def save(folder: Path, state: dict[str, torch.Tensor], config: AdapterConfig) ->
         "inference_mode": True,
     }
     tensors = {name: t.float().contiguous() for name, t in sorted(to_peft(state).items())}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(document, indent=2) + "\n")
+    return {
+        WEIGHTS: safetensors.torch.save(tensors, metadata={"format": "pt"}),
+        CONFIG: (json.dumps(document, indent=2) + "\n").encode(),
+    }
+
+
+def save(folder: Path, state: dict[str, torch.Tensor], config: AdapterConfig) -> None:
+    """Write a PEFT folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents(state, config).items():
+        (folder / name).write_bytes(content)
 
 
 def load_config(folder: Path) -> AdapterConfig:
