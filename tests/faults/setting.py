@@ -1,16 +1,21 @@
 """What the fault runs train: a tiny model, a checkpoint after every step, dropout and accumulation
-on, two epochs, so that a run can be ended anywhere; and what each would have ended as."""
+on, some epochs, so that a run can be ended anywhere; and what each would have ended as."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults.forked import Run, Spoil
 from tests.tiny_runs import deepspeed_json, read_lines, write_json, write_model, write_rows
+
+
+Outcome = tuple[str, list[tuple[int, float]]]
 
 
 @dataclass(frozen=True)
@@ -20,15 +25,22 @@ class Shape:
     ranks: int = 1
     tensor_parallel: int = 1
     zero_stage: int = 1
-    epochs: int = 2
+    epochs: int = 3
 
     @property
     def name(self) -> str:
         return f"{self.ranks}-{self.tensor_parallel}-{self.zero_stage}-{self.epochs}"
 
+    @property
+    def steps(self) -> int:
+        """Windows of 2 rows for each copy of the model; the last of an epoch is not full."""
+        return self.epochs * math.ceil(ROWS * self.tensor_parallel / (2 * self.ranks))
 
+
+ROWS = 11
 ONE, TWO, SHARDED = Shape(), Shape(ranks=2), Shape(ranks=2, tensor_parallel=2)
-STEPS_PER_EPOCH = 6
+LONG = Shape(ranks=2, epochs=60)
+"""Long enough for a launcher to be met in the middle of it."""
 
 
 class Setting:
@@ -36,23 +48,21 @@ class Setting:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "rows.json").exists():
-            write_model(folder / "model")
-            write_rows(folder / "rows.json", 11)
-        self._expected: dict[Shape, str] = {}
+        write_model(folder / "model")
+        write_rows(folder / "rows.json", ROWS)
+        self._expected: dict[Shape, Outcome] = {}
+        self._seconds: dict[Shape, float] = {}
 
     def argv(self, shape: Shape, out: Path, *more: str) -> list[str]:
-        accumulation = 2 // (shape.ranks // shape.tensor_parallel)
         settings = self.folder / f"ds-{shape.name}.json"
         if not settings.exists():
-            write_json(settings, deepspeed_json(shape.zero_stage, accumulation))
+            write_json(settings, deepspeed_json(shape.zero_stage, 2))
         return [
             *("--deepspeed", str(settings), "--model", str(self.folder / "model")),
             *("--data", str(self.folder / "rows.json"), "--template", "chatml"),
             *("--seq_len", "64", "--pack", "false", "--lora.rank", "4", "--lora.dropout", "0.1"),
             *("--tensor_parallel", str(shape.tensor_parallel), "--epochs", str(shape.epochs)),
-            *("--save_every", "1", "--output_dir", str(out)),
+            *("--save_every", "1", "--keep", "2", "--output_dir", str(out)),
             *more,
         ]
 
@@ -65,20 +75,33 @@ class Setting:
             statuses = run.wait(180)
             assert statuses == [0] * shape.ranks, f"{statuses}\n{run.said}"
 
-    def expected(self, shape: Shape) -> str:
-        """The hash of the adapter of the run that nothing happens to."""
+    def expected(self, shape: Shape) -> Outcome:
+        """Of the run that nothing happens to."""
         if shape not in self._expected:
             out = self.folder / f"uninterrupted-{shape.name}"
-            if not (out / "adapter").exists():
-                self.finish(shape, out)
-            assert last_step(out) == shape.epochs * STEPS_PER_EPOCH
-            self._expected[shape] = adapter_hash(out)
+            began = time.monotonic()
+            self.finish(shape, out)
+            self._seconds[shape] = time.monotonic() - began
+            self._expected[shape] = outcome(out)
+            assert [step for step, _ in self._expected[shape][1]] == [*range(1, shape.steps + 1)]
         return self._expected[shape]
 
+    def seconds(self, shape: Shape) -> float:
+        """How long that run took."""
+        self.expected(shape)
+        return self._seconds[shape]
 
-def adapter_hash(out: Path) -> str:
+    def finish_as_expected(self, shape: Shape, out: Path) -> None:
+        """Go on with `out` to its end: it must end as if nothing had happened."""
+        self.finish(shape, out)
+        assert outcome(out) == self.expected(shape), f"{out}: not the uninterrupted run's outcome"
+
+
+def outcome(out: Path) -> Outcome:
+    """Of a finished run: the hash of its adapter, bit for bit, and every step with its loss."""
     content = (out / "adapter" / "adapter_model.safetensors").read_bytes()
-    return hashlib.sha256(content).hexdigest()
+    lines = [line for line in read_lines(out / "metrics.jsonl") if "loss" in line]
+    return hashlib.sha256(content).hexdigest(), [(line["step"], line["loss"]) for line in lines]
 
 
 def last_step(out: Path) -> int:
@@ -95,7 +118,3 @@ def saved_steps(out: Path) -> list[int]:
     """Of the checkpoints that are there by name, in ascending order."""
     names = [re.fullmatch(r"step-(\d+)", path.name) for path in out.glob("checkpoints/*")]
     return sorted(int(name[1]) for name in names if name)
-
-
-def logged_steps(out: Path) -> list[int]:
-    return [line["step"] for line in read_lines(out / "metrics.jsonl") if "loss" in line]
