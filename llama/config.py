@@ -64,7 +64,8 @@ class TrainOptions(ModelOptions):
     """Held-out rows, in any form --data takes; none means the bundled set where --data is also
     none, else no evaluation."""
     output_dir: Path | None = None
-    """Folder the run writes, which may not hold another run; none means runs/<time>."""
+    """Folder the run writes; none means runs/<time>. What --resume does with one that holds a run
+    already is said there."""
     epochs: int = 5
     """Passes over the training rows."""
     max_steps: int | None = None
@@ -84,6 +85,15 @@ class TrainOptions(ModelOptions):
     """Whether norm, rotary turn and SwiGLU are fused by torch.compile; needs a C compiler."""
     seed: int = 0
     """Seed of the adapters, the order of rows and the dropout."""
+    save_every: int | None = None
+    """Optimizer steps between checkpoints; none means one at the end of each epoch. There is always
+    one at the end of the run."""
+    keep: int = 3
+    """Newest checkpoints that are kept."""
+    resume: str = "auto"
+    """auto goes on with the run in --output_dir from its newest checkpoint that is whole, or starts
+    where there is no run; never refuses a folder that holds a run; a checkpoint's folder goes on
+    from that one."""
     hang_timeout: float = 480.0
     """Seconds without a sign of life after which a rank in training ends the run, the stacks of its
     threads in hang-rank-N.txt; by default before NCCL would, which does not say where it stood."""
@@ -185,6 +195,7 @@ def check_train(options: TrainOptions, world_size: int) -> list[str]:
     problems = [
         *_check_model(options),
         *_at_least(1, epochs=options.epochs, max_steps=options.max_steps),
+        *_at_least(1, save_every=options.save_every, keep=options.keep),
         *_at_least(2, seq_len=options.seq_len),
         *check_lora(options.lora),
         *_check_degree(options.tensor_parallel, world_size),
@@ -195,7 +206,7 @@ def check_train(options: TrainOptions, world_size: int) -> list[str]:
         expected = "expected a finite number above 0"
         problems.append(f"--hang_timeout: {expected}, found {options.hang_timeout}")
     if options.output_dir is not None:
-        problems += _check_output(options.output_dir)
+        problems += _check_output(options.output_dir, options.resume == "never")
     return problems
 
 
@@ -342,10 +353,13 @@ def _check_adapter(adapter: Path | None) -> list[str]:
     return [f"--adapter: {adapter} is not a PEFT folder: it holds no adapter_config.json"]
 
 
-def _check_output(folder: Path) -> list[str]:
+def _check_output(folder: Path, unused: bool) -> list[str]:
     """Nothing is created here: a refused run leaves no trace."""
-    if os.path.exists(folder / "run.json"):
-        return [f"--output_dir: {folder} already holds a run; give another folder"]
+    if unused and any(os.path.exists(folder / name) for name in ("run.json", "checkpoints")):
+        return [
+            f"--output_dir: {folder} already holds a run; give another folder, or --resume auto to "
+            "go on with it"
+        ]
     nearest_existing = next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p))
     if not nearest_existing.is_dir():
         return [f"--output_dir: {nearest_existing} is a file; a folder is expected"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import resource
 import sys
 import time
@@ -51,11 +52,21 @@ class NullSink:
 class JSONLSink(NullSink):
     """One line for each moment, flushed at once: a killed run keeps what it had reached."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w", encoding="utf-8", buffering=1)
+    def __init__(self, path: Path, lines: list[str] | None = None) -> None:
+        """`lines` are those that the file begins with."""
+        self.lines = len(lines or [])
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text("".join(lines or []), encoding="utf-8")
+        os.replace(partial, path)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def scalars(self, step: int, values: dict[str, Any]) -> None:
         self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self.lines += 1
+
+    def sync(self) -> None:
+        """Have all lines on the disk."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
@@ -64,10 +75,11 @@ class JSONLSink(NullSink):
 class TensorBoardSink:
     """Scalars, sample texts and histograms for TensorBoard."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, step: int = 0) -> None:
+        """What an earlier process wrote of the steps after `step` no longer counts."""
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only one rank does
 
-        self._writer = SummaryWriter(str(folder))
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else 0)
 
     def scalars(self, step: int, values: dict[str, Any]) -> None:
         for name, value in values.items():
@@ -113,23 +125,26 @@ class Progress:
     EVERY = 10.0
     """Seconds between plain lines."""
 
-    def __init__(self, total: int, enabled: bool) -> None:
+    def __init__(self, total: int, enabled: bool, done: int = 0) -> None:
         self._enabled = enabled
         self._plain = enabled and not sys.stderr.isatty()
         self._bar = tqdm(
             total=total,
+            initial=done,
             unit="step",
             disable=not enabled or self._plain,
             dynamic_ncols=True,
             bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
         )
         self._total = total
-        self._done = 0
+        self._done = done
+        self._here = 0
         self._seconds = 0.0
         self._printed = time.monotonic()
 
     def step(self, epoch: int, loss: float, tokens_per_second: float, seconds: float) -> None:
         self._done += 1
+        self._here += 1
         self._seconds += seconds
         self._bar.set_description(f"epoch {epoch}", refresh=False)
         self._bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tok/s", refresh=False)
@@ -137,7 +152,7 @@ class Progress:
         now = time.monotonic()
         if self._plain and (now - self._printed >= self.EVERY or self._done == self._total):
             self._printed = now
-            left = self._seconds / self._done * (self._total - self._done)
+            left = self._seconds / self._here * (self._total - self._done)
             self.say(
                 f"step {self._done}/{self._total}  epoch {epoch}  loss {loss:.3f}  "
                 f"{tokens_per_second:,.0f} tok/s  {_clock(left)} left"

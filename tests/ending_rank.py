@@ -22,8 +22,7 @@ def main(folder: Path, hang_timeout: float, hangs_at: int | None) -> int:
             with (folder / "steps").open("a") as file:
                 file.write(f"{step}\n")
             time.sleep(0.05 if step != hangs_at else 600)
-            ends.beat(step)
-            if ends.asked():
+            if ends.asked(step):
                 with (folder / "saved").open("a") as file:
                     file.write(f"{step}\n")
                 time.sleep(1.5)  # a save takes its time

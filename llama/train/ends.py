@@ -100,17 +100,15 @@ class Ends:
         os.close(self._reader)
         os.close(self._writer)
 
-    def beat(self, step: int | None = None) -> None:
-        """The rank is alive: call it at least at every micro-batch, and with the count of optimizer
-        steps after each."""
+    def beat(self) -> None:
+        """The rank is alive: call it at least at every micro-batch."""
         self._last_beat = time.monotonic()
-        if step is not None:
-            self._step = step
 
-    def asked(self) -> bool:
-        """Whether training is to stop here: the same answer on every rank, all of which must call
-        it. `status` then holds what to exit with."""
+    def asked(self, step: int) -> bool:
+        """Whether training is to stop here, after optimizer step `step`: the same answer on every
+        rank, all of which must call it. `status` then holds what to exit with."""
         self.beat()
+        self._step = step
         self.status = _ASKED[self._agree(self._asked)]
         return self.status != 0
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import json
+import math
+import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,211 +16,203 @@ from llama.config import TrainOptions
 from llama.data.batches import eval_batches
 from llama.errors import TrainingError
 from llama.inference import summed_loss
-from llama.lora.attach import adapters
 from llama.lora.peft_format import AdapterConfig
-from llama.metrics import (
-    JSONLSink,
-    NullSink,
-    Progress,
-    Sink,
-    Sinks,
-    Stopwatch,
-    TensorBoardSink,
-    mfu,
-    peak_memory_bytes,
-    step_flops,
-)
+from llama.metrics import Stopwatch, peak_memory_bytes
 from llama.model.transformer import Transformer
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.train import engine as processes
 from llama.train.adapter_files import save_adapter
+from llama.train.agreement import on_main
 from llama.train.build import build_engine
+from llama.train.checkpoint import Checkpoint, Store
 from llama.train.checks import FirstStepsCheck
 from llama.train.ends import Ends
-from llama.train.engine import Engine, Step
+from llama.train.engine import Step
 from llama.train.plan import Inputs, Schedule, read_inputs, schedule
-from llama.train.record import choose_output_dir, environment, write_json
-from llama.train.samples import answers, as_text, choose_prompts, write_samples
+from llama.train.record import resumed_before, run_record, trainable, write_json
+from llama.train.reporting import Reporter
+from llama.train.resume import CHECKPOINTS, RECORD, SUMMARY, Resumer, random_state
+from llama.train.samples import Prompt, answers, as_text, choose_prompts, write_samples
+from llama.train.state import EngineState
 
 
 def train(options: TrainOptions) -> int:
     """Run `launcher/train.py`; returns the exit code. `UserError` comes before any weights load."""
     inputs = read_inputs(options)
+    status = 0
     device = processes.start_processes()
     try:
         mesh = create_mesh(options.tensor_parallel)
-        run = Run(inputs, mesh, device)
-        summary = run.run()
+        plan = schedule(inputs, mesh)
+        with contextlib.closing(Resumer(inputs, plan, mesh, device)) as resumer:
+            summary = resumer.start.finished
+            if summary is None:
+                run = Run(inputs, plan, mesh, device, resumer)
+                summary, status = run.run(), run.ends.status
+            elif mesh.is_main:
+                _say_finished(resumer)
     finally:
         processes.stop_processes()
     if mesh.is_main and options.json:
         print(json.dumps(summary))
-    return run.ends.status
+    return status
+
+
+def _say_finished(resumer: Resumer) -> None:
+    start = resumer.start
+    lines = [*start.notes, f"{start.folder} is finished; to go on, raise --epochs or --max_steps"]
+    print("\n".join(lines), file=sys.stderr)
 
 
 class Run:
-    """One run on one rank."""
+    """One run on one rank, from its start or from a checkpoint to its end."""
 
-    def __init__(self, inputs: Inputs, mesh: Mesh, device: torch.device) -> None:
-        self.inputs = inputs
-        self.options = inputs.options
-        self.mesh = mesh
-        self.device = device
-        self.plan: Schedule = schedule(inputs, mesh)
-        self.folder = choose_output_dir(self.options.output_dir, mesh)
-        self.progress = Progress(self.plan.total_steps, mesh.is_main)
-        self.engine = self._build()
+    def __init__(
+        self,
+        inputs: Inputs,
+        plan: Schedule,
+        mesh: Mesh,
+        device: torch.device,
+        resumer: Resumer,
+    ) -> None:
+        self.inputs, self.options, self.plan = inputs, inputs.options, plan
+        self.mesh, self.device = mesh, device
+        self.resumer, self.start = resumer, resumer.start
+        self.folder = self.start.folder
+        self.state = self.start.run
+        self.summary: dict[str, Any] = self.state.summary
+        self.summary["status"] = "failed"
+        self.summary.setdefault("checkpoint_seconds", 0.0)
+        config = inputs.source.config
+        self.report = Reporter(self.start, config, plan.total_steps, mesh, device)
+        for line in [inputs.training.report.text(), *plan.resolved.notes, *self.start.notes]:
+            self.report.say(line)
+        self.engine = build_engine(inputs.source, self.options, plan.resolved, mesh, device)
+        resumer.restore(self.engine)
         self.ends = Ends(mesh.rank, self.folder, self.options.hang_timeout, mesh.highest)
         self.check = FirstStepsCheck(self.engine.trainable)
-        self.sink = self._sinks()
         self.watch = Stopwatch()
-        self.summary: dict[str, Any] = {"status": "failed", "steps": 0}
+        self._seconds_before = self.state.seconds
         self._started = time.monotonic()
-        self._tokens, self._seconds = 0, 0.0
 
     def run(self) -> dict[str, Any]:
         """Evaluate, train every epoch, evaluate again, keep the adapter; returns the summary."""
-        self._write_record()
         try:
+            self._write_record()
             with self.ends:
                 self._train()
             self.summary["status"] = "interrupted" if self.ends.status else "finished"
+            on_main(self.mesh, self._write_summary)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._write_summary()
+            raise
         finally:
-            self.summary["seconds"] = round(time.monotonic() - self._started, 1)
-            self.summary["peak_memory_bytes"] = peak_memory_bytes(self.device)
-            if self.mesh.is_main:
-                write_json(self.folder / "summary.json", self.summary)
-            self.sink.close()
-            self.progress.close()
+            self.report.close()
         if not self.ends.status:
             self._say_where()
         return self.summary
 
-    # Building
-
-    def _build(self) -> Engine:
-        options, resolved = self.options, self.plan.resolved
-        for line in [self.inputs.training.report.text(), *resolved.notes]:
-            self.progress.say(line)
-        return build_engine(self.inputs.source, options, resolved, self.mesh, self.device)
-
-    def _sinks(self) -> Sink:
-        if not self.mesh.is_main:
-            return NullSink()
-        tensorboard = TensorBoardSink(self.folder / "tensorboard")
-        return Sinks(JSONLSink(self.folder / "metrics.jsonl"), tensorboard)
-
-    def _trainable(self) -> dict[str, Any]:
-        """Count, share and bytes of what trains, over the whole model."""
-        config, lora = self.inputs.source.config, self.options.lora
-        count = config.lora_parameter_count(lora.rank, lora.targets)
-        total = config.parameter_count() + count
-        return {
-            "trainable_parameters": count,
-            "total_parameters": total,
-            "trainable_share": count / total,
-            "optimizer_state_bytes_expected": 12 * count,
-        }
+    # What the run is, and how it ended
 
     def _write_record(self) -> None:
-        self.trainable = self._trainable()
-        t = self.trainable
-        self.progress.say(
-            f"{t['trainable_parameters']:,} of {t['total_parameters']:,} parameters train "
-            f"({t['trainable_share']:.2%}); optimizer states for them alone"
+        counts = trainable(self.inputs)
+        self.report.say(
+            f"{counts['trainable_parameters']:,} of {counts['total_parameters']:,} parameters "
+            f"train ({counts['trainable_share']:.2%}); optimizer states for them alone"
         )
-        if not self.mesh.is_main:
-            return
-        data = [self.inputs.training, self.inputs.held_out]
-        record = {
-            "options": dataclasses.asdict(self.options),
-            "deepspeed": self.plan.resolved.engine,
-            "precision": self.plan.resolved.precision,
-            "notes": self.plan.resolved.notes,
-            "steps": self.plan.total_steps,
-            "topology": self.mesh.as_json(),
-            **self.trainable,
-            "model": dataclasses.asdict(self.inputs.source.config),
-            "model_fingerprint": self.inputs.source.reader.fingerprint(),
-            "data": [{"path": str(d.path), "sha256": d.sha256} for d in data if d],
-            **environment(self.device),
-        }
-        write_json(self.folder / "run.json", record)
+
+        def write() -> None:
+            self.report.check()
+            (self.folder / SUMMARY).unlink(missing_ok=True)  # of an earlier end
+            resumed = resumed_before(self.folder / RECORD)
+            if self.start.source is not None:
+                source = str(self.start.source)
+                resumed.append({"step": self.start.step, "from": source, **self.resumer.topology})
+            record = run_record(self.inputs, self.plan, self.mesh, self.device)
+            write_json(self.folder / RECORD, {**record, "resumed": resumed})
+
+        on_main(self.mesh, write)
+
+    def _write_summary(self) -> None:
+        self.summary["seconds"] = round(self._seconds(), 1)
+        self.summary["peak_memory_bytes"] = peak_memory_bytes(self.device)
+        if self.mesh.is_main:
+            write_json(self.folder / SUMMARY, self.summary)
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._started
 
     # Training
 
     def _train(self) -> None:
+        prompts = choose_prompts(self.inputs.held_out, self.inputs.template, self.inputs.tokenizer)
+        self._show_life()
+        if self.start.source is None:
+            self.summary |= {"steps": 0, "eval_loss_before": self._evaluate(0), "epoch_losses": []}
+            self.state.samples_before = self._answers(prompts)
+        # an epoch that was begun is ended, even where no step of it is left
+        while self.state.window or self._goes_on():
+            self._epoch()
+            if self.ends.status:
+                return
+        self._finish(prompts)
+
+    def _show_life(self) -> None:
+        """At every block of every forward pass, recomputed ones too: a step may take long."""
         model = self.engine.model
         assert isinstance(model, Transformer)
         for block in model.layers:
             block.register_forward_pre_hook(lambda *_: self.ends.beat())
-        prompts = choose_prompts(self.inputs.held_out, self.inputs.template, self.inputs.tokenizer)
-        self.summary["eval_loss_before"] = self._evaluate(epoch=0)
-        before = answers(model, self.inputs.tokenizer, prompts)
-        self.summary["epoch_losses"] = []
-        for epoch in range(self.options.epochs):
-            if self.engine.steps < self.plan.total_steps:
-                self._epoch(epoch)
-            if self.ends.status:
-                return
-        self._save(self.folder / "adapter")
-        after = answers(model, self.inputs.tokenizer, prompts)
-        if prompts and self.mesh.is_main:
-            write_samples(self.folder / "samples.jsonl", prompts, before, after)
-            text = as_text(prompts, before, after)
-            self.sink.text(self.engine.steps, "samples", f"```\n{text}\n```")
-            self.progress.say(f"\n{text}\n")
 
-    def _epoch(self, epoch: int) -> None:
-        loss_sum, supervised = 0.0, 0
+    def _goes_on(self) -> bool:
+        epochs_left = self.state.epoch < self.options.epochs
+        return epochs_left and self.engine.steps < self.plan.total_steps
+
+    def _epoch(self) -> None:
+        """The rest of the epoch that the state is in; after it the state is in the next one."""
+        state = self.state
         self.watch.lap()
-        for window in self.plan.epochs.windows(epoch):
+        for window in self.plan.epochs.windows(state.epoch, state.window):
             if self.engine.steps >= self.plan.total_steps:
                 break
             step = self.engine.step(window)
-            loss_sum += step.loss_sum
-            supervised += step.supervised
-            self._after_step(epoch, step, self.watch.lap())
-            if self.ends.asked():
-                self.progress.say(f"stopped after step {self.engine.steps}")
-                self._save(self.folder / "checkpoints" / f"step-{self.engine.steps}" / "adapter")
+            state.window += 1
+            if math.isfinite(step.loss_sum):
+                state.loss_sum += step.loss_sum
+                state.supervised += step.supervised
+            self._after_step(step, self.watch.lap())
+            if self.ends.status:
                 return
-        mean = loss_sum / max(supervised, 1)
+        mean = state.loss_sum / max(state.supervised, 1)
         self.summary["epoch_losses"].append(mean)
-        self.progress.say(f"epoch {epoch}: average loss {mean:.4f}")
-        self.summary["eval_loss"] = self._evaluate(epoch + 1)
-        self._log_adapter_norms()
-        self._save(self.folder / "checkpoints" / f"step-{self.engine.steps}" / "adapter")
+        self.report.say(f"epoch {state.epoch}: average loss {mean:.4f}")
+        self.summary["eval_loss"] = self._evaluate(state.epoch + 1)
+        self.report.adapter_norms(self.engine.steps, self.engine.model)
+        state.epoch, state.window, state.loss_sum, state.supervised = state.epoch + 1, 0, 0.0, 0
 
-    def _after_step(self, epoch: int, step: Step, seconds: float) -> None:
-        self.summary["steps"] = self.engine.steps
-        problems = self.check.after_step(step.applied, step.learning_rate)
-        if problems:
-            raise TrainingError("\n".join(problems))
-        if self.engine.steps == 1:
+    def _after_step(self, step: Step, seconds: float) -> None:
+        """Check, report, save where it is due or the run is to stop here."""
+        state, number = self.state, self.engine.steps
+        self.summary["steps"] = number
+        if not state.trains:
+            problems = self.check.after_step(step.applied, step.learning_rate)
+            if problems:
+                raise TrainingError("\n".join(problems))
+            state.trains = self.check.done
+        if "optimizer_state_bytes" not in self.summary:
             self._check_optimizer_state()
-        self._tokens += step.tokens
-        self._seconds += seconds
-        self.summary["tokens_per_second"] = round(self._tokens / self._seconds, 1)
-        rate = step.tokens / seconds
-        flops = step_flops(self.inputs.source.config, step.tokens, step.supervised) / seconds
-        values = {
-            "epoch": epoch,
-            "loss": step.loss,
-            "learning_rate": step.learning_rate,
-            "grad_norm": step.grad_norm,
-            "loss_scale": step.loss_scale,
-            "skipped": not step.applied,
-            "tokens": step.tokens,
-            "supervised_tokens": step.supervised,
-            "seconds": seconds,
-            "tokens_per_second": rate,
-            "mfu": mfu(flops, self.mesh.world_size, self.device),
-            "peak_memory_bytes": peak_memory_bytes(self.device),
-        }
-        self.sink.scalars(self.engine.steps, values)
-        self.progress.step(epoch, step.loss, rate, seconds)
-        self.ends.beat(self.engine.steps)
+        state.tokens += step.tokens
+        state.step_seconds += seconds
+        self.summary["tokens_per_second"] = round(state.tokens / state.step_seconds, 1)
+        self.report.step(number, state.epoch, step, seconds)
+        if self.mesh.highest(int(self.report.failed is not None)):
+            on_main(self.mesh, self.report.check)
+        asked = self.ends.asked(number)
+        if asked:
+            self.report.say(f"stopped after step {number}")
+        if asked or self._is_due():
+            self._save()
 
     def _check_optimizer_state(self) -> None:
         """The optimizer holds at most float32 masters and two moments of the adapter, and nothing
@@ -233,15 +226,57 @@ class Run:
                 "something other than the adapter is being optimized"
             )
         self.summary["optimizer_state_bytes"] = held
-        self.progress.say(f"optimizer states: {held:,} bytes on this rank")
+        self.report.say(f"optimizer states: {held:,} bytes on this rank")
 
-    # Watching and keeping
+    def _finish(self, prompts: list[Prompt]) -> None:
+        save_adapter(self.engine, self.folder / "adapter", self._adapter_config())
+        after = self._answers(prompts)
+        before = self.state.samples_before
+        if prompts:
+            path = self.folder / "samples.jsonl"
+            on_main(self.mesh, lambda: write_samples(path, prompts, before, after))
+            self.report.samples(self.engine.steps, as_text(prompts, before, after))
 
-    def _evaluate(self, epoch: int) -> float | None:
-        held_out = self.inputs.held_out
+    # Saving
+
+    def _is_due(self) -> bool:
+        every, steps = self.options.save_every, self.engine.steps
+        ends_epoch = self.state.window == self.plan.epochs.windows_per_epoch
+        return steps == self.plan.total_steps or (steps % every == 0 if every else ends_epoch)
+
+    def _save(self) -> None:
+        """A checkpoint of what is done, before the epoch's end is dealt with: its evaluation may
+        take long, and is made again by a run that goes on from here."""
+        with self.watch.paused():
+            began = time.monotonic()
+            engine_state = self.engine.state()
+            on_main(self.mesh, lambda: self._write_checkpoint(engine_state))
+            self.summary["checkpoint_seconds"] += time.monotonic() - began
+
+    def _write_checkpoint(self, engine_state: EngineState) -> None:
+        self.state.metrics_lines = self.report.sync()
+        self.state.seconds = self._seconds()
+        checkpoint = Checkpoint(
+            engine=engine_state,
+            run=self.state,
+            total_steps=self.plan.total_steps,
+            identity=self.resumer.identity,
+            topology=self.resumer.topology,
+            random=random_state(),
+        )
+        store = Store(self.folder / CHECKPOINTS)
+        store.save(checkpoint, self._adapter_config(), self.options.keep)
+
+    def _adapter_config(self) -> AdapterConfig:
+        lora, name = self.options.lora, self.inputs.source.name
+        return AdapterConfig(lora.rank, lora.alpha, lora.dropout, lora.targets, name)
+
+    # Watching
+
+    def _evaluate(self, epochs: int) -> float | None:
+        held_out, mesh = self.inputs.held_out, self.mesh
         if held_out is None:
             return None
-        mesh = self.mesh
         batches = eval_batches(
             held_out.packed,
             self.plan.resolved.micro_batch,
@@ -252,33 +287,19 @@ class Run:
         both = torch.tensor([total, float(supervised)], dtype=torch.float64, device=self.device)
         dist.all_reduce(both, group=mesh.data_parallel_group)
         loss = float(both[0] / both[1])
-        self.sink.scalars(self.engine.steps, {"epoch": epoch, "eval_loss": loss})
-        self.progress.say(f"held-out loss {loss:.4f} after {epoch} epochs")
+        self.report.evaluation(self.engine.steps, epochs, loss)
         return loss
 
-    def _log_adapter_norms(self) -> None:
-        for factor in ("a", "b"):
-            norms = [
-                getattr(adapter, factor).detach().float().norm().cpu()
-                for _, adapter in adapters(self.engine.model)
-            ]
-            name = f"adapter_norms/{factor.upper()}"
-            self.sink.histogram(self.engine.steps, name, torch.stack(norms))
-
-    def _save(self, folder: Path) -> None:
-        lora = self.options.lora
-        config = AdapterConfig(
-            lora.rank, lora.alpha, lora.dropout, lora.targets, self.inputs.source.name
-        )
-        if self.mesh.is_main:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-        save_adapter(self.engine, folder, config)
+    def _answers(self, prompts: list[Prompt]) -> list[str]:
+        model = self.engine.model
+        assert isinstance(model, Transformer)
+        return answers(model, self.inputs.tokenizer, prompts)
 
     def _say_where(self) -> None:
         losses = ", ".join(f"{loss:.4f}" for loss in self.summary["epoch_losses"])
-        self.progress.say(f"average loss of each epoch: {losses}")
+        self.report.say(f"average loss of each epoch: {losses}")
         if self.inputs.held_out is not None:
             before, after = self.summary["eval_loss_before"], self.summary["eval_loss"]
-            self.progress.say(f"held-out loss: {before:.4f} before, {after:.4f} after")
-        self.progress.say(f"adapter (PEFT): {self.folder / 'adapter'}")
-        self.progress.say(f"watch: tensorboard --logdir {self.folder / 'tensorboard'}")
+            self.report.say(f"held-out loss: {before:.4f} before, {after:.4f} after")
+        self.report.say(f"adapter (PEFT): {self.folder / 'adapter'}")
+        self.report.say(f"watch: tensorboard --logdir {self.folder / 'tensorboard'}")

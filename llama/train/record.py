@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
-import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from llama.parallel.mesh import Mesh
+from llama.train.plan import Inputs, Schedule
 
 _PACKAGES = (
     "torch",
@@ -24,20 +24,6 @@ _PACKAGES = (
     "sentencepiece",
     "gguf",
 )
-
-
-def choose_output_dir(asked: Path | None, mesh: Mesh) -> Path:
-    """The run's folder, the same on every rank: rank 0 decides, makes it, and tells the others.
-
-    It is made after the first exchange, so that no rank is still checking that it is unused."""
-    dist.barrier()
-    chosen = [str(asked or Path("runs") / time.strftime("%Y%m%d-%H%M%S"))]
-    dist.broadcast_object_list(chosen, src=0)
-    folder = Path(chosen[0])
-    if mesh.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-    dist.barrier()
-    return folder
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -55,5 +41,48 @@ def environment(device: torch.device) -> dict[str, Any]:
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write a JSON file as one: a reader sees the old one, or the new one whole."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+def run_record(inputs: Inputs, plan: Schedule, mesh: Mesh, device: torch.device) -> dict[str, Any]:
+    """What `run.json` holds: everything resolved."""
+    data = [inputs.training, inputs.held_out]
+    return {
+        "options": dataclasses.asdict(inputs.options),
+        "deepspeed": plan.resolved.engine,
+        "precision": plan.resolved.precision,
+        "notes": plan.resolved.notes,
+        "steps": plan.total_steps,
+        "topology": mesh.as_json(),
+        **trainable(inputs),
+        "model": dataclasses.asdict(inputs.source.config),
+        "model_fingerprint": inputs.source.reader.fingerprint(),
+        "data": [{"path": str(d.path), "sha256": d.sha256} for d in data if d],
+        **environment(device),
+    }
+
+
+def resumed_before(path: Path) -> list[dict[str, Any]]:
+    """What an earlier `run.json` of this folder says of each time that the run was taken up."""
+    try:
+        resumed = json.loads(path.read_text(encoding="utf-8"))["resumed"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return resumed if isinstance(resumed, list) else []
+
+
+def trainable(inputs: Inputs) -> dict[str, Any]:
+    """Count, share and bytes of what trains, over the whole model."""
+    config, lora = inputs.source.config, inputs.options.lora
+    count = config.lora_parameter_count(lora.rank, lora.targets)
+    total = config.parameter_count() + count
+    return {
+        "trainable_parameters": count,
+        "total_parameters": total,
+        "trainable_share": count / total,
+        "optimizer_state_bytes_expected": 12 * count,
+    }

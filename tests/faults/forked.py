@@ -106,7 +106,9 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def _fork(argv: list[str], log: Path, rank: int, ranks: int, port: int, spoil: Spoil | None) -> Rank:
+def _fork(
+    argv: list[str], log: Path, rank: int, ranks: int, port: int, spoil: Spoil | None
+) -> Rank:
     pid = os.fork()
     if pid:
         return Rank(pid, log)

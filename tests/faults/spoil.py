@@ -60,7 +60,9 @@ def in_step(step: int, point: Point, then: Then, victim: int = 0) -> Spoil:
                 then()
 
         if point == "forward":
-            register_module_forward_pre_hook(lambda m, _: here() if isinstance(m, TransformerBlock) else None)
+            register_module_forward_pre_hook(
+                lambda m, _: here() if isinstance(m, TransformerBlock) else None
+            )
         elif point == "all-reduce":
             _before(torch.distributed, "all_reduce", here)
         elif point == "accumulation":
