@@ -7,6 +7,7 @@ group of its own, with its output in a file.
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import socket
@@ -17,14 +18,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import deepspeed.runtime.zero.muon.original_muon  # noqa: F401  - what a run would import late
 import torch
-import torch.utils.tensorboard  # noqa: F401
 
 from llama.config import TrainOptions
 from llama.options import run_command
 from llama.train.loop import train
 
+for late in ("deepspeed.runtime.zero.muon.original_muon", "torch.utils.tensorboard"):
+    importlib.import_module(late)  # what a run would import only now and then
 torch.set_num_threads(1)
 
 Spoil = Callable[[int], None]

@@ -28,7 +28,8 @@ def random_kills(setting: Setting, out: Path, seed: str) -> list[int]:
     times = draw.choice([1, 1, 1, 2, 3])
     lost: list[int] = []
     if draw.random() < 0.25:
-        place = (draw.randint(1, shape.steps), draw.randint(1, operations_of_a_save(setting)))
+        save = draw.randint(1, shape.steps)
+        place = (save, draw.randint(1, operations_of_saves(setting)[save - 1]))
         lost.append(killed_at(setting, shape, out, spoil.in_save(*place, spoil.kill)))
     while len(lost) < times and _killed_once(setting, shape, out, draw):
         lost.append(_lost(out))
@@ -44,14 +45,15 @@ def killed_at(setting: Setting, shape: Shape, out: Path, spoil: Spoil) -> int:
     return _lost(out)
 
 
-def operations_of_a_save(setting: Setting) -> int:
-    """How many file operations the first save of a run has."""
+def operations_of_saves(setting: Setting) -> list[int]:
+    """How many file operations each save of a run has."""
     counted = setting.folder / "operations"
     if not counted.exists():
-        out = setting.folder / "counting"
-        with setting.start(ONE, out, spoil=spoil.count_file_operations(counted)) as run:
+        with setting.start(
+            ONE, setting.folder / "counting", spoil=spoil.count_file_operations(counted)
+        ) as run:
             assert run.wait(120) == [0], run.said
-    return int(counted.read_text())
+    return [int(line) for line in counted.read_text().split()]
 
 
 def _killed_once(setting: Setting, shape: Shape, out: Path, draw: random.Random) -> bool:

@@ -12,6 +12,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -87,22 +88,25 @@ def in_save(save: int, operation: int, then: Then) -> Spoil:
     return spoil
 
 
-def count_file_operations(path: Any) -> Spoil:
-    """Writes to `path` how many file operations the first save has."""
+def count_file_operations(path: Path) -> Spoil:
+    """Appends to `path` how many file operations each save has, a line each."""
 
     def spoil(rank: int) -> None:
+        if rank:
+            return
         saves, operations = _count_saves(), [0]
         for name in FILE_OPERATIONS:
             _interpose(name, saves, operations, (0, 0), hang)
         save = Store.save
 
-        def saved(*args: Any, **keywords: Any) -> Any:
+        def counted(*args: Any, **keywords: Any) -> Any:
+            operations[0] = 0
             done = save(*args, **keywords)
-            if not path.exists():
-                path.write_text(str(operations[0]))
+            with path.open("a") as file:
+                file.write(f"{operations[0]}\n")
             return done
 
-        Store.save = saved
+        Store.save = counted
 
     return spoil
 
@@ -199,8 +203,7 @@ def _count_saves() -> list[int]:
     original = Store.save
 
     def save(*args: Any, **keywords: Any) -> Any:
-        state[0] += 1
-        state[1] = 1
+        state[:] = [state[0] + 1, 1]
         try:
             return original(*args, **keywords)
         finally:
@@ -217,7 +220,7 @@ def _interpose(
 
     def replaced(*args: Any, **keywords: Any) -> Any:
         if saves[1]:
-            operations[0] += 1
+            operations[0] += saves[0] == at[0] or not at[0]
             if (saves[0], operations[0]) == at:
                 if name == "write":
                     original(args[0], args[1][: len(args[1]) // 2])
