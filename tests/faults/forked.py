@@ -59,16 +59,23 @@ class Rank:
 
 
 class Run:
-    """`train.py ARGV` on so many ranks. A context: none of its ranks is left behind."""
+    """The first `ranks` ranks of `of` (all, where it is not given) of `train.py ARGV`. A context:
+    none of them is left behind."""
 
     def __init__(
-        self, argv: Sequence[str], log: Path, ranks: int = 1, spoil: Spoil | None = None
+        self,
+        argv: Sequence[str],
+        log: Path,
+        ranks: int = 1,
+        spoil: Spoil | None = None,
+        of: int | None = None,
+        port: int | None = None,
     ) -> None:
         self.started = time.monotonic()
-        port = free_port()
+        place = {"WORLD_SIZE": str(of or ranks), "MASTER_PORT": str(port or free_port())}
         sys.stdout.flush()  # or every fork would write what waits there once more
         self.ranks = [
-            _fork(list(argv), log.with_name(f"{log.name}.{rank}"), rank, ranks, port, spoil)
+            _fork(list(argv), log.with_name(f"{log.name}.{rank}"), rank, place, spoil)
             for rank in range(ranks)
         ]
 
@@ -108,7 +115,7 @@ def free_port() -> int:
 
 
 def _fork(
-    argv: list[str], log: Path, rank: int, ranks: int, port: int, spoil: Spoil | None
+    argv: list[str], log: Path, rank: int, place: dict[str, str], spoil: Spoil | None
 ) -> Rank:
     pid = os.fork()
     if pid:
@@ -119,13 +126,8 @@ def _fork(
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
-        os.environ.update(
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE=str(ranks),
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(port),
-        )
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update(own | place)
         if spoil is not None:
             spoil(rank)
         status = run_command(train, TrainOptions, "train.py", "", argv)

@@ -6,43 +6,40 @@ ends as if nothing had happened: the same adapter bit for bit, every step once, 
 
 from __future__ import annotations
 
-import random
 import signal
 import time
-from pathlib import Path
 
 from tests.faults import spoil
 from tests.faults.forked import Run, Spoil
-from tests.faults.setting import ONE, SHARDED, TWO, Setting, Shape, last_step, saved_steps
+from tests.faults.setting import ONE, SHARDED, TWO, Case, Setting, Shape
 
 BOUND = 30.0
 """Seconds in which the ranks that are left must have ended."""
 KILLED = 128 + signal.SIGKILL
 
 
-def random_kills(setting: Setting, out: Path, seed: str) -> list[int]:
+def random_kills(case: Case) -> list[int]:
     """A run killed one to three times. A third of the runs has two ranks, of which one is killed;
     every fourth has its first kill in the middle of a save. Gives the steps lost by each kill."""
-    draw = random.Random(seed)
-    shape = draw.choice([ONE, ONE, ONE, ONE, TWO, SHARDED])
-    times = draw.choice([1, 1, 1, 2, 3])
+    shape = case.draw.choice([ONE, ONE, ONE, ONE, TWO, SHARDED])
+    times = case.draw.choice([1, 1, 1, 2, 3])
     lost: list[int] = []
-    if draw.random() < 0.25:
-        save = draw.randint(1, shape.steps)
-        place = (save, draw.randint(1, operations_of_saves(setting)[save - 1]))
-        lost.append(killed_at(setting, shape, out, spoil.in_save(*place, spoil.kill)))
-    while len(lost) < times and _killed_once(setting, shape, out, draw):
-        lost.append(_lost(out))
-    setting.finish_as_expected(shape, out)
+    if case.draw.random() < 0.25:
+        save = case.draw.randint(1, shape.steps)
+        place = (save, case.draw.randint(1, operations_of_saves(case.setting)[save - 1]))
+        lost.append(killed_at(case, shape, spoil.in_save(*place, spoil.kill)))
+    while len(lost) < times and _killed_once(case, shape):
+        lost.append(case.lost())
+    case.finish(shape)
     return lost
 
 
-def killed_at(setting: Setting, shape: Shape, out: Path, spoil: Spoil) -> int:
+def killed_at(case: Case, shape: Shape, what: Spoil) -> int:
     """A run that is spoilt so that a rank kills itself; gives the steps lost."""
-    with setting.start(shape, out, spoil=spoil) as run:
-        statuses = _all_end(run)
+    with case.start(shape, spoil=what) as run:
+        statuses = all_end(run)
         assert KILLED in statuses and 0 not in statuses, f"{statuses}\n{run.said}"
-    return _lost(out)
+    return case.lost()
 
 
 def operations_of_saves(setting: Setting) -> list[int]:
@@ -56,26 +53,22 @@ def operations_of_saves(setting: Setting) -> list[int]:
     return [int(line) for line in counted.read_text().split()]
 
 
-def _killed_once(setting: Setting, shape: Shape, out: Path, draw: random.Random) -> bool:
+def _killed_once(case: Case, shape: Shape) -> bool:
     """Whether the run was still going when the moment came."""
-    moment = draw.uniform(0, setting.seconds(shape))
-    with setting.start(shape, out) as run:
+    moment = case.draw.uniform(0, case.setting.seconds(shape))
+    with case.start(shape) as run:
         time.sleep(max(0.0, run.started + moment - time.monotonic()))
-        victim = draw.choice(run.ranks)
+        victim = case.draw.choice(run.ranks)
         victim.send(signal.SIGKILL)
-        statuses = _all_end(run)
+        statuses = all_end(run)
         if victim.status == KILLED:
             return True
         assert statuses == [0] * shape.ranks, f"{statuses}\n{run.said}"
         return False
 
 
-def _all_end(run: Run) -> list[int | None]:
+def all_end(run: Run) -> list[int | None]:
+    """The statuses of all ranks, none of which may outlive the others for long."""
     statuses = run.wait(BOUND)
     assert None not in statuses, f"a rank lives on after {BOUND:.0f} s: {statuses}\n{run.said}"
     return statuses
-
-
-def _lost(out: Path) -> int:
-    """Steps that were logged and are to be taken again."""
-    return last_step(out) - max(saved_steps(out), default=0)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import random
 import re
 import time
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ class Shape:
 
 ROWS = 11
 ONE, TWO, SHARDED = Shape(), Shape(ranks=2), Shape(ranks=2, tensor_parallel=2)
-LONG = Shape(ranks=2, epochs=60)
+LONG, LONG_ALONE = Shape(ranks=2, epochs=60), Shape(epochs=30)
 """Long enough for a launcher to be met in the middle of it."""
 
 
@@ -75,14 +76,19 @@ class Setting:
             assert statuses == [0] * shape.ranks, f"{statuses}\n{run.said}"
 
     def expected(self, shape: Shape) -> Outcome:
-        """Of the run that nothing happens to."""
+        """Of the run that nothing happens to, made twice: the second is not the first of its kind
+        in this process, and tells how long one takes."""
         if shape not in self._expected:
-            out = self.folder / f"uninterrupted-{shape.name}"
-            began = time.monotonic()
-            self.finish(shape, out)
-            self._seconds[shape] = time.monotonic() - began
-            self._expected[shape] = outcome(out)
-            assert [step for step, _ in self._expected[shape][1]] == [*range(1, shape.steps + 1)]
+            outcomes = []
+            for time_ in ("first", "second"):
+                out = self.folder / f"uninterrupted-{shape.name}-{time_}"
+                began = time.monotonic()
+                self.finish(shape, out)
+                self._seconds[shape] = time.monotonic() - began
+                outcomes.append(outcome(out))
+            assert outcomes[0] == outcomes[1], f"{shape}: two runs differ"
+            assert [step for step, _ in outcomes[0][1]] == [*range(1, shape.steps + 1)]
+            self._expected[shape] = outcomes[0]
         return self._expected[shape]
 
     def seconds(self, shape: Shape) -> float:
@@ -90,10 +96,32 @@ class Setting:
         self.expected(shape)
         return self._seconds[shape]
 
-    def finish_as_expected(self, shape: Shape, out: Path) -> None:
-        """Go on with `out` to its end: it must end as if nothing had happened."""
-        self.finish(shape, out)
-        assert outcome(out) == self.expected(shape), f"{out}: not the uninterrupted run's outcome"
+
+@dataclass
+class Case:
+    """One injection of a fault: where it runs, what it draws, and which of its kind it is."""
+
+    setting: Setting
+    out: Path
+    draw: random.Random
+    number: int
+
+    def command(self, shape: Shape, *more: str) -> tuple[list[str], Path]:
+        """The arguments of `train` and the file of its output."""
+        return self.setting.argv(shape, self.out, *more), self.out.with_suffix(".log")
+
+    def start(self, shape: Shape, *more: str, spoil: Spoil | None = None) -> Run:
+        return self.setting.start(shape, self.out, *more, spoil=spoil)
+
+    def finish(self, shape: Shape) -> None:
+        """Go on with the run to its end: it must end as if nothing had happened."""
+        self.setting.finish(shape, self.out)
+        same = outcome(self.out) == self.setting.expected(shape)
+        assert same, f"{self.out}: not the uninterrupted run's outcome"
+
+    def lost(self) -> int:
+        """Steps that were logged and are to be taken again."""
+        return last_step(self.out) - max(saved_steps(self.out), default=0)
 
 
 def outcome(out: Path) -> Outcome:
@@ -101,6 +129,11 @@ def outcome(out: Path) -> Outcome:
     content = (out / "adapter" / "adapter_model.safetensors").read_bytes()
     lines = [line for line in read_lines(out / "metrics.jsonl") if "loss" in line]
     return hashlib.sha256(content).hexdigest(), [(line["step"], line["loss"]) for line in lines]
+
+
+def resumed_from(out: Path) -> int:
+    """The step of the checkpoint from which a run was first taken up."""
+    return json.loads((out / "run.json").read_text())["resumed"][0]["step"]
 
 
 def last_step(out: Path) -> int:

@@ -10,14 +10,17 @@ import errno
 import os
 import resource
 import signal
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from llama.data.types import Batch
 from llama.model.transformer import TransformerBlock
 from llama.train.checkpoint.store import Store
 from llama.train.engine import engine as engine_module
@@ -30,11 +33,16 @@ Then = Callable[[], None]
 FILE_OPERATIONS = ("open", "write", "fsync", "close", "rename", "mkdir", "unlink", "rmdir")
 
 
+HANGS = "this rank hangs"
+"""What it writes first."""
+
+
 def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def hang() -> None:
+    print(HANGS, flush=True)
     time.sleep(3600)
 
 
@@ -138,13 +146,22 @@ def not_a_number(first: int, last: int, victim: int) -> Spoil:
             return
         now, original = _count_steps(), engine_module.Engine._loss
 
-        def spoilt(*args: Any) -> torch.Tensor:
-            loss = original(*args)
+        def spoilt(self: Any, batch: Batch) -> torch.Tensor:
+            loss = original(self, batch)
             return loss * float("nan") if first <= now[0] <= last else loss
 
         engine_module.Engine._loss = spoilt
 
     return spoil
+
+
+@contextmanager
+def taken_port() -> Iterator[int]:
+    """A port that another program listens on."""
+    with socket.socket() as server:
+        server.bind(("0.0.0.0", 0))
+        server.listen()
+        yield server.getsockname()[1]
 
 
 def short_meeting(seconds: float) -> Spoil:
