@@ -100,7 +100,7 @@ class Run:
                 return True
             if all(rank.poll() is not None for rank in self.ranks):
                 return happened()
-            time.sleep(0.005)
+            time.sleep(0.02)
         return False
 
     @property

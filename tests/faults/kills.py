@@ -56,7 +56,7 @@ def operations_of_saves(setting: Setting) -> list[int]:
 def _killed_once(case: Case, shape: Shape) -> bool:
     """Whether the run was still going when the moment came."""
     moment = case.draw.uniform(0, case.setting.seconds(shape))
-    with case.start(shape) as run:
+    with case.start(shape, spoil=spoil.short_meeting(20)) as run:
         time.sleep(max(0.0, run.started + moment - time.monotonic()))
         victim = case.draw.choice(run.ranks)
         victim.send(signal.SIGKILL)

@@ -73,7 +73,7 @@ class Launched:
         while not happened():
             assert time.monotonic() < deadline, f"not in {seconds:.0f} s\n{self.said}"
             assert self.process.poll() is None, f"it has ended\n{self.said}"
-            time.sleep(0.01)
+            time.sleep(0.05)
 
     def end(self, seconds: float = 60) -> int:
         """Its status, as a shell gives it, once none of its processes is left."""

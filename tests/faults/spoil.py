@@ -165,7 +165,8 @@ def taken_port() -> Iterator[int]:
 
 
 def short_meeting(seconds: float) -> Spoil:
-    """Ranks wait so long for one another, and not minutes."""
+    """Ranks wait so long for one another, and not the minutes after which a rank ends that no
+    launcher ends before."""
 
     def spoil(_rank: int) -> None:
         processes.MEETING = type(processes.MEETING)(seconds=seconds)
