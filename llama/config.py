@@ -187,6 +187,39 @@ class BenchmarkOptions(ModelOptions):
     """Whether the last line of standard output is the result as one JSON object."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Settings of `verify`."""
+
+    deepspeed: Path
+    """The DeepSpeed JSON of the run to be proved."""
+    model: str = "smollm2-135m"
+    """The model whose widths are used, as train takes it; its weights are not read."""
+    tensor_parallel: int = 1
+    """Ranks each layer is split over; it divides the number of processes."""
+    lora: LoRAOptions = field(default_factory=LoRAOptions)
+    """The adapters."""
+    checkpointing: Literal["none", "ffn", "block"] = "block"
+    """What is recomputed in the backward pass, as in train."""
+    compile: bool = False
+    """Whether norm, rotary turn and SwiGLU are fused by torch.compile, as in train."""
+    layers: int = 2
+    """Blocks of the model that is built, at most the model's own number."""
+    steps: int = 5
+    """Optimizer steps that are compared."""
+    seq_len: int = 128
+    """Tokens of a row, at most."""
+    precision: Literal["half", "float32"] = "half"
+    """half proves the run in float32 and then in the JSON's own precision; float32 only the
+    former."""
+    seed: int = 0
+    """Seed of the weights, the rows, the adapters and the dropout."""
+    override: list[str] = field(default_factory=list)
+    """One key of the DeepSpeed JSON, as in train; may be repeated."""
+    json: bool = False
+    """Whether the last line of standard output is the result as one JSON object."""
+
+
 # Checks: each gives its problems, one line each, so that a command can raise all of them at once.
 
 
@@ -213,15 +246,34 @@ def check_train(options: TrainOptions, world_size: int) -> list[str]:
 def checked_train(options: TrainOptions, world_size: int) -> dict[str, Any]:
     """The DeepSpeed JSON of `train`, overrides applied, to be resolved; raises one `UserError` with
     every problem of the settings and of that file."""
-    problems = check_train(options, world_size)
+    return _with_deepspeed(check_train(options, world_size), options, world_size)
+
+
+def checked_verify(options: VerifyOptions, world_size: int) -> dict[str, Any]:
+    """The DeepSpeed JSON of `verify`, overrides applied; raises one `UserError` with every problem
+    of the settings and of that file."""
+    problems = [
+        *([] if options.model else ["--model: expected a path or a name, found ''"]),
+        *_at_least(1, layers=options.layers, steps=options.steps),
+        *_at_least(8, seq_len=options.seq_len),
+        *check_lora(options.lora),
+        *_check_degree(options.tensor_parallel, world_size),
+        *_check_seed(options.seed),
+    ]
+    return _with_deepspeed(problems, options, world_size)
+
+
+def _with_deepspeed(
+    problems: list[str], options: TrainOptions | VerifyOptions, world_size: int
+) -> dict[str, Any]:
     groups, rest = divmod(world_size, max(1, options.tensor_parallel))
     config: dict[str, Any] = {}
     try:
         config = deepspeed_json.load(options.deepspeed, options.override)
         data_parallel = None if rest else groups
-        problems += deepspeed_json.check(config, str(options.deepspeed), data_parallel)
+        problems = problems + deepspeed_json.check(config, str(options.deepspeed), data_parallel)
     except UserError as error:
-        problems += error.problems
+        problems = problems + error.problems
     raise_if(problems)
     return config
 

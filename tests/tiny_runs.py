@@ -59,8 +59,15 @@ def write_json(path: Path, document: Any) -> Path:
 def launched(
     launcher: Launcher, script: str, *argv: str | Path, ranks: int = 1
 ) -> subprocess.CompletedProcess[str]:
-    """Start `launcher/SCRIPT` and wait for it. One thread: several would wait for one another
-    longer than products of this size take."""
+    """Start `launcher/SCRIPT` and wait for it."""
+    return started(launcher, f"launcher/{script}", *argv, ranks=ranks)
+
+
+def started(
+    launcher: Launcher, script: str, *argv: str | Path, ranks: int = 1
+) -> subprocess.CompletedProcess[str]:
+    """Start a script under `launcher` and wait for it. One thread: several would wait for one
+    another longer than products of this size take."""
     binaries = Path(sys.executable).parent
     port = str(_free_port())
     start = {
@@ -70,9 +77,9 @@ def launched(
     }[launcher]
     environment = {k: v for k, v in os.environ.items() if k not in _OF_A_LAUNCHER}
     return subprocess.run(
-        [*map(str, start), f"launcher/{script}", *map(str, argv)],
+        [*map(str, start), script, *map(str, argv)],
         cwd=ROOT,
-        env=environment | {"OMP_NUM_THREADS": "1"},
+        env=environment | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=300,

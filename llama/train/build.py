@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from llama.config import BenchmarkOptions, TrainOptions
+from llama.config import BenchmarkOptions, TrainOptions, VerifyOptions
 from llama.deepspeed_json import Resolved
 from llama.inference import build_model
 from llama.lora.attach import adapters, attach, initialise
@@ -18,7 +18,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 def build_engine(
     source: ModelSource,
-    options: TrainOptions | BenchmarkOptions,
+    options: TrainOptions | BenchmarkOptions | VerifyOptions,
     resolved: Resolved,
     mesh: Mesh,
     device: torch.device,

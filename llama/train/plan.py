@@ -14,6 +14,7 @@ from llama.data.rows import bundled
 from llama.deepspeed_json import Resolved
 from llama.errors import UserError, raise_if
 from llama.inference import default_device, find_tokenizer
+from llama.model.config import ModelConfig
 from llama.parallel.mesh import Mesh
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.templates import Template, load_template
@@ -48,7 +49,7 @@ def read_inputs(options: TrainOptions) -> Inputs:
     Raises `UserError`; what can be judged without the other is reported together."""
     deepspeed = checked_train(options, engine.launched_world_size())
     source = open_model(options.model, default_device())
-    raise_if(_degree_problems(options, source))
+    raise_if(degree_problems(options.tensor_parallel, options.lora.rank, source.config))
     tokenizer = find_tokenizer(source, options.tokenizer)
     template = load_template(options.template, tokenizer)
     training_path, held_out_path = _data_paths(options)
@@ -101,9 +102,9 @@ def _data_paths(options: TrainOptions) -> tuple[Path, Path | None]:
     return options.data, options.eval_data
 
 
-def _degree_problems(options: TrainOptions, source: ModelSource) -> list[str]:
-    """Sizes of the model that the tensor-parallel degree or the rank does not suit."""
-    config, degree, problems = source.config, options.tensor_parallel, []
+def degree_problems(degree: int, rank: int, config: ModelConfig) -> list[str]:
+    """Sizes of the model that the tensor-parallel degree or the adapters' rank does not suit."""
+    problems = []
     sizes = {
         "query heads": config.n_heads,
         "kv heads": config.n_kv_heads,
@@ -120,6 +121,6 @@ def _degree_problems(options: TrainOptions, source: ModelSource) -> list[str]:
             f"--tensor_parallel {degree} does not divide the model's {found}: "
             f"{', '.join(map(str, fits))} would"
         )
-    if options.lora.rank > config.dim:
-        problems.append(f"--lora.rank: {options.lora.rank} is above the model's width {config.dim}")
+    if rank > config.dim:
+        problems.append(f"--lora.rank: {rank} is above the model's width {config.dim}")
     return problems

@@ -20,8 +20,8 @@ from tests.model_files import ROOT
 
 TIERS: tuple[tuple[str, ...], ...] = (
     ("launcher",),
-    ("benchmark",),
-    ("benchmark_report",),
+    ("benchmark", "verify"),
+    ("benchmark_report", "verify_report"),
     ("train", "generate", "evaluate"),
     ("config", "inference"),
     ("lora", "data", "metrics"),

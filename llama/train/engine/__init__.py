@@ -11,7 +11,7 @@ from llama.train.engine.processes import (
     stop_processes,
 )
 
-from llama.train.engine.engine import Engine, Step  # isort: skip - sets DeepSpeed's variables first
+from llama.train.engine.engine import Engine, Step, dropout_seed  # isort: skip - sets DeepSpeed's variables first
 from llama.train.engine.zero3 import ZeRO3Placement  # isort: skip
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Step",
     "ZeRO3Placement",
     "bf16_supported",
+    "dropout_seed",
     "fp16_supported",
     "launched_world_size",
     "start_processes",

@@ -121,7 +121,7 @@ class Engine:
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         """The summed loss of one micro-batch, with the dropout that belongs to it."""
-        torch.manual_seed(_stream_seed(self.seed, self.steps, batch.stream))
+        torch.manual_seed(dropout_seed(self.seed, self.steps, batch.stream))
         return self._engine(**model_inputs(batch, self.device))
 
     def _scale(self) -> float | None:
@@ -252,6 +252,11 @@ class Engine:
         """Bytes that the optimizer holds on this rank: float32 masters and moments."""
         return sum(t.numel() * t.element_size() for t in self._state.state_tensors())
 
+    def close(self) -> None:
+        """Let go of the model and of what DeepSpeed keeps of it, for another to be built."""
+        self._engine.destroy()
+        del self._engine, self._optimizer, self._schedule, self._state, self.model, self.trainable
+
     def _joined(self, values: Tensors) -> Tensors:
         tp = self.mesh.tensor_parallel
         return {
@@ -284,7 +289,7 @@ class Engine:
         return value
 
 
-def _stream_seed(seed: int, step: int, stream: int) -> int:
+def dropout_seed(seed: int, step: int, stream: int) -> int:
     """The dropout seed of micro-batch `stream` (counted over all ranks) of a step: a function of
     what is computed, not of where, so that any split draws the same masks."""
     digest = hashlib.sha256(f"dropout:{seed}:{step}:{stream}".encode()).digest()

@@ -95,16 +95,26 @@ class OptimizerState:
     def _make_moments(self, step: int) -> None:
         """torch makes them in its first step; a resumed run has none yet. Where Adam's count lives
         (on the host, or beside the tensor for the fused kernel) is torch's rule."""
-        for group in self.inner.param_groups:
+        for tensor, group in self._stepped():
             beside = group.get("fused") or group.get("capturable")
-            for tensor in group["params"]:
-                device = tensor.device if beside else "cpu"
-                self.inner.state[tensor] = {
-                    "step": torch.tensor(float(step), dtype=torch.float32, device=device),
-                    **{key: torch.zeros_like(tensor) for key in MOMENTS},
-                }
+            device = tensor.device if beside else "cpu"
+            self.inner.state[tensor] = {
+                "step": torch.tensor(float(step), dtype=torch.float32, device=device),
+                **{key: torch.zeros_like(tensor) for key in MOMENTS},
+            }
         if self.stage in (1, 2):
             self.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _stepped(self) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
+        """What torch's optimizer steps, and its group's settings. At stage 3 DeepSpeed puts a flat
+        tensor into its group for the length of a step, and takes it out again."""
+        if self.stage == 3:
+            groups = self.optimizer.sub_group_to_group_id
+            for index, flat in enumerate(self.optimizer.fp32_partitioned_groups_flat):
+                yield flat, self.inner.param_groups[groups[index]]
+        else:
+            for group in self.inner.param_groups:
+                yield from ((tensor, group) for tensor in group["params"])
 
     def _set(self, parameter: nn.Parameter, value: torch.Tensor, key: str | None) -> None:
         """A master (no key) or a moment."""

@@ -1,0 +1,16 @@
+"""Prove a topology: `deepspeed --num_gpus 4 launcher/verify.py --deepspeed FILE`"""
+
+import sys
+
+from llama.config import VerifyOptions
+from llama.options import run_command
+
+
+def main(options: VerifyOptions) -> int:
+    from llama.verify import verify  # after the options: a typo is answered without torch
+
+    return verify(options)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, VerifyOptions, "verify.py", __doc__ or ""))

@@ -1,0 +1,130 @@
+"""A run that was stopped and taken up again is the run that was not, bit for bit on one topology
+and within rounding on another."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.resume_case import STEPS, Case, settings
+from tests.tiny_runs import read_lines
+
+pytestmark = pytest.mark.slow
+
+TIMES = {"seconds", "tokens_per_second", "peak_memory_bytes", "mfu"}
+TOLERANCE = 1e-4
+"""Of losses and of weights, where the topology changed: sums are rounded in another order."""
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    lines = read_lines(out / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+def summary(out: Path) -> dict[str, Any]:
+    kept = ("status", "steps", "epoch_losses", "eval_loss", "eval_loss_before")
+    document = json.loads((out / "summary.json").read_text())
+    return {key: document[key] for key in kept}
+
+
+def adapter(out: Path) -> Path:
+    return out / "adapter" / "adapter_model.safetensors"
+
+
+def assert_the_same(out: Path, straight: Path) -> None:
+    assert metrics(out) == metrics(straight)
+    assert summary(out) == summary(straight)
+    assert adapter(out).read_bytes() == adapter(straight).read_bytes()
+    assert (out / "samples.jsonl").read_bytes() == (straight / "samples.jsonl").read_bytes()
+    newest = f"checkpoints/step-{STEPS}/optimizer.safetensors"
+    assert (out / newest).read_bytes() == (straight / newest).read_bytes()
+
+
+def straight_run(case: Case) -> Path:
+    """The run that was never stopped; made by the next `go`, once."""
+    if not case.out("straight").exists():
+        case.add("straight", settings("zero1-fp32"), None)
+    return case.out("straight")
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return Case(tmp_path_factory.mktemp("resume"))
+
+
+def test_a_run_resumed_at_every_step_is_the_same(case: Case) -> None:
+    """Stopped once at each step k, mid-epoch and at its end; and once after every single step."""
+    kind = settings("zero1-fp32")
+    straight = straight_run(case)
+    for k in range(1, STEPS + 1):
+        case.add(f"at-{k}", kind, k)
+        case.add(f"at-{k}", kind, None)
+    for _ in range(STEPS):
+        case.add("always", kind, 1)
+    case.add("always", kind, None)
+    said = case.go()
+    assert [line["step"] for line in metrics(straight) if "loss" in line] == [*range(1, STEPS + 1)]
+    for name in [*(f"at-{k}" for k in range(1, STEPS + 1)), "always"]:
+        assert_the_same(case.out(name), straight)
+    assert f"going on from {case.out('at-3')}/checkpoints/step-3: step 3 of {STEPS}" in said
+    resumed = json.loads((case.out("always") / "run.json").read_text())["resumed"]
+    assert [entry["step"] for entry in resumed] == [*range(1, STEPS + 1)]
+
+
+@pytest.mark.parametrize("kind", ["zero0-fp32", "zero1-bf16", "zero2-bf16", "zero3-bf16"])
+def test_at_every_stage_and_precision(kind: str, case: Case) -> None:
+    case.add(f"{kind}", settings(kind), None)
+    for k in (3, 6):
+        case.add(f"{kind}-{k}", settings(kind), k, "--checkpointing", "none")
+        case.add(f"{kind}-{k}", settings(kind), None)
+    case.go()
+    for k in (3, 6):
+        assert_the_same(case.out(f"{kind}-{k}"), case.out(kind))
+
+
+@pytest.mark.parametrize(
+    ("other", "more"),
+    [("zero1-fp32", ()), ("zero1-fp32", ("--tensor_parallel", "2")), ("zero3-fp32", ())],
+    ids=["DP 1-2-1", "TP 1-2-1", "ZeRO 1-3-1 and DP 1-2-1"],
+)
+def test_another_topology_on_the_way(other: str, more: tuple[str, ...], case: Case) -> None:
+    """Three steps on one rank, three on two in the other way, the last two as at first."""
+    plain, ranks = "zero1-fp32", 2
+    name = f"{other}{'-'.join(more)}-on-the-way"
+    copies = 1 if more else ranks
+    straight = straight_run(case)
+    case.add(name, settings(plain), 3)
+    case.go()
+    case.add(name, settings(other, 2 // copies), 3, *more)
+    said = case.go(ranks)
+    assert "it equals the run that was begun within rounding, not bit for bit" in said
+    case.add(name, settings(plain), None)
+    case.go()
+    out = case.out(name)
+    assert len(metrics(out)) == len(metrics(straight))
+    for ours, theirs in zip(metrics(out), metrics(straight), strict=True):
+        assert ours == pytest.approx(theirs, abs=TOLERANCE), (ours, theirs)
+    found, wanted = load_file(adapter(out)), load_file(adapter(straight))
+    apart = max(float((found[key] - wanted[key]).abs().max()) for key in wanted)
+    assert apart < TOLERANCE
+
+
+def test_a_full_disk(case: Case) -> None:
+    """In the save at step 3, then in the metrics of step 4: both ranks say so and end, what was
+    saved before is whole, and the run goes on from there when there is room."""
+    two = settings("zero1-fp32", 1)
+    case.add("never-full", two, None)
+    case.add("full", two, None, "--save_every", "1", full_at=3, limit=20_000)
+    case.add("full", two, None, "--save_every", "2", full_at=1, limit=1)
+    case.add("full", two, None, "--save_every", "1")
+    said = case.go(ranks=2)
+    for rank in (0, 1):
+        saving, writing = (line for line in said.splitlines() if f"rank {rank} reports" in line)
+        assert "step-3: the checkpoint could not be saved: File too large" in saving
+        assert "metrics cannot be written" in writing and "File too large" in writing
+    assert said.count(f"going on from {case.out('full')}/checkpoints/step-2: step 2 of") == 2
+    assert_the_same(case.out("full"), case.out("never-full"))

@@ -1,0 +1,140 @@
+"""Many cases on one topology, against one process each: what `topology_table` is made of.
+
+    torchrun --nproc_per_node 4 -m tests.parity.topologies --tensor_parallel 2 --out FILE
+
+A process group lives as long as its process, and starting it is most of the time; so all cases of
+a topology share one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llama import deepspeed_json
+from llama.config import LoRAOptions, VerifyOptions
+from llama.model.config import LINEARS, ModelConfig
+from llama.parallel.mesh import Mesh, create_mesh
+from llama.train import engine as processes
+from llama.verify import Case, asked_run, random_rows, reference_run
+from llama.verify_report import Outcome, compare
+from llama.weights.open_model import ModelSource
+from llama.weights.random_init import RandomReader
+from tests.tiny_runs import deepspeed_json as settings
+
+STAGES = (0, 1, 2, 3)
+ACCUMULATIONS = (1, 3)
+CHECKPOINTING = ("none", "ffn", "block")
+MODEL = ModelConfig(
+    dim=64,
+    n_layers=2,
+    n_heads=8,
+    n_kv_heads=4,
+    head_dim=8,
+    ffn_dim=192,
+    vocab_size=96,
+    attention_bias=True,
+    mlp_bias=True,
+)
+OPTIONS = VerifyOptions(
+    deepspeed=Path("settings"),
+    seq_len=48,
+    lora=LoRAOptions(rank=4, alpha=8.0, dropout=0.05, targets=LINEARS),
+)
+"""Every target, five steps, dropout on."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    tensor_parallel: int
+    data_parallel: int
+    zero_stage: int
+    accumulation: int
+    checkpointing: str
+    loss: float
+    grad_norm: float
+    adapter: float
+    replicas_equal: bool
+    optimizer_bytes: list[int]
+
+
+def document(stage: int, accumulation: int) -> dict[str, Any]:
+    """Float32; under ZeRO-3 everything is cut up, however small."""
+    result = settings(stage, accumulation)
+    if stage == 3:
+        zero = result["zero_optimization"]
+        zero.update(stage3_param_persistence_threshold=0, stage3_max_reuse_distance=1)
+        zero.update(stage3_max_live_parameters=1, stage3_prefetch_bucket_size=1)
+    return result
+
+
+def case_of(mesh: Mesh, accumulation: int, checkpointing: str) -> Case:
+    options = replace(
+        OPTIONS, tensor_parallel=mesh.tensor_parallel.size, checkpointing=checkpointing
+    )
+    source = ModelSource("tiny", RandomReader(MODEL, options.seed), None)
+    rows = random_rows(MODEL.vocab_size, options, accumulation, mesh)
+    return Case(source, options, rows, micro_batch=1, accumulation=accumulation)
+
+
+def row(stage: int, case: Case, reference: Outcome | None, mesh: Mesh, device: torch.device) -> Row:
+    config = document(stage, case.accumulation)
+    size = mesh.data_parallel_size
+    assert not deepspeed_json.check(config, "settings", data_parallel=size)
+    resolved = deepspeed_json.resolve(
+        config, data_parallel=size, total_steps=0, width=MODEL.dim, fp16_supported=False
+    )
+    outcome = asked_run(case, resolved, mesh, device)
+    rows = {line.what: line for line in compare(outcome, reference, resolved, mesh).rows}
+    deviations = [rows[what].deviation for what in ("loss", "gradient norm", "updated adapter")]
+    return Row(
+        mesh.tensor_parallel.size,
+        size,
+        stage,
+        case.accumulation,
+        case.options.checkpointing,
+        *deviations,
+        replicas_equal=not outcome.replica_problems,
+        optimizer_bytes=outcome.optimizer_bytes,
+    )
+
+
+def rows_of(
+    mesh: Mesh,
+    device: torch.device,
+    stages: tuple[int, ...] = STAGES,
+    checkpointing: tuple[str, ...] = CHECKPOINTING,
+) -> list[Row]:
+    found = []
+    for accumulation in ACCUMULATIONS:
+        case = case_of(mesh, accumulation, "none")
+        reference = reference_run(case, document(0, accumulation), mesh, device)
+        for stage, mode in itertools.product(stages, checkpointing):
+            found.append(row(stage, case_of(mesh, accumulation, mode), reference, mesh, device))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tensor_parallel", type=int, required=True)
+    parser.add_argument("--checkpointing", default=",".join(CHECKPOINTING))
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    device = processes.start_processes()
+    mesh = create_mesh(given.tensor_parallel)
+    rows = rows_of(mesh, device, checkpointing=tuple(given.checkpointing.split(",")))
+    if mesh.is_main:
+        given.out.write_text(json.dumps([asdict(r) for r in rows]))
+    processes.stop_processes()
+
+
+if __name__ == "__main__":
+    main()
