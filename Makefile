@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-fast lint install install-test clean
+.PHONY: train test test-fast topologies lint install install-test clean
 
 train: install  ## fine-tune the bundled model on the bundled rows
 	# Nothing is recomputed: a model of this size needs no memory saved, and the run is shorter.
@@ -13,6 +13,9 @@ test: install-test  ## every test that needs no GPU
 
 test-fast: install-test  ## the same without the slow ones
 	$(BIN)/python -m pytest -m "not slow"
+
+topologies: install-test  ## docs/topologies.md anew: every topology against one process
+	$(BIN)/python -m tests.parity.topology_table docs/topologies.md
 
 lint: install-test  ## style and types
 	$(BIN)/ruff check .

@@ -150,12 +150,8 @@ def write_meta(
     `tok_embeddings` is cut: 1 in LLaMA 1 and 2, 0 in Llama 3. A tied matrix goes by both names."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "params.json").write_text(json.dumps(meta_params(config)))
-    for shard in range(shards):
-        part = {}
-        for name, tensor in interleaved_state(config, state).items():
-            cut = _meta_cut(name, embedding_dim)
-            piece = tensor if cut is None else tensor.chunk(shards, dim=cut)[shard]
-            part[name] = piece.clone()
+    parts = cut_meta(interleaved_state(config, state), shards, embedding_dim)
+    for shard, part in enumerate(parts):
         if config.tied_embedding:
             rows = state["tok_embeddings.weight"].chunk(shards)[shard].clone()
             part["output.weight"] = rows if embedding_dim else part["tok_embeddings.weight"]
@@ -163,10 +159,20 @@ def write_meta(
         torch.save(part, folder / f"consolidated.{shard:02}.pth")
 
 
+def cut_meta(state: State, shards: int, embedding_dim: int) -> list[State]:
+    """A state in Meta's names and layout, cut as Meta cuts it."""
+    parts: list[State] = [{} for _ in range(shards)]
+    for name, tensor in state.items():
+        cut = _meta_cut(name, embedding_dim)
+        for shard, part in enumerate(parts):
+            part[name] = (tensor if cut is None else tensor.chunk(shards, dim=cut)[shard]).clone()
+    return parts
+
+
 def _meta_cut(name: str, embedding_dim: int) -> int | None:
     if name == "tok_embeddings.weight":
         return embedding_dim
-    if "norm" in name or name.endswith(("wo.bias", "w2.bias")):
+    if "norm" in name or "rope" in name or name.endswith(("wo.bias", "w2.bias")):
         return None
     return 1 if ".wo." in name or ".w2." in name else 0
 

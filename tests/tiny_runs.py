@@ -56,6 +56,24 @@ def write_json(path: Path, document: Any) -> Path:
     return path
 
 
+def torchrun_module(
+    module: str, *argv: str | Path, ranks: int, timeout: float = 900
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m MODULE` on `ranks` processes of torchrun's, from the project's root."""
+    torchrun = Path(sys.executable).parent / "torchrun"
+    start = [torchrun, "--nproc_per_node", ranks, "--master_port", _free_port(), "-m", module]
+    environment = {k: v for k, v in os.environ.items() if k not in _OF_A_LAUNCHER}
+    return subprocess.run(
+        [*map(str, start), *map(str, argv)],
+        cwd=ROOT,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
 def launched(
     launcher: Launcher, script: str, *argv: str | Path, ranks: int = 1
 ) -> subprocess.CompletedProcess[str]:

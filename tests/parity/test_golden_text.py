@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from llama.inference import build_model, find_tokenizer
 from llama.model.decoding import Sampling, decode, decode_without_cache
 from llama.weights.open_model import open_model
 from tests.model_files import assets
-from tests.tiny_runs import launched, succeeded
+from tests.parity.golden_shards import SHARDS
+from tests.tiny_runs import launched, succeeded, torchrun_module
 
 TOKENS = 200
 
@@ -35,6 +37,18 @@ def test_greedy_text_from_bos_is_the_published_one() -> None:
     result = succeeded(done)
     assert result["tokens"] == TOKENS
     assert result["text"].encode() == (folder / "golden.txt").read_bytes()  # has no last newline
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("degree", [1, 2, 4])
+def test_any_number_of_shards_at_any_degree(degree: int, tmp_path: Path) -> None:
+    """Meta's layout in 1, 2 and 4 files, into as many tensor-parallel ranks."""
+    folder, out = stories(), tmp_path / "texts.json"
+    arguments = ["--model", folder, "--work", tmp_path / "cut", "--out", out]
+    done = torchrun_module("tests.parity.golden_shards", *arguments, ranks=degree)
+    assert done.returncode == 0, done.stderr
+    golden = (folder / "golden.txt").read_text()
+    assert json.loads(out.read_text()) == {str(shards): golden for shards in SHARDS}
 
 
 def test_the_cache_changes_nothing() -> None:

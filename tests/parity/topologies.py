@@ -64,11 +64,13 @@ class Row:
     adapter: float
     replicas_equal: bool
     optimizer_bytes: list[int]
+    bytes_per_parameter: float
 
 
 def document(stage: int, accumulation: int) -> dict[str, Any]:
-    """Float32; under ZeRO-3 everything is cut up, however small."""
-    result = settings(stage, accumulation)
+    """Float32; under ZeRO-3 everything is cut up, however small. Adam's eps is above the rounding
+    of a gradient: below it, an element whose gradient is all rounding moves by the whole rate."""
+    result = settings(stage, accumulation, eps=1e-6)
     if stage == 3:
         zero = result["zero_optimization"]
         zero.update(stage3_param_persistence_threshold=0, stage3_max_reuse_distance=1)
@@ -104,7 +106,22 @@ def row(stage: int, case: Case, reference: Outcome | None, mesh: Mesh, device: t
         *deviations,
         replicas_equal=not outcome.replica_problems,
         optimizer_bytes=outcome.optimizer_bytes,
+        bytes_per_parameter=_bytes_per_parameter(outcome, stage, mesh),
     )
+
+
+def _bytes_per_parameter(outcome: Outcome, stage: int, mesh: Mesh) -> float:
+    """Over one copy: ZeRO parts the states of a shard over the data-parallel ranks, ZeRO-0 repeats
+    them on each. A tensor that tensor parallelism replicates counts on each rank that holds it."""
+    degree = mesh.tensor_parallel.size
+    held = sum(outcome.optimizer_bytes) / (mesh.data_parallel_size if stage == 0 else 1)
+    rank, parameters = OPTIONS.lora.rank, 0
+    for name in OPTIONS.lora.targets:
+        rows, columns = MODEL.linear_shape(name)
+        is_column = name not in ("wo", "w2")
+        sharded, replicated = (rows, columns) if is_column else (columns, rows)
+        parameters += MODEL.n_layers * rank * (sharded + degree * replicated)
+    return held / parameters
 
 
 def rows_of(

@@ -20,6 +20,7 @@ from llama.config import (
     check_train,
     checked_train,
 )
+from llama.doctor.options import DoctorOptions
 from llama.errors import UserError
 from llama.options import parse
 
@@ -38,7 +39,7 @@ def test_the_defaults_are_sound():
 
 
 def test_every_option_has_help(capsys: pytest.CaptureFixture[str]):
-    for cls in (TrainOptions, GenerateOptions, EvaluateOptions):
+    for cls in (TrainOptions, GenerateOptions, EvaluateOptions, DoctorOptions):
         with pytest.raises(SystemExit):
             parse(cls, ["--help"], "prog", "")
     assert "--lora.targets" in capsys.readouterr().out

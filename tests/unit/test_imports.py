@@ -22,13 +22,13 @@ TIERS: tuple[tuple[str, ...], ...] = (
     ("launcher",),
     ("benchmark", "verify"),
     ("benchmark_report", "verify_report"),
-    ("train", "generate", "evaluate"),
+    ("train", "generate", "evaluate", "doctor"),
     ("config", "inference"),
     ("lora", "data", "metrics"),
     ("weights", "tokenizer"),
     ("model",),
     ("parallel",),
-    ("deepspeed_json", "options"),
+    ("deepspeed_json", "options", "hostfile"),
     ("inputs",),
     ("errors",),
 )
@@ -98,10 +98,23 @@ def test_one_door(package: str) -> None:
 def test_the_sizes_need_no_torch() -> None:
     """So that a typo on the command line is answered at once."""
     code = (
-        "import sys; import llama.config, llama.options;"
+        "import sys; import llama.config, llama.options, llama.doctor.options;"
         "print(sorted({'torch', 'deepspeed', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_what_is_used_of_fairscale() -> None:
+    """Its groups, layers and their autograd. Its random-number tracker and its checkpointing need
+    CUDA, and its loss changes the logits it is given."""
+    used = {
+        name
+        for path in FILES
+        for name in imported(path)
+        if within(name, "fairscale.nn.model_parallel")
+    }
+    parts = ("initialize", "layers", "mappings")
+    assert used and all(name.split(".")[3] in parts for name in used), used

@@ -97,7 +97,7 @@ class Engine:
         self._engine.train()
         for index, batch in enumerate(window):
             self._engine.set_gradient_accumulation_boundary(index == len(window) - 1)
-            loss = self._loss(batch)
+            loss = self._loss(self._engine, batch)
             loss_sum += loss.detach()
             self._engine.backward(loss * weight, scale_wrt_gas=False)
             if index < len(window) - 1:
@@ -119,10 +119,10 @@ class Engine:
             skip_reason=reason,
         )
 
-    def _loss(self, batch: Batch) -> torch.Tensor:
+    def _loss(self, model: Callable[..., torch.Tensor], batch: Batch) -> torch.Tensor:
         """The summed loss of one micro-batch, with the dropout that belongs to it."""
         torch.manual_seed(dropout_seed(self.seed, self.steps, batch.stream))
-        return self._engine(**model_inputs(batch, self.device))
+        return model(**model_inputs(batch, self.device))
 
     def _scale(self) -> float | None:
         """The loss scale in use, in fp16."""
@@ -183,9 +183,11 @@ class Engine:
         raise TrainingError(f"step {self.steps + 1}: {reason}; {advice}")
 
     def _diagnose(self, window: Sequence[Batch], weight: float, scale: float | None) -> str:
-        """What went non-finite first, on the first rank that saw it. Every rank takes part."""
+        """What went non-finite first, on the first rank that saw it. Every rank takes part. The
+        model is called past DeepSpeed, whose own hooks wait for its own backward."""
+        factor = weight * (scale or 1.0)
         losses: list[Callable[[], torch.Tensor]] = [
-            lambda batch=batch: self._loss(batch) * (weight * (scale or 1.0)) for batch in window
+            lambda batch=batch: self._loss(self.model, batch) * factor for batch in window
         ]
         finding = first_nonfinite(self.model, self.trainable, losses)
         found: list[str | None] = [None] * self.mesh.world_size

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import weakref
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -194,3 +195,33 @@ def test_peak_memory_is_what_is_kept_and_one_tensor() -> None:
     assert kept > 70
     # the largest tensor is 8 MiB in float32, a block of random numbers 16 MiB
     assert grown < kept + 50, (grown, kept)
+
+
+class Counting:
+    """A reader that counts the elements asked of it."""
+
+    def __init__(self, reader: RandomReader) -> None:
+        self.reader, self.config, self.files = reader, reader.config, reader.files
+        self.elements = 0
+
+    def names(self) -> set[str]:
+        return self.reader.names()
+
+    def fingerprint(self) -> str:
+        return self.reader.fingerprint()
+
+    def read(self, *args: Any, **options: Any) -> torch.Tensor:
+        found = self.reader.read(*args, **options)
+        self.elements += found.numel()
+        return found
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_rank_reads_what_it_keeps_and_no_more(count: int) -> None:
+    for rank in range(count):
+        reader, model = Counting(RandomReader(BIASED)), skeleton(BIASED, count)
+        load_weights(model, reader, torch.float32, CPU, rank, count)
+        kept = sum(p.numel() for p in model.parameters())
+        assert reader.elements == kept
+        replicated = sum(p.numel() for p in model.parameters() if p.shard_dim is None)
+        assert (kept - replicated) * count == BIASED.parameter_count() - replicated

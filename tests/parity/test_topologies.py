@@ -1,0 +1,62 @@
+"""Tensor parallelism x data parallelism x ZeRO train what one process does, and what would not is
+seen. The whole table, 144 cases, is `make topologies`; docs/topologies.md keeps it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.model_files import ROOT
+from tests.parity.broken_builds import BROKEN, NOTHING
+from tests.parity.topologies import ACCUMULATIONS, STAGES
+from tests.tiny_runs import torchrun_module
+
+pytestmark = pytest.mark.slow
+LIMIT = 1e-5
+
+
+def _result(folder: Path, module: str, *argv: str) -> Any:
+    out = folder / "out.json"
+    done = torchrun_module(module, *argv, "--out", out, ranks=4)
+    assert done.returncode == 0, done.stderr
+    return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Two shards, two copies: each stage and accumulation, blocks recomputed."""
+    arguments = ["--tensor_parallel", "2", "--checkpointing", "block"]
+    return _result(tmp_path_factory.mktemp("rows"), "tests.parity.topologies", *arguments)
+
+
+def test_every_stage_trains_the_adapter_of_one_process(rows: list[dict[str, Any]]) -> None:
+    cases = {(row["zero_stage"], row["accumulation"]) for row in rows}
+    assert cases == {(stage, steps) for stage in STAGES for steps in ACCUMULATIONS}
+    for row in rows:
+        deviations = [row[what] for what in ("loss", "grad_norm", "adapter")]
+        assert max(deviations) <= LIMIT and row["replicas_equal"], row
+
+
+def test_the_optimizer_holds_twelve_bytes_a_parameter(rows: list[dict[str, Any]]) -> None:
+    """Masters and two moments over the shards, nothing for the base; float32 under ZeRO-0 keeps no
+    masters beside the parameters."""
+    for row in rows:
+        assert row["bytes_per_parameter"] == (8 if row["zero_stage"] == 0 else 12), row
+
+
+def test_verify_sees_every_broken_build(tmp_path: Path) -> None:
+    found = _result(tmp_path, "tests.parity.broken_builds")
+    assert found == {name: name == NOTHING for name in BROKEN}
+
+
+def test_the_committed_table_is_whole_and_within_its_limit() -> None:
+    text = (ROOT / "docs" / "topologies.md").read_text()
+    lines = [line for line in text.splitlines() if re.match(r"\| \d", line)]
+    assert len(lines) == len(set(lines)) == 3 * 2 * len(STAGES) * len(ACCUMULATIONS) * 3
+    for line in lines:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert all(float(cell) <= LIMIT for cell in cells[5:8]) and cells[8] == "equal", line
