@@ -43,7 +43,9 @@ _TO_SPEAK_FIRST = 10.0
 or its launcher would end that one before it has said where it stands."""
 
 
-_LOST = re.compile("closed by peer|reset by peer|Timed out waiting|Broken pipe|NCCL|Socket")
+_LOST = re.compile(
+    "Connection closed by peer|Connection reset by peer|Broken pipe|Timed out waiting|NCCL"
+)
 
 
 class Ends:
@@ -84,10 +86,11 @@ class Ends:
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         self._close()
-        if isinstance(error, RuntimeError) and _LOST.search(str(error)):
-            reason = str(error).splitlines()[0]
+        lost = isinstance(error, RuntimeError) and _LOST.search(str(error))
+        if lost:
             raise TrainingError(
-                f"rank {self.rank} lost another rank after step {self._step}: {reason}"
+                f"rank {self.rank} lost another rank after step {self._step} ({lost[0]}), which "
+                "says why if it could; the same command goes on from the last checkpoint"
             ) from error
 
     def _close(self) -> None:

@@ -18,6 +18,9 @@ from tests.tiny_runs import read_lines
 SAVE = 3
 """The first save that also removes an old checkpoint."""
 
+WRITES = 12
+"""Writes and syncs of a save before its checkpoint appears: of five files and two folders."""
+
 
 def killed_in_a_step(case: Case, point: spoil.Point) -> int:
     """One of two ranks, data parallel or sharing the model."""
@@ -39,9 +42,10 @@ def operations(setting: Setting) -> int:
 
 
 def failing_save(case: Case, then: spoil.Then) -> int:
-    """An operation of a save fails on the rank that writes, and on no other."""
-    place = case.draw.randint(2, SAVE), case.draw.randint(1, 30)  # before the checkpoint appears
-    return _stops(case, TWO, spoil.in_save(*place, then), place[0] - 1)
+    """A write to the disk fails on the rank that saves, and on no other."""
+    save, operation = case.draw.randint(2, TWO.steps), case.draw.randint(1, WRITES)
+    what = spoil.in_save(save, operation, then, ("write", "fsync"))
+    return _stops(case, TWO, what, save - 1)
 
 
 def file_size_limit(case: Case) -> int:
@@ -66,7 +70,7 @@ def _stops(case: Case, shape: Shape, what: spoil.Spoil, saved: int) -> int:
 def small_file_system(case: Case) -> int:
     """A tmpfs that fills up, at one write or another; given more room the run goes on."""
     case.out.mkdir()
-    size = case.draw.randint(60, 220)
+    size = case.draw.randint(50, 130)
     _command("mount", "-t", "tmpfs", "-o", f"size={size}k", "none", str(case.out))
     try:
         with case.start(TWO) as run:
@@ -129,10 +133,11 @@ def nan_once(case: Case, zero_stage: int) -> int:
 
 def nan_for_ever(case: Case, zero_stage: int) -> int:
     shape = Shape(ranks=2, zero_stage=zero_stage, epochs=5)
-    with case.start(shape, spoil=spoil.not_a_number(2, 99, case.draw.randrange(2))) as run:
+    victim = case.draw.randrange(2)
+    with case.start(shape, spoil=spoil.not_a_number(2, 99, victim)) as run:
         statuses = all_end(run)
         assert statuses == [1, 1], f"{statuses}\n{run.said}"
-        assert "steps in a row were skipped" in run.said, run.said
+        assert f"(rank {victim}); 10 steps in a row were skipped" in run.said, run.said
     return 0
 
 

@@ -1,6 +1,6 @@
 """The fault matrix: every fault injected for real, and a table of what came of it.
 
-    python -m tests.faults.matrix [--kills 200] [--seed 0] [--only WORDS] [--most N] [--workers 2]
+    python -m tests.faults.matrix [--kills 200] [--seed 0] [--only PATTERN] [--most N] [--workers 2]
 
 What is injected where follows from the seed. Exits with 1 where an outcome is not the promised
 one: the folder and log of that run are then named, and kept.
@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -29,7 +30,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=200, help="SIGKILLs at random moments")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="faults that hold these words")
+    parser.add_argument("--only", default="", help="faults that this pattern finds")
     parser.add_argument("--most", type=int, default=1000, help="of each fault at most so many")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time")
     asked = parser.parse_args()
@@ -41,7 +42,7 @@ def main() -> int:
     chosen = [
         replace(row, times=min(row.times, asked.most))
         for row in rows(setting, asked.kills)
-        if asked.only in row.fault
+        if re.search(asked.only, row.fault)
     ]
     results = run_all(setting, chosen, asked.seed, asked.workers)
     print(table(chosen, results))
@@ -92,6 +93,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 
 def _work(setting: Setting, chosen: list[Row], seed: int, path: Path) -> None:
+    parent = os.getppid()
     for number, row in enumerate(chosen):
         for time_ in range(row.times):
             if sum(len(r["lost"]) for r in read_results(path) if r["fault"] == row.fault) >= (
@@ -99,6 +101,8 @@ def _work(setting: Setting, chosen: list[Row], seed: int, path: Path) -> None:
             ):
                 break
             out = setting.folder / f"{number}-{time_}"
+            if os.getppid() != parent:
+                return
             if not _claimed(out.with_suffix(".claim")):
                 continue
             result = _inject(setting, row, out, time_, seed)

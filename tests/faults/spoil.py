@@ -12,16 +12,15 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from llama.data.types import Batch
-from llama.model.transformer import TransformerBlock
+from llama.model.transformer import Transformer, TransformerBlock
 from llama.train.checkpoint.store import Store
 from llama.train.engine import engine as engine_module
 from llama.train.engine import processes
@@ -82,15 +81,15 @@ def in_step(step: int, point: Point, then: Then, victim: int = 0) -> Spoil:
     return spoil
 
 
-def in_save(save: int, operation: int, then: Then) -> Spoil:
-    """On rank 0, in place of file operation `operation` of save `save`, both from 1. Where that is
-    a write, half of it is written first."""
+def in_save(save: int, operation: int, then: Then, names: Sequence[str] = FILE_OPERATIONS) -> Spoil:
+    """On rank 0, in place of file operation `operation` (of those in `names`) of save `save`, both
+    from 1. Where that is a write, half of it is written first."""
 
     def spoil(rank: int) -> None:
         if rank:
             return
         saves, operations = _count_saves(), [0]
-        for name in FILE_OPERATIONS:
+        for name in names:
             _interpose(name, saves, operations, (save, operation), then)
 
     return spoil
@@ -144,13 +143,13 @@ def not_a_number(first: int, last: int, victim: int) -> Spoil:
     def spoil(rank: int) -> None:
         if rank != victim:
             return
-        now, original = _count_steps(), engine_module.Engine._loss
+        now = _count_steps()
 
-        def spoilt(self: Any, batch: Batch) -> torch.Tensor:
-            loss = original(self, batch)
-            return loss * float("nan") if first <= now[0] <= last else loss
+        def spoilt(module: torch.nn.Module, _given: Any, loss: Any) -> Any:
+            here = isinstance(module, Transformer) and first <= now[0] <= last
+            return loss * float("nan") if here else None
 
-        engine_module.Engine._loss = spoilt
+        register_module_forward_hook(spoilt)
 
     return spoil
 
