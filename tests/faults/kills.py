@@ -11,7 +11,7 @@ import time
 
 from tests.faults import spoil
 from tests.faults.forked import Run, Spoil
-from tests.faults.setting import ONE, SHARDED, TWO, Case, Setting, Shape
+from tests.faults.setting import ONE, SHARDED, TWO, Case, Setting, Shape, last_step
 
 BOUND = 30.0
 """Seconds in which the ranks that are left must have ended."""
@@ -19,10 +19,11 @@ KILLED = 128 + signal.SIGKILL
 
 
 def random_kills(case: Case) -> list[int]:
-    """A run killed one to three times. A third of the runs has two ranks, of which one is killed;
-    every fourth has its first kill in the middle of a save. Gives the steps lost by each kill."""
+    """A run killed, and gone on with, up to eight times. A third of the runs has two ranks, of
+    which one is killed; every fourth has its first kill in the middle of a save. Gives the steps
+    lost by each kill."""
     shape = case.draw.choice([ONE, ONE, ONE, ONE, TWO, SHARDED])
-    times = case.draw.choice([1, 1, 1, 2, 3])
+    times = case.draw.choice([1, 2, 3, 5, 8])
     lost: list[int] = []
     if case.draw.random() < 0.25:
         save = case.draw.randint(1, shape.steps)
@@ -55,7 +56,8 @@ def operations_of_saves(setting: Setting) -> list[int]:
 
 def _killed_once(case: Case, shape: Shape) -> bool:
     """Whether the run was still going when the moment came."""
-    moment = case.draw.uniform(0, case.setting.seconds(shape))
+    left = 1 - last_step(case.out) / shape.steps
+    moment = case.draw.uniform(0, case.setting.seconds(shape) * (1 + left) / 2)
     with case.start(shape, spoil=spoil.short_meeting(20)) as run:
         time.sleep(max(0.0, run.started + moment - time.monotonic()))
         victim = case.draw.choice(run.ranks)

@@ -131,7 +131,7 @@ def _asked_to_stop() -> list[Row]:
         *[
             Row(
                 fault,
-                2,
+                1,
                 f"one save, exit {status}; equal",
                 partial(launchers.stopped, launcher=launcher, to=to, number=number, status=status),
             )
@@ -155,7 +155,7 @@ def _launchers_gone() -> list[Row]:
         *[
             Row(
                 fault,
-                2,
+                1,
                 f"{promise} (launcher's exit: {status})",
                 partial(launchers.killed, launcher=launcher, to=to, status=status),
             )
@@ -170,6 +170,6 @@ def _launchers_gone() -> list[Row]:
             )
             for launcher in ("torchrun", "deepspeed")
         ],
-        Row("torchrun --max_restarts, a rank killed", 2, "ends equal", launchers.restarted),
-        Row("the loop for deepspeed, one killed", 2, "ends equal", launchers.loop),
+        Row("torchrun --max_restarts, a rank killed", 1, "ends equal", launchers.restarted),
+        Row("the loop for deepspeed, one killed", 1, "ends equal", launchers.loop),
     ]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import random
 import re
 import time
@@ -81,7 +82,7 @@ class Setting:
         if shape not in self._expected:
             outcomes = []
             for time_ in ("first", "second"):
-                out = self.folder / f"uninterrupted-{shape.name}-{time_}"
+                out = self.folder / f"uninterrupted-{shape.name}-{time_}-{os.getpid()}"
                 began = time.monotonic()
                 self.finish(shape, out)
                 self._seconds[shape] = time.monotonic() - began
