@@ -15,6 +15,9 @@ from tests.faults.setting import ONE, SHARDED, TWO, Case, Setting, Shape, last_s
 
 BOUND = 30.0
 """Seconds in which the ranks that are left must have ended."""
+MEETING = 15.0
+"""Seconds to meet in, for ranks of which one may be killed before; without a launcher to end them,
+those that are left wait for them, and once more for as long."""
 KILLED = 128 + signal.SIGKILL
 
 
@@ -58,19 +61,19 @@ def _killed_once(case: Case, shape: Shape) -> bool:
     """Whether the run was still going when the moment came."""
     left = 1 - last_step(case.out) / shape.steps
     moment = case.draw.uniform(0, case.setting.seconds(shape) * (1 + left) / 2)
-    with case.start(shape, spoil=spoil.short_meeting(20)) as run:
+    with case.start(shape, spoil=spoil.short_meeting(MEETING)) as run:
         time.sleep(max(0.0, run.started + moment - time.monotonic()))
         victim = case.draw.choice(run.ranks)
         victim.send(signal.SIGKILL)
-        statuses = all_end(run)
+        statuses = all_end(run, BOUND + 2 * MEETING)
         if victim.status == KILLED:
             return True
         assert statuses == [0] * shape.ranks, f"{statuses}\n{run.said}"
         return False
 
 
-def all_end(run: Run) -> list[int | None]:
+def all_end(run: Run, bound: float = BOUND) -> list[int | None]:
     """The statuses of all ranks, none of which may outlive the others for long."""
-    statuses = run.wait(BOUND)
-    assert None not in statuses, f"a rank lives on after {BOUND:.0f} s: {statuses}\n{run.said}"
+    statuses = run.wait(bound)
+    assert None not in statuses, f"a rank lives on after {bound:.0f} s: {statuses}\n{run.said}"
     return statuses
