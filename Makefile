@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-fast topologies lint install install-test clean
+.PHONY: train test test-fast test-multinode topologies lint install install-test install-multinode
+.PHONY: clean
 
 train: install  ## fine-tune the bundled model on the bundled rows
 	# Nothing is recomputed: a model of this size needs no memory saved, and the run is shorter.
@@ -13,6 +14,9 @@ test: install-test  ## every test that needs no GPU
 
 test-fast: install-test  ## the same without the slow ones
 	$(BIN)/python -m pytest -m "not slow"
+
+test-multinode: install-test  ## two hosts made of this machine: as root, after install-multinode
+	$(BIN)/python -m pytest tests/multinode -m multinode
 
 topologies: install-test  ## docs/topologies.md anew: every topology against one process
 	$(BIN)/python -m tests.parity.topology_table docs/topologies.md
@@ -39,6 +43,11 @@ install-test: .venv/.installed-test
 	# Only for the tokenizer file of Llama 3 that it holds.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llama-models
 	touch $@
+
+# On most systems the package openssh-server also starts a server of the machine's own.
+install-multinode:  ## programs that test-multinode needs besides: as root, on Debian and its kin
+	apt-get update
+	apt-get install --yes --no-install-recommends iproute2 openssh-client openssh-server pdsh util-linux
 
 clean:
 	rm -rf .venv build *.egg-info

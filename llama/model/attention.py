@@ -19,7 +19,7 @@ from llama.model.config import ModelConfig
 from llama.model.documents import Documents
 from llama.model.kv_cache import KVCache
 from llama.model.rope import Rotation
-from llama.parallel.layers import ColumnParallelLinear, RowParallelLinear
+from llama.parallel.layers import ColumnParallelLinear, RowParallelLinear, copy_to_shards
 from llama.parallel.mesh import TensorParallel
 
 _HOPPER_ORDER = [
@@ -109,6 +109,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
         super().__init__()
+        self.tp = tp
         self.n_heads = tp.divide(config.n_heads, "the query heads")
         self.n_kv_heads = tp.divide(config.n_kv_heads, "the kv heads")
         self.head_dim = config.head_dim
@@ -127,9 +128,10 @@ class Attention(nn.Module):
         cache: KVCache | None,
         layer: int,
     ) -> torch.Tensor:
-        q_THE = rotation(self.wq(x_TD).unflatten(-1, (self.n_heads, self.head_dim)))
-        k_TKE = rotation(self.wk(x_TD).unflatten(-1, (self.n_kv_heads, self.head_dim)))
-        v_TKE = self.wv(x_TD).unflatten(-1, (self.n_kv_heads, self.head_dim))
+        shared_TD = copy_to_shards(x_TD, self.tp)
+        q_THE = rotation(self.wq(x_TD, shared_TD).unflatten(-1, (self.n_heads, self.head_dim)))
+        k_TKE = rotation(self.wk(x_TD, shared_TD).unflatten(-1, (self.n_kv_heads, self.head_dim)))
+        v_TKE = self.wv(x_TD, shared_TD).unflatten(-1, (self.n_kv_heads, self.head_dim))
         if cache is None:
             out_THE = document_attention(q_THE, k_TKE, v_TKE, documents)
         else:

@@ -25,6 +25,7 @@ from llama.parallel.layers import (
     ColumnParallelLinear,
     RowParallelLinear,
     VocabParallelEmbedding,
+    copy_to_shards,
     gather_from_shards,
 )
 from llama.parallel.mesh import SINGLE, TensorParallel
@@ -59,12 +60,14 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig, tp: TensorParallel) -> None:
         super().__init__()
         bias = config.mlp_bias
+        self.tp = tp
         self.w1 = ColumnParallelLinear(config.dim, config.ffn_dim, bias, tp)
         self.w2 = RowParallelLinear(config.ffn_dim, config.dim, bias, tp)
         self.w3 = ColumnParallelLinear(config.dim, config.ffn_dim, bias, tp)
 
     def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
-        return self.w2(swiglu(self.w1(x_TD), self.w3(x_TD)))
+        shared_TD = copy_to_shards(x_TD, self.tp)
+        return self.w2(swiglu(self.w1(x_TD, shared_TD), self.w3(x_TD, shared_TD)))
 
 
 def _recomputed(function: Callable[..., torch.Tensor], *args: object) -> torch.Tensor:

@@ -59,7 +59,11 @@ def gather_from_shards(x: torch.Tensor, tp: TensorParallel) -> torch.Tensor:
 
 
 class ColumnParallelLinear(fairscale_layers.ColumnParallelLinear):
-    """`y[T, O/p] = x[T, I] W[O/p, I]^T + b[O/p]`: each rank computes some of the outputs."""
+    """`y[T, O/p] = x[T, I] W[O/p, I]^T + b[O/p]`: each rank computes some of the outputs.
+
+    Layers with the same input are given one `shared = copy_to_shards(x)` as well, so that its
+    gradient is summed over the ranks once for all of them. An adapter takes x as it is: the
+    gradient from there is whole on every rank."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool, tp: TensorParallel) -> None:
         nn.Module.__init__(self)
@@ -77,8 +81,10 @@ class ColumnParallelLinear(fairscale_layers.ColumnParallelLinear):
         """`(O/p, I)`, this rank's."""
         return self.output_size_per_partition, self.in_features
 
-    def forward(self, input_: torch.Tensor) -> torch.Tensor:
-        output = linear(copy_to_shards(input_, self.tp), self.weight, self.bias)
+    def forward(self, input_: torch.Tensor, shared: torch.Tensor | None = None) -> torch.Tensor:
+        if shared is None:
+            shared = copy_to_shards(input_, self.tp)
+        output = linear(shared, self.weight, self.bias)
         return output if self.lora is None else self.lora(input_, output)
 
 

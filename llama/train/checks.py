@@ -10,6 +10,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from llama.errors import TrainingError
+from llama.train.engine import Engine
+
 
 class FirstStepsCheck:
     """Watches the gradients and values of every trainable tensor until all are seen to train."""
@@ -62,3 +65,17 @@ class FirstStepsCheck:
                 )
         self._before.clear()
         return problems
+
+
+def optimizer_state_bytes(engine: Engine) -> int:
+    """Bytes that the optimizer holds on this rank, once the first step has made its states: at most
+    float32 masters and two moments of the adapter, and nothing of the base, or `TrainingError`."""
+    held = engine.optimizer_state_bytes()
+    most = 12 * sum(p.numel() for p in engine.trainable.values())
+    padding = 1 << 16  # ZeRO pads its flat buffers to the number of ranks
+    if held > most + padding:
+        raise TrainingError(
+            f"the optimizer holds {held:,} bytes, and the adapter's states need {most:,}: "
+            "something other than the adapter is being optimized"
+        )
+    return held

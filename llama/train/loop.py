@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 import sys
@@ -24,8 +25,8 @@ from llama.train import engine as processes
 from llama.train.adapter_files import save_adapter
 from llama.train.agreement import on_main
 from llama.train.build import build_engine
-from llama.train.checkpoint import Checkpoint, Store
-from llama.train.checks import FirstStepsCheck
+from llama.train.checkpoint import Checkpoint, Store, Writer
+from llama.train.checks import FirstStepsCheck, optimizer_state_bytes
 from llama.train.ends import Ends
 from llama.train.engine import Step
 from llama.train.plan import Inputs, Schedule, read_inputs, schedule
@@ -92,6 +93,11 @@ class Run:
         self.ends = Ends(mesh.rank, self.folder, self.options.hang_timeout, mesh.highest)
         self.check = FirstStepsCheck(self.engine.trainable)
         self.watch = Stopwatch()
+        lora, store = self.options.lora, Store(self.folder / CHECKPOINTS)
+        self.adapter_config = AdapterConfig(
+            lora.rank, lora.alpha, lora.dropout, lora.targets, inputs.source.name
+        )
+        self.writer = Writer(store, self.adapter_config, self.options.keep)
         self._seconds_before = self.state.seconds
         self._started = time.monotonic()
 
@@ -104,8 +110,9 @@ class Run:
             self.summary["status"] = "interrupted" if self.ends.status else "finished"
             on_main(self.mesh, self._write_summary)
         except BaseException:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, TrainingError):
                 self._write_summary()
+                self.writer.wait()
             raise
         finally:
             self.report.close()
@@ -201,35 +208,23 @@ class Run:
                 raise TrainingError("\n".join(problems))
             state.trains = self.check.done
         if "optimizer_state_bytes" not in self.summary:
-            self._check_optimizer_state()
+            held = optimizer_state_bytes(self.engine)
+            self.summary["optimizer_state_bytes"] = held
+            self.report.say(f"optimizer states: {held:,} bytes on this rank")
         state.tokens += step.tokens
         state.step_seconds += seconds
         self.summary["tokens_per_second"] = round(state.tokens / state.step_seconds, 1)
         self.report.step(number, state.epoch, step, seconds)
-        if self.mesh.highest(int(self.report.failed is not None)):
-            on_main(self.mesh, self.report.check)
+        if self.mesh.highest(int(bool(self.writer.failed or self.report.failed))):
+            on_main(self.mesh, self._check_writing)
         asked = self.ends.asked(number)
         if asked:
             self.report.say(f"stopped after step {number}")
         if asked or self._is_due():
             self._save()
 
-    def _check_optimizer_state(self) -> None:
-        """The optimizer holds at most float32 masters and two moments of the adapter, and nothing
-        of the base: the first step has made its states."""
-        held = self.engine.optimizer_state_bytes()
-        most = 12 * sum(p.numel() for p in self.engine.trainable.values())
-        padding = 1 << 16  # ZeRO pads its flat buffers to the number of ranks
-        if held > most + padding:
-            raise TrainingError(
-                f"the optimizer holds {held:,} bytes, and the adapter's states need {most:,}: "
-                "something other than the adapter is being optimized"
-            )
-        self.summary["optimizer_state_bytes"] = held
-        self.report.say(f"optimizer states: {held:,} bytes on this rank")
-
     def _finish(self, prompts: list[Prompt]) -> None:
-        save_adapter(self.engine, self.folder / "adapter", self._adapter_config())
+        save_adapter(self.engine, self.folder / "adapter", self.adapter_config)
         after = self._answers(prompts)
         before = self.state.samples_before
         if prompts:
@@ -246,30 +241,35 @@ class Run:
 
     def _save(self) -> None:
         """A checkpoint of what is done, before the epoch's end is dealt with: its evaluation may
-        take long, and is made again by a run that goes on from here."""
+        take long, and is made again by a run that goes on from here. It is written beside the next
+        steps; at the end of the run it is waited for."""
         with self.watch.paused():
             began = time.monotonic()
+            if problems := self.engine.replica_problems():
+                raise TrainingError("\n".join(f"not saved: {line}" for line in problems))
             engine_state = self.engine.state()
-            on_main(self.mesh, lambda: self._write_checkpoint(engine_state))
+            on_main(self.mesh, lambda: self._hand_over(engine_state))
+            if self.ends.status or self.engine.steps == self.plan.total_steps:
+                on_main(self.mesh, self.writer.wait)
             self.summary["checkpoint_seconds"] += time.monotonic() - began
 
-    def _write_checkpoint(self, engine_state: EngineState) -> None:
-        self.state.metrics_lines = self.report.sync()
+    def _hand_over(self, engine_state: EngineState) -> None:
+        self.state.metrics_lines = self.report.lines
         self.state.seconds = self._seconds()
         checkpoint = Checkpoint(
             engine=engine_state,
-            run=self.state,
+            run=copy.deepcopy(self.state),
             total_steps=self.plan.total_steps,
             identity=self.resumer.identity,
             topology=self.resumer.topology,
             random=random_state(),
         )
-        store = Store(self.folder / CHECKPOINTS)
-        store.save(checkpoint, self._adapter_config(), self.options.keep)
+        self.writer.save(checkpoint, self.report.sync)
 
-    def _adapter_config(self) -> AdapterConfig:
-        lora, name = self.options.lora, self.inputs.source.name
-        return AdapterConfig(lora.rank, lora.alpha, lora.dropout, lora.targets, name)
+    def _check_writing(self) -> None:
+        """A disk that fails on the main rank ends the run on every rank, which all say why."""
+        self.writer.check()
+        self.report.check()
 
     # Watching
 

@@ -65,6 +65,7 @@ class Reporter:
             "grad_norm": step.grad_norm,
             "loss_scale": step.loss_scale,
             "skipped": not step.applied,
+            **({"skip_reason": step.skip_reason} if step.skip_reason else {}),
             "tokens": step.tokens,
             "supervised_tokens": step.supervised,
             "seconds": seconds,
@@ -74,6 +75,11 @@ class Reporter:
         }
         with self._guarded():
             self._sink.scalars(number, values)
+        if step.skip_reason:
+            scale = (
+                "" if step.loss_scale is None else f"; the loss scale is now {step.loss_scale:g}"
+            )
+            self.say(f"step {number} skipped: {step.skip_reason}{scale}")
         self.progress.step(epoch, step.loss, rate, seconds)
 
     def evaluation(self, number: int, epochs: int, loss: float) -> None:
@@ -96,11 +102,15 @@ class Reporter:
             self._sink.text(number, "samples", f"```\n{text}\n```")
         self.say(f"\n{text}\n")
 
-    def sync(self) -> int:
-        """Have metrics.jsonl on the disk; gives its number of lines."""
-        assert self._lines is not None
-        self._lines.sync()
-        return self._lines.lines
+    @property
+    def lines(self) -> int:
+        """Of metrics.jsonl, on the main rank."""
+        return self._lines.lines if self._lines else 0
+
+    def sync(self) -> None:
+        """Have metrics.jsonl on the disk. Any thread may call it."""
+        if self._lines:
+            self._lines.sync()
 
     def check(self) -> None:
         """Raise `TrainingError` where something could not be written. For the main rank."""

@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ import torch
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from llama.model.transformer import Transformer, TransformerBlock
+from llama.parallel.layers import shard_dim
 from llama.train.checkpoint.store import Store
 from llama.train.engine import engine as engine_module
 from llama.train.engine import processes
@@ -154,6 +156,29 @@ def not_a_number(first: int, last: int, victim: int) -> Spoil:
     return spoil
 
 
+def drifted(step: int, victim: int) -> Spoil:
+    """From step `step` on a factor of the adapter differs on rank `victim` by one unit in the last
+    place, as after a flipped bit."""
+
+    def spoil(rank: int) -> None:
+        if rank != victim:
+            return
+        original = engine_module.Engine.step
+
+        def drift(self: Any, window: Any) -> Any:
+            done = original(self, window)
+            if self.steps == step:
+                name = next(n for n, p in self.trainable.items() if shard_dim(p) is None)
+                with torch.no_grad():
+                    value = self.trainable[name].view(-1)[0]
+                    value.copy_(torch.nextafter(value, value + 1))
+            return done
+
+        engine_module.Engine.step = drift
+
+    return spoil
+
+
 @contextmanager
 def taken_port() -> Iterator[int]:
     """A port that another program listens on."""
@@ -215,12 +240,12 @@ def _in_backward(here: Then) -> None:
 
 
 def _count_saves() -> list[int]:
-    """Holds how many saves were begun, and whether one is in progress."""
+    """Holds how many saves were begun, and the thread of the one in progress."""
     state = [0, 0]
     original = Store.save
 
     def save(*args: Any, **keywords: Any) -> Any:
-        state[:] = [state[0] + 1, 1]
+        state[:] = [state[0] + 1, threading.get_ident()]
         try:
             return original(*args, **keywords)
         finally:
@@ -236,7 +261,7 @@ def _interpose(
     original = getattr(os, name)
 
     def replaced(*args: Any, **keywords: Any) -> Any:
-        if saves[1]:
+        if saves[1] == threading.get_ident():  # and not of the training beside it
             operations[0] += saves[0] == at[0] or not at[0]
             if (saves[0], operations[0]) == at:
                 if name == "write":

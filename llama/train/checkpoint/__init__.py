@@ -12,5 +12,6 @@ them. Nothing is pickled.
 
 from llama.train.checkpoint.content import Checkpoint, RunState, read
 from llama.train.checkpoint.store import Store
+from llama.train.checkpoint.writer import Writer
 
-__all__ = ["Checkpoint", "RunState", "Store", "read"]
+__all__ = ["Checkpoint", "RunState", "Store", "Writer", "read"]

@@ -21,6 +21,7 @@ from llama.lora.attach import trainable_parameters
 from llama.parallel.layers import shard_dim
 from llama.parallel.mesh import DeepSpeedTopology, Mesh
 from llama.train.engine.optimizer_state import OptimizerState
+from llama.train.engine.owners import send_gradients_to_owners
 from llama.train.engine.processes import LOGGER
 from llama.train.nonfinite import first_nonfinite
 from llama.train.state import MOMENTS, EngineState, Tensors
@@ -77,6 +78,7 @@ class Engine:
             dist_init_required=False,
         )
         LOGGER.setLevel(logging.WARNING)
+        send_gradients_to_owners(self._optimizer)
         self.model: nn.Module = self._engine.module
         self._state = OptimizerState(self.trainable, self._optimizer, self.zero_stage)
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from llama.errors import TrainingError
-from llama.train.checkpoint import Store
+from llama.train.checkpoint import Store, Writer
 from tests.unit.train.checkpoint_case import ADAPTER, MOST, checkpoint, same
 
 CALLS = ("mkdir", "open", "write", "fsync", "rename", "unlink", "rmdir")
@@ -152,3 +152,22 @@ def test_leftovers_are_removed(name: str, tmp_path: Path) -> None:
     (tmp_path / name / "adapter").mkdir(parents=True)
     store.tidy()
     assert [path.name for path in tmp_path.iterdir()] == ["step-2"]
+
+
+def test_what_goes_wrong_in_the_thread_is_raised(tmp_path: Path) -> None:
+    """By the next save and by `wait`; and `first` comes before anything is written."""
+    store = store_of(tmp_path / "checkpoints", 2)
+    writer, order = Writer(store, ADAPTER, keep=2), []
+    writer.save(checkpoint(3), lambda: order.append(store.steps()))
+    writer.wait()
+    assert order == [[2]] and store.steps() == [3, 2]
+
+    def fail() -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    writer.save(checkpoint(4), fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        writer.save(checkpoint(5), lambda: None)
+    with pytest.raises(OSError, match="Input/output error"):
+        writer.wait()
+    assert store.steps() == [3, 2]

@@ -1,0 +1,78 @@
+"""What is measured on the wire, and what each measure is to be held against, in bytes a step that
+leave one of two hosts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from llama.model.config import LINEARS
+from tests.tiny_runs import CONFIG
+
+MODEL = replace(CONFIG, dim=256, n_layers=4, n_heads=8, n_kv_heads=4, head_dim=32, ffn_dim=512)
+RANK, TARGETS = 64, LINEARS
+ADAPTER = MODEL.lora_parameter_count(RANK, TARGETS)
+"""Parameters: enough that they, and not headers, are what crosses."""
+DEPTHS = (2, MODEL.n_layers)
+TOKENS, LAYER_RANK = 192, 16
+"""Of a row, and of the adapters on wq and wv where it is layers that are measured."""
+BYTES = {"fp32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Data-parallel over the two hosts."""
+
+    stage: int
+    precision: str
+    accumulation: int = 1
+
+    @property
+    def least(self) -> int:
+        """Bytes that must leave each of n ranks that start with different gradients of the adapter
+        and end with equal ones, or with parameters made of them: 2(n-1)/n of the adapter's, by
+        an all-reduce round a ring (Patarasuk and Yuan, 2009), or a reduce-scatter and an
+        all-gather. Here n is 2."""
+        return ADAPTER * BYTES[self.precision]
+
+    @property
+    def expected(self) -> int:
+        """Bytes of this stage's own scheme: ZeRO 2 sends gradients after each micro-batch; ZeRO 3
+        gathers all weights for each forward and each backward too, and nothing after the step; its
+        reduce-scatter is DeepSpeed's, which under gloo is an all-reduce inside."""
+        gradients = 1 if self.stage < 2 else self.accumulation
+        elements = (gradients + 1) * ADAPTER
+        if self.stage == 3:
+            elements = gradients * (4 * ADAPTER + 2 * MODEL.parameter_count())
+        return elements * BYTES[self.precision] // 2
+
+
+CASES = (
+    Case(0, "fp32"),
+    Case(1, "fp32"),
+    Case(1, "bf16"),
+    Case(1, "bf16", accumulation=3),
+    Case(2, "bf16"),
+    Case(2, "bf16", accumulation=3),
+    Case(3, "bf16"),
+    Case(3, "bf16", accumulation=3),
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One block of the model, tensor-parallel over the two hosts, in float32."""
+
+    checkpointing: Literal["none", "block"]
+
+    @property
+    def expected(self) -> int:
+        """Sums of `[T, D]` after each half of the block, in the forward and for the gradient of
+        its input in the backward (Shoeybi et al., "Megatron-LM", 2019, section 3), each as many
+        bytes as it has. What is recomputed stops short of the second. Adapters on wq and wv sum
+        the gradient of `[T, R]`."""
+        sums = 5 if self.checkpointing == "block" else 4
+        return 4 * TOKENS * (sums * MODEL.dim + 2 * LAYER_RANK)
+
+
+LAYERS = (Layer("none"), Layer("block"))
