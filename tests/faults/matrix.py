@@ -49,6 +49,7 @@ def main() -> int:
     print(table(chosen, results))
     minutes = (time.monotonic() - began) / 60
     failed = [result for result in results if result["problem"]]
+    complete = all(len(lost_by(row, results)) >= row.times for row in chosen)
     count = sum(len(result["lost"]) for result in results)
     print(
         f"\n{count} faults injected in {minutes:.1f} minutes, seed {asked.seed}; {failures(failed)}"
@@ -57,7 +58,7 @@ def main() -> int:
         print(f"\n{result['fault']} ({result['out']}):\n{result['problem']}", file=sys.stderr)
     if not failed:
         shutil.rmtree(folder)
-    return 1 if failed or not results else 0
+    return 0 if chosen and complete and not failed else 1
 
 
 def failures(failed: list[dict[str, Any]]) -> str:
@@ -97,10 +98,8 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 def _work(setting: Setting, chosen: list[Row], seed: int, path: Path) -> None:
     parent = os.getppid()
     for number, row in enumerate(chosen):
-        for time_ in range(row.times):
-            if sum(len(r["lost"]) for r in read_results(path) if r["fault"] == row.fault) >= (
-                row.times
-            ):
+        for time_ in range(3 * row.times):  # a moment may come after a run's end
+            if len(lost_by(row, read_results(path))) >= row.times:
                 break
             out = setting.folder / f"{number}-{time_}"
             if os.getppid() != parent:
@@ -136,12 +135,16 @@ def _inject(setting: Setting, row: Row, out: Path, time_: int, seed: int) -> dic
     return {"fault": row.fault, "out": str(out), "lost": lost, "problem": problem}
 
 
+def lost_by(row: Row, results: list[dict[str, Any]]) -> list[int]:
+    """The steps lost by each injection of a fault."""
+    return [lost for result in results if result["fault"] == row.fault for lost in result["lost"]]
+
+
 def table(chosen: list[Row], results: list[dict[str, Any]]) -> str:
     lines = ["| fault | injected | promised | outcome | steps lost |", "|---|---|---|---|---|"]
     for row in chosen:
-        own = [result for result in results if result["fault"] == row.fault]
-        lost = [steps for result in own for steps in result["lost"]]
-        failed = [result for result in own if result["problem"]]
+        lost = lost_by(row, results)
+        failed = [r for r in results if r["fault"] == row.fault and r["problem"]]
         low, high = min(lost, default=0), max(lost, default=0)
         steps = str(low) if low == high else f"{low} to {high}"
         outcome = failures(failed) if failed else "as promised"
