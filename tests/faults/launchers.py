@@ -200,8 +200,8 @@ def restarted(case: Case) -> int:
     expected = case.setting.expected(LONG)
     with started(case, "torchrun", LONG, "--max_restarts=2") as run:
         in_training(run, case)
-        before = last_step(case.out)
         _target(run, "rank", case).kill()
+        before = last_step(case.out)
         assert run.end(240) == 0, run.said
         assert "going on from" in run.said, run.said
     assert outcome(case.out) == expected
@@ -221,8 +221,11 @@ def loop(case: Case) -> int:
     run = Launched(["bash", "-c", text.replace("runs/mine", str(case.out))], log)
     try:
         in_training(run, case)
+        to: To = "inner" if case.number % 2 else "rank"
+        _target(run, to, case).kill()
+        if to == "inner":  # its ranks go on for a moment, and save
+            run.until(lambda: len(run.ranks()) == 0)
         before = last_step(case.out)
-        _target(run, case.draw.choice(["rank", "inner"]), case).kill()
         assert run.end(300) == 0, run.said
         assert "going on from" in run.said, run.said
     finally:

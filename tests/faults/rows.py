@@ -152,6 +152,7 @@ def _launchers_gone() -> list[Row]:
         ("SIGKILL of a rank of torchrun", "torchrun", "rank", 1, others),
         ("SIGKILL of a rank of deepspeed", "deepspeed", "rank", 247, others),
     ]
+    launched: tuple[launchers.Launcher, ...] = ("torchrun", "deepspeed")
     return [
         *[
             Row(
@@ -169,8 +170,8 @@ def _launchers_gone() -> list[Row]:
                 "the job ends; equal",
                 partial(launchers.frozen, launcher=launcher),
             )
-            for launcher in ("torchrun", "deepspeed")
+            for launcher in launched
         ],
-        Row("torchrun --max_restarts, a rank killed", 1, "ends equal", launchers.restarted),
-        Row("the loop for deepspeed, one killed", 1, "ends equal", launchers.loop),
+        Row("torchrun --max_restarts, a rank killed", 3, "ends equal", launchers.restarted),
+        Row("the loop for deepspeed, one killed", 2, "ends equal", launchers.loop),
     ]

@@ -59,9 +59,19 @@ def _meet(device: torch.device) -> None:
     device_id = device if device.type == "cuda" else None
     backend = "cpu:gloo,cuda:nccl" if device_id else "gloo"
     try:
-        dist.init_process_group(backend, device_id=device_id, timeout=MEETING)
-    except dist.DistError as error:
-        rank, ranks = os.environ["RANK"], os.environ["WORLD_SIZE"]
+        store, rank, ranks = next(dist.rendezvous("env://", timeout=MEETING))
+        # torchrun keeps its store when it starts the ranks anew: without a name of its own, a start
+        # would find the addresses of ranks that have ended.
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=rank,
+            world_size=ranks,
+            device_id=device_id,
+            timeout=MEETING,
+        )
+    except RuntimeError as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         advice = (
             "another run has this port; give another with --master_port"
@@ -70,7 +80,8 @@ def _meet(device: torch.device) -> None:
         )
         reason = str(error).splitlines()[0].rstrip(".")
         raise TrainingError(
-            f"rank {rank} of {ranks} did not meet the others at {place}: {reason}: {advice}"
+            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} did not meet the others "
+            f"at {place}: {reason}: {advice}"
         ) from error
 
 
