@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-fast test-multinode topologies lint install install-test install-multinode
-.PHONY: clean
+.PHONY: train test test-fast test-multinode fuzz topologies lint install install-test
+.PHONY: install-multinode clean
 
 train: install  ## fine-tune the bundled model on the bundled rows
 	# Nothing is recomputed: a model of this size needs no memory saved, and the run is shorter.
@@ -14,6 +14,9 @@ test: install-test  ## every test that needs no GPU
 
 test-fast: install-test  ## the same without the slow ones
 	$(BIN)/python -m pytest -m "not slow"
+
+fuzz: install-test  ## the fuzz tests, for hours and with new cases each time
+	$(BIN)/python -m pytest tests/fuzz --hypothesis-profile long --timeout 0
 
 test-multinode: install-test  ## two hosts made of this machine: as root, after install-multinode
 	$(BIN)/python -m pytest tests/multinode -m multinode

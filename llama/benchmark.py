@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import count, islice
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -31,10 +31,13 @@ from llama.deepspeed_json import Resolved
 from llama.errors import UserError, raise_if
 from llama.inference import default_device, find_tokenizer
 from llama.metrics import peak_memory_bytes
+from llama.model.keeping import summary
+from llama.model.transformer import Transformer
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.tokenizer.templates import load_template
 from llama.train import engine as processes
 from llama.train.build import build_engine
+from llama.train.launch import check_launch
 from llama.weights.open_model import ModelSource, open_model
 
 T = TypeVar("T")
@@ -83,6 +86,7 @@ def row_length(options: BenchmarkOptions) -> int:
 
 def read_job(options: BenchmarkOptions) -> Job:
     """Check options, DeepSpeed JSON, the model's headers and the data. Raises `UserError`."""
+    check_launch()
     world_size = processes.launched_world_size()
     problems = check_benchmark(options, world_size)
     if options.memory_limit_gb is not None and not torch.cuda.is_available():
@@ -224,6 +228,7 @@ def measure(job: Job, mesh: Mesh, device: torch.device) -> dict[str, Any]:
     windows = first_windows(epochs(job, resolved, mesh, number), number)
     rate = matrix_rate(device, mesh.world_size)
     engine = build_engine(job.source, options, resolved, mesh, device)
+    model = cast(Transformer, engine.model)
     memory = {"loading_peak_memory_bytes": reset_peak(device)}
     results = [timed(device, lambda w=window: engine.step(w)) for window in windows]
     steps, seconds = zip(*results[options.warmup :], strict=True)
@@ -233,8 +238,9 @@ def measure(job: Job, mesh: Mesh, device: torch.device) -> dict[str, Any]:
     return {
         **describe(job, resolved, mesh, device),
         **speed(steps, seconds),
-        **arithmetic(config, options.checkpointing, steps, seconds, rate),
+        **arithmetic(config, options.checkpointing, steps, seconds, rate, model.kept),
         **memory,
+        "kept": summary(model.kept),
         "loss_first": results[0][0].loss,
         "loss_last": steps[-1].loss,
         "skipped_steps": sum(not step.applied for step in steps),

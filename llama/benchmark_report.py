@@ -14,13 +14,16 @@ import torch
 
 from llama.metrics import step_flops
 from llama.model.config import ModelConfig
+from llama.model.fused_block import Kept
+from llama.model.keeping import operations_again
 from llama.parallel.products import cpu_has_bf16
 from llama.train.engine import Step
 from llama.train.record import environment
 
 FORMULA = (
     "4N operations per token, 6N with block recomputation (4N + 2F with ffn: F the feed-forward's "
-    "weights); N = weights of the linear layers + output matrix, the latter on supervised tokens"
+    "weights; with auto what was computed again); N = weights of the linear layers + output "
+    "matrix, the latter on supervised tokens"
 )
 _GIB = 2**30
 
@@ -43,14 +46,17 @@ def arithmetic(
     steps: Sequence[Step],
     seconds: Sequence[float],
     matrix_rate: float | None,
+    kept: Sequence[Kept] = (),
 ) -> dict[str, Any]:
-    """Achieved TFLOP/s over all ranks by `FORMULA`, medians over the steps; and their shares of
-    `matrix_rate`, the FLOP/s that the devices reach together in a plain product, where known."""
+    """Achieved TFLOP/s over all ranks by `FORMULA` (`kept`: what auto chose), medians over the
+    steps; and their shares of `matrix_rate`, the FLOP/s that the devices reach together in a plain
+    product, where known."""
     needed, done = [], []
     for step, taken in zip(steps, seconds, strict=True):
         operations = step_flops(config, step.tokens, step.supervised)
         ffn = 3 * config.n_layers * config.ffn_dim * config.dim
         again = {"none": 0.0, "ffn": 2.0 * ffn * step.tokens, "block": operations / 2}
+        again["auto"] = operations_again(config, kept) * step.tokens
         needed.append(operations / taken / 1e12)
         done.append((operations + again[checkpointing]) / taken / 1e12)
     rate = matrix_rate and matrix_rate / 1e12

@@ -78,9 +78,9 @@ class TrainOptions(ModelOptions):
     """Ranks each layer is split over; it divides the number of processes."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)
     """The adapters."""
-    checkpointing: Literal["none", "ffn", "block"] = "block"
+    checkpointing: Literal["none", "ffn", "block", "auto"] = "block"
     """What is recomputed in the backward pass to save memory: nothing, the feed-forward layers, or
-    whole blocks."""
+    whole blocks; auto keeps as much as the device's free memory holds."""
     compile: bool = False
     """Whether norm, rotary turn and SwiGLU are fused by torch.compile; needs a C compiler."""
     seed: int = 0
@@ -170,7 +170,7 @@ class BenchmarkOptions(ModelOptions):
     """Ranks each layer is split over; it divides the number of processes."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)
     """The adapters."""
-    checkpointing: Literal["none", "ffn", "block"] = "block"
+    checkpointing: Literal["none", "ffn", "block", "auto"] = "block"
     """What is recomputed in the backward pass, as in train."""
     compile: bool = False
     """Whether norm, rotary turn and SwiGLU are fused by torch.compile, as in train."""
@@ -199,7 +199,7 @@ class VerifyOptions:
     """Ranks each layer is split over; it divides the number of processes."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)
     """The adapters."""
-    checkpointing: Literal["none", "ffn", "block"] = "block"
+    checkpointing: Literal["none", "ffn", "block", "auto"] = "block"
     """What is recomputed in the backward pass, as in train."""
     compile: bool = False
     """Whether norm, rotary turn and SwiGLU are fused by torch.compile, as in train."""
@@ -398,9 +398,9 @@ def _check_model(options: ModelOptions) -> list[str]:
 
 
 def _check_adapter(adapter: Path | None) -> list[str]:
-    if adapter is None or (adapter / "adapter_config.json").is_file():
+    if adapter is None or os.path.exists(adapter / "adapter_config.json"):
         return []
-    if not adapter.exists():
+    if not os.path.exists(adapter):
         return [f"--adapter: {adapter} {not_found(adapter)}"]
     return [f"--adapter: {adapter} is not a PEFT folder: it holds no adapter_config.json"]
 

@@ -6,12 +6,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from llama.data.feed import model_inputs
 from llama.data.types import Batch
 from llama.errors import UserError, raise_if
 from llama.lora import peft_format
 from llama.lora.attach import adapters, attach
+from llama.lora.fit import misfits
+from llama.lora.peft_format import AdapterConfig
 from llama.model.config import ModelConfig
 from llama.model.decoding import Sampling, decode
 from llama.model.transformer import Checkpointing, Transformer
@@ -38,7 +41,8 @@ def default_dtype(precision: str) -> torch.dtype:
 
 
 def find_tokenizer(source: ModelSource, asked: Path | None) -> Tokenizer:
-    """The tokenizer asked for, or the one beside the model; checked against the embedding."""
+    """The tokenizer asked for, or the one beside the model; checked against the embedding, and
+    against the one beside the model where another is asked for."""
     path = asked or source.tokenizer_path
     if path is None:
         raise UserError(
@@ -50,7 +54,25 @@ def find_tokenizer(source: ModelSource, asked: Path | None) -> Tokenizer:
             f"{path}: the tokenizer gives ids up to {tokenizer.vocab_size - 1} and the model "
             f"{source.name} embeds {source.config.vocab_size}: it belongs to another model"
         )
+    if asked and source.tokenizer_path and _is_anothers(tokenizer, source.tokenizer_path):
+        raise UserError(
+            f"--tokenizer {asked}: its ids stand for other text than those of the tokenizer beside "
+            f"the model ({source.tokenizer_path}): it belongs to another model"
+        )
     return tokenizer
+
+
+def _is_anothers(tokenizer: Tokenizer, beside: Path) -> bool:
+    """Whether most ids of a sample mean something else beside the model. Its tokenizer may be one
+    that is not read here, which can be why another is given."""
+    try:
+        own = load_tokenizer(beside)
+    except UserError:
+        return False
+    count = min(own.vocab_size, tokenizer.vocab_size)
+    sample = range(0, count, max(1, count // 256))
+    other = sum(own.decode([i]).strip() != tokenizer.decode([i]).strip() for i in sample)
+    return 2 * other > len(sample)
 
 
 def build_model(
@@ -80,51 +102,26 @@ def ready_model(source: ModelSource, adapter: Path | None, precision: str) -> Tr
 
 def load_adapter(model: Transformer, folder: Path) -> None:
     """Attach the adapter of a PEFT folder. UserError where it is another model's, or incomplete."""
-    config = peft_format.load_config(folder)
+    config, state = _read_adapter(folder, model.config)
     attach(model, config.rank, config.alpha, 0.0, config.targets)
-    _fill(model, peft_format.load_state(folder), folder)
+    dtype = model.tok_embeddings.weight.dtype
+    with torch.no_grad():
+        for layer, adapter in adapters(model):
+            adapter.to(dtype)
+            adapter.a.copy_(state[f"{layer}.lora.a"])
+            adapter.b.copy_(state[f"{layer}.lora.b"])
 
 
 def check_adapter(folder: Path, config: ModelConfig) -> None:
     """Refuse an adapter that does not fit, before any weights load."""
-    adapter = peft_format.load_config(folder)
-    with torch.device("meta"):
-        model = Transformer(config)
-        attach(model, adapter.rank, adapter.alpha, 0.0, adapter.targets)
-    raise_if(_misfits(model, peft_format.load_state(folder), folder))
+    _read_adapter(folder, config)
 
 
-def _factors(model: Transformer) -> dict[str, torch.Tensor]:
-    return {
-        f"{layer}.lora.{factor}": getattr(adapter, factor)
-        for layer, adapter in adapters(model)
-        for factor in ("a", "b")
-    }
-
-
-def _misfits(model: Transformer, state: dict[str, torch.Tensor], folder: Path) -> list[str]:
-    factors = _factors(model)
-    file = folder / peft_format.WEIGHTS
-    problems = [f"{file}: {name} is missing" for name in sorted(factors.keys() - state.keys())]
-    problems += [
-        f"{file}: {name} has no place in this model: it was trained on another base"
-        for name in sorted(state.keys() - factors.keys())
-    ]
-    for name in sorted(factors.keys() & state.keys()):
-        expected, found = tuple(factors[name].shape), tuple(state[name].shape)
-        if expected != found:
-            problems.append(f"{file}: {name} has shape {found}, and this model needs {expected}")
-    return problems
-
-
-def _fill(model: Transformer, state: dict[str, torch.Tensor], folder: Path) -> None:
-    raise_if(_misfits(model, state, folder))
-    dtype = model.tok_embeddings.weight.dtype
-    for _, adapter in adapters(model):
-        adapter.to(dtype)
-    with torch.no_grad():
-        for name, factor in _factors(model).items():
-            factor.copy_(state[name])
+def _read_adapter(folder: Path, config: ModelConfig) -> tuple[AdapterConfig, dict[str, Tensor]]:
+    adapter, state = peft_format.load_config(folder), peft_format.load_state(folder)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    raise_if(misfits(folder, adapter, shapes, config))
+    return adapter, state
 
 
 @torch.no_grad()

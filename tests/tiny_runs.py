@@ -61,7 +61,7 @@ def torchrun_module(
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m MODULE` on `ranks` processes of torchrun's, from the project's root."""
     torchrun = Path(sys.executable).parent / "torchrun"
-    start = [torchrun, "--nproc_per_node", ranks, "--master_port", _free_port(), "-m", module]
+    start = [torchrun, "--nproc_per_node", ranks, "--master_port", free_port(), "-m", module]
     environment = {k: v for k, v in os.environ.items() if k not in _OF_A_LAUNCHER}
     return subprocess.run(
         [*map(str, start), *map(str, argv)],
@@ -87,7 +87,7 @@ def started(
     """Start a script under `launcher` and wait for it. One thread: several would wait for one
     another longer than products of this size take."""
     binaries = Path(sys.executable).parent
-    port = str(_free_port())
+    port = str(free_port())
     start = {
         "python": [sys.executable],
         "torchrun": [binaries / "torchrun", "--nproc_per_node", str(ranks), "--master_port", port],
@@ -105,7 +105,7 @@ def started(
     )
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return server.getsockname()[1]

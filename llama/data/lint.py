@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llama.data.examples import ExampleSet
+from llama.data.examples import ExampleSet, numbers
 from llama.data.types import Example
 from llama.errors import UserError
 from llama.tokenizer.base import Tokenizer
-
-NAMED = 5
-"""Row numbers that a message names."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +39,10 @@ class LintReport:
             f"the longest has {self.longest:,}",
         ]
         if self.truncated:
-            parts.append(f"{len(self.truncated):,} truncated ({_numbers(self.truncated)})")
+            parts.append(f"{len(self.truncated):,} truncated ({numbers(self.truncated)})")
         for reason, count in Counter(reason for _, reason in self.skipped).items():
             rows = [number for number, why in self.skipped if why == reason]
-            parts.append(f"{count:,} skipped, {reason} ({_numbers(rows)})")
+            parts.append(f"{count:,} skipped, {reason} ({numbers(rows)})")
         if self.duplicates:
             parts.append(f"{self.duplicates:,} are duplicates")
         return "; ".join(parts) + "."
@@ -64,7 +60,7 @@ def lint(built: ExampleSet, tokenizer: Tokenizer) -> LintReport:
     doubled = [example.row for example in examples if _doubled_bos(example, tokenizer)]
     if doubled:
         problems.append(
-            f"{built.path}: {len(doubled):,} examples begin with BOS twice ({_numbers(doubled)}); "
+            f"{built.path}: {len(doubled):,} examples begin with BOS twice ({numbers(doubled)}); "
             "take `bos_token` out of the template"
         )
     if problems:
@@ -106,9 +102,3 @@ def _no_end(built: ExampleSet) -> str:
 def _doubled_bos(example: Example, tokenizer: Tokenizer) -> bool:
     bos = tokenizer.bos_id
     return bos is not None and example.input_ids[:2] == [bos, bos]
-
-
-def _numbers(rows: Sequence[int]) -> str:
-    """`row 1`, or `rows 1, 5, 6 and more`."""
-    named = ", ".join(str(number) for number in rows[:NAMED])
-    return f"row{'s' if len(rows) > 1 else ''} {named}{' and more' if len(rows) > NAMED else ''}"

@@ -68,21 +68,24 @@ def _json(path: Path, data: bytes) -> list[Any]:
     _check_bytes(data, problems)
     problems.raise_any()
     with refused(path, "is not valid JSON"):
-        return json.loads(data)
+        try:
+            return json.loads(data)
+        except RecursionError:
+            raise UserError(f"{path}: is nested too deeply") from None
 
 
 def _json_lines(path: Path, data: bytes) -> list[tuple[int, Any]]:
     problems = Problems(path)
-    _check_bytes(data, problems)
+    told = _check_bytes(data, problems)
     records: list[tuple[int, Any]] = []
     for number, line in enumerate(data.split(b"\n"), start=1):
-        if not line.strip():
+        if not line.strip() or number in told:
             continue
         try:
             records.append((number, json.loads(line)))
-        except UnicodeDecodeError:
-            continue  # Told already.
-        except (ValueError, RecursionError) as error:
+        except RecursionError:
+            problems.add(f"line {number}", "is nested too deeply")
+        except ValueError as error:
             if number == 1 and _is_one_object(data):
                 problems.add("", f"holds one JSON object over several lines; give {WANTED}")
                 break
@@ -91,21 +94,26 @@ def _json_lines(path: Path, data: bytes) -> list[tuple[int, Any]]:
     return records
 
 
-def _check_bytes(data: bytes, problems: Problems) -> None:
-    """Note the lines that hold a NUL or bad UTF-8; a sound file costs one pass."""
+def _check_bytes(data: bytes, problems: Problems) -> set[int]:
+    """Note the lines that hold a NUL or bad UTF-8, and give their numbers; a sound file costs one
+    pass."""
     try:
         data.decode("utf-8")
         if b"\0" not in data:
-            return
+            return set()
     except UnicodeDecodeError:
         pass
+    told: set[int] = set()
     for number, line in enumerate(data.split(b"\n"), start=1):
         try:
             line.decode("utf-8")
         except UnicodeDecodeError as error:
             problems.add(f"line {number}", f"is not UTF-8 (byte {error.start + 1} of the line)")
+            told.add(number)
         if b"\0" in line:
             problems.add(f"line {number}", "holds a NUL character")
+            told.add(number)
+    return told
 
 
 def _is_one_object(data: bytes) -> bool:

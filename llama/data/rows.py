@@ -127,7 +127,8 @@ class _Fields:
             role = turn.get("role")
             content = self.check(f"{where}, field 'content'", turn.get("content"))
             if role not in ROLES:
-                self.refuse(f"{where} has the role {role!r}; known are {', '.join(ROLES)}")
+                found = repr(role)[:60]
+                self.refuse(f"{where} has the role {found}; known are {', '.join(ROLES)}")
                 continue
             messages.append({"role": role, "content": content})
         return messages

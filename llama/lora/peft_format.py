@@ -13,10 +13,11 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 
-from llama.errors import UserError
+from llama.errors import UserError, raise_if
+from llama.weights.fields import Fields, read_json_object, shorten
 from llama.weights.names import from_huggingface, to_huggingface
+from llama.weights.safetensors_file import FLOATS, open_safetensors
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
@@ -52,11 +53,13 @@ class AdapterConfig:
 def to_peft(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """`layers.0.attention.wq.lora.a` to PEFT's
     `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`."""
-    renamed = {}
-    for name, tensor in state.items():
-        layer, _, factor = name.partition(".lora.")
-        renamed[f"{_PREFIX}{_module_to_huggingface(layer)}.{_FACTOR[factor]}.weight"] = tensor
-    return renamed
+    return {peft_name(name): tensor for name, tensor in state.items()}
+
+
+def peft_name(name: str) -> str:
+    """PEFT's name of the factor `name`."""
+    layer, _, factor = name.partition(".lora.")
+    return f"{_PREFIX}{_module_to_huggingface(layer)}.{_FACTOR[factor]}.weight"
 
 
 def from_peft(state: dict[str, torch.Tensor], file: str) -> dict[str, torch.Tensor]:
@@ -114,27 +117,26 @@ def save(folder: Path, state: dict[str, torch.Tensor], config: AdapterConfig) ->
 def load_config(folder: Path) -> AdapterConfig:
     """Raises `UserError` for a configuration that is not a plain LoRA on LLaMA's linear layers."""
     file = folder / CONFIG
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read: {error}; give a PEFT adapter folder") from error
-    if not isinstance(document, dict):
-        raise UserError(f"{file}: an object was expected; give a PEFT adapter folder")
+    document = read_json_object(file)
     problems = _unsupported(file, document)
-    targets = []
+    targets: list[str] = []
     modules = document.get("target_modules")
     for module in modules if isinstance(modules, list) else []:
         native = _native_target(str(module))
         if native is None:
-            problems.append(f"{file}: target_modules: {module!r} is no linear layer of a LLaMA")
-        else:
+            problems.append(
+                f"{file}: target_modules: {shorten(module)} is no linear layer of a LLaMA"
+            )
+        elif native not in targets:
             targets.append(native)
-    if problems:
-        raise UserError(problems)
+    fields = Fields(document, str(file))
+    rank, alpha = fields.integer("r"), fields.number("lora_alpha")
+    raise_if(problems + fields.problems)
+    dropout = document.get("lora_dropout")
     return AdapterConfig(
-        rank=document["r"],
-        alpha=float(document["lora_alpha"]),
-        dropout=float(document.get("lora_dropout") or 0.0),
+        rank=rank,
+        alpha=alpha,
+        dropout=float(dropout) if isinstance(dropout, int | float) else 0.0,
         targets=tuple(targets),
         base_model=str(document.get("base_model_name_or_path")),
     )
@@ -148,15 +150,11 @@ def _native_target(module: str) -> str | None:
     return None
 
 
-def _unsupported(file: Path, document: dict[str, Any]) -> list[str]:
+def _unsupported(file: Path, document: dict[str, object]) -> list[str]:
     problems = []
     if document.get("peft_type") != "LORA":
-        problems.append(f"{file}: peft_type: expected LORA, found {document.get('peft_type')!r}")
-    rank, alpha = document.get("r"), document.get("lora_alpha")
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        problems.append(f"{file}: r: expected an integer of at least 1, found {rank!r}")
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool):
-        problems.append(f"{file}: lora_alpha: expected a number, found {alpha!r}")
+        found = shorten(document.get("peft_type"))
+        problems.append(f"{file}: peft_type: expected LORA, found {found}")
     if not isinstance(document.get("target_modules"), list) or not document["target_modules"]:
         problems.append(f"{file}: target_modules: expected a list of layer names")
     for field in _OTHER_ARITHMETIC:
@@ -165,28 +163,32 @@ def _unsupported(file: Path, document: dict[str, Any]) -> list[str]:
     start = document.get("init_lora_weights", True)
     if start not in _PLAIN_STARTS:
         problems.append(
-            f"{file}: init_lora_weights: {start!r} changes the base model's weights too: convert "
-            "the adapter to a plain one with PEFT (path_initial_model_for_weight_conversion)"
+            f"{file}: init_lora_weights: {shorten(start)} changes the base model's weights too: "
+            "convert the adapter to a plain one (PEFT's path_initial_model_for_weight_conversion)"
         )
     for pattern in ("rank_pattern", "alpha_pattern", "layers_to_transform", "modules_to_save"):
         if document.get(pattern):
             problems.append(f"{file}: {pattern}: one rank and scale for all layers is supported")
     if document.get("bias", "none") != "none":
-        problems.append(f"{file}: bias: only 'none' is supported, found {document['bias']!r}")
+        problems.append(
+            f"{file}: bias: only 'none' is supported, found {shorten(document['bias'])}"
+        )
     return problems
 
 
 def load_state(folder: Path) -> dict[str, torch.Tensor]:
     """Name inside to whole tensor, float32, of an adapter's every factor."""
     file = folder / WEIGHTS
-    try:
-        with safe_open(file, framework="pt") as handle:
-            state = {name: handle.get_tensor(name).float() for name in handle.keys()}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file}: cannot be read: {error}; give a PEFT adapter folder") from error
+    handle = open_safetensors(file)
+    problems = [
+        f"{file}: {name} is {dtype}, expected floating point"
+        for name in handle.keys()
+        if (dtype := handle.get_slice(name).get_dtype()) not in FLOATS
+    ]
+    raise_if(problems)
+    state = {name: handle.get_tensor(name).float() for name in handle.keys()}
     problems = [f"{file}: {name} is not finite" for name, t in state.items() if not _finite(t)]
-    if problems:
-        raise UserError(problems)
+    raise_if(problems)
     return from_peft(state, str(file))
 
 

@@ -129,9 +129,11 @@ class Attention(nn.Module):
         layer: int,
     ) -> torch.Tensor:
         shared_TD = copy_to_shards(x_TD, self.tp)
-        q_THE = rotation(self.wq(x_TD, shared_TD).unflatten(-1, (self.n_heads, self.head_dim)))
-        k_TKE = rotation(self.wk(x_TD, shared_TD).unflatten(-1, (self.n_kv_heads, self.head_dim)))
-        v_TKE = self.wv(x_TD, shared_TD).unflatten(-1, (self.n_kv_heads, self.head_dim))
+        q_THE = rotation(self.wq.on(x_TD, shared_TD).unflatten(-1, (self.n_heads, self.head_dim)))
+        k_TKE = rotation(
+            self.wk.on(x_TD, shared_TD).unflatten(-1, (self.n_kv_heads, self.head_dim))
+        )
+        v_TKE = self.wv.on(x_TD, shared_TD).unflatten(-1, (self.n_kv_heads, self.head_dim))
         if cache is None:
             out_THE = document_attention(q_THE, k_TKE, v_TKE, documents)
         else:

@@ -2,74 +2,38 @@
 
 Written by hand because autograd keeps every intermediate of the plain formula: of a block without
 recomputation these would be most of the memory. Each forward and backward is one plain function of
-tensors, so that `compile_kernels` can make each into one kernel.
+tensors, so that `kernel` can make each into one kernel.
 
 Shapes: T tokens, D dim, F feed-forward width, H heads, E head_dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-_compiled = False
-
-
-def compile_kernels() -> None:
-    """From now on in this process, fuse each function below with torch.compile (on CUDA it writes
-    Triton kernels and needs a C compiler; the first step then takes some seconds longer)."""
-    global _compiled
-    _compiled = True
-
-
-def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, compiled at its first call after `compile_kernels`."""
-    fused: list[Callable[..., Any]] = []
-
-    @wraps(function)
-    def call(*args: Any) -> Any:
-        if not _compiled:
-            return function(*args)
-        if not fused:
-            fused.append(torch.compile(function))
-        for arg in args:
-            if isinstance(arg, torch.Tensor):
-                _only_tokens_vary(arg)
-        return fused[0](*args)
-
-    return call
-
-
-def _only_tokens_vary(x: torch.Tensor) -> None:
-    """One kernel for every number of tokens; the widths are constants of it, or each element's
-    place would be found by dividing 64-bit integers."""
-    if x.dim() > 1:
-        torch._dynamo.maybe_mark_dynamic(x, 0)
-    for dim in range(min(1, x.dim() - 1), x.dim()):
-        torch._dynamo.mark_static(x, dim)
+from llama.parallel.fusion import compiled, kernel
 
 
 def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
     """`x / sqrt(mean(x^2) + eps) * weight`, the mean in float32; Zhang & Sennrich, "Root Mean
     Square Layer Normalization", 2019."""
     weight_D = weight_D.to(x_TD.dtype)
-    if weight_D.requires_grad or (x_TD.is_cuda and not _compiled):
+    if weight_D.requires_grad or (x_TD.is_cuda and not compiled()):
         return F.rms_norm(x_TD, (x_TD.shape[-1],), weight_D, eps)  # one kernel of torch's on CUDA
     return _RMSNorm.apply(x_TD, weight_D, eps)  # type: ignore[return-value]
 
 
-@_kernel
+@kernel
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, ...]:
     wide = x.float()
     scale = (wide.square().mean(dim=-1, keepdim=True) + eps).rsqrt()
     return (wide * scale).to(x.dtype) * weight, scale
 
 
-@_kernel
+@kernel
 def _rms_norm_backward(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
@@ -98,12 +62,12 @@ def swiglu(gate_TF: torch.Tensor, up_TF: torch.Tensor) -> torch.Tensor:
     return _SwiGLU.apply(gate_TF, up_TF)  # type: ignore[return-value]
 
 
-@_kernel
+@kernel
 def _swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return F.silu(gate) * up
 
 
-@_kernel
+@kernel
 def _swiglu_backward(
     grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,7 +93,7 @@ def rotate(
     return _Rotate.apply(x_THE, cos_T1E, signed_sin_T1E)  # type: ignore[return-value]
 
 
-@_kernel
+@kernel
 def _rotate(x: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
     first, second = x.chunk(2, dim=-1)
     return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), signed_sin)

@@ -42,6 +42,8 @@ class Rotation:
         # x1' = x1 cos - x2 sin, x2' = x2 cos + x1 sin: the first half takes the negative sine.
         half = sin_T1E.shape[-1] // 2
         self.signed_sin_T1E = torch.cat((-sin_T1E[..., :half], sin_T1E[..., half:]), dim=-1)
+        self.angles = self.cos_T1E, self.signed_sin_T1E
+        self.back = self.cos_T1E, -self.signed_sin_T1E  # gradients are turned back
 
     def __call__(self, x_THE: torch.Tensor) -> torch.Tensor:
         """Turn each head of `x_THE` by its position."""

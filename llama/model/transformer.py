@@ -6,7 +6,7 @@ Shapes: T tokens of all documents, D dim, V vocabulary (`/p`: sharded), N superv
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +18,7 @@ from llama.model.attention import Attention
 from llama.model.config import ModelConfig
 from llama.model.documents import Documents
 from llama.model.elementwise import rms_norm, swiglu
+from llama.model.fused_block import Kept, fits, fused_block
 from llama.model.kv_cache import KVCache
 from llama.model.loss import summed_cross_entropy
 from llama.model.rope import Rotation, inverse_frequencies
@@ -31,9 +32,11 @@ from llama.parallel.layers import (
 from llama.parallel.mesh import SINGLE, TensorParallel
 from llama.parallel.products import compute_dtype, linear
 
-Checkpointing = Literal["none", "ffn", "block"]
+Checkpointing = Literal["none", "ffn", "block", "auto"]
 """What is recomputed in the backward pass instead of kept: nothing, each feed-forward (the report's
-placement), or each whole block (the least memory)."""
+placement), each whole block (the least memory), or what memory does not hold (`keeping.choose`)."""
+
+KEPT = {"none": Kept.ALL, "ffn": Kept.FFN_INPUTS, "block": Kept.INPUT, "auto": Kept.INPUT}
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
         shared_TD = copy_to_shards(x_TD, self.tp)
-        return self.w2(swiglu(self.w1(x_TD, shared_TD), self.w3(x_TD, shared_TD)))
+        return self.w2(swiglu(self.w1.on(x_TD, shared_TD), self.w3.on(x_TD, shared_TD)))
 
 
 def _recomputed(function: Callable[..., torch.Tensor], *args: object) -> torch.Tensor:
@@ -77,12 +80,10 @@ def _recomputed(function: Callable[..., torch.Tensor], *args: object) -> torch.T
 
 
 class TransformerBlock(nn.Module):
-    def __init__(
-        self, layer: int, config: ModelConfig, tp: TensorParallel, recompute_ffn: bool
-    ) -> None:
+    def __init__(self, layer: int, config: ModelConfig, tp: TensorParallel, kept: Kept) -> None:
         super().__init__()
         self.layer = layer
-        self.recompute_ffn = recompute_ffn
+        self.kept = kept
         self.attention = Attention(config, tp)
         self.feed_forward = FeedForward(config, tp)
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
@@ -94,7 +95,7 @@ class TransformerBlock(nn.Module):
         x_TD = x_TD + self.attention(
             self.attention_norm(x_TD), rotation, documents, cache, self.layer
         )
-        if self.recompute_ffn and torch.is_grad_enabled():
+        if self.kept == Kept.FFN_INPUTS and torch.is_grad_enabled():
             return x_TD + _recomputed(self._ffn, x_TD)
         return x_TD + self._ffn(x_TD)
 
@@ -127,16 +128,25 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.recompute_blocks = checkpointing == "block"
         self.frequencies = inverse_frequencies(config)
         self.tok_embeddings = VocabParallelEmbedding(config.vocab_size, config.dim, tp)
         self.layers = nn.ModuleList(
-            TransformerBlock(layer, config, tp, recompute_ffn=checkpointing == "ffn")
+            TransformerBlock(layer, config, tp, KEPT[checkpointing])
             for layer in range(config.n_layers)
         )
         self.norm = RMSNorm(config.dim, config.norm_eps)
         tied = self.tok_embeddings.weight
         self.output = OutputHead(tied if config.tied_embedding else _head_weight(config, tp), tp)
+
+    @property
+    def kept(self) -> list[Kept]:
+        """What each block keeps for its backward pass."""
+        return [block.kept for block in self.layers]  # type: ignore[misc]
+
+    def keep(self, kept: Sequence[Kept]) -> None:
+        """Have each block keep what is said for it."""
+        for block, level in zip(self.layers, kept, strict=True):
+            block.kept = level  # type: ignore[assignment]
 
     def forward(
         self,
@@ -152,8 +162,10 @@ class Transformer(nn.Module):
         weight = self.tok_embeddings.weight
         x_TD = self.tok_embeddings(tokens_T).to(compute_dtype(weight))
         rotation = Rotation(self.frequencies, positions_T, x_TD.dtype)
-        for block in self.layers:
-            if self.recompute_blocks and torch.is_grad_enabled():
+        for block, kept in zip(self.layers, self.kept, strict=True):
+            if cache is None and fits(block, x_TD):
+                x_TD = fused_block(block, x_TD, rotation, documents, kept)
+            elif kept < Kept.FFN_INPUTS and torch.is_grad_enabled():
                 x_TD = _recomputed(block, x_TD, rotation, documents, cache)
             else:
                 x_TD = block(x_TD, rotation, documents, cache)

@@ -86,10 +86,18 @@ def read_yaml(path: Path, options: Mapping[str, Option], problems: list[str]) ->
     except UserError as error:
         problems.extend(error.problems)
     except yaml.YAMLError as error:
-        problems.append(f"{path}: not YAML: {' '.join(str(error).split())}")
+        problems.append(f"{path}: {_why(error)}")
     except RecursionError:
         problems.append(f"{path}: nested too deeply")
     return given
+
+
+def _why(error: yaml.YAMLError) -> str:
+    """The complaint without the excerpts of the file that go with it."""
+    mark = getattr(error, "problem_mark", None)
+    line = f"line {mark.line + 1}: " if mark else ""
+    reason = getattr(error, "problem", None) or " ".join(str(error).split())[:200]
+    return f"{line}not YAML: {reason}"
 
 
 def _leaves(

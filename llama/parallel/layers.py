@@ -61,8 +61,8 @@ def gather_from_shards(x: torch.Tensor, tp: TensorParallel) -> torch.Tensor:
 class ColumnParallelLinear(fairscale_layers.ColumnParallelLinear):
     """`y[T, O/p] = x[T, I] W[O/p, I]^T + b[O/p]`: each rank computes some of the outputs.
 
-    Layers with the same input are given one `shared = copy_to_shards(x)` as well, so that its
-    gradient is summed over the ranks once for all of them. An adapter takes x as it is: the
+    Layers with the same input are called by `on`, with one `shared = copy_to_shards(x)`, so that
+    its gradient is summed over the ranks once for all of them. An adapter takes x as it is: the
     gradient from there is whole on every rank."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool, tp: TensorParallel) -> None:
@@ -81,9 +81,17 @@ class ColumnParallelLinear(fairscale_layers.ColumnParallelLinear):
         """`(O/p, I)`, this rank's."""
         return self.output_size_per_partition, self.in_features
 
-    def forward(self, input_: torch.Tensor, shared: torch.Tensor | None = None) -> torch.Tensor:
+    def on(self, x: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
+        """`self(x)` for a layer that shares its input. It is given no tensor that it does not use:
+        ZeRO-3 keeps a module's weights until each of its inputs has had its gradient."""
+        return self(shared, copied=True) if self.lora is None else self(x, shared)
+
+    def forward(
+        self, input_: torch.Tensor, shared: torch.Tensor | None = None, copied: bool = False
+    ) -> torch.Tensor:
+        """`shared` is `copy_to_shards(input_)`; `copied` says that `input_` itself is."""
         if shared is None:
-            shared = copy_to_shards(input_, self.tp)
+            shared = input_ if copied else copy_to_shards(input_, self.tp)
         output = linear(shared, self.weight, self.bias)
         return output if self.lora is None else self.lora(input_, output)
 

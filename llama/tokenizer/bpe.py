@@ -74,7 +74,7 @@ def _lookup(path: Path, vocabulary: dict[str, int], kind: str, token: str | None
     if token is None:
         return None
     if token not in vocabulary:
-        raise UserError(f"{path}: its {kind} token {token!r} is not in the vocabulary")
+        raise UserError(f"{path}: its {kind} token {token[:60]!r} is not in the vocabulary")
     return vocabulary[token]
 
 

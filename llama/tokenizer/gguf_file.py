@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from llama.errors import UserError
+from llama.gguf_file import read_metadata
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.bpe import BpeTokenizer
 from llama.tokenizer.files import refused
-from llama.tokenizer.gguf_metadata import read_metadata
 from llama.tokenizer.sentencepiece_file import ModelProto, SentencePieceTokenizer
 from llama.tokenizer.tiktoken_file import LLAMA3_SPLIT
 
@@ -39,7 +39,8 @@ INSTEAD = "give the model's own tokenizer.json or tokenizer.model with --tokeniz
 
 def load_gguf(path: Path) -> Tokenizer:
     """The tokenizer of `path`. Raises UserError where it holds none that is known here."""
-    metadata = read_metadata(path)
+    with refused(path, "is not a complete GGUF file; download it again"):
+        metadata = read_metadata(path)
     kind = metadata.get("tokenizer.ggml.model")
     if kind not in ("gpt2", "llama"):
         raise UserError(f"{path}: holds a tokenizer of kind {kind!r}, not known here; {INSTEAD}")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable, Mapping
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import nodes
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -16,6 +20,17 @@ from llama.errors import UserError
 
 ALLOWANCE = 1_000_000
 """Characters that a template may add to the contents it is given."""
+LARGEST = 1 << 26
+"""Characters of any text on the way, or elements of any list."""
+FILTERS = (
+    *("abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float"),
+    *("groupby", "indent", "int", "items", "join", "last", "length", "list", "lower", "map"),
+    *("max", "min", "reject", "rejectattr", "replace", "reverse", "round", "safe", "select"),
+    *("selectattr", "sort", "string", "title", "trim", "truncate", "unique", "upper"),
+)
+"""Those of Jinja's filters that chat templates use; of the others some make much out of little."""
+_WIDTH = re.compile(r"\d{6}|\*|:[^}]*\{")
+"""In a format: a width of a million, or one that is given beside it."""
 
 
 def compile_template(source: str, name: str) -> Callable[[Mapping[str, Any]], str]:
@@ -27,7 +42,11 @@ def compile_template(source: str, name: str) -> Callable[[Mapping[str, Any]], st
     environment = _Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
     )
+    environment.filters = {name: environment.filters[name] for name in FILTERS}
+    for filter_name in ("indent", "join", "replace"):
+        environment.filters[filter_name] = _guarded(environment.filters[filter_name])
     environment.filters["tojson"] = _to_json
+    del environment.globals["lipsum"]
     environment.globals["raise_exception"] = _raise_exception
     try:
         template = environment.from_string(source)
@@ -52,15 +71,77 @@ def compile_template(source: str, name: str) -> Callable[[Mapping[str, Any]], st
     return render
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """The sandbox, with no operators that make much out of little."""
+class _CodeGenerator(CodeGenerator):
+    """Has the environment join what `~` joins."""
 
-    intercepted_binops = frozenset({"*", "**"})
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802 - jinja2's name
+        self.write("environment.joined((")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write("))")
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """The sandbox, with nothing that makes much out of little."""
+
+    code_generator_class = _CodeGenerator
+    intercepted_binops = frozenset({"+", "%", "*", "**"})
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**" or _size(left) * _size(right) > ALLOWANCE:
+        much = {
+            "+": lambda: _length(left) + _length(right) > LARGEST,
+            "%": lambda: isinstance(left, str) and _WIDTH.search(left) is not None,
+            "*": lambda: _size(left) * _size(right) > ALLOWANCE,
+            "**": lambda: True,
+        }
+        if much[operator]():
             raise jinja2.exceptions.SecurityError(f"{operator} makes too much")
         return super().call_binop(context, operator, left, right)
+
+    def joined(self, parts: tuple[Any, ...]) -> str:
+        texts = [str(part) for part in parts]
+        if sum(map(len, texts)) > LARGEST:
+            raise jinja2.exceptions.SecurityError("~ makes too much")
+        return "".join(texts)
+
+    def wrap_str_format(self, value: Any) -> Any:
+        wrapped = super().wrap_str_format(value)
+        if wrapped is not None and _WIDTH.search(value.__self__):
+            raise jinja2.exceptions.SecurityError("format makes too much")
+        return wrapped
+
+    def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        owner = getattr(function, "__self__", None)
+        if isinstance(owner, str):
+            _check_made(function.__name__, (owner, *args, *kwargs.values()))
+        return super().call(context, function, *args, **kwargs)
+
+
+def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that may not make much out of its arguments."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        values = [list(v) if hasattr(v, "__next__") else v for v in args]
+        _check_made(function.__name__, (*values, *kwargs.values()))
+        return function(*values, **kwargs)
+
+    return guarded
+
+
+def _check_made(name: str, values: Sequence[Any]) -> None:
+    """Numbers are widths, and a text may be put in as often as another is long."""
+    made = 1.0
+    for value in values:
+        if isinstance(value, list | tuple):
+            made *= max(1, len(value), sum(len(str(item)) for item in value))
+        elif isinstance(value, str):
+            made *= max(1, len(value))
+        elif isinstance(value, int | float) and abs(value) > ALLOWANCE:
+            made = math.inf
+    if made > LARGEST:
+        raise jinja2.exceptions.SecurityError(f"{name} makes too much")
 
 
 class _GenerationTag(Extension):
@@ -77,6 +158,10 @@ class _GenerationTag(Extension):
 def _size(factor: Any) -> float:
     """How much a factor of `*` makes of the other: the number itself, or a sequence's length."""
     return len(factor) if hasattr(factor, "__len__") else abs(factor)
+
+
+def _length(value: Any) -> int:
+    return len(value) if hasattr(value, "__len__") else 0
 
 
 def _one_line(error: Exception) -> str:

@@ -8,11 +8,14 @@ from llama.config import BenchmarkOptions, TrainOptions, VerifyOptions
 from llama.deepspeed_json import Resolved
 from llama.inference import build_model
 from llama.lora.attach import adapters, attach, initialise
-from llama.model.elementwise import compile_kernels
+from llama.parallel.fusion import compile_kernels
 from llama.parallel.mesh import Mesh
 from llama.train.engine import Engine, ZeRO3Placement
+from llama.train.memory import keep_what_fits
 from llama.weights.open_model import ModelSource
 
+LONGEST_ROW = 1024
+"""Tokens of a row where the options leave it open."""
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -35,4 +38,8 @@ def build_engine(
     initialise(model, options.seed, device)
     for _, adapter in adapters(model):
         adapter.to(dtype)
-    return Engine(model, resolved, mesh, device, options.seed)
+    engine = Engine(model, resolved, mesh, device, options.seed)
+    if options.checkpointing == "auto":
+        length = options.seq_len or LONGEST_ROW
+        keep_what_fits(model, resolved.micro_batch, length, mesh, device)
+    return engine

@@ -7,11 +7,14 @@ and is wrong (huggingface/peft#1402, microsoft/LoRA#120), so it stops and names 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 from llama.errors import TrainingError
 from llama.train.engine import Engine
+from llama.train.state import Tensors
 
 
 class FirstStepsCheck:
@@ -21,9 +24,11 @@ class FirstStepsCheck:
     """Steps with an update at a rate above zero before the verdict: one for B, one more for A,
     and one to spare for an update too small for half precision."""
 
-    def __init__(self, trainable: dict[str, nn.Parameter]) -> None:
+    def __init__(self, trainable: dict[str, nn.Parameter], values: Callable[[], Tensors]) -> None:
+        """`values` gives what the tensors hold now, by name: under ZeRO-3 they do not say."""
         self._trainable = trainable
-        self._before = {name: p.detach().clone() for name, p in trainable.items()}
+        self._values = values
+        self._before = values()
         self._had_gradient = {
             name: torch.zeros((), dtype=torch.bool, device=p.device)
             for name, p in trainable.items()
@@ -55,9 +60,9 @@ class FirstStepsCheck:
 
     def _verdict(self) -> list[str]:
         problems = []
-        for name, parameter in self._trainable.items():
+        for name, value in self._values().items():
             had = bool(self._had_gradient[name])
-            moved = not torch.equal(parameter.detach(), self._before[name])
+            moved = not torch.equal(value, self._before[name])
             if not (had and moved):
                 what = "has had no gradient" if not had else "has had a gradient but has not moved"
                 problems.append(

@@ -19,6 +19,7 @@ from llama.errors import TrainingError
 from llama.inference import summed_loss
 from llama.lora.peft_format import AdapterConfig
 from llama.metrics import Stopwatch, peak_memory_bytes
+from llama.model.keeping import summary
 from llama.model.transformer import Transformer
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.train import engine as processes
@@ -32,7 +33,7 @@ from llama.train.engine import Step
 from llama.train.plan import Inputs, Schedule, read_inputs, schedule
 from llama.train.record import resumed_before, run_record, trainable, write_json
 from llama.train.reporting import Reporter
-from llama.train.resume import CHECKPOINTS, RECORD, SUMMARY, Resumer, random_state
+from llama.train.resume import ADAPTER, CHECKPOINTS, RECORD, SUMMARY, Resumer, random_state
 from llama.train.samples import Prompt, answers, as_text, choose_prompts, write_samples
 from llama.train.state import EngineState
 
@@ -89,9 +90,12 @@ class Run:
         for line in [inputs.training.report.text(), *plan.resolved.notes, *self.start.notes]:
             self.report.say(line)
         self.engine = build_engine(inputs.source, self.options, plan.resolved, mesh, device)
+        if self.options.checkpointing == "auto":
+            assert isinstance(self.engine.model, Transformer)
+            self.report.say(f"checkpointing auto: {summary(self.engine.model.kept)}")
         resumer.restore(self.engine)
         self.ends = Ends(mesh.rank, self.folder, self.options.hang_timeout, mesh.highest)
-        self.check = FirstStepsCheck(self.engine.trainable)
+        self.check = FirstStepsCheck(self.engine.trainable, self.engine.own_values)
         self.watch = Stopwatch()
         lora, store = self.options.lora, Store(self.folder / CHECKPOINTS)
         self.adapter_config = AdapterConfig(
@@ -195,7 +199,7 @@ class Run:
         self.summary["epoch_losses"].append(mean)
         self.report.say(f"epoch {state.epoch}: average loss {mean:.4f}")
         self.summary["eval_loss"] = self._evaluate(state.epoch + 1)
-        self.report.adapter_norms(self.engine.steps, self.engine.model)
+        self.report.adapter_norms(self.engine.steps, self.engine.whole_adapter())
         state.epoch, state.window, state.loss_sum, state.supervised = state.epoch + 1, 0, 0.0, 0
 
     def _after_step(self, step: Step, seconds: float) -> None:
@@ -224,7 +228,7 @@ class Run:
             self._save()
 
     def _finish(self, prompts: list[Prompt]) -> None:
-        save_adapter(self.engine, self.folder / "adapter", self.adapter_config)
+        save_adapter(self.engine, self.folder / ADAPTER, self.adapter_config)
         after = self._answers(prompts)
         before = self.state.samples_before
         if prompts:
@@ -301,5 +305,6 @@ class Run:
         if self.inputs.held_out is not None:
             before, after = self.summary["eval_loss_before"], self.summary["eval_loss"]
             self.report.say(f"held-out loss: {before:.4f} before, {after:.4f} after")
-        self.report.say(f"adapter (PEFT): {self.folder / 'adapter'}")
-        self.report.say(f"watch: tensorboard --logdir {self.folder / 'tensorboard'}")
+        self.report.say(f"adapter (PEFT): {self.folder / ADAPTER}")
+        board = self.folder / "tensorboard"
+        self.report.say(f"watch: tensorboard --logdir {board} --host localhost")

@@ -15,10 +15,12 @@ from llama.deepspeed_json import Resolved
 from llama.errors import UserError, raise_if
 from llama.inference import default_device, find_tokenizer
 from llama.model.config import ModelConfig
-from llama.parallel.mesh import Mesh
+from llama.parallel.mesh import Mesh, create_mesh
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.templates import Template, load_template
 from llama.train import engine
+from llama.train.launch import check_launch
+from llama.train.sameness import require_sameness
 from llama.weights.open_model import ModelSource, open_model
 
 
@@ -46,8 +48,27 @@ class Schedule:
 
 def read_inputs(options: TrainOptions) -> Inputs:
     """Check the options, the DeepSpeed JSON, the model's headers, the tokenizer and the data.
-    Raises `UserError`; what can be judged without the other is reported together."""
+    Raises `UserError`; what can be judged without the other is reported together.
+
+    Several processes are joined as soon as the options are found right: what is wrong on one host,
+    or not the same on all, every rank then says."""
+    check_launch()
     deepspeed = checked_train(options, engine.launched_world_size())
+    if engine.launched_world_size() == 1:
+        return _read(options, deepspeed)
+    engine.start_processes()
+    try:
+        with create_mesh(options.tensor_parallel).agreement():
+            inputs = _read(options, deepspeed)
+        data = {"data": inputs.training, "eval_data": inputs.held_out}
+        require_sameness(options, deepspeed, inputs.source, data)
+    except BaseException:
+        engine.stop_processes()
+        raise
+    return inputs
+
+
+def _read(options: TrainOptions, deepspeed: dict[str, Any]) -> Inputs:
     source = open_model(options.model, default_device())
     raise_if(degree_problems(options.tensor_parallel, options.lora.rank, source.config))
     tokenizer = find_tokenizer(source, options.tokenizer)
@@ -92,6 +113,11 @@ def schedule(inputs: Inputs, mesh: Mesh) -> Schedule:
         fp16_supported=engine.fp16_supported(),
         bf16_supported=engine.bf16_supported(),
     )
+    rows, batch = len(inputs.training.packed), micro_batch * accumulation * mesh.data_parallel_size
+    if rows < batch:
+        resolved.notes.append(
+            f"the data fills {rows} of the {batch} rows of a batch: every step takes all of it"
+        )
     return Schedule(epochs, resolved, total_steps)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from llama.errors import TrainingError
-from llama.lora.attach import adapters
 from llama.metrics import (
     JSONLSink,
     NullSink,
@@ -87,13 +86,10 @@ class Reporter:
             self._sink.scalars(number, {"epoch": epochs, "eval_loss": loss})
         self.say(f"held-out loss {loss:.4f} after {epochs} epochs")
 
-    def adapter_norms(self, number: int, model: torch.nn.Module) -> None:
-        """Of every A and every B, a histogram each."""
+    def adapter_norms(self, number: int, adapter: dict[str, torch.Tensor]) -> None:
+        """Of every A and every B of the whole adapter, a histogram each."""
         for factor in ("a", "b"):
-            norms = [
-                getattr(adapter, factor).detach().float().norm().cpu()
-                for _, adapter in adapters(model)
-            ]
+            norms = [value.norm() for name, value in adapter.items() if name.endswith(f".{factor}")]
             with self._guarded():
                 self._sink.histogram(number, f"adapter_norms/{factor.upper()}", torch.stack(norms))
 

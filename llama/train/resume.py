@@ -28,7 +28,7 @@ from llama.train.identity import differences, identity, topology
 from llama.train.plan import Inputs, Schedule
 from llama.train.state import MOMENTS, EngineState
 
-CHECKPOINTS, RECORD, SUMMARY = "checkpoints", "run.json", "summary.json"
+CHECKPOINTS, ADAPTER, RECORD, SUMMARY = "checkpoints", "adapter", "run.json", "summary.json"
 _LOCK = ".lock"
 
 
@@ -81,7 +81,11 @@ class Resumer:
             self.close()
             raise
         if not used:
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                why = error.strerror or error
+                raise UserError(f"--output_dir: {folder} cannot be made: {why}") from None
             self._lock = _lock(folder)
         remove_leftovers(folder)
         store.tidy()
@@ -108,14 +112,16 @@ class Resumer:
             start = self._from(found, store.path(found.step), folder)
             start.notes = notes + start.notes
             return start
-        raise_if(
-            refused
-            and [
-                *refused,
-                f"--output_dir {folder}: none of the run's checkpoints can be used; give another "
-                "folder to start anew",
-            ]
-        )
+        if refused:
+            advice = (
+                f"--output_dir {folder}: none of the run's checkpoints can be used; give another"
+            )
+            raise UserError([*refused, f"{advice} folder to start anew"])
+        if (folder / ADAPTER).exists():
+            raise UserError(
+                f"--output_dir: {folder} holds the adapter of a run whose checkpoints are gone; "
+                "give another folder"
+            )
         note = f"{folder} holds a run that ended before its first checkpoint: starting at step 0"
         return Start(folder, notes=[note])
 
@@ -266,7 +272,7 @@ def _finished(folder: Path, source: Path, step: int) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     ours = source.resolve().parent == (folder / CHECKPOINTS).resolve()
-    whole = ours and isinstance(summary, dict) and (folder / "adapter").is_dir()
+    whole = ours and isinstance(summary, dict) and (folder / ADAPTER).is_dir()
     at_its_end = whole and (summary.get("status"), summary.get("steps")) == ("finished", step)
     return summary if at_its_end else None
 

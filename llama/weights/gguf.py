@@ -12,9 +12,9 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from llama.errors import UserError, raise_if
+from llama.gguf_file import GGUFHeader, GGUFTensor, read_header
 from llama.model.config import ModelConfig, RopeScaling
 from llama.weights.fields import Fields, shorten
-from llama.weights.gguf_header import GGUFHeader, GGUFTensor, read_header
 from llama.weights.names import from_gguf, to_gguf
 from llama.weights.reader import FileReader, file_problem
 from llama.weights.shapes import TensorHeader, header_problems, size_problems, summarise

@@ -6,18 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from llama.errors import UserError, raise_if
 from llama.weights.fields import read_json_object, shorten
 from llama.weights.huggingface_config import read_config
 from llama.weights.names import from_huggingface, is_rotary_buffer, to_huggingface
-from llama.weights.reader import FileReader, file_problem, same_values
+from llama.weights.reader import FileReader, same_values
+from llama.weights.safetensors_file import FLOATS, open_safetensors
 from llama.weights.shapes import TensorHeader, header_problems, size_problems, summarise
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_FLOATS = ("F16", "BF16", "F32", "F64")
 
 
 class HuggingFaceReader(FileReader):
@@ -27,6 +26,7 @@ class HuggingFaceReader(FileReader):
     interleaved = False
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         config_file = folder / "config.json"
         problems: list[str] = []
         try:
@@ -41,9 +41,11 @@ class HuggingFaceReader(FileReader):
         if config is None:
             raise UserError(problems)
         self._places, headers, name_problems = _headers(self._handles, index, folder)
-        problems += name_problems + size_problems(config, str(config_file))
+        problems = problems or size_problems(config, str(config_file))
         spare = headers.pop("output.weight", None) if config.tied_embedding else None
-        problems += header_problems(config, headers, str(folder), to_huggingface)
+        sound = not problems
+        problems += name_problems
+        problems += header_problems(config, headers, str(folder), to_huggingface, sound)
         raise_if(problems)
         shapes = {name: header.shape for name, header in headers.items()}
         extras = [folder / INDEX] if index is not None else []
@@ -63,6 +65,9 @@ class HuggingFaceReader(FileReader):
                 "model.embed_tokens.weight: set it to false, or remove lm_head.weight"
             )
         del self._shapes["output.weight"]
+
+    def place(self, name: str) -> str:
+        return str(self._folder / self._places[name])
 
     def _stored(self, name: str, dim: int, start: int, length: int) -> torch.Tensor:
         window = self._handles[self._places[name]].get_slice(to_huggingface(name))
@@ -96,16 +101,13 @@ def _is_plain(name: str) -> bool:
 
 
 def _open(files: list[Path]) -> dict[str, Any]:
-    """Open files by name. safetensors checks that the header fits in the file and covers it."""
+    """Open files by name."""
     handles, problems = {}, []
     for file in files:
-        if problem := file_problem(file):
-            problems.append(problem)
-            continue
         try:
-            handles[file.name] = safe_open(file, framework="pt")
-        except (SafetensorError, OSError) as error:
-            problems.append(f"{file}: not a whole safetensors file: {error}")
+            handles[file.name] = open_safetensors(file)
+        except UserError as error:
+            problems += error.problems
     raise_if(problems)
     return handles
 
@@ -126,7 +128,7 @@ def _headers(
             if native is not None:
                 window = handle.get_slice(key)
                 dtype = window.get_dtype()
-                headers[native] = TensorHeader(tuple(window.get_shape()), dtype, dtype in _FLOATS)
+                headers[native] = TensorHeader(tuple(window.get_shape()), dtype, dtype in FLOATS)
                 places[native] = file
             elif not is_rotary_buffer(key):
                 unknown.append(key)

@@ -60,7 +60,7 @@ def load_weights(
             stored = _read_share(reader, name, old, shard_rank, shard_count)
             kept.copy_(stored)
             if not _is_finite(kept):
-                problems.append(_not_finite(name, stored, dtype))
+                problems.append(f"{reader.place(name)}: {_not_finite(name, stored, dtype)}")
         new = nn.Parameter(kept, requires_grad=old.requires_grad)
         for mark in _MARKS:
             if hasattr(old, mark):

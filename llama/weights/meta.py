@@ -7,6 +7,7 @@ else is cut as fairscale's layers are: wq wk wv w1 w3 output by rows, wo w2 by c
 
 from __future__ import annotations
 
+import pickle
 import re
 import zipfile
 from dataclasses import replace
@@ -22,6 +23,8 @@ from llama.weights.reader import FileReader, file_problem, same_values
 from llama.weights.shapes import TensorHeader, header_problems, size_problems, summarise
 
 _SHARD = re.compile(r"consolidated\.([0-9]{2,})\.pth")
+_FORBIDDEN = re.compile(r"GLOBAL ([A-Za-z_][\w.]{0,80})")
+"""In torch's words, what a pickle would have called."""
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 Shard = dict[str, torch.Tensor]
@@ -49,8 +52,8 @@ class MetaReader(FileReader):
         untied = "output.weight" in headers
         problems = fields.problems + size_problems(config, str(params))
         config, width_problems = _check_width(config, headers, params)
-        problems += width_problems
-        raise_if(problems + header_problems(config, headers, str(folder)))
+        raise_if(problems + width_problems)  # wrong sizes would make every shape wrong
+        raise_if(header_problems(config, headers, str(folder)))
         shapes = {name: header.shape for name, header in headers.items()}
         super().__init__(config, shapes, [params, *files])
         # Meta's tied releases hold the matrix under both names; two trained matrices that were
@@ -120,15 +123,14 @@ def _load_shards(files: list[Path]) -> list[Shard]:
 def _load_shard(path: Path) -> Shard:
     """Tensors of one shard by name, mapped from disk. The pickle inside is read by torch's
     restricted unpickler: what is not tensors in plain containers is refused, never run."""
-    zipped = zipfile.is_zipfile(path)
     try:
+        zipped = zipfile.is_zipfile(path)
         if zipped:
             _check_archive(path)
         # files older than torch 1.6 are no archives and cannot be mapped
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # torch documents no set of exceptions for damaged files
-        reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
-        raise UserError(f"{path}: cannot be read as a file of weights: {reason}") from None
+        raise UserError(f"{path}: {_unreadable(error)}") from None
     if not isinstance(loaded, dict) or not loaded:
         raise UserError(f"{path}: expected tensors by name, found {type(loaded).__name__}")
     odd = [
@@ -139,6 +141,17 @@ def _load_shard(path: Path) -> Shard:
     ]
     raise_if(summarise(str(path), "not a plain tensor:", odd))
     return {name: tensor for name, tensor in loaded.items() if not is_rotary_buffer(name)}
+
+
+def _unreadable(error: Exception) -> str:
+    """One line out of torch's paragraphs, which recommend to run what is in the file."""
+    text = str(error).strip()
+    if isinstance(error, pickle.UnpicklingError):
+        names = _FORBIDDEN.findall(text)
+        what = f" ({names[0]})" if names else ""
+        return f"cannot be read: its pickle holds more than tensors{what}, and nothing of it is run"
+    reason = text.partition("\n")[0].partition(". ")[0][:200] or type(error).__name__
+    return f"cannot be read as a file of weights: {reason}"
 
 
 def _check_archive(path: Path) -> None:

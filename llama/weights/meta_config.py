@@ -22,7 +22,7 @@ def read_params(path: Path) -> tuple[Fields, ModelConfig]:
     vocab_size = 0
     if fields.given("vocab_size") not in (None, -1):
         vocab_size = fields.integer("vocab_size")
-    if dim % n_heads:
+    if dim % n_heads and not fields.problems:
         fields.problems.append(f"{path}: dim {dim} is not a multiple of n_heads {n_heads}")
     if fields.integer("head_dim", dim // n_heads) != dim // n_heads:
         fields.problems.append(f"{path}: head_dim must be dim / n_heads = {dim // n_heads}")

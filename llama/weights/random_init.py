@@ -66,5 +66,8 @@ class RandomReader:
         drawn = torch.empty(rows, width, device=self._device)
         return drawn.normal_(0.0, _STD, generator=generator)
 
+    def place(self, name: str) -> str:
+        return "random weights"
+
     def fingerprint(self) -> str:
         return hashlib.sha256(f"random {self._seed} {self.config}".encode()).hexdigest()

@@ -39,6 +39,10 @@ class WeightReader(Protocol):
         or changing it. KeyError for a name it does not hold."""
         ...
 
+    def place(self, name: str) -> str:
+        """Where the tensor is kept, for a message: the file, or the folder of several."""
+        ...
+
     def fingerprint(self) -> str:
         """SHA-256, in hex, of what it reads; reads every byte of the files, once."""
         ...
@@ -64,6 +68,10 @@ class FileReader(ABC):
 
     def names(self) -> set[str]:
         return set(self._shapes)
+
+    def place(self, name: str) -> str:
+        weights = self.files[-1]  # the sizes' file goes first
+        return str(weights if len(self.files) < 3 else weights.parent)
 
     def read(
         self, name: str, dim: int | None = None, start: int = 0, length: int | None = None

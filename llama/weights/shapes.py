@@ -57,20 +57,23 @@ def header_problems(
     headers: dict[str, TensorHeader],
     where: str,
     file_name: Callable[[str], str] = str,
+    sizes_known: bool = True,
 ) -> list[str]:
     """Missing, extra, misshapen and mistyped tensors of `headers` (by native name) against
-    `config`. `file_name` gives the name by which the file calls a tensor."""
+    `config`. `file_name` gives the name by which the file calls a tensor. Shapes are not judged by
+    sizes that stand in for wrong ones."""
     layers = {index for name in headers if (index := layer_index(name)) is not None}
     held = max(layers, default=-1) + 1
     if held != config.n_layers:  # also keeps a config of a billion layers from being spelt out
-        return [f"{where}: the sizes say {config.n_layers} layers, the weights hold {held}"]
+        problem = f"{where}: the sizes say {config.n_layers} layers, the weights hold {held}"
+        return [problem] if sizes_known else []
     shapes = expected_shapes(config)
     missing = [file_name(name) for name in shapes if name not in headers]
     extra = [file_name(name) for name in headers if name not in shapes]
     misshapen = [
         f"{file_name(name)} has shape {list(headers[name].shape)}, expected {list(shape)}"
         for name, shape in shapes.items()
-        if name in headers and headers[name].shape != shape
+        if sizes_known and name in headers and headers[name].shape != shape
     ]
     mistyped = [
         f"{file_name(name)} is {header.dtype}, expected floating point"

@@ -15,7 +15,7 @@ from typing import TypeVar
 import pytest
 
 from tests.model_files import ROOT, assets
-from tests.tiny_runs import _OF_A_LAUNCHER, _free_port
+from tests.tiny_runs import _OF_A_LAUNCHER, free_port
 
 TIMEOUT = 420
 """Seconds until children that run together are given up."""
@@ -45,7 +45,7 @@ def with_launcher(launcher: str) -> list[str]:
     command = beside or shutil.which(launcher)
     start = [command] if command else [sys.executable, "-m", modules[launcher]]
     count = {"torchrun": "--nproc_per_node", "deepspeed": "--num_gpus"}[launcher]
-    return [*start, count, "1", "--master_port", str(_free_port())]
+    return [*start, count, "1", "--master_port", str(free_port())]
 
 
 def environment(hide_gpu: bool = False) -> dict[str, str]:

@@ -12,73 +12,38 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-GIB = 2**30
+from sub_runs import GIB, SubRun, gib, markdown
+
 PLAIN, LIGER = "bf16-adapters", "bf16-adapters+liger"
 REPORT_GIB = {(1, 2048): 14.2, (4, 1024): 18.0, (4, 2048): 18.0}
 """The report's shapes to the most memory that a step may hold."""
 
 
 @dataclass
-class SubRun:
-    """One process to time, and what came of it."""
+class Timing(SubRun):
+    """One process that times a shape."""
 
     model: str
     rows: int
     tokens: int
     checkpointing: str
-    command: list[str]
-    seconds: float | None = None
-    result: dict[str, Any] | None = None
-    error: str | None = "not run: the budget was spent"
 
     def cells(self) -> list[str]:
         return [self.model, f"{self.rows} x {self.tokens}", self.checkpointing]
 
-    def run(self, timeout: float) -> None:
-        started = time.monotonic()
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        piped: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        piped["start_new_session"] = True  # so that all it starts can be ended
-        environment = {**os.environ, "PYTHONPATH": path}
-        command = [sys.executable, *self.command]
-        child = subprocess.Popen(command, cwd=ROOT, env=environment, **piped)
-        try:
-            out, errors = child.communicate(timeout=timeout)
-            self._read(child.returncode, out, errors)
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.communicate()
-            self.error = f"no result after {timeout:.0f} s"
-        self.seconds = round(time.monotonic() - started, 1)
 
-    def _read(self, status: int, out: str, errors: str) -> None:
-        lines = errors.strip().splitlines()
-        if status == 0:
-            printed = [line for line in out.splitlines() if line.startswith("{")]
-            self.result, self.error = json.loads(printed[-1]), None
-        elif memory := [line for line in lines if "OutOfMemoryError" in line]:
-            self.error = f"out of memory: {memory[-1]}"
-        else:
-            self.error = f"exit status {status}: {lines[-1] if lines else 'nothing on stderr'}"
-        if self.error:
-            print("\n".join(lines[-25:]), file=sys.stderr)
-
-
-def sub_run(command: str, model: str, rows: int, tokens: int, mode: str) -> SubRun:
+def sub_run(command: str, model: str, rows: int, tokens: int, mode: str) -> Timing:
     case = f"--model random:{model} --batch {rows} --seq_len {tokens} --checkpointing {mode}"
-    return SubRun(model, rows, tokens, mode, f"{command} {case}".split())
+    return Timing(model, rows, tokens, mode, command=f"{command} {case}".split())
 
 
-def speed_runs() -> list[SubRun]:
+def speed_runs() -> list[Timing]:
     """Each beside its peers; then ours alone where theirs has no such placement."""
     fixed = "--precision bf16 --warmup 2 --compile"
     peers = f"tests/peer_benchmark.py {fixed} --pairs 3 --peer {PLAIN},{LIGER}"
@@ -92,7 +57,7 @@ def speed_runs() -> list[SubRun]:
     ]
 
 
-def report_runs() -> list[SubRun]:
+def report_runs() -> list[Timing]:
     fixed = "--precision fp16 --memory_limit_gb 40 --warmup 2 --steps 5 --json"
     command = f"launcher/benchmark.py {fixed}"
     return [sub_run(command, "llama-7b", *shape, "block") for shape in REPORT_GIB]
@@ -113,16 +78,12 @@ def speed(side: dict[str, Any]) -> str:
     return f"{side['tokens_per_second']['median']:,.0f}"
 
 
-def gib(count: int | None) -> str:
-    return f"{count / GIB:.2f}" if count else "-"
-
-
 def rates(useful: float, done: float, matrix: float | None) -> list[str]:
     shares = [f"{rate / matrix:.1%}" if matrix else "-" for rate in (useful, done)]
     return [f"{useful:.1f}", f"{done:.1f}", *shares]
 
 
-def speed_row(run: SubRun) -> list[str]:
+def speed_row(run: Timing) -> list[str]:
     result = run.result
     assert result is not None
     if "peers" not in result:
@@ -144,7 +105,7 @@ def speed_row(run: SubRun) -> list[str]:
     return [*speeds, *rates(ours["tflops"], done, result["matrix_tflops"]), *peaks]
 
 
-def report_row(run: SubRun) -> list[str]:
+def report_row(run: Timing) -> list[str]:
     result = run.result
     assert result is not None
     most, peak = REPORT_GIB[run.rows, run.tokens], result["peak_memory_bytes"]
@@ -154,16 +115,13 @@ def report_row(run: SubRun) -> list[str]:
     return [speed(result), *speeds, gib(peak), str(most), *others, *ends]
 
 
-def table(part: str, runs: list[SubRun]) -> str:
+def table(part: str, runs: list[Timing]) -> str:
     head, row = (SPEED_HEAD, speed_row) if part == "speed" else (REPORT_HEAD, report_row)
-    lines = [head, ["---"] * len(head)]
-    for run in runs:
-        cells = [*run.cells(), *(row(run) if run.result else [str(run.error).replace("|", "/")])]
-        lines.append(cells + [""] * (len(head) - len(cells)))
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    found = [run.cells() + (row(run) if run.error is None else [run.error]) for run in runs]
+    return markdown(head, found)
 
 
-def machine(runs: list[SubRun]) -> str:
+def machine(runs: list[Timing]) -> str:
     """Hardware and versions, as the first sub-run that worked found them."""
     for run in runs:
         if found := run.result:
@@ -189,7 +147,7 @@ def main() -> int:
             print(run.cells(), run.seconds, run.error or "done", file=sys.stderr, flush=True)
         file.write_text(json.dumps([asdict(r) for r in runs], indent=1))
     print(f"\n{table(given.part, runs)}\n\n{machine(runs)}\n{file}")
-    return 0 if any(run.result for run in runs) else 1
+    return 0 if any(run.error is None for run in runs) else 1
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from llama.model.config import LINEARS
 from llama.model.documents import Documents
 from llama.model.rope import Rotation
 from llama.model.transformer import Transformer
+from llama.parallel import fusion
 from tests.model_files import TINY, random_state
 from tests.parity.test_packing import documents, loss_and_gradients
 
@@ -239,12 +240,12 @@ def test_fused_functions_equal_plain_ones(
     dtype: torch.dtype, name: str, monkeypatch: pytest.MonkeyPatch, note: Note
 ) -> None:
     """For a changing number of tokens, which one kernel serves, and two numbers of heads."""
-    monkeypatch.setattr(elementwise, "_compiled", False)  # and again when the test is over
+    monkeypatch.setattr(fusion, "_compiled", False)  # and again when the test is over
     cases = [(tokens, heads) for heads in (8, 2) for tokens in (7, 64, 333, 2048)]
     plain = [elementwise_results(name, *case, dtype) for case in cases]
     torch._dynamo.reset()  # or the cases of other types count towards its limit of versions
     counters.clear()
-    elementwise.compile_kernels()
+    fusion.compile_kernels()
     fused = [elementwise_results(name, *case, dtype) for case in cases]
     graphs = counters["stats"]["unique_graphs"]
     note("graphs compiled", graphs)

@@ -136,6 +136,21 @@ def test_7b_fits_in_its_peak(
     assert result["peak_memory_bytes"] <= PEAK_GIB[shape] * 2**30
 
 
+@pytest.mark.parametrize("gib", [20, 24])
+def test_auto_keeps_what_a_cap_holds(gib: int, note: Note) -> None:
+    """4 x 1024 tokens take 14.2 GiB with each block computed again, 24.6 with nothing."""
+    shape = ("--batch", "4", "--seq_len", "1024", "--checkpointing", "auto", "--compile")
+    cap = ("--memory_limit_gb", str(gib), "--warmup", "1", "--steps", "2", "--json")
+    result = succeeded(
+        launched("python", "benchmark.py", "--model", "random:llama-7b", *shape, *cap)
+    )
+    note("kept", result["kept"])
+    for name in ("peak", "reserved"):
+        note(f"{name}, GiB", round(result[f"{name}_memory_bytes"] / 2**30, 2))
+    assert result["reserved_memory_bytes"] <= gib * 2**30
+    assert result["peak_memory_bytes"] > 15 * 2**30, "the room was used"
+
+
 @pytest.fixture(scope="module")
 def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Done, Path]]:
     """The report's run by both launchers, four steps of it: the process, and what it wrote."""

@@ -229,6 +229,12 @@ def test_a_run_that_was_killed_before_its_first_save_begins_again(trial: Trial) 
     assert not list((trial.out / "checkpoints").iterdir())
 
 
+def test_an_adapter_without_its_checkpoints_is_not_overwritten(trial: Trial) -> None:
+    shutil.rmtree(trial.folder / "finished" / "checkpoints")
+    (reason,) = trial.refusals(name="finished")
+    assert "holds the adapter of a run whose checkpoints are gone" in reason
+
+
 def test_a_finished_run_says_so(trial: Trial, capsys: pytest.CaptureFixture[str]) -> None:
     before = _files(trial.folder)
     assert trial.run("--json", "true", name="finished") == 0

@@ -23,7 +23,7 @@ from llama.model.config import LINEARS, ModelConfig
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.train import engine as processes
 from llama.verify import Case, asked_run, random_rows, reference_run
-from llama.verify_report import Outcome, compare
+from llama.verify_report import TOLERANCES, Outcome, compare
 from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader
 from tests.tiny_runs import deepspeed_json as settings
@@ -143,13 +143,15 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tensor_parallel", type=int, required=True)
     parser.add_argument("--checkpointing", default=",".join(CHECKPOINTING))
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help="a file; default: standard output")
     given = parser.parse_args()
     device = processes.start_processes()
     mesh = create_mesh(given.tensor_parallel)
     rows = rows_of(mesh, device, checkpointing=tuple(given.checkpointing.split(",")))
-    if mesh.is_main:
+    if mesh.is_main and given.out:
         given.out.write_text(json.dumps([asdict(r) for r in rows]))
+    elif mesh.is_main:
+        print(json.dumps({"limits": vars(TOLERANCES["fp32"]), "cases": [asdict(r) for r in rows]}))
     processes.stop_processes()
 
 

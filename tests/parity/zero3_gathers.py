@@ -19,6 +19,7 @@ from llama.config import LoRAOptions, VerifyOptions
 from llama.parallel.mesh import create_mesh
 from llama.train import engine as processes
 from llama.train.build import build_engine
+from llama.train.checks import FirstStepsCheck
 from llama.train.engine import ZeRO3Placement
 from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader
@@ -65,6 +66,7 @@ def main() -> None:
     loading = _watch_loading()
     source = ModelSource("tiny", CountingReader(CONFIG, 0), None)
     engine = build_engine(source, options, resolved, mesh, device)
+    check, problems = FirstStepsCheck(engine.trainable, engine.own_values), []
     most = 0
 
     def look(*_: Any) -> None:
@@ -78,14 +80,16 @@ def main() -> None:
 
     for module in engine.model.modules():
         module.register_forward_hook(after_forward)
-    for step in range(3):
-        engine.step(window(mesh, step))
+    for number in range(3):
+        step = engine.step(window(mesh, number))
+        problems += check.after_step(step.applied, step.learning_rate)
     found = {
         "total": CONFIG.parameter_count(),
         "block": BLOCK,
         "most_whole": most,
         "whole_after_step": whole_elements(engine.model),
         "most_whole_loading": loading(),
+        "trains": check.done and not problems,
         "elements_read": CountingReader.elements,
     }
     given.out.with_suffix(f".{mesh.rank}").write_text(json.dumps(found))

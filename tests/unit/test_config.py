@@ -140,8 +140,8 @@ def test_a_fifo_is_refused_without_being_opened(tmp_path: Path):
 
 
 class TestOutput:
-    def problems(self, folder: Path) -> list[str]:
-        return check_train(train(output_dir=folder), world_size=1)
+    def problems(self, folder: Path, resume: str = "auto") -> list[str]:
+        return check_train(train(output_dir=folder, resume=resume), world_size=1)
 
     def test_new_nested_and_empty_folders_are_accepted_and_not_made(self, tmp_path: Path):
         assert self.problems(tmp_path) == []
@@ -150,8 +150,9 @@ class TestOutput:
 
     def test_another_run(self, tmp_path: Path):
         (tmp_path / "run.json").write_text("{}")
-        (found,) = self.problems(tmp_path)
+        (found,) = self.problems(tmp_path, resume="never")
         assert "already holds a run" in found
+        assert self.problems(tmp_path) == []  # is continued
 
     def test_a_file_in_the_way(self, tmp_path: Path):
         (tmp_path / "a").write_text("")

@@ -29,7 +29,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
     ("model",),
     ("parallel",),
     ("deepspeed_json", "options", "hostfile"),
-    ("inputs",),
+    ("inputs", "gguf_file"),
     ("errors",),
 )
 RANK = {part: tier for tier, parts in enumerate(TIERS) for part in parts}

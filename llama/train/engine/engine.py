@@ -20,6 +20,7 @@ from llama.errors import TrainingError
 from llama.lora.attach import trainable_parameters
 from llama.parallel.layers import shard_dim
 from llama.parallel.mesh import DeepSpeedTopology, Mesh
+from llama.train.engine.gradients import check_all_at_once
 from llama.train.engine.optimizer_state import OptimizerState
 from llama.train.engine.owners import send_gradients_to_owners
 from llama.train.engine.processes import LOGGER
@@ -78,6 +79,7 @@ class Engine:
             dist_init_required=False,
         )
         LOGGER.setLevel(logging.WARNING)
+        check_all_at_once(self._optimizer)
         send_gradients_to_owners(self._optimizer)
         self.model: nn.Module = self._engine.module
         self._state = OptimizerState(self.trainable, self._optimizer, self.zero_stage)
@@ -96,7 +98,8 @@ class Engine:
         )
         weight = self.mesh.data_parallel_size / max(supervised, 1)
         loss_sum = torch.zeros((), device=self.device)
-        self._engine.train()
+        if not self.model.training:
+            self._engine.train()
         for index, batch in enumerate(window):
             self._engine.set_gradient_accumulation_boundary(index == len(window) - 1)
             loss = self._loss(self._engine, batch)
@@ -228,16 +231,21 @@ class Engine:
         self.skipped = self._engine.skipped_steps = state.counters["skipped"]
         self._skipped_in_a_row = state.counters["skipped_in_a_row"]
 
+    def own_values(self) -> Tensors:
+        """Name to float32 value of every trainable parameter of this rank: a tensor-parallel shard,
+        but whole under any ZeRO stage. Every rank must call it."""
+        return self._state.masters()
+
     def whole_adapter(self) -> Tensors:
         """Name to float32 value of every trainable parameter, the shards joined, on the CPU; from
         the masters where the optimizer keeps them. Every rank must call it."""
-        return self._joined(self._state.masters())
+        return self._joined(self.own_values())
 
     def replica_problems(self) -> list[str]:
         """One line for each trainable tensor that differs between ranks that should hold the same:
         copies over data-parallel ranks, and what tensor parallelism replicates. Every rank must
         call it."""
-        hashes = {name: _hash(value) for name, value in self._state.masters().items()}
+        hashes = {name: _hash(value) for name, value in self.own_values().items()}
         if self.zero_stage < 3:
             for name, parameter in self.trainable.items():
                 hashes[name] += _hash(parameter.detach().cpu())

@@ -23,6 +23,8 @@ import deepspeed
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.ops import __compatible_ops__
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from llama.errors import TrainingError
 
@@ -59,10 +61,10 @@ def _meet(device: torch.device) -> None:
     device_id = device if device.type == "cuda" else None
     backend = "cpu:gloo,cuda:nccl" if device_id else "gloo"
     try:
-        store, rank, ranks = next(dist.rendezvous("env://", timeout=MEETING))
+        store, rank, ranks = next(rendezvous("env://", timeout=MEETING))
         # torchrun keeps its store when it starts the ranks anew: without a name of its own, a start
         # would find the addresses of ranks that have ended.
-        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
         dist.init_process_group(
             backend,
             store=store,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from llama.data.lint import lint
 from llama.data.rows import Row, bundled, read_rows
 from llama.data.types import IGNORE, Example
 from llama.errors import UserError
-from llama.tokenizer.base import Tokenizer
+from llama.tokenizer.base import Follows, Tokenizer
 from llama.tokenizer.templates import load_template
 from tests.tokenizer_files import byte_tokenizer, smollm2
 
@@ -29,7 +30,7 @@ def chat(number: int, user: str, assistant: str) -> Row:
 
 
 def build(
-    rows: list[Row], tokenizer: Tokenizer, seq_len: int = 64, template: str = "chatml"
+    rows: Iterable[Row], tokenizer: Tokenizer, seq_len: int = 64, template: str = "chatml"
 ) -> ExampleSet:
     return build_examples(FILE, rows, load_template(template, tokenizer), tokenizer, seq_len)
 
@@ -83,13 +84,42 @@ def test_rows_that_the_template_cannot_express_are_told_together(tokenizer: Toke
     backwards = [Row(i, chat(i, "q", "a").messages[::-1]) for i in (2, 4)]
     with pytest.raises(UserError) as caught:
         build([chat(1, "q", "a"), *backwards], tokenizer, template="alpaca")
-    assert [line.split(": ")[1] for line in caught.value.problems] == ["row 2", "row 4"]
+    (line,) = caught.value.problems
+    assert line.split(": ")[1] == "rows 2, 4"
 
 
-def test_a_row_of_a_megabyte_is_truncated(tokenizer: Tokenizer) -> None:
-    built = build([chat(1, "q", "words and " * 100_000), chat(2, "q", "a")], tokenizer)
+def test_a_template_that_fails_on_every_row_is_not_tried_on_all(tokenizer: Tokenizer) -> None:
+    taken = []
+
+    def rows() -> Iterator[Row]:
+        for number in range(1, 1000):
+            taken.append(number)
+            yield Row(number, chat(number, "q", "a").messages[::-1])
+
+    with pytest.raises(UserError) as caught:
+        build(rows(), tokenizer, template="alpaca")
+    (line,) = caught.value.problems
+    assert "rows 1, 2, 3, 4, 5 and more: " in line and len(taken) < 50
+
+
+def test_a_row_of_ten_megabytes_is_truncated(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And little of it is tokenised; what is kept is what the whole would give."""
+    long, short = chat(1, "q", "words and " * 1_000_000), chat(2, "q", "a")
+    encode, taken = tokenizer.encode, []
+
+    def counted(text: str, follows: Follows = "nothing") -> list[int]:
+        taken.append(len(text))
+        return encode(text, follows)
+
+    monkeypatch.setattr(tokenizer, "encode", counted)
+    built = build([long, short], tokenizer)
     assert [len(example.input_ids) for example in built.examples] == [64, 24]
     assert built.truncated == [1]
+    assert sum(taken) < 50_000
+    (like,) = build([chat(1, "q", "words and " * 100)], tokenizer).examples
+    assert like == built.examples[0]
 
 
 def test_report(tokenizer: Tokenizer) -> None:

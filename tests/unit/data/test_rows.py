@@ -124,6 +124,10 @@ def test_real_tasks_of_another_shape_are_refused() -> None:
             "row 1: field 'messages', turn 3 has the role ['user']",
         ),
         (
+            {"messages": [{"role": "y" * 5000, "content": "x"}, *TURNS]},
+            f"row 1: field 'messages', turn 1 has the role '{'y' * 59}; known are",
+        ),
+        (
             {"messages": [{"role": "user"}, *TURNS]},
             "row 1: field 'messages', turn 1, field 'content' is missing",
         ),
@@ -172,7 +176,7 @@ def test_malformed_lines_have_their_numbers(tmp_path: Path) -> None:
         (b"\xef\xbb\xbf", "holds no rows"),
         (b"[]", "holds no rows"),
         (b"[{}", "is not valid JSON"),
-        (b"[" * 100_000, "is not valid JSON"),
+        (b"[" * 100_000, "is nested too deeply"),
         (b"[" + b"1" * 5000 + b"]", "row 1: is|is not valid JSON"),
         (b'{"data": [\n1]}', "holds one JSON object over several lines"),
         (b"instruction,output\na,b\n", "line 1: malformed JSON"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llama.parallel.dropout import dropout
+from llama.parallel.dropout import _Dropped, draw_seed, dropout, dropped, keep_mask
 from llama.parallel.mesh import SINGLE, TensorParallel
 
 TOKENS, WIDTH = 64, 48
@@ -60,3 +60,60 @@ def test_replicated_inputs_get_one_mask_on_every_rank() -> None:
         torch.manual_seed(7)
         found.append(dropout(x, 0.3, TensorParallel(rank, 2), sharded=False))
     assert torch.equal(*found)
+
+
+# Masks that are computed, not stored (on CUDA, compiled)
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.9])
+def test_a_computed_mask_drops_a_share_p_everywhere(p: float) -> None:
+    torch.manual_seed(0)
+    shape = torch.Size((400, 512))
+    first, second = (~keep_mask(draw_seed(CPU), shape, p, 512, 0) for _ in range(2))
+    for share, chance in ((first, p), (second, p), (first & second, p * p)):
+        deviation = (chance * (1 - chance) / first.numel()) ** 0.5
+        assert abs(share.double().mean() - chance) < 4 * deviation
+    for gone in (first, second):
+        for along, count in ((0, 400), (1, 512)):
+            spread = gone.double().mean(along).std() / (p * (1 - p) / count) ** 0.5
+            assert 0.85 < spread < 1.15, "rows and columns differ as chance has them differ"
+        for one, next_one in ((gone[1:], gone[:-1]), (gone[:, 1:], gone[:, :-1])):
+            both = (one & next_one).double().mean()
+            assert abs(both - p * p) < 4 * (p * p * (1 - p * p) / one.numel()) ** 0.5
+
+
+def test_either_half_of_a_seed_makes_another_mask() -> None:
+    shape = torch.Size((200, 512))
+    masks = [keep_mask(torch.tensor([s]), shape, 0.5, 512, 0) for s in (5, 6, 5 + 2**32)]
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert abs((masks[i] == masks[j]).double().mean() - 0.5) < 4 * 0.5 / 102400**0.5
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_shards_compute_their_part_of_the_mask(size: int) -> None:
+    seed, width = torch.tensor([123456789012345]), WIDTH // size
+    whole = keep_mask(seed, torch.Size((TOKENS, WIDTH)), 0.3, WIDTH, 0)
+    parts = [
+        keep_mask(seed, torch.Size((TOKENS, width)), 0.3, WIDTH, rank * width)
+        for rank in range(size)
+    ]
+    assert torch.equal(torch.cat(parts, dim=1), whole)
+
+
+def test_the_gradient_goes_through_the_computed_mask() -> None:
+    x = torch.randn(TOKENS, WIDTH).requires_grad_()
+    seed = draw_seed(CPU)
+    found: torch.Tensor = _Dropped.apply(x, seed, 0.5, (WIDTH, 0))  # type: ignore[assignment]
+    assert torch.equal(found, dropped(x, seed, 0.5))
+    found.sum().backward()
+    assert x.grad is not None and torch.equal(x.grad, (found != 0) * 2.0)
+
+
+def test_activation_checkpointing_draws_the_same_seed_again() -> None:
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    first, second = draw_seed(CPU), draw_seed(CPU)
+    torch.set_rng_state(state)
+    assert torch.equal(draw_seed(CPU), first) and not torch.equal(first, second)

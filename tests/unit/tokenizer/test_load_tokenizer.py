@@ -390,7 +390,7 @@ def test_truncated_real_files(tmp_path: Path) -> None:
 def test_gguf_metadata_equals_the_package_gguf(tmp_path: Path) -> None:
     import gguf
 
-    from llama.tokenizer.gguf_metadata import read_metadata
+    from llama.gguf_file import read_metadata
 
     path = write_gguf(
         tmp_path / "x",

@@ -244,6 +244,13 @@ def test_content_that_looks_like_a_mark(tokenizer: Tokenizer) -> None:
     assert learned(odd, "chatml", tokenizer) == "\x1c#content:0#\x1c #content:9#<|im_end|>"
 
 
+DOUBLING = (
+    "{%% set ns = namespace(x='aaa') %%}"
+    "{%% for i in range(60) %%}{%% set ns.x = %s %%}{%% endfor %%}"
+)
+"""A text that would have some 10^18 characters."""
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [
@@ -261,6 +268,21 @@ def test_content_that_looks_like_a_mark(tokenizer: Tokenizer) -> None:
         ("{{ 'x' * 2000000 }}", "makes too much"),
         ("{{ 2000000 * 'x' }}", "makes too much"),
         ("{{ none * 'x' }}", "fails"),
+        (DOUBLING % "ns.x ~ ns.x", "makes too much"),
+        (DOUBLING % "ns.x + ns.x", "makes too much"),
+        (DOUBLING % "[ns.x, ns.x] | join", "makes too much"),
+        (DOUBLING % "ns.x.join([ns.x] * 99)", "makes too much"),
+        (DOUBLING % "ns.x.replace('a', ns.x)", "makes too much"),
+        (DOUBLING % "ns.x | replace('a', ns.x)", "makes too much"),
+        ("{{ '%999999999d' % 1 }}", "makes too much"),
+        ("{{ '%*d' % (999999999, 1) }}", "makes too much"),
+        ("{{ '{:>999999999}'.format(1) }}", "makes too much"),
+        ("{{ 'x'.ljust(999999999) }}", "makes too much"),
+        ("{{ '\t'.expandtabs(tabsize=999999999) }}", "makes too much"),
+        ("{{ 'x' | indent(999999999, true) }}", "makes too much"),
+        ("{{ 'x' | center(999999999) }}", "not a valid Jinja"),
+        ("{{ [1] | batch(999999999, 'x') | list }}", "not a valid Jinja"),
+        ("{{ lipsum(n=99999) }}", "fails"),
         ("{% for i in range(99999) %}{{ 'long enough to matter' }}{% endfor %}", "no end"),
         ("{% for i in range(10**9) %}x{% endfor %}", "fails"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "fails"),

@@ -27,13 +27,19 @@ def adapted() -> Transformer:
     return model
 
 
+def watching(trainable: dict[str, nn.Parameter]) -> FirstStepsCheck:
+    return FirstStepsCheck(
+        trainable, lambda: {name: p.detach().clone() for name, p in trainable.items()}
+    )
+
+
 def verdict(
     model: Transformer,
     optimized: list[nn.Parameter] | None = None,
     steps: int = FirstStepsCheck.STEPS,
 ) -> list[str]:
     """What the check says of `steps` steps."""
-    check = FirstStepsCheck(trainable_parameters(model))
+    check = watching(trainable_parameters(model))
     optimizer = torch.optim.AdamW(optimized or list(trainable_parameters(model).values()), lr=1e-3)
     found = []
     for _ in range(steps):
@@ -68,7 +74,7 @@ def test_a_tensor_frozen_after_all_is_named() -> None:
     """Frozen behind the check's back, as a hook or a wrapper might."""
     model = adapted()
     trainable = trainable_parameters(model)
-    check = FirstStepsCheck(trainable)
+    check = watching(trainable)
     trainable[B].requires_grad_(False)
     optimizer = torch.optim.AdamW(list(trainable.values()), lr=1e-3)
     problems = []
@@ -88,7 +94,7 @@ def test_no_verdict_before_enough_steps() -> None:
 def test_skipped_steps_and_a_rate_of_zero_do_not_count() -> None:
     """Nothing moves here: only steps that should have moved it may say so."""
     model = adapted()
-    check = FirstStepsCheck(trainable_parameters(model))
+    check = watching(trainable_parameters(model))
     for _ in range(5):
         assert check.after_step(applied=False, learning_rate=1e-3) == []
         assert check.after_step(applied=True, learning_rate=0.0) == []

@@ -95,6 +95,14 @@ def test_a_pth_that_holds_no_named_tensors(tmp_path: Path, value: object) -> Non
     assert only(tmp_path).startswith(f"{tmp_path / SHARD}: ")
 
 
+def test_a_pth_whose_directory_is_said_to_lie_on_other_disks(tmp_path: Path) -> None:
+    """By which `zipfile` is shaken before it has said whether the file is an archive."""
+    write_meta(tmp_path, TINY, random_state(TINY))
+    elsewhere = struct.pack("<4sIQI", b"PK\6\7", 0, 0, 5) + b"PK\5\6" + bytes(18)
+    (tmp_path / SHARD).write_bytes(bytes(64) + elsewhere)
+    assert only(tmp_path).startswith(f"{tmp_path / SHARD}: cannot be read")
+
+
 def gguf_header(n_tensors: int, n_fields: int, rest: bytes) -> bytes:
     return b"GGUF" + struct.pack("<IQQ", 3, n_tensors, n_fields) + rest + bytes(4096)
 

@@ -1,0 +1,100 @@
+"""Training and held-out rows."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+from tests.bad_inputs.setting import Case, Setting
+
+
+def content(data: bytes | str) -> Callable[[Setting], None]:
+    data = data.encode() if isinstance(data, str) else data
+    return lambda setting: setting.path("rows.json").write_bytes(data) and None
+
+
+def rows(*records: Any) -> Callable[[Setting], None]:
+    return content(json.dumps(records))
+
+
+def named(path: str) -> Callable[[Setting], None]:
+    return lambda setting: setting.options.update(data=path)
+
+
+def third_line_cut(setting: Setting) -> None:
+    records = json.loads(setting.path("rows.json").read_text())
+    lines = [json.dumps(record) for record in records[:2]] + ['{"prompt": "a", "comple']
+    setting.path("rows.json").write_text("\n".join(lines))
+
+
+def fifo(setting: Setting) -> None:
+    os.mkfifo(setting.path("pipe"))
+    setting.options["data"] = "pipe"
+
+
+def parquet_cut(setting: Setting) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({"prompt": ["a"], "completion": ["b"]})
+    pyarrow.parquet.write_table(table, setting.path("rows.json"))
+    data = setting.path("rows.json").read_bytes()
+    setting.path("rows.json").write_bytes(data[:-20])
+
+
+def both_files(setting: Setting) -> None:
+    setting.edit_rows((1, {"prompt": "a"}))
+    setting.path("held_out.json").write_text("[]")
+    setting.options["eval_data"] = "held_out.json"
+
+
+def all_longer(setting: Setting) -> None:
+    setting.options["seq_len"] = "8"
+
+
+PAIR = {"prompt": "a", "completion": "b"}
+USER, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+CASES = [
+    Case("a file that is not there", named("row.json"), ("did you mean rows.json?",)),
+    Case("a folder", named("model"), ("--data: model is a folder",)),
+    Case("a FIFO", fifo, ("--data: pipe is not a regular file",)),
+    Case("an empty file", content(""), ("rows.json: is empty",)),
+    Case("an empty list", content("[]"), ("holds no rows",)),
+    Case("a line cut short", third_line_cut, ("rows.json: line 3: malformed JSON",)),
+    Case("a list cut short", content('[{"prompt": "a"'), ("rows.json: is not valid JSON",)),
+    Case("one object over several lines", content('{"a": [\n1]}'), ("one JSON object",)),
+    Case("CSV", content("prompt,completion\na,b\n"), ("line 1: malformed JSON", "line 2")),
+    Case("a Parquet file cut short", parquet_cut, ("is not a readable Parquet file",)),
+    Case("bad UTF-8", content(b'{"text": "a"}\n{"text": "\xff"}\n'), ("line 2: is not UTF-8",)),
+    Case("a NUL", content('{"text": "a"}\n{"text": "\0"}\n'), ("line 2: holds a NUL character",)),
+    Case("half a surrogate pair", content('[{"text": "\\ud800"}]'), ("half of a surrogate",)),
+    Case("a field missing", lambda s: s.edit_rows((3, {"prompt": "a"})), ("row 3: field",)),
+    Case("a field that is null", rows({**PAIR, "prompt": None}), ("field 'prompt' is missing",)),
+    Case(
+        "a field of the wrong kind",
+        lambda s: s.edit_rows((2, {"prompt": "a", "completion": 3})),
+        ("row 2: field 'completion' is a number, not a string",),
+    ),
+    Case("a row that is no object", lambda s: s.edit_rows((7, "a")), ("row 7: is a string",)),
+    Case("fields of no known form", rows({"question": "a", "answer": "b"}), ("known fields",)),
+    Case("two forms in one file", rows(PAIR, {"text": "a"}), ("row 2: is text, but",)),
+    Case("an unknown role", rows({"messages": [{**USER, "role": "gpt"}, ANSWER]}), ("'gpt'",)),
+    Case("a chat without an answer", rows({"messages": [USER]}), ("no assistant turn",)),
+    Case(
+        "a turn without content",
+        rows({"messages": [{"role": "user"}, ANSWER]}),
+        ("turn 1, field 'content' is missing",),
+    ),
+    Case("every row longer than `--seq_len`", all_longer, ("rows.json: none of its 11 rows",)),
+    Case("both data files wrong", both_files, ("rows.json: row 1", "held_out.json: holds no")),
+    Case("nested 100,000 deep", content("[" * 100_000), ("rows.json: is nested too deeply",)),
+    Case("a line nested 100,000 deep", content('{"a":' * 100_000), ("line 1: is nested too",)),
+    Case(
+        "thirty bad rows",
+        rows(*[{"prompt": "a"}] * 30),
+        (*(f"row {number}: " for number in range(1, 21)), "and 10 more problems like these"),
+    ),
+    Case("rows to evaluate on", rows({"a": 1}), ("row 1: has none of the known",), "evaluate"),
+]

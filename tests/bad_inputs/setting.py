@@ -1,0 +1,210 @@
+"""One sound command in a folder of its own, to be spoilt; and what came of running it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from llama.benchmark import benchmark
+from llama.config import BenchmarkOptions, EvaluateOptions, GenerateOptions, TrainOptions
+from llama.doctor.command import doctor
+from llama.doctor.options import DoctorOptions
+from llama.evaluate import evaluate
+from llama.generate import generate
+from llama.lora import peft_format
+from llama.options import run_command
+from llama.train.loop import train
+from tests.model_files import random_state, write_meta
+from tests.model_files import write_gguf as write_gguf_model
+from tests.tiny_runs import CONFIG, deepspeed_json, write_json, write_model, write_rows
+
+COMMANDS: dict[str, tuple[Callable[..., int], Any]] = {
+    "train": (train, TrainOptions),
+    "generate": (generate, GenerateOptions),
+    "evaluate": (evaluate, EvaluateOptions),
+    "benchmark": (benchmark, BenchmarkOptions),
+    "doctor": (doctor, DoctorOptions),
+}
+_OF_A_LAUNCHER = (
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    "CUDA_VISIBLE_DEVICES",
+)
+
+
+def launched(rank: int, count: int) -> dict[str, str]:
+    """What a launcher tells a rank."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29500",
+    }
+
+
+class Setting:
+    """Sound files and arguments; every path is relative to `folder`, where the command runs."""
+
+    def __init__(self, folder: Path, command: str) -> None:
+        self.folder = folder
+        self.command = command
+        self.more: list[str] = []
+        self.environment: dict[str, str] = {}
+        self.patches: list[Any] = []
+        self.options = {
+            "train": {
+                "deepspeed": "ds.json",
+                "model": "model",
+                "data": "rows.json",
+                "output_dir": "out",
+                "template": "chatml",
+            },
+            "generate": {"model": "model", "prompt": "a", "adapter": "adapter"},
+            "evaluate": {"model": "model", "data": "rows.json"},
+            "benchmark": {"model": "model", "deepspeed": "ds.json"},
+            "doctor": {"hostfile": "hosts"},
+        }[command]
+
+    def arguments(self) -> list[str]:
+        pairs = ((f"--{name}", value) for name, value in self.options.items())
+        return [*(word for pair in pairs for word in pair), *self.more]
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def edit_json(self, name: str, **changes: Any) -> None:
+        """Set fields of a JSON object, dots written `__`; Ellipsis removes one."""
+        document = json.loads(self.path(name).read_text())
+        for dotted, value in changes.items():
+            *parents, last = dotted.split("__")
+            section = document
+            for parent in parents:
+                section = section.setdefault(parent, {})
+            section[last] = value
+            if value is ...:
+                del section[last]
+        self.path(name).write_text(json.dumps(document))
+
+    def edit_rows(self, *changes: tuple[int, Any]) -> None:
+        """Replace rows of rows.json, numbered from 1 as messages do."""
+        rows = json.loads(self.path("rows.json").read_text())
+        for number, row in changes:
+            rows[number - 1] = row
+        self.path("rows.json").write_text(json.dumps(rows))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One mistake: what the page calls it, how to make it, and what each line must hold."""
+
+    name: str
+    spoil: Callable[[Setting], object]
+    says: tuple[str, ...]
+    """A decisive piece of every line, in order; docs/bad_inputs.md has the lines whole."""
+    command: str = "train"
+    loads: bool = False
+    """Whether what is wrong shows in the weights alone, which therefore may be read."""
+
+
+@dataclass
+class Outcome:
+    """What a command did."""
+
+    status: int
+    lines: list[str]
+    """What it printed, `error: ` taken off."""
+    stdout: str
+    changed: set[str] = field(default_factory=set)
+    """Files made, changed or removed."""
+
+
+def build(folder: Path) -> Path:
+    """The sound files, to be copied for each case."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_model(folder / "model")
+    state = random_state(CONFIG)
+    write_meta(folder / "meta", CONFIG, state, 2)
+    write_gguf_model(folder / "model.gguf", CONFIG, state)
+    write_json(folder / "ds.json", deepspeed_json())
+    write_rows(folder / "rows.json")
+    write_adapter(folder / "adapter")
+    (folder / "hosts").write_text("a slots=1\nb slots=1\n")
+    return folder
+
+
+def write_adapter(folder: Path, rank: int = 4) -> None:
+    """A sound adapter of that rank on wq and wv."""
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for layer in range(CONFIG.n_layers):
+        for target in ("wq", "wv"):
+            rows, columns = CONFIG.linear_shape(target)
+            name = f"layers.{layer}.attention.{target}.lora"
+            state[f"{name}.a"] = torch.randn(rank, columns, generator=generator)
+            state[f"{name}.b"] = torch.randn(rows, rank, generator=generator)
+    peft_format.save(folder, state, peft_format.AdapterConfig(rank, 8.0, 0.0, ("wq", "wv"), "m"))
+
+
+def run(case: Case, sound: Path, folder: Path) -> Outcome:
+    """Spoil a copy of `sound` in `folder` and run the command there, in this process."""
+    shutil.copytree(sound, folder)
+    setting = Setting(folder, case.command)
+    with _inside(folder), contextlib.ExitStack() as patches:
+        case.spoil(setting)
+        for patch in [*_traps(case.loads), *setting.patches]:
+            patches.enter_context(patch)
+        before = _snapshot(folder)
+        out, err = io.StringIO(), io.StringIO()
+        function, options = COMMANDS[case.command]
+        environment = {k: v for k, v in os.environ.items() if k not in _OF_A_LAUNCHER}
+        with (
+            mock.patch.dict(os.environ, environment | setting.environment, clear=True),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            status = run_command(function, options, f"{case.command}.py", "", setting.arguments())
+        changed = {name for name, _ in before ^ _snapshot(folder)}
+    lines = err.getvalue().replace(f"{folder.resolve()}/", "").splitlines()
+    return Outcome(
+        status, [line.removeprefix("error: ") for line in lines], out.getvalue(), changed
+    )
+
+
+@contextlib.contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    home = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(home)
+
+
+def _traps(loads: bool) -> list[Any]:
+    """Reading weights fails, unless they may be read; no rank waits for the first to speak."""
+
+    def loaded(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights are being loaded")
+
+    patient = mock.patch("llama.options.SECONDS_FOR_THE_FIRST_RANK", 0.0)
+    return [patient] if loads else [patient, mock.patch("llama.inference.load_weights", loaded)]
+
+
+def _snapshot(folder: Path) -> set[tuple[str, tuple[int, int]]]:
+    """Every path below `folder` with what a write would change."""
+    found = set()
+    for path in folder.rglob("*"):
+        status = path.lstat()
+        size_and_time = (0, 0) if path.is_dir() else (status.st_size, status.st_mtime_ns)
+        found.add((str(path.relative_to(folder)), size_and_time))
+    return found

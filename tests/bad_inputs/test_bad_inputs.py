@@ -1,0 +1,59 @@
+"""What a user may get wrong: each problem one line, status 2, nothing written, no weights read.
+
+The cases are in `cases/`; `docs/bad_inputs.md` has the lines whole.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.bad_inputs.setting import COMMANDS, Case, Setting, build, run
+from tests.bad_inputs.table import AREAS, PAGE, committed, page
+
+ALL = [(area, case) for area, cases in AREAS.items() for case in cases]
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("bad_inputs") / "sound")
+
+
+@pytest.mark.parametrize(("area", "case"), ALL, ids=[f"{area}: {case.name}" for area, case in ALL])
+def test_it_is_refused(area: str, case: Case, sound: Path, tmp_path: Path) -> None:
+    outcome = run(case, sound, tmp_path / "case")
+    assert outcome.status == 2 and outcome.stdout == "" and not outcome.changed
+    assert outcome.lines == committed()[area][case.name]
+    assert len(outcome.lines) == len(case.says), outcome.lines
+    for line, piece in zip(outcome.lines, case.says, strict=True):
+        assert piece and piece in line
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "doctor"])
+def test_what_is_spoilt_was_sound(command: str, sound: Path, tmp_path: Path) -> None:
+    """Else every refusal might be of something else: unspoilt, each command goes on to weights."""
+    with pytest.raises(AssertionError, match="weights are being loaded"):
+        run(Case("sound", lambda setting: None, (), command), sound, tmp_path / "case")
+
+
+@pytest.mark.parametrize("model", ["meta", "model.gguf"])
+def test_so_were_the_other_formats(model: str, sound: Path, tmp_path: Path) -> None:
+    def other(setting: Setting) -> None:
+        setting.options |= {"model": model, "tokenizer": "model/tokenizer.json"}
+
+    with pytest.raises(AssertionError, match="weights are being loaded"):
+        run(Case("sound", other, ()), sound, tmp_path / "case")
+
+
+def test_the_page_is_what_the_command_writes() -> None:
+    """Every line of it is held to what is printed by the test above."""
+    assert page(committed()) == PAGE.read_text(encoding="utf-8")
+    assert {area: list(cases) for area, cases in committed().items()} == {
+        area: [case.name for case in cases] for area, cases in AREAS.items()
+    }
+
+
+def test_there_are_enough() -> None:
+    names = [(area, case.name) for area, case in ALL]
+    assert len(names) == len(set(names)) >= 80

@@ -1,0 +1,73 @@
+"""The fused block, compiled, against the plain path on a CUDA device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from llama.data.batches import make_batch
+from llama.data.feed import model_inputs
+from llama.lora.attach import adapters
+from llama.model import fused_block, transformer
+from llama.model.fused_block import Kept
+from llama.model.transformer import Transformer
+from llama.parallel import fusion
+from tests.gpu.test_kernels_on_gpu import CUDA, GRADIENTS, LOSS, difference, model
+from tests.parity.test_packing import documents, loss_and_gradients
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+PACKINGS = {"uniform": [256, 256], "mixed": [9, 300, 2, 170, 31]}
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fusion, "_compiled", False)  # and again when the module is over
+        torch._dynamo.reset()
+        fusion.compile_kernels()
+        yield
+
+
+def result(
+    made: Transformer, lengths: list[int], kept: Kept, p: float
+) -> tuple[float, torch.Tensor]:
+    for block in made.layers:
+        block.kept = kept
+    for _, adapter in adapters(made):
+        adapter.dropout = p
+    torch.manual_seed(3)
+    batch = model_inputs(make_batch([documents(lengths)], 0), CUDA)
+    loss, gradients = loss_and_gradients(made, [batch])
+    return loss.item(), torch.cat([gradients[name].float().flatten() for name in gradients])
+
+
+@pytest.mark.parametrize("p", [0.0, 0.2])
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_fused_equals_plain_whatever_is_kept(
+    dtype: torch.dtype, packing: str, p: float, compiled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With dropout too: both paths draw the same masks."""
+    calls: list[Kept] = []
+    run = fused_block.fused_block
+    monkeypatch.setattr(
+        transformer, "fused_block", lambda *args: (calls.append(args[-1]), run(*args))[1]
+    )
+    made, lengths = model(dtype, torch.bfloat16), PACKINGS[packing]
+    with monkeypatch.context() as plain:
+        plain.setattr(transformer, "fits", lambda block, x: False)
+        loss, gradients = result(made, lengths, Kept.ALL, p)
+        loss_again, gradients_again = result(made, lengths, Kept.INPUT, p)
+    assert loss_again == loss and difference(gradients_again, gradients) < 1e-6 and not calls
+    for kept in Kept:
+        found, found_gradients = result(made, lengths, kept, p)
+        apart = abs(found - loss) / abs(loss), difference(found_gradients, gradients)
+        print(f"\n  {dtype} {packing} {p} {kept.name}: {apart[0]:.1e} {apart[1]:.1e}", end="")
+        limits = (1e-5, 1e-4) if dtype == torch.float32 else (LOSS[dtype], GRADIENTS[dtype])
+        assert apart[0] <= limits[0] and apart[1] <= limits[1]
+    assert calls == [kept for kept in Kept for _ in made.layers]

@@ -1,0 +1,32 @@
+"""What a run is made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llama.config import TrainOptions
+from llama.parallel.mesh import SINGLE, Mesh
+from llama.train.plan import read_inputs, schedule
+from tests.tiny_runs import deepspeed_json, write_json, write_model, write_rows
+
+ALONE = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("rows", "steps", "notes"), [(3, 1, 1), (4, 1, 0), (5, 2, 0)])
+def test_fewer_rows_than_a_batch_are_taken_and_said(
+    rows: int, steps: int, notes: int, tmp_path: Path
+) -> None:
+    options = TrainOptions(
+        deepspeed=write_json(tmp_path / "ds.json", deepspeed_json(accumulation=4)),
+        model=str(write_model(tmp_path / "model")),
+        data=write_rows(tmp_path / "rows.json", rows),
+        template="chatml",
+        pack=False,
+        epochs=1,
+    )
+    plan = schedule(read_inputs(options), ALONE)
+    said = "the data fills 3 of the 4 rows of a batch: every step takes all of it"
+    assert plan.resolved.notes.count(said) == notes == len(plan.resolved.notes)
+    assert plan.total_steps == steps
