@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -22,11 +23,13 @@ RANK = ROOT / "tests" / "ending_rank.py"
 class Rank:
     """A started process and its folder."""
 
-    def __init__(self, folder: Path, *argv: str, prefix: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, folder: Path, *argv: str, prefix: tuple[str, ...] = (), mark: str | None = None
+    ) -> None:
         self.folder = folder
         self.process = subprocess.Popen(
             [sys.executable, *prefix, str(RANK), str(folder), *argv],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | ({mark: "0"} if mark else {}),
             stderr=(folder / "stderr").open("w"),
         )
 
@@ -52,7 +55,7 @@ class Rank:
 def start(tmp_path: Path) -> Iterator[Callable[..., Rank]]:
     ranks: list[Rank] = []
 
-    def started(*argv: str, **keywords: tuple[str, ...]) -> Rank:
+    def started(*argv: str, **keywords: Any) -> Rank:
         ranks.append(Rank(tmp_path, *argv, **keywords))
         return ranks[-1]
 
@@ -122,6 +125,13 @@ def test_a_rank_ends_with_its_launcher(start: Callable[..., Rank], tmp_path: Pat
     assert not child.is_running()
     assert "its launcher has ended" in rank.said
     assert len(rank.lines("saved")) == 1
+
+
+@pytest.mark.parametrize("mark", ["TORCHELASTIC_RUN_ID", "CROSS_RANK"])
+def test_a_rank_whose_launcher_went_before_it_looked(start: Callable[..., Rank], mark: str) -> None:
+    rank = start("600", mark=mark)
+    assert rank.process.wait(30) == 143
+    assert "its launcher has ended" in rank.said
 
 
 def test_a_rank_without_a_launcher_is_nobody_s(start: Callable[..., Rank], tmp_path: Path) -> None:
