@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from llama.config import TrainOptions
 from llama.options import run_command
@@ -123,6 +125,8 @@ def _fork(
     status = 70
     try:
         os.setpgid(0, 0)
+        # tqdm's own is shared by all forks: one that is killed holding it would stop all after it.
+        tqdm.set_lock(threading.RLock())
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)

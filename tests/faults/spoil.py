@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -193,7 +194,9 @@ def short_meeting(seconds: float) -> Spoil:
     launcher ends before."""
 
     def spoil(_rank: int) -> None:
-        processes.MEETING = type(processes.MEETING)(seconds=seconds)
+        processes.MEETING = torch.distributed.distributed_c10d.default_pg_timeout = timedelta(
+            seconds=seconds
+        )
 
     return spoil
 
