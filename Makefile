@@ -24,6 +24,9 @@ test-multinode: install-test  ## two hosts made of this machine: as root, after 
 topologies: install-test  ## docs/topologies.md anew: every topology against one process
 	$(BIN)/python -m tests.parity.topology_table docs/topologies.md
 
+test-faults: install-test  ## inject every fault of docs/faults.md for real; print the table
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.matrix
+
 lint: install-test  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

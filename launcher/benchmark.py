@@ -4,9 +4,11 @@ import sys
 
 from llama.config import BenchmarkOptions
 from llama.options import run_command
+from llama.train.launched import follow_launcher
 
 
 def main(options: BenchmarkOptions) -> int:
+    follow_launcher()
     from llama.benchmark import benchmark  # after the options: a typo is answered without torch
 
     return benchmark(options)

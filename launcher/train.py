@@ -4,9 +4,11 @@ import sys
 
 from llama.config import TrainOptions
 from llama.options import run_command
+from llama.train.launched import follow_launcher
 
 
 def main(options: TrainOptions) -> int:
+    follow_launcher()
     from llama.train.loop import train  # after the options: a typo is answered without torch
 
     return train(options)

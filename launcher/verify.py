@@ -4,9 +4,11 @@ import sys
 
 from llama.config import VerifyOptions
 from llama.options import run_command
+from llama.train.launched import follow_launcher
 
 
 def main(options: VerifyOptions) -> int:
+    follow_launcher()
     from llama.verify import verify  # after the options: a typo is answered without torch
 
     return verify(options)

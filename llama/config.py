@@ -94,6 +94,9 @@ class TrainOptions(ModelOptions):
     """auto goes on with the run in --output_dir from its newest checkpoint that is whole, or starts
     where there is no run; never refuses a folder that holds a run; a checkpoint's folder goes on
     from that one."""
+    hang_timeout: float = 480.0
+    """Seconds without a sign of life after which a rank in training ends the run, the stacks of its
+    threads in hang-rank-N.txt; by default before NCCL would, which does not say where it stood."""
     override: list[str] = field(default_factory=list)
     """One key of the DeepSpeed JSON, as optimizer.params.lr=1e-4; may be repeated."""
     json: bool = False
@@ -232,6 +235,9 @@ def check_train(options: TrainOptions, world_size: int) -> list[str]:
         *_check_seed(options.seed),
         *_check_files(data=options.data, eval_data=options.eval_data),
     ]
+    if not 0 < options.hang_timeout < math.inf:
+        expected = "expected a finite number above 0"
+        problems.append(f"--hang_timeout: {expected}, found {options.hang_timeout}")
     if options.output_dir is not None:
         problems += _check_output(options.output_dir, options.resume == "never")
     return problems

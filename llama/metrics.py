@@ -5,13 +5,13 @@ The one importer of TensorBoard. A rank that does not report has a `NullSink`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -168,7 +168,8 @@ class Progress:
 
 
 def _print(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    with contextlib.suppress(BrokenPipeError):  # `... | tee log` ends first at Ctrl-C; we save yet
+        print(line, file=sys.stderr, flush=True)
 
 
 def _clock(seconds: float) -> str:
@@ -186,7 +187,7 @@ class Stopwatch:
         seconds, self._last = now - self._last, now
         return seconds
 
-    @contextmanager
+    @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         started = time.perf_counter()
         yield

@@ -9,40 +9,41 @@ import os
 import resource
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from llama.config import TrainOptions
 from llama.errors import TrainingError
 from llama.options import parse
-from llama.train import engine
+from llama.train import engine, loop
+from llama.train.ends import Ends
 from llama.train.loop import train
 
 STOPPED = 143
 
 
-class After:
+class After(Ends):
     """At the end of step `stop_at` the run is asked to stop, as by a SIGTERM; at that of `full_at`
     the kernel allows no file of more than `limit` bytes, as on a disk that is full."""
 
-    def __init__(self, stop_at: int | None, full_at: int | None, limit: int) -> None:
-        self.status = 0
-        self._stop_at, self._full_at, self._limit = stop_at, full_at, limit
-        self._steps = 0
+    run: ClassVar[dict[str, Any]]
+    steps = 0
 
-    def asked(self) -> bool:
-        self._steps += 1
-        if self._steps == self._full_at:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (self._limit, resource.RLIM_INFINITY))
-        if self._steps == self._stop_at:
-            self.status = STOPPED
-        return self.status != 0
+    def asked(self, step: int) -> bool:
+        self.steps += 1
+        if self.steps == self.run.get("full_at"):
+            limit = self.run.get("limit", 0)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        if self.steps == self.run.get("stop_at"):
+            self._asked = 1
+        return super().asked(step)
 
 
 def go(run: dict[str, Any]) -> None:
     options = parse(TrainOptions, run["argv"], "train.py", "")
     stop_at, full_at = run.get("stop_at"), run.get("full_at")
+    After.run = run
     try:
-        status = train(options, After(stop_at, full_at, run.get("limit", 0)))
+        status = train(options)
     except TrainingError as error:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
         assert full_at, run
@@ -53,6 +54,7 @@ def go(run: dict[str, Any]) -> None:
 
 def main(path: Path) -> None:
     stop_processes = engine.stop_processes
+    loop.Ends = After
     engine.stop_processes = lambda: None  # DeepSpeed keeps groups of its own from run to run
     for run in json.loads(path.read_text()):
         go(run)

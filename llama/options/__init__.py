@@ -23,7 +23,7 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llama.errors import UserError, raise_if
+from llama.errors import TrainingError, UserError, raise_if
 from llama.options.declare import CONFIG, build, declared, help_text
 from llama.options.read import read_arguments, read_yaml
 from llama.options.values import value_of
@@ -68,8 +68,9 @@ def run_command(
     argv: list[str] | None = None,
 ) -> int:
     """Parse the command line, run the command, and give its exit status: what `run` returned (None
-    is 0), 2 for a user's mistake, 130 for Ctrl-C. Of several ranks only the first says what was
-    wrong: all of them check the same. Any other exception passes through."""
+    is 0), 2 for a user's mistake, 1 for a run that went wrong, 130 for Ctrl-C. Of several ranks
+    only the first says what the mistake was: all of them check the same. Any other exception passes
+    through."""
     try:
         status = run(parse(cls, sys.argv[1:] if argv is None else argv, prog, description))
         sys.stdout.flush()  # a reader that has gone is noticed here, not at interpreter exit
@@ -82,6 +83,10 @@ def run_command(
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         return 2
+    except TrainingError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -8,7 +8,7 @@ import json
 import math
 import sys
 import time
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,7 @@ from llama.train.agreement import on_main
 from llama.train.build import build_engine
 from llama.train.checkpoint import Checkpoint, Store, Writer
 from llama.train.checks import FirstStepsCheck, optimizer_state_bytes
+from llama.train.ends import Ends
 from llama.train.engine import Step
 from llama.train.plan import Inputs, Schedule, read_inputs, schedule
 from llama.train.record import resumed_before, run_record, trainable, write_json
@@ -37,30 +38,10 @@ from llama.train.samples import Prompt, answers, as_text, choose_prompts, write_
 from llama.train.state import EngineState
 
 
-class Stop(Protocol):
-    """Whether the run is to end early."""
-
-    status: int
-    """The exit status to end with; 0 while nothing was asked."""
-
-    def asked(self) -> bool:
-        """Every rank calls it after every step, and gets the same answer."""
-        ...
-
-
-class NeverStop:
-    """Goes on to the end."""
-
-    status = 0
-
-    def asked(self) -> bool:
-        return False
-
-
-def train(options: TrainOptions, stop: Stop | None = None) -> int:
+def train(options: TrainOptions) -> int:
     """Run `launcher/train.py`; returns the exit code. `UserError` comes before any weights load."""
     inputs = read_inputs(options)
-    stop = stop or NeverStop()
+    status = 0
     device = processes.start_processes()
     try:
         mesh = create_mesh(options.tensor_parallel)
@@ -68,14 +49,15 @@ def train(options: TrainOptions, stop: Stop | None = None) -> int:
         with contextlib.closing(Resumer(inputs, plan, mesh, device)) as resumer:
             summary = resumer.start.finished
             if summary is None:
-                summary = Run(inputs, plan, mesh, device, resumer, stop).run()
+                run = Run(inputs, plan, mesh, device, resumer)
+                summary, status = run.run(), run.ends.status
             elif mesh.is_main:
                 _say_finished(resumer)
     finally:
         processes.stop_processes()
     if mesh.is_main and options.json:
         print(json.dumps(summary))
-    return stop.status
+    return status
 
 
 def _say_finished(resumer: Resumer) -> None:
@@ -94,10 +76,9 @@ class Run:
         mesh: Mesh,
         device: torch.device,
         resumer: Resumer,
-        stop: Stop,
     ) -> None:
         self.inputs, self.options, self.plan = inputs, inputs.options, plan
-        self.mesh, self.device, self.stop = mesh, device, stop
+        self.mesh, self.device = mesh, device
         self.resumer, self.start = resumer, resumer.start
         self.folder = self.start.folder
         self.state = self.start.run
@@ -113,6 +94,7 @@ class Run:
             assert isinstance(self.engine.model, Transformer)
             self.report.say(f"checkpointing auto: {summary(self.engine.model.kept)}")
         resumer.restore(self.engine)
+        self.ends = Ends(mesh.rank, self.folder, self.options.hang_timeout, mesh.highest)
         self.check = FirstStepsCheck(self.engine.trainable, self.engine.own_values)
         self.watch = Stopwatch()
         lora, store = self.options.lora, Store(self.folder / CHECKPOINTS)
@@ -127,8 +109,9 @@ class Run:
         """Evaluate, train every epoch, evaluate again, keep the adapter; returns the summary."""
         try:
             self._write_record()
-            self._train()
-            self.summary["status"] = "interrupted" if self.stop.status else "finished"
+            with self.ends:
+                self._train()
+            self.summary["status"] = "interrupted" if self.ends.status else "finished"
             on_main(self.mesh, self._write_summary)
         except BaseException:
             with contextlib.suppress(OSError, TrainingError):
@@ -137,7 +120,7 @@ class Run:
             raise
         finally:
             self.report.close()
-        if not self.stop.status:
+        if not self.ends.status:
             self._say_where()
         return self.summary
 
@@ -175,15 +158,23 @@ class Run:
 
     def _train(self) -> None:
         prompts = choose_prompts(self.inputs.held_out, self.inputs.template, self.inputs.tokenizer)
+        self._show_life()
         if self.start.source is None:
             self.summary |= {"steps": 0, "eval_loss_before": self._evaluate(0), "epoch_losses": []}
             self.state.samples_before = self._answers(prompts)
         # an epoch that was begun is ended, even where no step of it is left
         while self.state.window or self._goes_on():
             self._epoch()
-            if self.stop.status:
+            if self.ends.status:
                 return
         self._finish(prompts)
+
+    def _show_life(self) -> None:
+        """At every block of every forward pass, recomputed ones too: a step may take long."""
+        model = self.engine.model
+        assert isinstance(model, Transformer)
+        for block in model.layers:
+            block.register_forward_pre_hook(lambda *_: self.ends.beat())
 
     def _goes_on(self) -> bool:
         epochs_left = self.state.epoch < self.options.epochs
@@ -202,7 +193,7 @@ class Run:
                 state.loss_sum += step.loss_sum
                 state.supervised += step.supervised
             self._after_step(step, self.watch.lap())
-            if self.stop.status:
+            if self.ends.status:
                 return
         mean = state.loss_sum / max(state.supervised, 1)
         self.summary["epoch_losses"].append(mean)
@@ -230,7 +221,7 @@ class Run:
         self.report.step(number, state.epoch, step, seconds)
         if self.mesh.highest(int(bool(self.writer.failed or self.report.failed))):
             on_main(self.mesh, self._check_writing)
-        asked = self.stop.asked()
+        asked = self.ends.asked(number)
         if asked:
             self.report.say(f"stopped after step {number}")
         if asked or self._is_due():
@@ -262,7 +253,7 @@ class Run:
                 raise TrainingError("\n".join(f"not saved: {line}" for line in problems))
             engine_state = self.engine.state()
             on_main(self.mesh, lambda: self._hand_over(engine_state))
-            if self.stop.status or self.engine.steps == self.plan.total_steps:
+            if self.ends.status or self.engine.steps == self.plan.total_steps:
                 on_main(self.mesh, self.writer.wait)
             self.summary["checkpoint_seconds"] += time.monotonic() - began
 

@@ -10,6 +10,7 @@ import ctypes
 import logging
 import os
 import sys
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -22,8 +23,15 @@ import deepspeed
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.ops import __compatible_ops__
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from llama.errors import TrainingError
 
 LOGGER = logging.getLogger("DeepSpeed")
+
+MEETING = timedelta(minutes=10)
+"""How long a rank waits for the others, at the start and in a collective: NCCL's own default."""
 
 
 def launched_world_size() -> int:
@@ -32,7 +40,8 @@ def launched_world_size() -> int:
 
 
 def start_processes() -> torch.device:
-    """Join the other processes of the run, or stand alone, and give this one's device."""
+    """Join the other processes of the run, or stand alone, and give this one's device. Raises
+    `TrainingError` where they do not meet."""
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     if "RANK" not in os.environ:
         os.environ.update(alone)
@@ -42,11 +51,40 @@ def start_processes() -> torch.device:
     __compatible_ops__["deepspeed_shm_comm"] = False
     device = _own_device()
     if not dist.is_initialized():
-        # Named for the device, not as DeepSpeed would: its CPU default is a package of Intel's.
-        device_id = device if device.type == "cuda" else None
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device_id else "gloo", device_id=device_id)
+        _meet(device)
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
     return device
+
+
+def _meet(device: torch.device) -> None:
+    # Named for the device, not as DeepSpeed would: its CPU default is a package of Intel's.
+    device_id = device if device.type == "cuda" else None
+    backend = "cpu:gloo,cuda:nccl" if device_id else "gloo"
+    try:
+        store, rank, ranks = next(rendezvous("env://", timeout=MEETING))
+        # torchrun keeps its store when it starts the ranks anew: without a name of its own, a start
+        # would find the addresses of ranks that have ended.
+        store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=rank,
+            world_size=ranks,
+            device_id=device_id,
+            timeout=MEETING,
+        )
+    except RuntimeError as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        advice = (
+            "another run has this port; give another with --master_port"
+            if "EADDRINUSE" in str(error)
+            else "every rank must be started, with the same address and port, and reach that host"
+        )
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise TrainingError(
+            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} did not meet the others "
+            f"at {place}: {reason}: {advice}"
+        ) from error
 
 
 def stop_processes() -> None:
