@@ -1,0 +1,204 @@
+"""The settings of each command; the docstring under a field is its `--help`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class LoRAOptions:
+    """The adapters: W becomes W + (alpha / rank) B A."""
+
+    rank: int = 16
+    """Rank of the adapters: A is rank x in, B is out x rank."""
+    alpha: float = 32.0
+    """An adapter's output is scaled by alpha / rank."""
+    dropout: float = 0.05
+    """Share of an adapter's inputs dropped in training, from 0 to below 1."""
+    targets: tuple[str, ...] = ("wq", "wv")
+    """Linear layers of each block that get an adapter: any of wq, wk, wv, wo, w1, w2, w3."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model, for every command."""
+
+    model: str = "smollm2-135m"
+    """A folder or file (Meta, Hugging Face or GGUF), a hub name, the bundled smollm2-135m, or
+    random:NAME, the shape of NAME (as llama-7b) with random weights."""
+    tokenizer: Path | None = None
+    """A tokenizer's file or folder; none means the one found beside the model."""
+    template: str | None = None
+    """How a prompt is laid out: alpaca, llama2, llama3, chatml, or a Jinja file; none means the
+    model's own, else alpaca."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(ModelOptions):
+    """Settings of `train`."""
+
+    deepspeed: Path
+    """The DeepSpeed JSON, as ds_configs/lora.json: precision, batch, optimizer, schedule, ZeRO."""
+    data: Path | None = None
+    """Training rows, JSON, JSONL or Parquet: Alpaca, prompt/completion, messages or text; none
+    means the 200 bundled examples."""
+    eval_data: Path | None = None
+    """Held-out rows, in any form --data takes; none means the bundled set where --data is also
+    none, else no evaluation."""
+    output_dir: Path | None = None
+    """Folder the run writes; none means runs/<time>. What --resume does with one that holds a run
+    already is said there."""
+    epochs: int = 5
+    """Passes over the training rows."""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps; none means all the epochs."""
+    seq_len: int = 1024
+    """Tokens of one row of a batch; a longer example is cut."""
+    pack: bool = True
+    """Whether examples share a row, each seeing only itself."""
+    tensor_parallel: int = 1
+    """Ranks each layer is split over; it divides the number of processes."""
+    lora: LoRAOptions = field(default_factory=LoRAOptions)
+    """The adapters."""
+    checkpointing: Literal["none", "ffn", "block", "auto"] = "block"
+    """What is recomputed in the backward pass to save memory: nothing, the feed-forward layers, or
+    whole blocks; auto keeps as much as the device's free memory holds."""
+    compile: bool = False
+    """Whether norm, rotary turn and SwiGLU are fused by torch.compile; needs a C compiler."""
+    seed: int = 0
+    """Seed of the adapters, the order of rows and the dropout."""
+    save_every: int | None = None
+    """Optimizer steps between checkpoints; none means one at the end of each epoch. There is always
+    one at the end of the run."""
+    keep: int = 3
+    """Newest checkpoints that are kept."""
+    resume: str = "auto"
+    """auto goes on with the run in --output_dir from its newest checkpoint that is whole, or starts
+    where there is no run; never refuses a folder that holds a run; a checkpoint's folder goes on
+    from that one."""
+    hang_timeout: float = 480.0
+    """Seconds without a sign of life after which a rank in training ends the run, the stacks of its
+    threads in hang-rank-N.txt; by default before NCCL would, which does not say where it stood."""
+    override: list[str] = field(default_factory=list)
+    """One key of the DeepSpeed JSON, as optimizer.params.lr=1e-4; may be repeated."""
+    json: bool = False
+    """Whether the last line of standard output is the run's summary as one JSON object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(ModelOptions):
+    """Settings of `generate`."""
+
+    prompt: str
+    """The text to answer; with --raw to continue, where '' starts from BOS alone."""
+    adapter: Path | None = None
+    """A PEFT folder; none means the model alone."""
+    max_new_tokens: int = 256
+    """Stop after this many tokens, if no end of text came before."""
+    temperature: float = 0.0
+    """Randomness of each choice: 0 always takes the likeliest token."""
+    top_p: float = 1.0
+    """Choose among the likeliest tokens that together have this probability."""
+    seed: int = 0
+    """Seed of the choices, where the temperature is above 0."""
+    raw: bool = False
+    """Continue the prompt as it stands, with no template."""
+    precision: Literal["half", "float32"] = "half"
+    """What the model computes in; half is the 16-bit type that suits the device."""
+    json: bool = False
+    """Whether the last line of standard output is the result as one JSON object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(ModelOptions):
+    """Settings of `evaluate`."""
+
+    data: Path
+    """Rows to evaluate on: JSON, JSONL or Parquet, in any form that train takes."""
+    adapter: Path | None = None
+    """A PEFT folder; none means the model alone."""
+    seq_len: int = 1024
+    """Tokens of one row of a batch; a longer example is cut."""
+    pack: bool = True
+    """Whether examples share a row, each seeing only itself."""
+    micro_batch: int = 1
+    """Rows computed at a time."""
+    precision: Literal["half", "float32"] = "half"
+    """What the model computes in; half is the 16-bit type that suits the device."""
+    json: bool = False
+    """Whether the last line of standard output is the result as one JSON object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions(ModelOptions):
+    """Settings of `benchmark`."""
+
+    data: Path | None = None
+    """Rows to train on, in any form that train takes; none means random tokens, each row of the
+    batch one document with every position supervised."""
+    rows: int | None = None
+    """Take this many rows from the start of --data; none means all."""
+    batch: int | None = None
+    """Rows of a micro-batch; none means what --deepspeed says, else 4, or 1 packed row with
+    --data."""
+    seq_len: int | None = None
+    """Tokens of a row; none means 256, or 1024 with --data."""
+    precision: Literal["bf16", "fp16", "float32"] | None = None
+    """What the step computes in; none means what --deepspeed says, else bf16."""
+    deepspeed: Path | None = None
+    """A DeepSpeed JSON, as ds_configs/lora_bf16.json, which then says batch and precision; none
+    means AdamW, clipping at 1.0, ZeRO-1 and no accumulation."""
+    tensor_parallel: int = 1
+    """Ranks each layer is split over; it divides the number of processes."""
+    lora: LoRAOptions = field(default_factory=LoRAOptions)
+    """The adapters."""
+    checkpointing: Literal["none", "ffn", "block", "auto"] = "block"
+    """What is recomputed in the backward pass, as in train."""
+    compile: bool = False
+    """Whether norm, rotary turn and SwiGLU are fused by torch.compile, as in train."""
+    steps: int = 10
+    """Optimizer steps that are timed."""
+    warmup: int = 3
+    """Optimizer steps before them that are not."""
+    memory_limit_gb: float | None = None
+    """Cap on the memory that CUDA tensors may take, in GiB, as of a smaller card; none means no
+    cap."""
+    seed: int = 0
+    """Seed of random tokens, the order of rows, the adapters and the dropout."""
+    json: bool = False
+    """Whether the last line of standard output is the result as one JSON object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Settings of `verify`."""
+
+    deepspeed: Path
+    """The DeepSpeed JSON of the run to be proved."""
+    model: str = "smollm2-135m"
+    """The model whose widths are used, as train takes it; its weights are not read."""
+    tensor_parallel: int = 1
+    """Ranks each layer is split over; it divides the number of processes."""
+    lora: LoRAOptions = field(default_factory=LoRAOptions)
+    """The adapters."""
+    checkpointing: Literal["none", "ffn", "block", "auto"] = "block"
+    """What is recomputed in the backward pass, as in train."""
+    compile: bool = False
+    """Whether norm, rotary turn and SwiGLU are fused by torch.compile, as in train."""
+    layers: int = 2
+    """Blocks of the model that is built, at most the model's own number."""
+    steps: int = 5
+    """Optimizer steps that are compared."""
+    seq_len: int = 128
+    """Tokens of a row, at most."""
+    precision: Literal["half", "float32"] = "half"
+    """half proves the run in float32 and then in the JSON's own precision; float32 only the
+    former."""
+    seed: int = 0
+    """Seed of the weights, the rows, the adapters and the dropout."""
+    override: list[str] = field(default_factory=list)
+    """One key of the DeepSpeed JSON, as in train; may be repeated."""
+    json: bool = False
+    """Whether the last line of standard output is the result as one JSON object."""
