@@ -11,7 +11,7 @@ import time
 
 from tests.faults import spoil
 from tests.faults.forked import Run, Spoil
-from tests.faults.setting import ONE, SHARDED, TWO, Case, Setting, Shape, last_step
+from tests.faults.setting import ONE, PLAIN, SHARDED, TWO, Case, Setting, Shape, last_step
 
 BOUND = 30.0
 """Seconds in which the ranks that are left must have ended."""
@@ -25,7 +25,7 @@ def random_kills(case: Case) -> list[int]:
     """A run killed, and gone on with, up to eight times. A third of the runs has two ranks, of
     which one is killed; every fourth has its first kill in the middle of a save. Gives the steps
     lost by each kill."""
-    shape = case.draw.choice([ONE, ONE, ONE, ONE, TWO, SHARDED])
+    shape = case.draw.choice([ONE, ONE, PLAIN, PLAIN, TWO, SHARDED])
     times = case.draw.choice([1, 2, 3, 5, 8])
     lost: list[int] = []
     if case.draw.random() < 0.25:
