@@ -75,5 +75,9 @@ def _killed_once(case: Case, shape: Shape) -> bool:
 def all_end(run: Run, bound: float = BOUND) -> list[int | None]:
     """The statuses of all ranks, none of which may outlive the others for long."""
     statuses = run.wait(bound)
+    if None in statuses:
+        for rank in run.ranks:
+            rank.send(signal.SIGUSR1)
+        time.sleep(1)
     assert None not in statuses, f"a rank lives on after {bound:.0f} s: {statuses}\n{run.said}"
     return statuses
