@@ -15,9 +15,9 @@ from tests.faults.setting import ONE, PLAIN, SHARDED, TWO, Case, Setting, Shape,
 
 BOUND = 30.0
 """Seconds in which the ranks that are left must have ended."""
-MEETING = 15.0
-"""Seconds to meet in, for ranks of which one may be killed before; without a launcher to end them,
-those that are left wait for them, and once more for as long."""
+MEETING = 10.0
+"""Seconds to meet in, for ranks of which one may be killed before: without a launcher to end them,
+those that are left wait for it, in gloo up to five times."""
 KILLED = 128 + signal.SIGKILL
 
 
@@ -65,7 +65,7 @@ def _killed_once(case: Case, shape: Shape) -> bool:
         time.sleep(max(0.0, run.started + moment - time.monotonic()))
         victim = case.draw.choice(run.ranks)
         victim.send(signal.SIGKILL)
-        statuses = all_end(run, BOUND + 2 * MEETING)
+        statuses = all_end(run, BOUND + 6 * MEETING)
         if victim.status == KILLED:
             return True
         assert statuses == [0] * shape.ranks, f"{statuses}\n{run.said}"
