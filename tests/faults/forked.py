@@ -120,6 +120,7 @@ def free_port() -> int:
 def _fork(
     argv: list[str], log: Path, rank: int, place: dict[str, str], spoil: Spoil | None
 ) -> Rank:
+    log.touch()
     pid = os.fork()
     if pid:
         return Rank(pid, log)
