@@ -7,6 +7,7 @@ group of its own, with its output in a file.
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import os
 import signal
@@ -132,6 +133,7 @@ def _fork(
         os.dup2(descriptor, 2)
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
         os.environ.update(own | place)
+        faulthandler.register(signal.SIGUSR1)  # so that one that does not end says where it is
         if spoil is not None:
             spoil(rank)
         status = run_command(train, TrainOptions, "train.py", "", argv)

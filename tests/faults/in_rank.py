@@ -33,7 +33,8 @@ def killed_in_a_step(case: Case, point: spoil.Point) -> int:
 
 
 def killed_in_a_save(case: Case) -> int:
-    lost = killed_at(case, ONE, spoil.in_save(SAVE, case.number + 1, spoil.kill))
+    operation = case.number % operations(case.setting) + 1
+    lost = killed_at(case, ONE, spoil.in_save(SAVE, operation, spoil.kill))
     case.finish(ONE)
     return lost
 
@@ -62,7 +63,7 @@ def _stops(case: Case, shape: Shape, what: spoil.Spoil, saved: int) -> int:
         for rank in run.ranks:
             named = re.search("error: .*(could not be saved|cannot be written)", rank.said)
             assert named, run.said
-            assert "Traceback" not in rank.said, run.said
+            assert rank.said.splitlines()[-1].startswith("error: "), run.said
     assert max(saved_steps(case.out)) == saved, saved_steps(case.out)
     lost = case.lost()
     case.finish(shape)

@@ -40,6 +40,7 @@ class Shape:
 
 ROWS = 11
 ONE, TWO, SHARDED = Shape(), Shape(ranks=2), Shape(ranks=2, tensor_parallel=2)
+PLAIN = Shape(zero_stage=0)
 LONG, LONG_ALONE = Shape(ranks=2, epochs=30), Shape(epochs=15)
 """Long enough for a launcher to be met in the middle of it."""
 

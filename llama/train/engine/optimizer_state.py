@@ -39,14 +39,15 @@ class OptimizerState:
         self.stage = stage
         self.inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
 
-    # Out. Every rank of the data-parallel group must call these: the values are gathered.
+    # Out. Every rank of the data-parallel group must call these: the values are gathered, and are
+    # the caller's own: a checkpoint is written while training goes on.
 
     def masters(self) -> Tensors:
         """Float32 values, from the optimizer's copies where it keeps them."""
         found = {}
         for name, parameter in self.trainable.items():
             full = safe_get_full_fp32_param(parameter)
-            found[name] = (parameter if full is None else full).detach().float().cpu()
+            found[name] = _copy(parameter if full is None else full)
         return found
 
     def moments(self, key: str) -> Tensors:
@@ -57,7 +58,7 @@ class OptimizerState:
         for name, parameter in self.trainable.items():
             full = safe_get_full_optimizer_state(parameter, key) if self.stage else None
             value = self.inner.state[parameter][key] if full is None else full
-            found[name] = value.detach().float().cpu()
+            found[name] = _copy(value)
         return found
 
     def counters(self) -> dict[str, Any]:
@@ -152,6 +153,11 @@ class OptimizerState:
                 yield from (p for p in group["params"] if id(p) not in parameters)
         for state in self.inner.state.values():
             yield from (v for v in state.values() if isinstance(v, torch.Tensor) and v.dim() > 0)
+
+
+def _copy(value: torch.Tensor) -> torch.Tensor:
+    """Float32, on the CPU. Never the same memory, as `.float().cpu()` may be."""
+    return value.detach().to("cpu", torch.float32, copy=True)
 
 
 def _shape(parameter: nn.Parameter) -> torch.Size:
