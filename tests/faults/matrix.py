@@ -98,7 +98,7 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 def _work(setting: Setting, chosen: list[Row], seed: int, path: Path) -> None:
     parent = os.getppid()
     for number, row in enumerate(chosen):
-        for time_ in range(3 * row.times):  # a moment may come after a run's end
+        for time_ in range(row.times if row.certain else 3 * row.times):
             if len(lost_by(row, read_results(path))) >= row.times:
                 break
             out = setting.folder / f"{number}-{time_}"

@@ -25,11 +25,13 @@ class Row:
     times: int
     promise: str
     inject: Inject
+    certain: bool = True
+    """Whether each time injects once; a random moment may come after a run's end."""
 
 
 def rows(setting: Setting, kills: int) -> list[Row]:
     return [
-        Row("SIGKILL of a rank at a random moment", kills, RESUMES, random_kills),
+        Row("SIGKILL of a rank at a random moment", kills, RESUMES, random_kills, False),
         *_in_a_step(),
         *_in_a_save(setting),
         *_not_finite(),
