@@ -58,7 +58,8 @@ class Rank:
 
     @property
     def said(self) -> str:
-        return self.log.read_text(errors="replace")
+        """So far; the child makes the file when it gets to run."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 
 class Run:

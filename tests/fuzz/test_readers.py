@@ -24,6 +24,9 @@ from llama.inference import check_adapter
 from llama.options import parse
 from llama.tokenizer.load import load_tokenizer
 from llama.tokenizer.templates import load_template
+from llama.train.checkpoint import content, read
+from llama.train.checkpoint.content import MANIFEST, contents
+from llama.train.checkpoint.files import write_folder
 from llama.weights.open_model import open_model
 from tests.bad_inputs.setting import build
 from tests.fuzz.mutations import spoilt_bytes, spoilt_json
@@ -35,6 +38,7 @@ from tests.tokenizer_files import (
     gguf_of,
     write_gguf,
 )
+from tests.unit.train.checkpoint_case import ADAPTER, MOST, checkpoint
 
 MEMORY = 512 << 20
 """Bytes that the process may grow by over all cases of a reader."""
@@ -59,6 +63,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     (folder / "chats.json").write_text(json.dumps([{"messages": messages}] * 3))
+    write_folder(folder / "step-3", contents(checkpoint(), ADAPTER))
     home = Path.cwd()
     os.chdir(folder)
     yield folder
@@ -129,6 +134,24 @@ def yaml(path: Path) -> None:
     parse(TrainOptions, ["--deepspeed", "x", "--config", str(path)], "train.py", "")
 
 
+def saved(path: Path) -> None:
+    read(next(p for p in path.parents if p.name == "step-3"), MOST)
+
+
+def signed(path: Path) -> None:
+    """The same with a manifest that agrees, as one would forge it."""
+    folder = next(p for p in path.parents if p.name == "step-3")
+    manifest = folder / MANIFEST
+    whole = manifest.read_bytes()
+    files = [p for p in folder.rglob("*") if p.is_file() and p != manifest]
+    names = {str(p.relative_to(folder)): p.read_bytes() for p in files}
+    manifest.write_bytes(content._manifest(3, names))
+    try:
+        read(folder, MOST)
+    finally:
+        manifest.write_bytes(whole)
+
+
 READERS: dict[str, Callable[[Path], None]] = {
     "ds.json": deepspeed,
     "rows.json": rows,
@@ -149,16 +172,20 @@ READERS: dict[str, Callable[[Path], None]] = {
     "chat.jinja": template,
     "run.yaml": yaml,
     "hosts": hostfile,
+    "step-3/manifest.json": saved,
+    "step-3/trainer.json": signed,
+    "step-3/optimizer.safetensors": signed,
+    "step-3/adapter/adapter_model.safetensors": signed,
 }
 IN_JSON = [name for name in READERS if name.endswith(".json")]
 
 
-def outcome(read: Callable[[Path], None], path: Path, content: bytes) -> None:
-    """Read `path` with `content`; then put back what was there."""
+def outcome(reader: Callable[[Path], None], path: Path, spoilt: bytes) -> None:
+    """Read `path` with `spoilt` in it; then put back what was there."""
     whole = path.read_bytes()
-    path.write_bytes(content)
+    path.write_bytes(spoilt)
     try:
-        read(path)
+        reader(path)
     except UserError as error:
         assert error.problems
         for line in error.problems:

@@ -24,6 +24,7 @@ SMALLER = {
     "evaluate": ["--template", "alpaca"],
     "doctor": ["--size_mb", "1"],
     "benchmark": ["--steps", "1", "--warmup", "0"],
+    "verify": ["--steps", "2", "--layers", "1", "--seq_len", "32"],
 }
 
 
@@ -48,7 +49,8 @@ def smaller(command: str, folder: Path, out: Path) -> list[str]:
     for option, value in zip(extra[::2], extra[1::2], strict=True):
         if option not in words:
             words += [option, value]
-    places = {"MODEL": folder / "MODEL", "ROWS.jsonl": folder / "ROWS.jsonl", "OUT": out}
+    places = {"MODEL": folder / "MODEL", "ROWS.jsonl": folder / "ROWS.jsonl"}
+    places |= {"OUT": out, "runs/mine": out}
     places["RUN/adapter"] = folder / "RUN" / "adapter"
     return [str(places.get(word, "2" if word == "8" else word)) for word in words]
 

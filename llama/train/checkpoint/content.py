@@ -23,6 +23,16 @@ FORMAT = 1
 """Raised when an older program could not read what is written."""
 MANIFEST, OPTIMIZER, TRAINER = "manifest.json", "optimizer.safetensors", "trainer.json"
 _ADAPTER = f"adapter/{peft_format.WEIGHTS}"
+_ILL_FORMED = (
+    AttributeError,
+    KeyError,
+    OverflowError,
+    RecursionError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
+"""What a document raises that is not what this program writes, though its hash agrees."""
 _FILES = (_ADAPTER, f"adapter/{peft_format.CONFIG}", OPTIMIZER, TRAINER)
 
 
@@ -148,8 +158,10 @@ def read(folder: Path, most: int) -> Checkpoint:
             random=dict(trainer["random"]),
         )
         steps = {checkpoint.step, trainer["step"], manifest["step"]}
-    except (KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise UserError(f"{folder}: not a checkpoint of this program: {error!r}") from None
+    except _ILL_FORMED as error:
+        raise UserError(
+            f"{folder}: not a checkpoint of this program: {str(error)[:200]!r}"
+        ) from None
     if moments or len(steps) > 1:
         raise UserError(f"{folder}: its files are of different checkpoints")
     raise_if([f"{folder}: {problem}" for problem in _misfits(checkpoint.engine)])
