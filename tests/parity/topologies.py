@@ -19,29 +19,20 @@ import torch
 
 from llama import deepspeed_json
 from llama.config import LoRAOptions, VerifyOptions
-from llama.model.config import LINEARS, ModelConfig
+from llama.model.config import LINEARS
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.train import engine as processes
 from llama.verify import Case, asked_run, random_rows, reference_run
 from llama.verify_report import TOLERANCES, Outcome, compare
 from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader
+from tests.model_files import TINY
 from tests.tiny_runs import deepspeed_json as settings
 
 STAGES = (0, 1, 2, 3)
 ACCUMULATIONS = (1, 3)
 CHECKPOINTING = ("none", "ffn", "block")
-MODEL = ModelConfig(
-    dim=64,
-    n_layers=2,
-    n_heads=8,
-    n_kv_heads=4,
-    head_dim=8,
-    ffn_dim=192,
-    vocab_size=96,
-    attention_bias=True,
-    mlp_bias=True,
-)
+MODEL = replace(TINY, attention_bias=True, mlp_bias=True)
 OPTIONS = VerifyOptions(
     deepspeed=Path("settings"),
     seq_len=48,
