@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-fast test-multinode fuzz topologies lint install install-test
+.PHONY: train test test-fast test-multinode test-faults fuzz topologies lint install install-test
 .PHONY: install-multinode clean
 
 train: install  ## fine-tune the bundled model on the bundled rows

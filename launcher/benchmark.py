@@ -1,9 +1,8 @@
 """Time the training step: `python launcher/benchmark.py --model random:llama-7b --seq_len 2048`"""
 
-import sys
-
 from llama.config import BenchmarkOptions
 from llama.options import run_command
+from llama.program import run_program
 from llama.train.launched import follow_launcher
 
 
@@ -15,4 +14,4 @@ def main(options: BenchmarkOptions) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, BenchmarkOptions, "benchmark.py", __doc__ or ""))
+    run_program(run_command, main, BenchmarkOptions, "benchmark.py", __doc__ or "")

@@ -1,9 +1,8 @@
 """Preflight of this machine, or of every host: `python launcher/doctor.py --hostfile hosts`"""
 
-import sys
-
 from llama.doctor.options import DoctorOptions
 from llama.options import run_command
+from llama.program import run_program
 
 
 def main(options: DoctorOptions) -> int:
@@ -13,4 +12,4 @@ def main(options: DoctorOptions) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, DoctorOptions, "doctor.py", __doc__ or ""))
+    run_program(run_command, main, DoctorOptions, "doctor.py", __doc__ or "")

@@ -1,9 +1,8 @@
 """Loss on a data file: `python launcher/evaluate.py --model smollm2-135m --data rows.json`"""
 
-import sys
-
 from llama.config import EvaluateOptions
 from llama.options import run_command
+from llama.program import run_program
 
 
 def main(options: EvaluateOptions) -> int:
@@ -13,4 +12,4 @@ def main(options: EvaluateOptions) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, EvaluateOptions, "evaluate.py", __doc__ or ""))
+    run_program(run_command, main, EvaluateOptions, "evaluate.py", __doc__ or "")

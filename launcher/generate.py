@@ -1,9 +1,8 @@
 """Answer a prompt: `python launcher/generate.py --model smollm2-135m --prompt "Name a fruit."`"""
 
-import sys
-
 from llama.config import GenerateOptions
 from llama.options import run_command
+from llama.program import run_program
 
 
 def main(options: GenerateOptions) -> int:
@@ -13,4 +12,4 @@ def main(options: GenerateOptions) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, GenerateOptions, "generate.py", __doc__ or ""))
+    run_program(run_command, main, GenerateOptions, "generate.py", __doc__ or "")

@@ -1,9 +1,8 @@
 """Fine-tune with LoRA: `deepspeed launcher/train.py --deepspeed ds_configs/lora.json`"""
 
-import sys
-
 from llama.config import TrainOptions
 from llama.options import run_command
+from llama.program import run_program
 from llama.train.launched import follow_launcher
 
 
@@ -15,4 +14,4 @@ def main(options: TrainOptions) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, TrainOptions, "train.py", __doc__ or ""))
+    run_program(run_command, main, TrainOptions, "train.py", __doc__ or "")

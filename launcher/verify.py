@@ -1,9 +1,8 @@
 """Prove a topology: `deepspeed --num_gpus 4 launcher/verify.py --deepspeed FILE`"""
 
-import sys
-
 from llama.config import VerifyOptions
 from llama.options import run_command
+from llama.program import run_program
 from llama.train.launched import follow_launcher
 
 
@@ -15,4 +14,4 @@ def main(options: VerifyOptions) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main, VerifyOptions, "verify.py", __doc__ or ""))
+    run_program(run_command, main, VerifyOptions, "verify.py", __doc__ or "")

@@ -39,6 +39,7 @@ from llama.inference import summed_loss
 from llama.metrics import step_flops
 from llama.options import run_command
 from llama.parallel.mesh import Mesh, create_mesh
+from llama.program import run_program
 from llama.train import engine as processes
 from llama.train.build import build_engine
 
@@ -342,4 +343,4 @@ def compare(options: PeerOptions) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(compare, PeerOptions, "peer_benchmark.py", __doc__ or ""))
+    run_program(run_command, compare, PeerOptions, "peer_benchmark.py", __doc__ or "")

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from llama.config import TrainOptions
 from llama.errors import TrainingError
 from llama.options import parse
+from llama.program import run_program
 from llama.train import engine, loop
 from llama.train.ends import Ends
 from llama.train.loop import train
@@ -62,4 +63,4 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    run_program(main, Path(sys.argv[1]))

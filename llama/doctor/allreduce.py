@@ -17,20 +17,22 @@ from datetime import timedelta
 from typing import Any
 
 from llama.doctor.probe import say
+from llama.program import run_program
 
 _REPEATS = 5
 _FLOAT = 4
 
 
-def run_rank(request: dict[str, Any], local_rank: int) -> None:
-    """Join, connect, reduce and time it; what goes wrong is said, and ends the process with 1."""
+def run_rank(request: dict[str, Any], local_rank: int) -> int:
+    """Join, connect, reduce and time it; what goes wrong is said. Gives the process's status."""
     signal.alarm(request["limit"])
     rank = request["first_rank"] + local_rank
     try:
         _run(request, rank, local_rank)
     except Exception as error:
         say({"rank": rank, "error": str(error).partition("\n")[0] or type(error).__name__})
-        os._exit(1)  # the others may hold a collective open
+        return 1
+    return 0
 
 
 def _run(request: dict[str, Any], rank: int, local_rank: int) -> None:
@@ -87,7 +89,7 @@ def run_host(request: dict[str, Any]) -> int:
     """All ranks of this host; 0 if every one came through."""
     spawn = multiprocessing.get_context("spawn")
     ranks = [
-        spawn.Process(target=run_rank, args=(request, local_rank), daemon=True)
+        spawn.Process(target=run_program, args=(run_rank, request, local_rank), daemon=True)
         for local_rank in range(request["local_ranks"])
     ]
     for process in ranks:

@@ -32,6 +32,7 @@ from llama.config import BenchmarkOptions
 from llama.data.types import Batch
 from llama.options import parse
 from llama.parallel.mesh import Mesh, create_mesh
+from llama.program import run_program
 from llama.train import engine as processes
 from llama.train.build import build_engine
 from llama.train.engine import Engine
@@ -144,4 +145,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_program(main, sys.argv[1:])

@@ -39,6 +39,7 @@ from llama.model.fused_block import Kept
 from llama.model.keeping import summary
 from llama.model.transformer import KEPT, Transformer
 from llama.parallel.mesh import Mesh, create_mesh
+from llama.program import run_program
 from llama.train import engine as processes
 from llama.train.memory import keep_what_fits
 
@@ -317,4 +318,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -24,6 +24,7 @@ from llama.inference import build_model, find_tokenizer
 from llama.lora.attach import attach, initialise
 from llama.model.config import LINEARS
 from llama.parallel.mesh import create_mesh
+from llama.program import run_program
 from llama.tokenizer.base import Tokenizer
 from llama.train import engine as processes
 from llama.train.build import DTYPES
@@ -124,4 +125,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_program(main, sys.argv[1:])

@@ -21,6 +21,7 @@ from llama.config import LoRAOptions, VerifyOptions
 from llama.data.batches import make_batch
 from llama.data.types import Example
 from llama.parallel.mesh import Mesh, create_mesh
+from llama.program import run_program
 from llama.train import engine as processes
 from llama.train.build import build_engine
 from llama.weights.open_model import ModelSource
@@ -130,4 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -23,6 +23,7 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 
 from llama.lora.attach import adapters, initialise
 from llama.parallel.mesh import Mesh, TensorParallel, create_mesh
+from llama.program import run_program
 from llama.train import engine as processes
 from llama.train.engine import Engine
 from llama.verify import run
@@ -170,4 +171,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -19,6 +19,7 @@ from llama.lora import peft_format
 from llama.lora.attach import attach, initialise
 from llama.lora.peft_format import AdapterConfig
 from llama.parallel.mesh import create_mesh
+from llama.program import run_program
 from llama.train import engine as processes
 from llama.train.adapter_files import save_adapter
 from llama.train.engine import Engine
@@ -59,4 +60,4 @@ def main(folder: str, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    run_program(main, sys.argv[1], Path(sys.argv[2]))

@@ -15,6 +15,7 @@ import torch
 from llama.inference import build_model, find_tokenizer
 from llama.model.decoding import Sampling, decode
 from llama.parallel.mesh import create_mesh
+from llama.program import run_program
 from llama.train import engine as processes
 from llama.weights.open_model import open_model
 from tests.model_files import cut_meta
@@ -56,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

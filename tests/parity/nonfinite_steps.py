@@ -24,6 +24,7 @@ from llama.data.batches import make_batch
 from llama.data.types import Batch, Example
 from llama.errors import TrainingError
 from llama.parallel.mesh import Mesh, create_mesh
+from llama.program import run_program
 from llama.train import engine as processes
 from llama.train.build import build_engine
 from llama.train.engine import Engine
@@ -137,4 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

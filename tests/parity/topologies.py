@@ -21,6 +21,7 @@ from llama import deepspeed_json
 from llama.config import LoRAOptions, VerifyOptions
 from llama.model.config import LINEARS
 from llama.parallel.mesh import Mesh, create_mesh
+from llama.program import run_program
 from llama.train import engine as processes
 from llama.verify import Case, asked_run, random_rows, reference_run
 from llama.verify_report import TOLERANCES, Outcome, compare
@@ -147,4 +148,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

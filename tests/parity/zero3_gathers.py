@@ -17,6 +17,7 @@ import torch
 from llama import deepspeed_json
 from llama.config import LoRAOptions, VerifyOptions
 from llama.parallel.mesh import create_mesh
+from llama.program import run_program
 from llama.train import engine as processes
 from llama.train.build import build_engine
 from llama.train.checks import FirstStepsCheck
@@ -113,4 +114,4 @@ def _watch_loading() -> Callable[[], int]:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -13,6 +13,7 @@ from llama.data.types import Example
 from llama.inference import build_model
 from llama.lora.attach import attach, initialise
 from llama.parallel.mesh import create_mesh
+from llama.program import run_program
 from llama.train import engine as processes
 from llama.train.engine import Engine
 from llama.train.engine.owners import summed_at_owner
@@ -78,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)
