@@ -165,7 +165,7 @@ def asked_run(case: Case, resolved: Resolved, mesh: Mesh, device: torch.device) 
         grad_norms=[step.grad_norm for step in steps],
         adapter=engine.whole_adapter(),
         skipped=engine.skipped,
-        replica_problems=engine.replica_problems(),
+        replica_problems=engine.replica_problems(engine.own_values()),
         optimizer_bytes=_of_all_ranks(engine.optimizer_state_bytes(), mesh, device),
     )
     engine.close()

@@ -17,12 +17,12 @@ from llama.train.launched import follow_launcher
 
 def main(folder: Path, hang_timeout: float, hangs_at: int | None) -> int:
     follow_launcher()
-    with Ends(0, folder, hang_timeout, agree=lambda number: number) as ends:
+    with Ends(0, folder, hang_timeout) as ends:
         for step in range(1, 1200):
             with (folder / "steps").open("a") as file:
                 file.write(f"{step}\n")
             time.sleep(0.05 if step != hangs_at else 600)
-            if ends.asked(step):
+            if ends.stops(step, ends.wish):
                 with (folder / "saved").open("a") as file:
                     file.write(f"{step}\n")
                 time.sleep(1.5)  # a save takes its time

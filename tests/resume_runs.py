@@ -29,14 +29,15 @@ class After(Ends):
     run: ClassVar[dict[str, Any]]
     steps = 0
 
-    def asked(self, step: int) -> bool:
+    @property
+    def wish(self) -> int:
         self.steps += 1
         if self.steps == self.run.get("full_at"):
             limit = self.run.get("limit", 0)
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         if self.steps == self.run.get("stop_at"):
-            self._asked = 1
-        return super().asked(step)
+            self._wish = 1
+        return super().wish
 
 
 def go(run: dict[str, Any]) -> None:

@@ -57,11 +57,16 @@ def write_json(path: Path, document: Any) -> Path:
 
 
 def environment() -> dict[str, str]:
-    """Ours without a launcher's variables, this checkout first on the module path. One thread:
-    several would wait for one another longer than products of this size take."""
+    """Ours without a launcher's variables, this checkout first on the module path."""
     kept = {k: v for k, v in os.environ.items() if k not in _OF_A_LAUNCHER}
     path = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH")]))
-    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    return kept | {"PYTHONPATH": path}
+
+
+def of_one_thread() -> dict[str, str]:
+    """`environment` for tiny models: several threads would wait for one another longer than
+    products of this size take."""
+    return environment() | {"OMP_NUM_THREADS": "1"}
 
 
 def torchrun_module(
@@ -73,7 +78,7 @@ def torchrun_module(
     return subprocess.run(
         [*map(str, start), *map(str, argv)],
         cwd=ROOT,
-        env=environment(),
+        env=of_one_thread(),
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -91,8 +96,7 @@ def launched(
 def started(
     launcher: Launcher, script: str, *argv: str | Path, ranks: int = 1
 ) -> subprocess.CompletedProcess[str]:
-    """Start a script under `launcher` and wait for it. One thread: several would wait for one
-    another longer than products of this size take."""
+    """Start a script under `launcher` and wait for it."""
     binaries = Path(sys.executable).parent
     port = str(free_port())
     start = {
@@ -103,7 +107,7 @@ def started(
     return subprocess.run(
         [*map(str, start), script, *map(str, argv)],
         cwd=ROOT,
-        env=environment(),
+        env=of_one_thread(),
         capture_output=True,
         text=True,
         timeout=300,

@@ -67,13 +67,13 @@ class Mesh:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def highest(self, number: int) -> int:
-        """The highest of all ranks' numbers. Every rank must call it."""
+    def highest(self, *numbers: int) -> list[int]:
+        """Of each number the highest that any rank gives. Every rank must call it."""
         if self.world_size == 1:
-            return number
-        highest = torch.tensor(number)
+            return list(numbers)
+        highest = torch.tensor(numbers)
         dist.all_reduce(highest, op=dist.ReduceOp.MAX)
-        return int(highest)
+        return highest.tolist()
 
     @contextlib.contextmanager
     def agreement(self) -> Iterator[None]:

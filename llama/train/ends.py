@@ -1,8 +1,9 @@
 """How a rank ends before its time: asked to, left by its launcher, or hung.
 
 The first SIGTERM or SIGINT asks: training stops after the step in progress, saves once and exits
-with 143 or 130. A signal may reach one rank alone, so after each step the ranks agree. A second
-one ends the process at once; what was saved earlier stays whole.
+with 143 or 130. A signal may reach one rank alone, so after each step the ranks agree on the
+highest `wish` among them. A second signal ends the process at once; what was saved earlier stays
+whole.
 
 All is decided in a thread of its own. Python runs a signal's handler between two instructions of
 the main thread, and one that waits for another rank inside a collective never comes to the next.
@@ -20,14 +21,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
 from llama.errors import TrainingError
 from llama.train.launched import GONE
 
-_ASKED = (0, 128 + signal.SIGTERM, 128 + signal.SIGINT)
+_WISHES = (0, 128 + signal.SIGTERM, 128 + signal.SIGINT)
 """Exit statuses, the one that prevails last: at a terminal, Ctrl-C reaches a rank as SIGINT, and
 as the SIGTERM that its launcher passes on."""
 
@@ -51,21 +51,18 @@ _LOST = re.compile(
 class Ends:
     """Watches over one rank's training; a context around it.
 
-    `agree` gives the highest of all ranks' numbers, a collective. `hang_timeout` is in seconds: a
-    rank of which `beat` hears nothing for so long is ended with status 1, after the stacks of its
-    threads went to standard error and to `hang-rank-N.txt` in `folder`. Raises `TrainingError` in
-    place of what a collective raises when another rank has gone."""
+    `hang_timeout` is in seconds: a rank of which `beat` hears nothing for so long is ended with
+    status 1, after the stacks of its threads went to standard error and to `hang-rank-N.txt` in
+    `folder`. Raises `TrainingError` in place of what a collective raises when another rank has
+    gone."""
 
-    def __init__(
-        self, rank: int, folder: Path, hang_timeout: float, agree: Callable[[int], int]
-    ) -> None:
+    def __init__(self, rank: int, folder: Path, hang_timeout: float) -> None:
         self.rank = rank
         self.status = 0
         """The exit status all ranks agreed on; 0 while none was asked to stop."""
         self._folder = folder
         self._hang_timeout = hang_timeout
-        self._agree = agree
-        self._asked = 0
+        self._wish = 0
         self._first: float | None = None
         self._step = 0
         self._last_beat = time.monotonic()
@@ -107,12 +104,17 @@ class Ends:
         """The rank is alive: call it at least at every micro-batch."""
         self._last_beat = time.monotonic()
 
-    def asked(self, step: int) -> bool:
-        """Whether training is to stop here, after optimizer step `step`: the same answer on every
-        rank, all of which must call it. `status` then holds what to exit with."""
+    @property
+    def wish(self) -> int:
+        """What this rank was asked for so far; 0: nothing. Of all ranks' the highest prevails."""
+        return self._wish
+
+    def stops(self, step: int, wish: int) -> bool:
+        """Whether training is to stop here, after optimizer step `step`, by what the ranks agreed
+        on. `status` then holds what to exit with."""
         self.beat()
         self._step = step
-        self.status = _ASKED[self._agree(self._asked)]
+        self.status = _WISHES[wish]
         return self.status != 0
 
     # The thread
@@ -125,14 +127,14 @@ class Ends:
                 if number in _SIGNALS:
                     self._received(number)
             if GONE.is_set():
-                self._asked = max(self._asked, 1)
+                self._wish = max(self._wish, 1)
             late = time.monotonic() - before - _TICK
             if late > _TICK:  # stopped as a whole (Ctrl-Z, a scheduler's pause): that is no hang
                 self._last_beat += late
             self._end_if_hung()
 
     def _received(self, number: int) -> None:
-        self._asked = max(self._asked, _ASKED.index(128 + number))
+        self._wish = max(self._wish, _WISHES.index(128 + number))
         now = time.monotonic()
         if self._first is None:
             self._first = now

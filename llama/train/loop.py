@@ -94,7 +94,7 @@ class Run:
             assert isinstance(self.engine.model, Transformer)
             self.report.say(f"checkpointing auto: {summary(self.engine.model.kept)}")
         resumer.restore(self.engine)
-        self.ends = Ends(mesh.rank, self.folder, self.options.hang_timeout, mesh.highest)
+        self.ends = Ends(mesh.rank, self.folder, self.options.hang_timeout)
         self.check = FirstStepsCheck(self.engine.trainable, self.engine.own_values)
         self.watch = Stopwatch()
         lora, store = self.options.lora, Store(self.folder / CHECKPOINTS)
@@ -219,12 +219,14 @@ class Run:
         state.step_seconds += seconds
         self.summary["tokens_per_second"] = round(state.tokens / state.step_seconds, 1)
         self.report.step(number, state.epoch, step, seconds)
-        if self.mesh.highest(int(bool(self.writer.failed or self.report.failed))):
+        failed = int(bool(self.writer.failed or self.report.failed))
+        failed, wish = self.mesh.highest(failed, self.ends.wish)
+        if failed:
             on_main(self.mesh, self._check_writing)
-        asked = self.ends.asked(number)
-        if asked:
+        stops = self.ends.stops(number, wish)
+        if stops:
             self.report.say(f"stopped after step {number}")
-        if asked or self._is_due():
+        if stops or self._is_due():
             self._save()
 
     def _finish(self, prompts: list[Prompt]) -> None:
@@ -249,9 +251,10 @@ class Run:
         steps; at the end of the run it is waited for."""
         with self.watch.paused():
             began = time.monotonic()
-            if problems := self.engine.replica_problems():
+            own = self.engine.own_values()
+            if problems := self.engine.replica_problems(own):
                 raise TrainingError("\n".join(f"not saved: {line}" for line in problems))
-            engine_state = self.engine.state()
+            engine_state = self.engine.state(own)
             on_main(self.mesh, lambda: self._hand_over(engine_state))
             if self.ends.status or self.engine.steps == self.plan.total_steps:
                 on_main(self.mesh, self.writer.wait)

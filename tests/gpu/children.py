@@ -15,7 +15,7 @@ from typing import TypeVar
 import pytest
 
 from tests.model_files import ROOT, assets
-from tests.tiny_runs import _OF_A_LAUNCHER, free_port
+from tests.tiny_runs import environment, free_port
 
 TIMEOUT = 420
 """Seconds until children that run together are given up."""
@@ -48,15 +48,6 @@ def with_launcher(launcher: str) -> list[str]:
     return [*start, count, "1", "--master_port", str(free_port())]
 
 
-def environment(hide_gpu: bool = False) -> dict[str, str]:
-    """Ours, with the project's root on the module path and no launcher's variables."""
-    kept = {k: v for k, v in os.environ.items() if k not in _OF_A_LAUNCHER}
-    kept["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH")]))
-    if hide_gpu:
-        kept["CUDA_VISIBLE_DEVICES"] = ""
-    return kept
-
-
 def run_together(
     commands: Mapping[K, Sequence[str | Path]], hide_gpu: Sequence[K] = ()
 ) -> dict[K, Done]:
@@ -65,7 +56,7 @@ def run_together(
         key: subprocess.Popen(
             list(map(str, command)),
             cwd=ROOT,
-            env=environment(hide_gpu=key in hide_gpu),
+            env=environment() | ({"CUDA_VISIBLE_DEVICES": ""} if key in hide_gpu else {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -26,9 +26,8 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-from tests.gpu.children import environment
 from tests.gpu.sub_runs import ROOT, end, reason, torchrun
-from tests.tiny_runs import deepspeed_json, write_json, write_rows
+from tests.tiny_runs import deepspeed_json, environment, write_json, write_rows
 from tests.tokenizer_files import write_tokenizer_json
 
 RESTARTABLE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}

@@ -102,7 +102,7 @@ def trial(precision: str, stage: int, mesh: Mesh, device: torch.device) -> dict[
     found = {
         "applied": [first.applied, skipped.applied, again.applied],
         "unchanged": all(torch.equal(before[name], after[name]) for name in before),
-        "replicas": engine.replica_problems(),
+        "replicas": engine.replica_problems(engine.own_values()),
         "reason": skipped.skip_reason,
         "finite": all(bool(t.isfinite().all()) for t in engine.whole_adapter().values()),
     }

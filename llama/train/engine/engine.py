@@ -205,11 +205,11 @@ class Engine:
 
     # State
 
-    def state(self) -> EngineState:
+    def state(self, own_values: Tensors) -> EngineState:
         """All that training goes on from, whole on every rank. Every rank must call it."""
         state = self._state
         return EngineState(
-            masters=self._joined(state.masters()),
+            masters=self._joined(own_values),
             exp_avg=self._joined(state.moments(MOMENTS[0])),
             exp_avg_sq=self._joined(state.moments(MOMENTS[1])),
             counters={
@@ -242,11 +242,11 @@ class Engine:
         the masters where the optimizer keeps them. Every rank must call it."""
         return self._joined(self.own_values())
 
-    def replica_problems(self) -> list[str]:
+    def replica_problems(self, own_values: Tensors) -> list[str]:
         """One line for each trainable tensor that differs between ranks that should hold the same:
         copies over data-parallel ranks, and what tensor parallelism replicates. Every rank must
         call it."""
-        hashes = {name: _hash(value) for name, value in self.own_values().items()}
+        hashes = {name: _hash(value) for name, value in own_values.items()}
         if self.zero_stage < 3:
             for name, parameter in self.trainable.items():
                 hashes[name] += _hash(parameter.detach().cpu())

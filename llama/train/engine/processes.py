@@ -10,6 +10,7 @@ import ctypes
 import logging
 import os
 import sys
+import warnings
 from datetime import timedelta
 from typing import Any
 
@@ -47,6 +48,8 @@ def start_processes() -> torch.device:
         os.environ.update(alone)
         os.environ["MASTER_PORT"] = "0"  # the store of a single process picks a free port
     _log_to_stderr()
+    for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):  # DeepSpeed's to rename
+        warnings.filterwarnings("ignore", f"`torch.distributed.{name}` is deprecated")
     _keep_freed_memory()
     __compatible_ops__["deepspeed_shm_comm"] = False
     device = _own_device()
