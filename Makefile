@@ -1,6 +1,7 @@
 # Two commands on a fresh machine with Python >= 3.10: `make train` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
+TWO_AT_A_TIME := --numprocesses 2 --dist loadfile
 
 .PHONY: train test test-fast test-multinode test-faults fuzz topologies lint install install-test
 .PHONY: install-multinode clean
@@ -10,10 +11,10 @@ train: install  ## fine-tune the bundled model on the bundled rows
 	$(BIN)/deepspeed launcher/train.py --deepspeed ds_configs/lora.json --checkpointing none
 
 test: install-test  ## every test that needs no GPU
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME)
 
 test-fast: install-test  ## the same without the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not slow"
 
 fuzz: install-test  ## the fuzz tests, for hours and with new cases each time
 	$(BIN)/python -m pytest tests/fuzz --hypothesis-profile long --timeout 0
