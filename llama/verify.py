@@ -189,7 +189,7 @@ def reference_run(
         plain = next(_precisions(document, "float32"))
         resolved = _resolve(plain, case.options, case.source, mesh)
         outcome = _plain_training(case, resolved, mesh.data_parallel_size, device)
-    dist.barrier()
+    mesh.wait()
     return outcome
 
 

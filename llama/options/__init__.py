@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llama.errors import TrainingError, UserError, raise_if
+from llama.notes import is_first_rank
 from llama.options.declare import CONFIG, build, declared, help_text
 from llama.options.read import read_arguments, read_yaml
 from llama.options.values import value_of
@@ -40,7 +41,7 @@ def parse(cls: type[T], argv: list[str], prog: str, description: str) -> T:
     `-h`; raises one `UserError` with every problem found."""
     options = {option.name: option for option in declared(cls)}
     if "-h" in argv or "--help" in argv:
-        if _is_first_rank():
+        if is_first_rank():
             print(help_text(options.values(), prog, description), end="")
         raise SystemExit(0)
     problems: list[str] = []
@@ -76,7 +77,7 @@ def run_command(
         sys.stdout.flush()  # a reader that has gone is noticed here, not at interpreter exit
         return status or 0
     except UserError as error:
-        if not _is_first_rank():
+        if not is_first_rank():
             # Launchers end every rank when one has ended: let the first one speak. What only this
             # rank saw (a file missing on its host) it then says itself.
             time.sleep(SECONDS_FOR_THE_FIRST_RANK)
@@ -93,10 +94,6 @@ def run_command(
         if not _drop_stdout_if_closed():
             raise
         return 1
-
-
-def _is_first_rank() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _drop_stdout_if_closed() -> bool:

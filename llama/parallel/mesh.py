@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import sys
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ import torch.distributed as dist
 from fairscale.nn.model_parallel import initialize as fairscale_groups
 
 from llama.errors import UserError, raise_if
+
+PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -75,15 +78,30 @@ class Mesh:
         dist.all_reduce(highest, op=dist.ReduceOp.MAX)
         return highest.tolist()
 
+    def wait(self) -> None:
+        """Until every rank has come here, as long as it may take one of them to read its files: a
+        collective gives up after minutes. A rank that has ended ends the waiting at once."""
+        if self.world_size == 1:
+            return
+        options = dist.BarrierOptions()
+        options.timeout, options.device = PATIENCE, torch.device("cpu")  # gloo, wherever it runs
+        assert dist.group.WORLD is not None
+        dist.group.WORLD.barrier(options).wait()
+
     @contextlib.contextmanager
     def agreement(self) -> Iterator[None]:
         """Make one verdict of what each rank finds in this block: if any raises `UserError`, all
-        do, with the problems of all. Every rank must come to the end of the block."""
+        do, with the problems of all. Every rank must come to the end of the block; those that are
+        there first wait for the others."""
+        if self.world_size == 1:
+            yield
+            return
         problems: list[str] = []
         try:
             yield
         except UserError as error:
             problems = error.problems
+        self.wait()
         found: list[Any] = [None] * self.world_size
         dist.all_gather_object(found, problems)
         raise_if(list(dict.fromkeys(problem for of_rank in found for problem in of_rank)))
@@ -108,7 +126,7 @@ def create_mesh(tensor_parallel: int) -> Mesh:
             "of this run: start a multiple of it"
         )
     if not fairscale_groups.model_parallel_is_initialized():
-        with contextlib.redirect_stdout(sys.stderr):  # fairscale announces itself on stdout
+        with contextlib.redirect_stdout(io.StringIO()):  # fairscale announces itself
             fairscale_groups.initialize_model_parallel(tensor_parallel)
     group = fairscale_groups.get_model_parallel_group() if tensor_parallel > 1 else None
     return Mesh(

@@ -14,8 +14,9 @@ T = TypeVar("T")
 
 
 def on_main(mesh: Mesh, work: Callable[[], T]) -> T:
-    """What `work` gives on the main rank, on every rank, all of which must call this. What it
-    raises there is raised on every rank: `UserError` as it is, anything else as `TrainingError`."""
+    """What `work` gives on the main rank, on every rank, all of which must call this and wait for
+    it. What it raises there is raised on every rank: `UserError` as it is, anything else as
+    `TrainingError`."""
     outcome: list[object] = [None, None]
     error: Exception | None = None
     if mesh.is_main:
@@ -25,6 +26,7 @@ def on_main(mesh: Mesh, work: Callable[[], T]) -> T:
             error = caught
             outcome[1] = caught.problems if isinstance(caught, UserError) else _told(caught)
     if mesh.world_size > 1:
+        mesh.wait()
         dist.broadcast_object_list(outcome, src=0)
     result, problem = outcome
     if isinstance(problem, list):

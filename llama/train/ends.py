@@ -42,6 +42,8 @@ _TO_SPEAK_FIRST = 10.0
 """A rank that waits for others in a collective reports so many seconds after the one that hangs,
 or its launcher would end that one before it has said where it stands."""
 
+_COLLECTIVES = (os.path.join("torch", "distributed", ""), os.path.join("llama", "parallel", "mesh"))
+"""Where a rank stands that waits for another."""
 
 _LOST = re.compile(
     "Connection closed by peer|Connection reset by peer|Broken pipe|Timed out waiting|NCCL"
@@ -184,8 +186,9 @@ def _standing(own: int | None) -> tuple[str, bool]:
     }
     main = stacks[threading.main_thread().ident or 0][-1]
     waits = any(
-        f"{os.sep}torch{os.sep}distributed{os.sep}" in entry.filename
+        place in entry.filename
         for stack in stacks.values()
         for entry in stack
+        for place in _COLLECTIVES
     )
     return f"in {main.name} ({main.filename}:{main.lineno})", waits

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llama.config import TrainOptions
+from llama.config import TrainOptions, checked_train
 from llama.data.batches import eval_batches
 from llama.errors import TrainingError
 from llama.inference import summed_loss
@@ -30,6 +30,7 @@ from llama.train.checkpoint import Checkpoint, Store, Writer
 from llama.train.checks import FirstStepsCheck, optimizer_state_bytes
 from llama.train.ends import Ends
 from llama.train.engine import Step
+from llama.train.launch import check_launch
 from llama.train.plan import Inputs, Schedule, read_inputs, schedule
 from llama.train.record import resumed_before, run_record, trainable, write_json
 from llama.train.reporting import Reporter
@@ -40,11 +41,13 @@ from llama.train.state import EngineState
 
 def train(options: TrainOptions) -> int:
     """Run `launcher/train.py`; returns the exit code. `UserError` comes before any weights load."""
-    inputs = read_inputs(options)
+    check_launch()
+    deepspeed = checked_train(options, processes.launched_world_size())
     status = 0
     device = processes.start_processes()
     try:
         mesh = create_mesh(options.tensor_parallel)
+        inputs = read_inputs(options, deepspeed, mesh)
         plan = schedule(inputs, mesh)
         with contextlib.closing(Resumer(inputs, plan, mesh, device)) as resumer:
             summary = resumer.start.finished

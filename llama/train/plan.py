@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llama import deepspeed_json
-from llama.config import TrainOptions, checked_train
+from llama.config import TrainOptions
 from llama.data.batches import Epochs
 from llama.data.prepare import Prepared, prepare
 from llama.data.rows import bundled
@@ -15,11 +15,10 @@ from llama.deepspeed_json import Resolved
 from llama.errors import UserError, raise_if
 from llama.inference import default_device, find_tokenizer
 from llama.model.config import ModelConfig
-from llama.parallel.mesh import Mesh, create_mesh
+from llama.parallel.mesh import Mesh
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.templates import Template, load_template
 from llama.train import engine
-from llama.train.launch import check_launch
 from llama.train.sameness import require_sameness
 from llama.weights.open_model import ModelSource, open_model
 
@@ -46,25 +45,14 @@ class Schedule:
     total_steps: int
 
 
-def read_inputs(options: TrainOptions) -> Inputs:
-    """Check the options, the DeepSpeed JSON, the model's headers, the tokenizer and the data.
-    Raises `UserError`; what can be judged without the other is reported together.
-
-    Several processes are joined as soon as the options are found right: what is wrong on one host,
-    or not the same on all, every rank then says."""
-    check_launch()
-    deepspeed = checked_train(options, engine.launched_world_size())
-    if engine.launched_world_size() == 1:
-        return _read(options, deepspeed)
-    engine.start_processes()
-    try:
-        with create_mesh(options.tensor_parallel).agreement():
-            inputs = _read(options, deepspeed)
-        data = {"data": inputs.training, "eval_data": inputs.held_out}
-        require_sameness(options, deepspeed, inputs.source, data)
-    except BaseException:
-        engine.stop_processes()
-        raise
+def read_inputs(options: TrainOptions, deepspeed: dict[str, Any], mesh: Mesh) -> Inputs:
+    """Read the model's headers, the tokenizer and the data. Raises `UserError`: what is wrong on
+    one host, or not the same on all, every rank says. What can be judged without the other is
+    reported together."""
+    with mesh.agreement():
+        inputs = _read(options, deepspeed)
+    data = {"data": inputs.training, "eval_data": inputs.held_out}
+    require_sameness(options, deepspeed, inputs.source, data, mesh)
     return inputs
 
 

@@ -24,6 +24,7 @@ from llama.config import TrainOptions
 from llama.data.packing import PackedRow
 from llama.data.prepare import Prepared
 from llama.errors import raise_if
+from llama.parallel.mesh import Mesh
 from llama.weights.open_model import ModelSource
 
 _BY_CONTENT = ("deepspeed", "override", "model", "tokenizer", "data", "eval_data", "json")
@@ -39,21 +40,29 @@ Data = Mapping[str, Prepared | None]
 
 
 def require_sameness(
-    options: TrainOptions, deepspeed: dict[str, Any], source: ModelSource, data: Data
+    options: TrainOptions,
+    deepspeed: dict[str, Any],
+    source: ModelSource,
+    data: Data,
+    mesh: Mesh,
 ) -> None:
     """Raise `UserError` on every rank, naming what differs, with the value of each rank. Every rank
     must call it. One rank of each host hashes the model, if there is more than one host."""
+    if mesh.world_size == 1:
+        return
     said_here = facts(options, deepspeed, source, data)
     own = (socket.gethostname(), os.environ.get("LOCAL_RANK") == "0", said_here)
-    every: list[Any] = [None] * dist.get_world_size()
+    every: list[Any] = [None] * mesh.world_size
     dist.all_gather_object(every, own)
     hosts = [host for host, _, _ in every]
     raise_if(differences([said for _, _, said in every], hosts))
     firsts = [rank for rank, (_, is_first, _) in enumerate(every) if is_first]
     if len(firsts) < 2:
         return
+    own_print = source.reader.fingerprint() if own[1] else None
     print_of: list[Any] = [None] * len(every)
-    dist.all_gather_object(print_of, source.reader.fingerprint() if own[1] else None)
+    mesh.wait()  # a large model takes its time to read
+    dist.all_gather_object(print_of, own_print)
     models = [{"contents of --model": print_of[rank][:12]} for rank in firsts]
     raise_if(differences(models, [hosts[rank] for rank in firsts], firsts))
 

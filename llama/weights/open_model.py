@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +13,13 @@ import torch
 from llama.errors import UserError
 from llama.model.config import ModelConfig
 from llama.model.presets import PRESETS
+from llama.notes import note
 from llama.weights import hub
 from llama.weights.gguf import GGUFReader
 from llama.weights.huggingface import HuggingFaceReader
 from llama.weights.meta import MetaReader
 from llama.weights.random_init import RandomReader
 from llama.weights.reader import WeightReader
-
-logger = logging.getLogger(__name__)
 
 BUNDLED = "smollm2-135m"
 """The default model: it comes from a package registry, not from a model hub."""
@@ -106,7 +104,7 @@ def _open_folder(model: str, folder: Path) -> ModelSource:
     }
     whole = [kind for kind, found in kinds.items() if found]
     if len(whole) > 1:
-        logger.info("%s holds weights as %s: reading %s", folder, " and ".join(whole), whole[0])
+        note(f"{folder} holds weights as {' and '.join(whole)}: reading {whole[0]}")
     kind = whole[0] if whole else None
     if kind == "GGUF":
         if len(ggufs) > 1:

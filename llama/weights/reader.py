@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -12,11 +12,11 @@ import torch
 
 from llama import inputs
 from llama.model.config import ModelConfig
+from llama.notes import note
 from llama.weights import rotary
 
-logger = logging.getLogger(__name__)
-
-_CHUNK = 1 << 24
+_CHUNK = 1 << 22
+_FILES_AT_ONCE = 8
 _SLOW_BYTES = 4 << 30
 
 
@@ -99,15 +99,21 @@ def fingerprint_of(files: list[Path]) -> str:
     """SHA-256 over name, size and SHA-256 of each file, in order of name."""
     total = sum(file.stat().st_size for file in files)
     if total > _SLOW_BYTES:
-        logger.info("hashing %.1f GiB of model files", total / 2**30)
+        note(f"hashing {total / 2**30:.1f} GiB of model files")
+    files = sorted(files, key=lambda file: file.name)
     whole = hashlib.sha256()
-    for file in sorted(files, key=lambda file: file.name):
-        content = hashlib.sha256()
-        with file.open("rb") as stream:
-            while chunk := stream.read(_CHUNK):
-                content.update(chunk)
-        whole.update(f"{file.name}\0{file.stat().st_size}\0{content.hexdigest()}\n".encode())
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:  # both reading and hashing let others run
+        for file, content in zip(files, pool.map(_sha256, files), strict=True):
+            whole.update(f"{file.name}\0{file.stat().st_size}\0{content}\n".encode())
     return whole.hexdigest()
+
+
+def _sha256(file: Path) -> str:
+    content = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            content.update(chunk)
+    return content.hexdigest()
 
 
 def file_problem(path: Path) -> str | None:

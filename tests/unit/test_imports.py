@@ -30,7 +30,7 @@ TIERS: tuple[tuple[str, ...], ...] = (
     ("parallel",),
     ("deepspeed_json", "options", "hostfile"),
     ("inputs", "gguf_file"),
-    ("errors", "program"),
+    ("errors", "program", "notes"),
 )
 RANK = {part: tier for tier, parts in enumerate(TIERS) for part in parts}
 

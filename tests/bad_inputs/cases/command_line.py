@@ -41,15 +41,10 @@ def ranks(count: int, *more: str) -> Callable[[Setting], None]:
         alone = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
         setting.patches += [  # no others come
             mock.patch("llama.train.engine.start_processes"),
-            mock.patch("llama.train.plan.create_mesh", lambda _: alone),
-            mock.patch("torch.distributed.all_gather_object", gathered),
+            mock.patch("llama.train.loop.create_mesh", lambda _: alone),
         ]
 
     return spoil
-
-
-def gathered(found: list[Any], own: Any) -> None:
-    found[:] = [own]
 
 
 def resume_from_nothing(setting: Setting) -> None:

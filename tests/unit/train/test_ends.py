@@ -6,14 +6,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 import pytest
+import torch.distributed as dist
 
+from llama.parallel.mesh import SINGLE, Mesh
+from llama.train.ends import _standing
 from llama.train.launched import is_launcher
 from tests.model_files import ROOT
 
@@ -179,3 +184,23 @@ def test_launchers_are_known(command: str) -> None:
 )
 def test_what_is_no_launcher(command: list[str]) -> None:
     assert not is_launcher(command)
+
+
+def test_a_rank_that_waits_for_a_slow_one_is_not_taken_for_the_one_that_hangs() -> None:
+    came, goes_on = threading.Event(), threading.Event()
+
+    def barrier(_options: object) -> mock.Mock:
+        came.set()
+        return mock.Mock(wait=goes_on.wait)
+
+    mesh = Mesh(0, 2, SINGLE, 0, 2, None)  # type: ignore[arg-type]
+    with mock.patch.object(dist.group, "WORLD", mock.Mock(barrier=barrier)):
+        waiting = threading.Thread(target=mesh.wait)
+        waiting.start()
+        try:
+            assert came.wait(10)
+            assert _standing(None)[1]
+        finally:
+            goes_on.set()
+            waiting.join()
+    assert not _standing(None)[1]

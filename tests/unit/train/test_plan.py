@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from llama.config import TrainOptions
+from llama.deepspeed_json import load
 from llama.parallel.mesh import SINGLE, Mesh
 from llama.train.plan import read_inputs, schedule
 from tests.tiny_runs import deepspeed_json, write_json, write_model, write_rows
@@ -26,7 +27,8 @@ def test_fewer_rows_than_a_batch_are_taken_and_said(
         pack=False,
         epochs=1,
     )
-    plan = schedule(read_inputs(options), ALONE)
+    inputs = read_inputs(options, load(options.deepspeed, []), ALONE)
+    plan = schedule(inputs, ALONE)
     said = "the data fills 3 of the 4 rows of a batch: every step takes all of it"
     assert plan.resolved.notes.count(said) == notes == len(plan.resolved.notes)
     assert plan.total_steps == steps

@@ -109,13 +109,12 @@ def test_tokenizers_are_found(tmp_path: Path) -> None:
     assert open_model(str(tmp_path / "7B")).tokenizer_path == tmp_path / "7B" / "tokenizer.model"
 
 
-def test_a_folder_with_several_layouts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_with_several_layouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = write_huggingface(tmp_path, TINY)
     write_meta(tmp_path, TINY, state)
-    with caplog.at_level("INFO", logger="llama"):
-        source = open_model(str(tmp_path))
+    source = open_model(str(tmp_path))
     assert type(source.reader) is HuggingFaceReader
-    assert "Hugging Face and Meta: reading Hugging Face" in caplog.text
+    assert "Hugging Face and Meta: reading Hugging Face\n" in capsys.readouterr().err
 
 
 def test_half_a_layout_does_not_hide_a_whole_one(tmp_path: Path) -> None:
