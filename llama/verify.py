@@ -32,6 +32,7 @@ from llama.parallel.mesh import Mesh, create_mesh
 from llama.train import engine as processes
 from llama.train.build import build_engine
 from llama.train.engine import dropout_seed
+from llama.train.launch import check_launch
 from llama.train.plan import degree_problems
 from llama.verify_report import Comparison, Outcome, compare, table
 from llama.weights.open_model import ModelSource, open_model
@@ -58,14 +59,15 @@ class Case:
 
 def verify(options: VerifyOptions) -> int:
     """Run `launcher/verify.py`: 0 where the two agree, 1 where they do not."""
+    check_launch()
     document = checked_verify(options, processes.launched_world_size())
-    source = open_model(options.model, default_device())
-    raise_if(degree_problems(options.tensor_parallel, options.lora.rank, source.config))
-    source = reduced(source, options)
     device = processes.start_processes()
     try:
         mesh = create_mesh(options.tensor_parallel)
-        comparisons = run(options, document, source, mesh, device)
+        with mesh.agreement():
+            source = open_model(options.model, default_device())
+            raise_if(degree_problems(options.tensor_parallel, options.lora.rank, source.config))
+        comparisons = run(options, document, reduced(source, options), mesh, device)
     finally:
         processes.stop_processes()
     agree = all(comparison.agrees for comparison in comparisons)

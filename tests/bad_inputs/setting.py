@@ -16,7 +16,13 @@ from unittest import mock
 import torch
 
 from llama.benchmark import benchmark
-from llama.config import BenchmarkOptions, EvaluateOptions, GenerateOptions, TrainOptions
+from llama.config import (
+    BenchmarkOptions,
+    EvaluateOptions,
+    GenerateOptions,
+    TrainOptions,
+    VerifyOptions,
+)
 from llama.doctor.command import doctor
 from llama.doctor.options import DoctorOptions
 from llama.evaluate import evaluate
@@ -24,6 +30,7 @@ from llama.generate import generate
 from llama.lora import peft_format
 from llama.options import run_command
 from llama.train.loop import train
+from llama.verify import verify
 from tests.model_files import random_state, write_meta
 from tests.model_files import write_gguf as write_gguf_model
 from tests.tiny_runs import CONFIG, deepspeed_json, write_json, write_model, write_rows
@@ -33,6 +40,7 @@ COMMANDS: dict[str, tuple[Callable[..., int], Any]] = {
     "generate": (generate, GenerateOptions),
     "evaluate": (evaluate, EvaluateOptions),
     "benchmark": (benchmark, BenchmarkOptions),
+    "verify": (verify, VerifyOptions),
     "doctor": (doctor, DoctorOptions),
 }
 _OF_A_LAUNCHER = (
@@ -72,6 +80,7 @@ class Setting:
             "generate": {"model": "model", "prompt": "a", "adapter": "adapter"},
             "evaluate": {"model": "model", "data": "rows.json"},
             "benchmark": {"model": "model", "deepspeed": "ds.json"},
+            "verify": {"model": "model", "deepspeed": "ds.json"},
             "doctor": {"hostfile": "hosts"},
         }[command]
 

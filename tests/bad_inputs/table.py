@@ -17,6 +17,7 @@ from tests.bad_inputs.cases import (
     environment,
     hosts,
     tokenizers,
+    verifying,
     weights,
 )
 from tests.bad_inputs.setting import Case, build, run
@@ -30,6 +31,7 @@ AREAS: dict[str, list[Case]] = {
     "Adapter": adapters.CASES,
     "Launcher and devices": environment.CASES,
     "Hostfile": hosts.CASES,
+    "`verify`": verifying.CASES,
 }
 PAGE = Path(__file__).parents[2] / "docs" / "bad_inputs.md"
 _HEAD = """\

@@ -15,7 +15,6 @@ from unittest import mock
 
 import psutil
 import pytest
-import torch.distributed as dist
 
 from llama.parallel.mesh import SINGLE, Mesh
 from llama.train.ends import _standing
@@ -194,7 +193,8 @@ def test_a_rank_that_waits_for_a_slow_one_is_not_taken_for_the_one_that_hangs() 
         return mock.Mock(wait=goes_on.wait)
 
     mesh = Mesh(0, 2, SINGLE, 0, 2, None)  # type: ignore[arg-type]
-    with mock.patch.object(dist.group, "WORLD", mock.Mock(barrier=barrier)):
+    with mock.patch("llama.parallel.mesh.dist") as dist:
+        dist.group.WORLD.barrier = barrier
         waiting = threading.Thread(target=mesh.wait)
         waiting.start()
         try:

@@ -1,0 +1,35 @@
+"""What `verify` refuses; it reads the same JSON and the same launcher's words as `train`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from tests.bad_inputs.cases.environment import cuda, variables
+from tests.bad_inputs.setting import Case, Setting
+
+
+def words(*more: str) -> Callable[[Setting], None]:
+    def spoil(setting: Setting) -> None:
+        setting.more += more
+
+    return spoil
+
+
+def no_such_key(setting: Setting) -> None:
+    setting.edit_json("ds.json", zero_optimisation={"stage": 1})
+
+
+Refused = partial(Case, command="verify")
+CASES = [
+    Refused("no layers", words("--layers", "0"), ("--layers: ",)),
+    Refused("rows too short", words("--seq_len", "4"), ("--seq_len: ",)),
+    Refused(
+        "a degree that one rank cannot have", words("--tensor_parallel", "2"), ("groups of 2",)
+    ),
+    Refused("a rank above the width", words("--lora.rank", "65"), ("above the model's width 64",)),
+    Refused("no such model", words("--model", "absent"), ("absent",)),
+    Refused("an unknown key", no_such_key, ("zero_optimisation",)),
+    Refused("WORLD_SIZE `two`", variables(WORLD_SIZE="two"), ("WORLD_SIZE: expected",)),
+    Refused("more ranks than devices", cuda(2, 4, "0,1", "2"), ("sees 2 CUDA devices",)),
+]
