@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import sys
+import threading
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,6 +34,9 @@ class After(Ends):
     def wish(self) -> int:
         self.steps += 1
         if self.steps == self.run.get("full_at"):
+            for thread in threading.enumerate():
+                if thread.name == "saving":  # the save before is not the one that fails
+                    thread.join()
             limit = self.run.get("limit", 0)
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         if self.steps == self.run.get("stop_at"):
