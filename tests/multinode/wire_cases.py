@@ -13,6 +13,7 @@ MODEL = replace(CONFIG, dim=256, n_layers=4, n_heads=8, n_kv_heads=4, head_dim=3
 RANK, TARGETS = 64, LINEARS
 ADAPTER = MODEL.lora_parameter_count(RANK, TARGETS)
 """Parameters: enough that they, and not headers, are what crosses."""
+BLOCK = (MODEL.parameter_count() - MODEL.with_layers(0).parameter_count()) // MODEL.n_layers
 DEPTHS = (2, MODEL.n_layers)
 TOKENS, LAYER_RANK = 192, 16
 """Of a row, and of the adapters on wq and wv where it is layers that are measured."""

@@ -28,6 +28,7 @@ from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader
 from tests.multinode.hosts import sent_from
 from tests.multinode.wire_cases import (
+    BLOCK,
     CASES,
     DEPTHS,
     LAYER_RANK,
@@ -47,8 +48,13 @@ WARM_UP, STEPS = 2, 6
 def case_bytes(case: Case, mesh: Mesh, device: torch.device) -> float:
     """Bytes a step that leave this rank's host."""
     document = settings(case.stage, case.accumulation)
-    if case.stage == 3:  # all is cut up, however small
-        document["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    if case.stage == 3:  # all is cut up, however small; the rest in proportion, as for 7B
+        document["zero_optimization"] |= {
+            "stage3_param_persistence_threshold": 0,
+            "stage3_prefetch_bucket_size": BLOCK // 2,
+            "stage3_max_live_parameters": 5 * BLOCK,
+            "stage3_max_reuse_distance": 5 * BLOCK // 2,
+        }
     if case.precision != "fp32":
         document[case.precision] = {"enabled": True}
     options = VerifyOptions(deepspeed=Path("settings"), lora=LoRAOptions(RANK, targets=TARGETS))
