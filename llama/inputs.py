@@ -1,8 +1,10 @@
-"""What every reader of the user's input shares: small text files, and the nearest right name."""
+"""What every reader of the user's input shares: small text files, hashes, and the nearest right
+name."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import stat
 from collections.abc import Iterable
@@ -12,6 +14,7 @@ from llama.errors import UserError
 
 TEXT_LIMIT = 1 << 20
 """Bytes: a settings file larger than this is some other file given by mistake."""
+_CHUNK = 1 << 22
 
 
 def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
@@ -43,6 +46,15 @@ def file_problem(path: Path) -> str | None:
     if not stat.S_ISREG(mode):  # a FIFO would block, and could be read by one rank only
         return "is not a regular file"
     return None if os.access(path, os.R_OK) else "cannot be read: no permission"
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file of any size, in hex."""
+    content = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            content.update(chunk)
+    return content.hexdigest()
 
 
 def read_text(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from llama.data.examples import build_examples
 from llama.data.lint import LintReport, lint
 from llama.data.packing import PackedRow, pack_examples
 from llama.data.rows import Row, read_rows
+from llama.inputs import sha256_of
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.templates import Template
 
@@ -37,5 +37,5 @@ def prepare(
         rows=rows,
         packed=pack_examples(built.examples, seq_len, pack),
         report=report,
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        sha256=sha256_of(path),
     )

@@ -22,12 +22,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from llama.inputs import sha256_of
+
 MARK = "llama-doctor: "
 """Begins each line that is meant for doctor."""
 
 PACKAGES = ("torch", "deepspeed", "fairscale")
-
-_CHUNK = 1 << 24
 
 
 def say(record: dict[str, Any]) -> None:
@@ -154,11 +154,7 @@ def _devices() -> dict[str, Any]:
 
 
 def _file(path: Path) -> dict[str, Any]:
-    content = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            content.update(chunk)
-    return {"sha256": content.hexdigest(), "bytes": path.stat().st_size}
+    return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
 
 
 def _model(name: str) -> dict[str, Any]:

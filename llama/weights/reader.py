@@ -15,7 +15,6 @@ from llama.model.config import ModelConfig
 from llama.notes import note
 from llama.weights import rotary
 
-_CHUNK = 1 << 22
 _FILES_AT_ONCE = 8
 _SLOW_BYTES = 4 << 30
 
@@ -103,17 +102,9 @@ def fingerprint_of(files: list[Path]) -> str:
     files = sorted(files, key=lambda file: file.name)
     whole = hashlib.sha256()
     with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:  # both reading and hashing let others run
-        for file, content in zip(files, pool.map(_sha256, files), strict=True):
+        for file, content in zip(files, pool.map(inputs.sha256_of, files), strict=True):
             whole.update(f"{file.name}\0{file.stat().st_size}\0{content}\n".encode())
     return whole.hexdigest()
-
-
-def _sha256(file: Path) -> str:
-    content = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            content.update(chunk)
-    return content.hexdigest()
 
 
 def file_problem(path: Path) -> str | None:
