@@ -1,14 +1,16 @@
 """Time the training step: `python launcher/benchmark.py --model random:llama-7b --seq_len 2048`"""
 
-from llama.config import BenchmarkOptions
-from llama.options import run_command
-from llama.program import run_program
-from llama.train.launched import follow_launcher
+from llama.launch.parent import follow_launcher
+from llama.launch.program import run_program
+from llama.settings import BenchmarkOptions
+from llama.settings.options import run_command
 
 
 def main(options: BenchmarkOptions) -> int:
     follow_launcher()
-    from llama.benchmark import benchmark  # after the options: a typo is answered without torch
+    from llama.commands.benchmark.command import (
+        benchmark,  # after the options: a typo is answered without torch
+    )
 
     return benchmark(options)
 

@@ -1,12 +1,14 @@
 """Preflight of this machine, or of every host: `python launcher/doctor.py --hostfile hosts`"""
 
-from llama.doctor.options import DoctorOptions
-from llama.options import run_command
-from llama.program import run_program
+from llama.commands.doctor.options import DoctorOptions
+from llama.launch.program import run_program
+from llama.settings.options import run_command
 
 
 def main(options: DoctorOptions) -> int:
-    from llama.doctor.command import doctor  # after the options: a typo is answered without torch
+    from llama.commands.doctor.command import (
+        doctor,  # after the options: a typo is answered without torch
+    )
 
     return doctor(options)
 

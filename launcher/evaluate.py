@@ -1,12 +1,14 @@
 """Loss on a data file: `python launcher/evaluate.py --model smollm2-135m --data rows.json`"""
 
-from llama.config import EvaluateOptions
-from llama.options import run_command
-from llama.program import run_program
+from llama.launch.program import run_program
+from llama.settings import EvaluateOptions
+from llama.settings.options import run_command
 
 
 def main(options: EvaluateOptions) -> int:
-    from llama.evaluate import evaluate  # after the options: a typo is answered without torch
+    from llama.commands.evaluate import (
+        evaluate,  # after the options: a typo is answered without torch
+    )
 
     return evaluate(options)
 

@@ -1,12 +1,14 @@
 """Answer a prompt: `python launcher/generate.py --model smollm2-135m --prompt "Name a fruit."`"""
 
-from llama.config import GenerateOptions
-from llama.options import run_command
-from llama.program import run_program
+from llama.launch.program import run_program
+from llama.settings import GenerateOptions
+from llama.settings.options import run_command
 
 
 def main(options: GenerateOptions) -> int:
-    from llama.generate import generate  # after the options: a typo is answered without torch
+    from llama.commands.generate import (
+        generate,  # after the options: a typo is answered without torch
+    )
 
     return generate(options)
 

@@ -1,9 +1,9 @@
 """Fine-tune with LoRA: `deepspeed launcher/train.py --deepspeed ds_configs/lora.json`"""
 
-from llama.config import TrainOptions
-from llama.options import run_command
-from llama.program import run_program
-from llama.train.launched import follow_launcher
+from llama.launch.parent import follow_launcher
+from llama.launch.program import run_program
+from llama.settings import TrainOptions
+from llama.settings.options import run_command
 
 
 def main(options: TrainOptions) -> int:

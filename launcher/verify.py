@@ -1,14 +1,16 @@
 """Prove a topology: `deepspeed --num_gpus 4 launcher/verify.py --deepspeed FILE`"""
 
-from llama.config import VerifyOptions
-from llama.options import run_command
-from llama.program import run_program
-from llama.train.launched import follow_launcher
+from llama.launch.parent import follow_launcher
+from llama.launch.program import run_program
+from llama.settings import VerifyOptions
+from llama.settings.options import run_command
 
 
 def main(options: VerifyOptions) -> int:
     follow_launcher()
-    from llama.verify import verify  # after the options: a typo is answered without torch
+    from llama.commands.verify.command import (
+        verify,  # after the options: a typo is answered without torch
+    )
 
     return verify(options)
 

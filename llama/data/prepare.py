@@ -9,7 +9,7 @@ from llama.data.examples import build_examples
 from llama.data.lint import LintReport, lint
 from llama.data.packing import PackedRow, pack_examples
 from llama.data.rows import Row, read_rows
-from llama.inputs import sha256_of
+from llama.files.inputs import sha256_of
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.templates import Template
 

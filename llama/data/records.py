@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 
 from llama.errors import UserError
-from llama.tokenizer.files import read_bytes, refused
+from llama.files.outside import read_bytes, refused
 
 WANTED = "a JSON list of objects, JSONL or Parquet"
 SHOWN = 20

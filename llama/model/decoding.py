@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
+from llama.kernels.products import compute_dtype
 from llama.model.documents import Documents
 from llama.model.kv_cache import KVCache
 from llama.model.transformer import Transformer
-from llama.parallel.products import compute_dtype
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llama.parallel.fusion import compiled, kernel
+from llama.kernels.compiled import compiled, kernel
 from llama.parallel.mesh import TensorParallel
 
 CHUNK_ELEMENTS = 2**25

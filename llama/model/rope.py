@@ -10,8 +10,8 @@ import math
 
 import torch
 
+from llama.kernels.elementwise import rotate
 from llama.model.config import ModelConfig, RopeScaling
-from llama.model.elementwise import rotate
 
 
 def inverse_frequencies(config: ModelConfig) -> torch.Tensor:

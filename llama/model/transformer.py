@@ -14,11 +14,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from llama.kernels.elementwise import rms_norm, swiglu
+from llama.kernels.products import compute_dtype, linear
 from llama.model.attention import Attention
 from llama.model.config import ModelConfig
 from llama.model.documents import Documents
-from llama.model.elementwise import rms_norm, swiglu
-from llama.model.fused_block import Kept, fits, fused_block
+from llama.model.kept import Kept
 from llama.model.kv_cache import KVCache
 from llama.model.loss import summed_cross_entropy
 from llama.model.rope import Rotation, inverse_frequencies
@@ -30,7 +31,6 @@ from llama.parallel.layers import (
     gather_from_shards,
 )
 from llama.parallel.mesh import SINGLE, TensorParallel
-from llama.parallel.products import compute_dtype, linear
 
 Checkpointing = Literal["none", "ffn", "block", "auto"]
 """What is recomputed in the backward pass instead of kept: nothing, each feed-forward (the report's
@@ -103,6 +103,25 @@ class TransformerBlock(nn.Module):
         return self.feed_forward(self.ffn_norm(x_TD))
 
 
+RunBlock = Callable[
+    [TransformerBlock, torch.Tensor, Rotation, Documents, KVCache | None], torch.Tensor
+]
+"""How one block is called: gives the block's output `[T, D]` for its input `[T, D]`."""
+
+
+def run_block(
+    block: TransformerBlock,
+    x_TD: torch.Tensor,
+    rotation: Rotation,
+    documents: Documents,
+    cache: KVCache | None,
+) -> torch.Tensor:
+    """`block(x)`, computed again in the backward pass where the block keeps only its input."""
+    if block.kept < Kept.FFN_INPUTS and torch.is_grad_enabled():
+        return _recomputed(block, x_TD, rotation, documents, cache)
+    return block(x_TD, rotation, documents, cache)
+
+
 class OutputHead(nn.Module):
     """The output matrix, sharded over the vocabulary; a tied model shares the embedding's."""
 
@@ -128,6 +147,8 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.run_block: RunBlock = run_block
+        """Another function of the same result may take its place, for speed."""
         self.frequencies = inverse_frequencies(config)
         self.tok_embeddings = VocabParallelEmbedding(config.vocab_size, config.dim, tp)
         self.layers = nn.ModuleList(
@@ -162,13 +183,8 @@ class Transformer(nn.Module):
         weight = self.tok_embeddings.weight
         x_TD = self.tok_embeddings(tokens_T).to(compute_dtype(weight))
         rotation = Rotation(self.frequencies, positions_T, x_TD.dtype)
-        for block, kept in zip(self.layers, self.kept, strict=True):
-            if cache is None and fits(block, x_TD):
-                x_TD = fused_block(block, x_TD, rotation, documents, kept)
-            elif kept < Kept.FFN_INPUTS and torch.is_grad_enabled():
-                x_TD = _recomputed(block, x_TD, rotation, documents, cache)
-            else:
-                x_TD = block(x_TD, rotation, documents, cache)
+        for block in self.layers:
+            x_TD = self.run_block(block, x_TD, rotation, documents, cache)  # type: ignore[arg-type]
         if cache is not None:
             cache.advance(tokens_T.shape[0])
         return self.output(self.norm(x_TD[-1:] if last else x_TD), labels)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from llama.parallel.fusion import compiled, kernel
+from llama.kernels.compiled import compiled, kernel
 from llama.parallel.mesh import TensorParallel
 
 

@@ -19,8 +19,9 @@ from fairscale.nn.model_parallel.mappings import (
 )
 from torch import nn
 
+from llama.kernels.products import linear
 from llama.parallel.mesh import TensorParallel
-from llama.parallel.products import linear
+from llama.parallel.side_path import SidePath
 
 
 def sharded_parameter(*shape: int, dim: int | None) -> nn.Parameter:
@@ -74,7 +75,7 @@ class ColumnParallelLinear(fairscale_layers.ColumnParallelLinear):
         self.output_size_per_partition = tp.divide(out_features, "the outputs of a linear layer")
         self.weight = sharded_parameter(self.output_size_per_partition, in_features, dim=0)
         self.bias = sharded_parameter(self.output_size_per_partition, dim=0) if bias else None
-        self.lora: nn.Module | None = None
+        self.lora: SidePath | None = None
 
     @property
     def shard_shape(self) -> tuple[int, int]:
@@ -108,7 +109,7 @@ class RowParallelLinear(fairscale_layers.RowParallelLinear):
         self.input_size_per_partition = tp.divide(in_features, "the inputs of a linear layer")
         self.weight = sharded_parameter(out_features, self.input_size_per_partition, dim=1)
         self.bias = sharded_parameter(out_features, dim=None) if bias else None
-        self.lora: nn.Module | None = None
+        self.lora: SidePath | None = None
 
     @property
     def shard_shape(self) -> tuple[int, int]:

@@ -10,8 +10,8 @@ from typing import Any
 from tokenizers import Tokenizer as Engine
 
 from llama.errors import UserError
+from llama.files.outside import refused
 from llama.tokenizer.base import END_OF_ANSWER, Follows
-from llama.tokenizer.files import refused
 from llama.tokenizer.sentencepiece_file import CONTROL_LIKE
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from llama.errors import UserError
-from llama.gguf_file import read_metadata
+from llama.files.gguf import read_metadata
+from llama.files.outside import refused
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.bpe import BpeTokenizer
-from llama.tokenizer.files import refused
 from llama.tokenizer.sentencepiece_file import ModelProto, SentencePieceTokenizer
 from llama.tokenizer.tiktoken_file import LLAMA3_SPLIT
 

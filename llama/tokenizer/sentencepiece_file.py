@@ -10,8 +10,8 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
 from llama.errors import UserError
+from llama.files.outside import refused
 from llama.tokenizer.base import END_OF_ANSWER, Follows
-from llama.tokenizer.files import refused
 
 ModelProto: Any = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
 """The protobuf message; its module has no types."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llama.errors import UserError
-from llama.tokenizer.files import TOKENIZER_BYTES, read_bytes, refused
+from llama.files.outside import TOKENIZER_BYTES, read_bytes, refused
 
 
 @dataclass(frozen=True)

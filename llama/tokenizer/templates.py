@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Protocol
 
 from llama.errors import UserError
+from llama.files.outside import TOKENIZER_BYTES, read_bytes, refused
 from llama.tokenizer.base import Message, Tokenizer
 from llama.tokenizer.chat import ChatTemplate
-from llama.tokenizer.files import TOKENIZER_BYTES, read_bytes, refused
 from llama.tokenizer.segments import Segment, encode_segments
 
 LLAMA2 = """\

@@ -10,8 +10,8 @@ from pathlib import Path
 import tiktoken
 
 from llama.errors import UserError
+from llama.files.outside import refused
 from llama.tokenizer.base import Follows
-from llama.tokenizer.files import refused
 
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"

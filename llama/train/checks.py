@@ -12,9 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from llama.engine import Engine
+from llama.engine.state import Tensors
 from llama.errors import TrainingError
-from llama.train.engine import Engine
-from llama.train.state import Tensors
 
 
 class FirstStepsCheck:

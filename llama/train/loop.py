@@ -13,38 +13,39 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llama.config import TrainOptions, checked_train
+from llama.adapters.peft_format import AdapterConfig
+from llama.assembly.engine import build_engine
+from llama.assembly.use import summed_loss
+from llama.checkpoint import Checkpoint, Store, Writer
+from llama.checkpoint.adapter_files import save_adapter
 from llama.data.batches import eval_batches
+from llama.engine import Step, start_processes
+from llama.engine.state import EngineState
 from llama.errors import TrainingError
-from llama.inference import summed_loss
-from llama.lora.peft_format import AdapterConfig
-from llama.metrics import Stopwatch, peak_memory_bytes
-from llama.model.keeping import summary
+from llama.fused.keeping import summary
+from llama.launch.launchers import check_launch
+from llama.launch.processes import launched_world_size, stop_processes
+from llama.launch.stopping import Ends
+from llama.metrics.speed import Stopwatch, peak_memory_bytes
 from llama.model.transformer import Transformer
+from llama.parallel.agreement import on_main
 from llama.parallel.mesh import Mesh, create_mesh
-from llama.train import engine as processes
-from llama.train.adapter_files import save_adapter
-from llama.train.agreement import on_main
-from llama.train.build import build_engine
-from llama.train.checkpoint import Checkpoint, Store, Writer
+from llama.settings import TrainOptions, checked_train
 from llama.train.checks import FirstStepsCheck, optimizer_state_bytes
-from llama.train.ends import Ends
-from llama.train.engine import Step
-from llama.train.launch import check_launch
-from llama.train.plan import Inputs, Schedule, read_inputs, schedule
 from llama.train.record import resumed_before, run_record, trainable, write_json
-from llama.train.reporting import Reporter
-from llama.train.resume import ADAPTER, CHECKPOINTS, RECORD, SUMMARY, Resumer, random_state
+from llama.train.reporter import Reporter
 from llama.train.samples import Prompt, answers, as_text, choose_prompts, write_samples
-from llama.train.state import EngineState
+from llama.train.start.inputs import Inputs, read_inputs
+from llama.train.start.resume import ADAPTER, CHECKPOINTS, RECORD, SUMMARY, Resumer, random_state
+from llama.train.start.schedule import Schedule, schedule
 
 
 def train(options: TrainOptions) -> int:
     """Run `launcher/train.py`; returns the exit code. `UserError` comes before any weights load."""
     check_launch()
-    deepspeed = checked_train(options, processes.launched_world_size())
+    deepspeed = checked_train(options, launched_world_size())
     status = 0
-    device = processes.start_processes()
+    device = start_processes()
     try:
         mesh = create_mesh(options.tensor_parallel)
         inputs = read_inputs(options, deepspeed, mesh)
@@ -57,7 +58,7 @@ def train(options: TrainOptions) -> int:
             elif mesh.is_main:
                 _say_finished(resumer)
     finally:
-        processes.stop_processes()
+        stop_processes()
     if mesh.is_main and options.json:
         print(json.dumps(summary))
     return status

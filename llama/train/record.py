@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from llama.parallel.mesh import Mesh
-from llama.train.plan import Inputs, Schedule
+from llama.train.start.inputs import Inputs
+from llama.train.start.schedule import Schedule
 
 _PACKAGES = (
     "torch",

@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama.assembly.use import answer
 from llama.data.prepare import Prepared
-from llama.inference import answer
 from llama.model.transformer import Transformer
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.chat import joined_content

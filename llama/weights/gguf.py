@@ -12,11 +12,12 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from llama.errors import UserError, raise_if
-from llama.gguf_file import GGUFHeader, GGUFTensor, read_header
+from llama.files.gguf import GGUFHeader, GGUFTensor, read_header
+from llama.files.inputs import filled_file_problem
 from llama.model.config import ModelConfig, RopeScaling
 from llama.weights.fields import Fields, shorten
 from llama.weights.names import from_gguf, to_gguf
-from llama.weights.reader import FileReader, file_problem
+from llama.weights.reader import FileReader
 from llama.weights.shapes import TensorHeader, header_problems, size_problems, summarise
 
 ROPE_FACTORS = "rope_freqs.weight"
@@ -43,7 +44,7 @@ class GGUFReader(FileReader):
     interleaved = True
 
     def __init__(self, path: Path) -> None:
-        if problem := file_problem(path):
+        if problem := filled_file_problem(path):
             raise UserError(problem)
         try:
             header = read_header(path)

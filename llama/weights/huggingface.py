@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from llama.errors import UserError, raise_if
+from llama.files.safetensors import FLOATS, open_safetensors
 from llama.weights.fields import read_json_object, shorten
 from llama.weights.huggingface_config import read_config
 from llama.weights.names import from_huggingface, is_rotary_buffer, to_huggingface
 from llama.weights.reader import FileReader, same_values
-from llama.weights.safetensors_file import FLOATS, open_safetensors
 from llama.weights.shapes import TensorHeader, header_problems, size_problems, summarise
 
 SINGLE = "model.safetensors"

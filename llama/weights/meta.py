@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 
 from llama.errors import UserError, raise_if
+from llama.files.inputs import filled_file_problem
 from llama.model.config import ModelConfig
 from llama.weights.meta_config import complete, read_params
 from llama.weights.names import from_meta, is_rotary_buffer
-from llama.weights.reader import FileReader, file_problem, same_values
+from llama.weights.reader import FileReader, same_values
 from llama.weights.shapes import TensorHeader, header_problems, size_problems, summarise
 
 _SHARD = re.compile(r"consolidated\.([0-9]{2,})\.pth")
@@ -105,7 +106,7 @@ def _shard_files(folder: Path) -> tuple[list[Path], list[str]]:
         if number not in numbers
     ]
     files = [numbers[number] for number in sorted(numbers)]
-    problems += [problem for file in files if (problem := file_problem(file))]
+    problems += [problem for file in files if (problem := filled_file_problem(file))]
     return files, problems
 
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from llama import inputs
+from llama.files.inputs import sha256_of
 from llama.model.config import ModelConfig
 from llama.notes import note
 from llama.weights import rotary
@@ -102,17 +102,9 @@ def fingerprint_of(files: list[Path]) -> str:
     files = sorted(files, key=lambda file: file.name)
     whole = hashlib.sha256()
     with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:  # both reading and hashing let others run
-        for file, content in zip(files, pool.map(inputs.sha256_of, files), strict=True):
+        for file, content in zip(files, pool.map(sha256_of, files), strict=True):
             whole.update(f"{file.name}\0{file.stat().st_size}\0{content}\n".encode())
     return whole.hexdigest()
-
-
-def file_problem(path: Path) -> str | None:
-    """Why weights cannot be read from `path`, if so."""
-    problem = inputs.file_problem(path)
-    if problem is None and path.stat().st_size == 0:
-        problem = "the file is empty"
-    return problem and f"{path}: {problem}"
 
 
 def same_values(reader: FileReader, name: str, other: str, rows: int) -> bool:

@@ -15,25 +15,25 @@ from unittest import mock
 
 import torch
 
-from llama.benchmark import benchmark
-from llama.config import (
+from llama.adapters import peft_format
+from llama.commands.benchmark.command import benchmark
+from llama.commands.doctor.command import doctor
+from llama.commands.doctor.options import DoctorOptions
+from llama.commands.evaluate import evaluate
+from llama.commands.generate import generate
+from llama.commands.verify.command import verify
+from llama.settings import (
     BenchmarkOptions,
     EvaluateOptions,
     GenerateOptions,
     TrainOptions,
     VerifyOptions,
 )
-from llama.doctor.command import doctor
-from llama.doctor.options import DoctorOptions
-from llama.evaluate import evaluate
-from llama.generate import generate
-from llama.lora import peft_format
-from llama.options import run_command
+from llama.settings.options import run_command
 from llama.train.loop import train
-from llama.verify import verify
-from tests.model_files import random_state, write_meta
-from tests.model_files import write_gguf as write_gguf_model
-from tests.tiny_runs import CONFIG, deepspeed_json, write_json, write_model, write_rows
+from tests.support.model_files import random_state, write_meta
+from tests.support.model_files import write_gguf as write_gguf_model
+from tests.support.tiny_runs import CONFIG, deepspeed_json, write_json, write_model, write_rows
 
 COMMANDS: dict[str, tuple[Callable[..., int], Any]] = {
     "train": (train, TrainOptions),
@@ -205,8 +205,10 @@ def _traps(loads: bool) -> list[Any]:
     def loaded(*_: Any, **__: Any) -> None:
         raise AssertionError("weights are being loaded")
 
-    patient = mock.patch("llama.options.SECONDS_FOR_THE_FIRST_RANK", 0.0)
-    return [patient] if loads else [patient, mock.patch("llama.inference.load_weights", loaded)]
+    patient = mock.patch("llama.settings.options.SECONDS_FOR_THE_FIRST_RANK", 0.0)
+    return (
+        [patient] if loads else [patient, mock.patch("llama.assembly.model.load_weights", loaded)]
+    )
 
 
 def _snapshot(folder: Path) -> set[tuple[str, tuple[int, int]]]:

@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from llama.config import TrainOptions
-from llama.options import run_command
+from llama.settings import TrainOptions
+from llama.settings.options import run_command
 from llama.train.loop import train
 
 for late in ("deepspeed.runtime.zero.muon.original_muon", "torch.utils.tensorboard"):

@@ -14,7 +14,7 @@ from tests.faults import spoil
 from tests.faults.forked import Run
 from tests.faults.kills import BOUND, all_end, killed_at, operations_of_saves
 from tests.faults.setting import ONE, SHARDED, TWO, Case, Setting, Shape, saved_steps
-from tests.tiny_runs import read_lines
+from tests.support.tiny_runs import read_lines
 
 SAVE = 3
 """The first save that also removes an old checkpoint."""

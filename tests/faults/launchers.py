@@ -26,8 +26,8 @@ from tests.faults.setting import (
     resumed_from,
     saved_steps,
 )
-from tests.model_files import ROOT
-from tests.tiny_runs import Launcher
+from tests.support.model_files import ROOT
+from tests.support.tiny_runs import Launcher
 
 DOCUMENT = ROOT / "docs" / "faults.md"
 

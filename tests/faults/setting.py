@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults.forked import Run, Spoil
-from tests.tiny_runs import deepspeed_json, read_lines, write_json, write_model, write_rows
+from tests.support.tiny_runs import deepspeed_json, read_lines, write_json, write_model, write_rows
 
 Outcome = tuple[str, list[tuple[int, float]]]
 

@@ -22,11 +22,11 @@ from typing import Any, Literal
 import torch
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from llama.checkpoint.store import Store
+from llama.engine import engine as engine_module
+from llama.engine import processes
 from llama.model.transformer import Transformer, TransformerBlock
 from llama.parallel.layers import shard_dim
-from llama.train.checkpoint.store import Store
-from llama.train.engine import engine as engine_module
-from llama.train.engine import processes
 from tests.faults.forked import Spoil
 
 Point = Literal["forward", "backward", "all-reduce", "accumulation"]

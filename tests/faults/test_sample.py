@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.model_files import ROOT
+from tests.support.model_files import ROOT
 
 pytestmark = pytest.mark.slow
 

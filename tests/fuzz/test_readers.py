@@ -15,30 +15,29 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama import deepspeed_json
-from llama.config import TrainOptions
+from llama.assembly.model import check_adapter
+from llama.checkpoint import content, read
+from llama.checkpoint.content import MANIFEST, contents
+from llama.checkpoint.files import write_folder
 from llama.data.prepare import prepare
 from llama.errors import UserError
-from llama.hostfile import HOST_NAME, read_hostfile
-from llama.inference import check_adapter
-from llama.options import parse
+from llama.launch.hostfile import HOST_NAME, read_hostfile
+from llama.settings import TrainOptions, deepspeed_json
+from llama.settings.options import parse
 from llama.tokenizer.load import load_tokenizer
 from llama.tokenizer.templates import load_template
-from llama.train.checkpoint import content, read
-from llama.train.checkpoint.content import MANIFEST, contents
-from llama.train.checkpoint.files import write_folder
 from llama.weights.open_model import open_model
 from tests.bad_inputs.setting import build
 from tests.fuzz.mutations import spoilt_bytes, spoilt_json
-from tests.tiny_runs import CONFIG
-from tests.tokenizer_files import (
+from tests.support.tiny_runs import CONFIG
+from tests.support.tokenizer_files import (
     CHATML_SOURCE,
     byte_description,
     byte_tokenizer,
     gguf_of,
     write_gguf,
 )
-from tests.unit.train.checkpoint_case import ADAPTER, MOST, checkpoint
+from tests.unit.checkpoint.checkpoint_case import ADAPTER, MOST, checkpoint
 
 MEMORY = 512 << 20
 """Bytes that the process may grow by over all cases of a reader."""

@@ -14,8 +14,8 @@ from typing import TypeVar
 
 import pytest
 
-from tests.model_files import ROOT, assets
-from tests.tiny_runs import environment, free_port
+from tests.support.model_files import ROOT, assets
+from tests.support.tiny_runs import environment, free_port
 
 TIMEOUT = 420
 """Seconds until children that run together are given up."""

@@ -26,16 +26,23 @@ import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
-from llama.benchmark import describe, epochs, first_windows, read_job, resolve, timed
-from llama.benchmark_report import speed
-from llama.config import BenchmarkOptions
+from llama.assembly.engine import build_engine
+from llama.commands.benchmark.command import (
+    describe,
+    epochs,
+    first_windows,
+    read_job,
+    resolve,
+    timed,
+)
+from llama.commands.benchmark.report import speed
 from llama.data.types import Batch
-from llama.options import parse
+from llama.engine import Engine, start_processes
+from llama.launch.processes import stop_processes
+from llama.launch.program import run_program
 from llama.parallel.mesh import Mesh, create_mesh
-from llama.program import run_program
-from llama.train import engine as processes
-from llama.train.build import build_engine
-from llama.train.engine import Engine
+from llama.settings import BenchmarkOptions
+from llama.settings.options import parse
 
 PROFILED = 2
 """Steps in the profile, after those that are timed without it."""
@@ -135,11 +142,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("benchmark", nargs="*", help="options of launcher/benchmark.py")
     given = parser.parse_args(argv)
     options = parse(BenchmarkOptions, given.benchmark, "communication.py", "")
-    device = processes.start_processes()
+    device = start_processes()
     mesh = create_mesh(options.tensor_parallel)
     files = [Path(name) for name in given.files.split(",")]
     cases = [measured(replace(options, deepspeed=file), mesh, device) for file in files]
-    processes.stop_processes()
+    stop_processes()
     if mesh.is_main:
         print(json.dumps({"cases": cases}))
 

@@ -46,7 +46,7 @@ def sub_run(command: str, model: str, rows: int, tokens: int, mode: str) -> Timi
 def speed_runs() -> list[Timing]:
     """Each beside its peers; then ours alone where theirs has no such placement."""
     fixed = "--precision bf16 --warmup 2 --compile"
-    peers = f"tests/peer_benchmark.py {fixed} --pairs 3 --peer {PLAIN},{LIGER}"
+    peers = f"tests/support/peer_benchmark.py {fixed} --pairs 3 --peer {PLAIN},{LIGER}"
     ours = f"launcher/benchmark.py {fixed} --steps 3 --json"
     return [
         sub_run(command, model, rows, tokens, mode)

@@ -27,8 +27,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.gpu.sub_runs import ROOT, end, reason, torchrun
-from tests.tiny_runs import deepspeed_json, environment, write_json, write_rows
-from tests.tokenizer_files import write_tokenizer_json
+from tests.support.tiny_runs import deepspeed_json, environment, write_json, write_rows
+from tests.support.tokenizer_files import write_tokenizer_json
 
 RESTARTABLE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 """Has torchrun give the ranks a store of their own at each start. By default one serves all starts,

@@ -32,7 +32,7 @@ from typing import Any
 
 from tests.gpu.several_tables import Measure, tables
 from tests.gpu.sub_runs import DEFAULTS, GIB, ROOT, torchrun
-from tests.tiny_runs import write_json, write_model
+from tests.support.tiny_runs import write_json, write_model
 
 SHIPPED = {1: "lora_bf16", 2: "lora_zero2", 3: "lora_zero3"}
 """ZeRO stage to the file of ds_configs/ that it is taken from."""

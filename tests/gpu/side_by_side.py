@@ -1,11 +1,11 @@
 """Ours and transformers + PEFT on one CUDA device, all shapes and placements in one process: built
 once a model, so that a table costs minutes.
 
-    PYTHONPATH=.:tests python tests/gpu/side_by_side.py --profile 2x4096:none
+    PYTHONPATH=.:tests/support python tests/gpu/side_by_side.py --profile 2x4096:none
 
-Ours (compiled) and each peer take turns, pair by pair, as in tests/peer_benchmark.py, whose sides
-and checks these are. What was measured goes to side_by_side.json (in $OUT, or --output), written
-anew after each case; a markdown table comes last.
+Ours (compiled) and each peer take turns, pair by pair, as in tests/support/peer_benchmark.py, whose
+sides and checks these are. What was measured goes to side_by_side.json (in $OUT, or --output),
+written anew after each case; a markdown table comes last.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ from peer_benchmark import (
     make_work,
 )
 
-from llama import benchmark as own
-from llama.benchmark_report import spread
-from llama.metrics import step_flops
-from llama.model.fused_block import Kept
-from llama.model.keeping import summary
+from llama.assembly.memory import keep_what_fits
+from llama.commands.benchmark import command as own
+from llama.commands.benchmark.report import spread
+from llama.engine import start_processes
+from llama.fused.keeping import summary
+from llama.launch.processes import stop_processes
+from llama.launch.program import run_program
+from llama.metrics.speed import step_flops
+from llama.model.kept import Kept
 from llama.model.transformer import KEPT, Transformer
 from llama.parallel.mesh import Mesh, create_mesh
-from llama.program import run_program
-from llama.train import engine as processes
-from llama.train.memory import keep_what_fits
 
 GIB = 2**30
 PEERS = {"HF+PEFT": "bf16-adapters", "+liger": "bf16-adapters+liger"}
@@ -217,7 +218,7 @@ class Session:
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.given, self.started = given, time.monotonic()
-        self.device = processes.start_processes()
+        self.device = start_processes()
         self.mesh = create_mesh(1)
         self.matrix = own.matrix_rate(self.device)
         self.cases: list[Case] = []
@@ -313,7 +314,7 @@ def main() -> int:
     rate = f"matrix rate {(session.matrix or 0) / 1e12:.1f} TFLOP/s"
     print(f"\n{table(session.cases, session.matrix)}\n\n{rate}; {machine}")
     session.say("done")
-    processes.stop_processes()
+    stop_processes()
     return 0
 
 

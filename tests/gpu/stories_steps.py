@@ -16,21 +16,20 @@ from typing import Any
 
 import torch
 
-from llama import deepspeed_json
-from llama.config import LoRAOptions
+from llama.adapters.attach import attach, initialise
+from llama.assembly.engine import DTYPES
+from llama.assembly.model import build_model, find_tokenizer
 from llama.data.batches import make_batch
 from llama.data.types import IGNORE, Batch, Example
-from llama.inference import build_model, find_tokenizer
-from llama.lora.attach import attach, initialise
+from llama.engine import Engine, bf16_supported, fp16_supported, start_processes
+from llama.launch.processes import stop_processes
+from llama.launch.program import run_program
 from llama.model.config import LINEARS
 from llama.parallel.mesh import create_mesh
-from llama.program import run_program
+from llama.settings import LoRAOptions, deepspeed_json
 from llama.tokenizer.base import Tokenizer
-from llama.train import engine as processes
-from llama.train.build import DTYPES
-from llama.train.engine import Engine
 from llama.weights.open_model import ModelSource, open_model
-from tests.tiny_runs import deepspeed_json as settings
+from tests.support.tiny_runs import deepspeed_json as settings
 
 LORA = LoRAOptions(dropout=0.0, targets=LINEARS)
 LEARNING_RATE = 1e-3
@@ -89,8 +88,8 @@ def build(
         data_parallel=1,
         total_steps=steps,
         width=source.config.dim,
-        fp16_supported=processes.fp16_supported(),
-        bf16_supported=processes.bf16_supported(),
+        fp16_supported=fp16_supported(),
+        bf16_supported=bf16_supported(),
     )
     assert resolved.precision == precision
     return Engine(model, resolved, mesh, device, seed=0)
@@ -108,7 +107,7 @@ def main(argv: list[str]) -> None:
     given = parser.parse_args(argv)
     source = open_model(given.model)
     work = windows(find_tokenizer(source, None), given.rows, given.windows)
-    device = processes.start_processes()
+    device = start_processes()
     assert device.type == given.device, device
     engine = build(source, given.precision, given.initial_scale_power, given.steps, device)
     steps = [engine.step(window) for window in islice(cycle(work), given.steps)]
@@ -120,7 +119,7 @@ def main(argv: list[str]) -> None:
         "loss_scales": [step.loss_scale for step in steps],
         "finite": all(bool(value.isfinite().all()) for value in values),
     }
-    processes.stop_processes()
+    stop_processes()
     print(json.dumps(result))
 
 

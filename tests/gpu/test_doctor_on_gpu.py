@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from tests.tiny_runs import launched
+from tests.support.tiny_runs import launched
 
 pytestmark = [
     pytest.mark.gpu,

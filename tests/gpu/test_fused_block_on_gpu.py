@@ -7,13 +7,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from llama.adapters.attach import adapters
 from llama.data.batches import make_batch
 from llama.data.feed import model_inputs
-from llama.lora.attach import adapters
-from llama.model import fused_block, transformer
-from llama.model.fused_block import Kept
+from llama.fused import block as fused_block
+from llama.fused import install as fused_install
+from llama.kernels import compiled as fusion
+from llama.model.kept import Kept
 from llama.model.transformer import Transformer
-from llama.parallel import fusion
 from tests.gpu.test_kernels_on_gpu import CUDA, GRADIENTS, LOSS, difference, model
 from tests.parity.test_packing import documents, loss_and_gradients
 
@@ -56,14 +57,13 @@ def test_fused_equals_plain_whatever_is_kept(
     calls: list[Kept] = []
     run = fused_block.fused_block
     monkeypatch.setattr(
-        transformer, "fused_block", lambda *args: (calls.append(args[-1]), run(*args))[1]
+        fused_install, "fused_block", lambda *args: (calls.append(args[-1]), run(*args))[1]
     )
     made, lengths = model(dtype, torch.bfloat16), PACKINGS[packing]
-    with monkeypatch.context() as plain:
-        plain.setattr(transformer, "fits", lambda block, x: False)
-        loss, gradients = result(made, lengths, Kept.ALL, p)
-        loss_again, gradients_again = result(made, lengths, Kept.INPUT, p)
+    loss, gradients = result(made, lengths, Kept.ALL, p)
+    loss_again, gradients_again = result(made, lengths, Kept.INPUT, p)
     assert loss_again == loss and difference(gradients_again, gradients) < 1e-6 and not calls
+    assert fused_install.install(made) is None
     for kept in Kept:
         found, found_gradients = result(made, lengths, kept, p)
         apart = abs(found - loss) / abs(loss), difference(found_gradients, gradients)

@@ -16,18 +16,19 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from llama.adapters.attach import adapters, attach, initialise
 from llama.data.batches import make_batch
 from llama.data.feed import model_inputs
 from llama.data.types import Example
-from llama.lora.attach import adapters, attach, initialise
-from llama.model import attention, elementwise
+from llama.kernels import compiled as fusion
+from llama.kernels import elementwise
+from llama.model import attention
 from llama.model.config import LINEARS
 from llama.model.documents import Documents
 from llama.model.rope import Rotation
 from llama.model.transformer import Transformer
-from llama.parallel import fusion
-from tests.model_files import TINY, random_state
 from tests.parity.test_packing import documents, loss_and_gradients
+from tests.support.model_files import TINY, random_state
 
 pytestmark = [
     pytest.mark.gpu,

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.gpu.children import Done, alpaca, asset, run_together, with_launcher
-from tests.tiny_runs import launched, read_lines, succeeded
+from tests.support.tiny_runs import launched, read_lines, succeeded
 
 pytestmark = [
     pytest.mark.gpu,

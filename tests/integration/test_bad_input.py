@@ -12,8 +12,8 @@ import pytest
 
 from tests.bad_inputs.setting import Setting, build
 from tests.bad_inputs.setting import launched as launched_as
-from tests.model_files import ROOT
-from tests.tiny_runs import Launcher, free_port, launched, write_json, write_rows
+from tests.support.model_files import ROOT
+from tests.support.tiny_runs import Launcher, free_port, launched, write_json, write_rows
 
 
 @pytest.fixture

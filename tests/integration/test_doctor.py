@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from llama.doctor.command import doctor
-from llama.doctor.options import DoctorOptions
-from llama.options import run_command
-from tests.model_files import ROOT, TINY, random_state, write_meta
-from tests.tiny_runs import launched, write_rows
+from llama.commands.doctor.command import doctor
+from llama.commands.doctor.options import DoctorOptions
+from llama.settings.options import run_command
+from tests.support.model_files import ROOT, TINY, random_state, write_meta
+from tests.support.tiny_runs import launched, write_rows
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 HOSTS = ("127.0.0.1", "127.0.0.2")

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_runs import deepspeed_json, launched, succeeded, write_json, write_model, write_rows
+from tests.support.tiny_runs import (
+    deepspeed_json,
+    launched,
+    succeeded,
+    write_json,
+    write_model,
+    write_rows,
+)
 
 
 @pytest.mark.slow

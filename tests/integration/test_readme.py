@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.model_files import ROOT
-from tests.tiny_runs import launched, read_lines, write_model, write_rows
+from tests.support.model_files import ROOT
+from tests.support.tiny_runs import launched, read_lines, write_model, write_rows
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from tests.resume_case import STEPS, Case, settings
-from tests.tiny_runs import read_lines
+from tests.support.resume_case import STEPS, Case, settings
+from tests.support.tiny_runs import read_lines
 
 pytestmark = pytest.mark.slow
 

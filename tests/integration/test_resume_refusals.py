@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from llama.config import TrainOptions
-from llama.options import run_command
+from llama.settings import TrainOptions
+from llama.settings.options import run_command
 from llama.tokenizer.templates import CHATML
 from llama.train.loop import train
-from tests.model_files import write_huggingface
-from tests.resume_case import STEPS, Case, settings
-from tests.tiny_runs import CONFIG, launched, write_json, write_rows
-from tests.tokenizer_files import write_tokenizer_json
+from tests.support.model_files import write_huggingface
+from tests.support.resume_case import STEPS, Case, settings
+from tests.support.tiny_runs import CONFIG, launched, write_json, write_rows
+from tests.support.tokenizer_files import write_tokenizer_json
 
 pytestmark = pytest.mark.slow
 
@@ -92,9 +92,9 @@ def trial(
     def loaded(*_: Any, **__: Any) -> None:
         raise ReachedError
 
-    monkeypatch.setattr("llama.inference.load_weights", loaded)
+    monkeypatch.setattr("llama.assembly.model.load_weights", loaded)
     # a logger outlives the stream that stands for standard error in one test
-    monkeypatch.setattr("llama.train.engine.processes._log_to_stderr", lambda: None)
+    monkeypatch.setattr("llama.engine.backend._log_to_stderr", lambda: None)
     return Trial(case, tmp_path, capsys)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from tests.tiny_runs import (
+from tests.support.tiny_runs import (
     CONFIG,
     Launcher,
     deepspeed_json,

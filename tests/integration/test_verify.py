@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from llama.config import VerifyOptions
-from llama.options import run_command
-from llama.verify import verify
-from tests.model_files import ROOT
-from tests.tiny_runs import launched, succeeded, write_model
+from llama.commands.verify.command import verify
+from llama.settings import VerifyOptions
+from llama.settings.options import run_command
+from tests.support.model_files import ROOT
+from tests.support.tiny_runs import launched, succeeded, write_model
 
 pytestmark = pytest.mark.slow
 FILES = sorted((ROOT / "ds_configs").glob("*.json"))

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from tests.model_files import ROOT
-from tests.tiny_runs import _OF_A_LAUNCHER
+from tests.support.model_files import ROOT
+from tests.support.tiny_runs import _OF_A_LAUNCHER
 
 INTERFACE = "eth0"
 ADDRESSES = ("10.77.0.1", "10.77.0.2")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.multinode.hosts import Hosts
-from tests.tiny_runs import succeeded, write_rows
+from tests.support.tiny_runs import succeeded, write_rows
 
 
 def doctor(hosts: Hosts, data: Path, *argv: str | Path) -> Any:

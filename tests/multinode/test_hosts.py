@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.model_files import ROOT
+from tests.support.model_files import ROOT
 
 _MAKER = """
 import sys, time

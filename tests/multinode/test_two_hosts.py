@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from tests.multinode.hosts import Hosts, two_hosts
 from tests.multinode.runs import Launcher, train_on_both
-from tests.tiny_runs import (
+from tests.support.tiny_runs import (
     deepspeed_json,
     launched,
     read_lines,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from llama.model.config import LINEARS
-from tests.tiny_runs import CONFIG
+from tests.support.tiny_runs import CONFIG
 
 MODEL = replace(CONFIG, dim=256, n_layers=4, n_heads=8, n_kv_heads=4, head_dim=32, ffn_dim=512)
 RANK, TARGETS = 64, LINEARS

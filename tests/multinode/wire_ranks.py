@@ -16,14 +16,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llama import deepspeed_json
-from llama.config import LoRAOptions, VerifyOptions
+from llama.assembly.engine import build_engine
 from llama.data.batches import make_batch
 from llama.data.types import Example
+from llama.engine import start_processes
+from llama.launch.processes import stop_processes
+from llama.launch.program import run_program
 from llama.parallel.mesh import Mesh, create_mesh
-from llama.program import run_program
-from llama.train import engine as processes
-from llama.train.build import build_engine
+from llama.settings import LoRAOptions, VerifyOptions, deepspeed_json
 from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader
 from tests.multinode.hosts import sent_from
@@ -40,7 +40,7 @@ from tests.multinode.wire_cases import (
     Case,
     Layer,
 )
-from tests.tiny_runs import deepspeed_json as settings
+from tests.support.tiny_runs import deepspeed_json as settings
 
 WARM_UP, STEPS = 2, 6
 
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--tensor_parallel", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
-    device = processes.start_processes()
+    device = start_processes()
     mesh = create_mesh(asked.tensor_parallel)
     measures: list[tuple[Case | Layer, float]] = (
         [(case, case_bytes(case, mesh, device)) for case in CASES]
@@ -133,7 +133,7 @@ def main() -> None:
         result.append({**asdict(what), "sent": of_hosts})
     if mesh.is_main:
         asked.out.write_text(json.dumps(result))
-    processes.stop_processes()
+    stop_processes()
 
 
 if __name__ == "__main__":

@@ -21,12 +21,12 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from deepspeed.runtime.engine import DeepSpeedEngine
 
-from llama.lora.attach import adapters, initialise
+from llama.adapters.attach import adapters, initialise
+from llama.commands.verify.command import run
+from llama.engine import Engine, start_processes
+from llama.launch.processes import stop_processes
+from llama.launch.program import run_program
 from llama.parallel.mesh import Mesh, TensorParallel, create_mesh
-from llama.program import run_program
-from llama.train import engine as processes
-from llama.train.engine import Engine
-from llama.verify import run
 from tests.parity.topologies import ACCUMULATIONS, case_of, document
 
 NOTHING = "nothing broken"
@@ -40,7 +40,7 @@ def _mark_only_the_dimension(parameter: Any, dim: int | None) -> None:
 def sharded_tensors_unmarked() -> Iterator[None]:
     with (
         patch("llama.parallel.layers.mark_shard", _mark_only_the_dimension),
-        patch("llama.lora.attach.mark_shard", _mark_only_the_dimension),
+        patch("llama.adapters.attach.mark_shard", _mark_only_the_dimension),
     ):
         yield
 
@@ -110,21 +110,21 @@ _REDUCE = TensorParallel.all_reduce_
 _FORGETFUL = partial(torch.utils.checkpoint.checkpoint, preserve_rng_state=False)
 
 BROKEN: dict[str, Callable[[], Any]] = {
-    NOTHING: lambda: patch("llama.verify.WINDOWS_PER_EPOCH", 2.5),
+    NOTHING: lambda: patch("llama.commands.verify.command.WINDOWS_PER_EPOCH", 2.5),
     "sharded tensors not marked": sharded_tensors_unmarked,
     "column adapter: partial gradient of A": lambda: patch(
-        "llama.lora.adapter.copy_to_shards", _same
+        "llama.adapters.lora.copy_to_shards", _same
     ),
     "row adapter: partial input of B": lambda: patch(
-        "llama.lora.adapter.reduce_from_shards", _same
+        "llama.adapters.lora.reduce_from_shards", _same
     ),
     "replicated factors seeded per rank": lambda: patch(
-        "llama.train.build.initialise", _seeded_per_rank
+        "llama.assembly.engine.initialise", _seeded_per_rank
     ),
     "replicated factor perturbed on one rank": lambda: patch(
-        "llama.train.build.initialise", _perturbed_on_one_rank
+        "llama.assembly.engine.initialise", _perturbed_on_one_rank
     ),
-    "each shard draws its own dropout": lambda: patch("llama.lora.adapter.dropout", _own_mask),
+    "each shard draws its own dropout": lambda: patch("llama.adapters.lora.dropout", _own_mask),
     "recomputation draws other dropout": lambda: patch(
         "llama.model.transformer.checkpoint", _FORGETFUL
     ),
@@ -159,7 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    device = processes.start_processes()
+    device = start_processes()
     mesh = create_mesh(2)
     found = {}
     for name, broken in BROKEN.items():
@@ -167,7 +167,7 @@ def main() -> None:
             found[name] = agrees(mesh, device)
     if mesh.is_main:
         given.out.write_text(json.dumps(found))
-    processes.stop_processes()
+    stop_processes()
 
 
 if __name__ == "__main__":

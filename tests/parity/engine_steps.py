@@ -12,24 +12,24 @@ from pathlib import Path
 
 import torch
 
-from llama import deepspeed_json
+from llama.adapters import peft_format
+from llama.adapters.attach import attach, initialise
+from llama.adapters.peft_format import AdapterConfig
+from llama.assembly.model import build_model
+from llama.checkpoint.adapter_files import save_adapter
 from llama.data.batches import make_batch
-from llama.inference import build_model
-from llama.lora import peft_format
-from llama.lora.attach import attach, initialise
-from llama.lora.peft_format import AdapterConfig
+from llama.engine import Engine, start_processes
+from llama.launch.processes import stop_processes
+from llama.launch.program import run_program
 from llama.parallel.mesh import create_mesh
-from llama.program import run_program
-from llama.train import engine as processes
-from llama.train.adapter_files import save_adapter
-from llama.train.engine import Engine
+from llama.settings import deepspeed_json
 from llama.weights.open_model import open_model
 from tests.parity.training_case import ADAM, CLIP, LORA, STAGES, windows
-from tests.tiny_runs import deepspeed_json as settings
+from tests.support.tiny_runs import deepspeed_json as settings
 
 
 def main(folder: str, out: Path) -> None:
-    device = processes.start_processes()
+    device = start_processes()
     mesh = create_mesh(1)
     adapter = AdapterConfig(LORA.rank, LORA.alpha, LORA.dropout, LORA.targets, folder)
     results = {}
@@ -56,7 +56,7 @@ def main(folder: str, out: Path) -> None:
             "supervised": [step.supervised for step in steps],
         }
     (out / "results.json").write_text(json.dumps(results))
-    processes.stop_processes()
+    stop_processes()
 
 
 if __name__ == "__main__":

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import torch
 
-from llama.inference import build_model, find_tokenizer
+from llama.assembly.model import build_model, find_tokenizer
+from llama.engine import start_processes
+from llama.launch.processes import stop_processes
+from llama.launch.program import run_program
 from llama.model.decoding import Sampling, decode
 from llama.parallel.mesh import create_mesh
-from llama.program import run_program
-from llama.train import engine as processes
 from llama.weights.open_model import open_model
-from tests.model_files import cut_meta
+from tests.support.model_files import cut_meta
 
 SHARDS = (1, 2, 4)
 TOKENS = 200
@@ -40,7 +41,7 @@ def main() -> None:
     for name in ("model", "work", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     given = parser.parse_args()
-    device = processes.start_processes()
+    device = start_processes()
     mesh = create_mesh(torch.distributed.get_world_size())
     texts = {}
     for shards in SHARDS:
@@ -53,7 +54,7 @@ def main() -> None:
         texts[shards] = tokenizer.decode(list(ids))
     if mesh.is_main:
         given.out.write_text(json.dumps(texts))
-    processes.stop_processes()
+    stop_processes()
 
 
 if __name__ == "__main__":

@@ -19,15 +19,15 @@ from unittest.mock import patch
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from llama import deepspeed_json
+from llama.assembly.engine import build_engine
 from llama.data.batches import make_batch
 from llama.data.types import Batch, Example
+from llama.engine import Engine, start_processes
 from llama.errors import TrainingError
+from llama.launch.processes import stop_processes
+from llama.launch.program import run_program
 from llama.parallel.mesh import Mesh, create_mesh
-from llama.program import run_program
-from llama.train import engine as processes
-from llama.train.build import build_engine
-from llama.train.engine import Engine
+from llama.settings import deepspeed_json
 from tests.parity.topologies import MODEL, case_of, document
 
 CASES = [
@@ -128,13 +128,13 @@ def main() -> None:
     parser.add_argument("--stages", default="0123")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    device = processes.start_processes()
+    device = start_processes()
     mesh = create_mesh(given.tensor_parallel)
     cases = [case for case in CASES if str(case[1]) in given.stages]
     with patch.object(get_accelerator(), "is_fp16_supported", lambda: True):
         found = {f"{p} ZeRO-{stage}": trial(p, stage, mesh, device) for p, stage in cases}
     given.out.with_suffix(f".{mesh.rank}").write_text(json.dumps(found))
-    processes.stop_processes()
+    stop_processes()
 
 
 if __name__ == "__main__":

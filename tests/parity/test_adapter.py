@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llama.inference import build_model, load_adapter
+from llama.assembly.model import build_model, load_adapter
 from llama.model.config import LINEARS, ModelConfig
 from llama.model.documents import Documents
 from llama.weights.open_model import open_model
-from tests.tiny_runs import (
+from tests.support.tiny_runs import (
     CONFIG,
     deepspeed_json,
     launched,

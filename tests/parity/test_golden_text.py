@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama.inference import build_model, find_tokenizer
+from llama.assembly.model import build_model, find_tokenizer
 from llama.model.decoding import Sampling, decode, decode_without_cache
 from llama.weights.open_model import open_model
-from tests.model_files import assets
 from tests.parity.golden_shards import SHARDS
-from tests.tiny_runs import launched, succeeded, torchrun_module
+from tests.support.model_files import assets
+from tests.support.tiny_runs import launched, succeeded, torchrun_module
 
 TOKENS = 200
 

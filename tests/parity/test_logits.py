@@ -8,13 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama.inference import build_model
+from llama.assembly.model import build_model
 from llama.model.config import ModelConfig, RopeScaling
 from llama.model.documents import Documents
 from llama.model.transformer import Transformer
 from llama.weights.open_model import open_model
-from tests.model_files import LLAMA31_SCALING, TINY, write_gguf, write_huggingface, write_meta
-from tests.tokenizer_files import smollm2, smollm2_gguf
+from tests.support.model_files import (
+    LLAMA31_SCALING,
+    TINY,
+    write_gguf,
+    write_huggingface,
+    write_meta,
+)
+from tests.support.tokenizer_files import smollm2, smollm2_gguf
 
 TOLERANCE = 1e-4
 LENGTH = 64

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from llama.train.engine.engine import MOST_SKIPPED
+from llama.engine.engine import MOST_SKIPPED
 from tests.parity.nonfinite_steps import CASES, PLACE, POWER
-from tests.tiny_runs import torchrun_module
+from tests.support.tiny_runs import torchrun_module
 
 pytestmark = pytest.mark.slow
 

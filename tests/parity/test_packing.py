@@ -9,14 +9,14 @@ from typing import Any, get_args
 import pytest
 import torch
 
+from llama.adapters.attach import adapters, attach, initialise, trainable_parameters
 from llama.data.batches import eval_batches, make_batch
 from llama.data.feed import model_inputs
 from llama.data.packing import pack_examples
 from llama.data.types import IGNORE, Example
-from llama.lora.attach import adapters, attach, initialise, trainable_parameters
 from llama.model.config import LINEARS
 from llama.model.transformer import Checkpointing, Supervision, Transformer
-from tests.model_files import TINY, random_state
+from tests.support.model_files import TINY, random_state
 
 CPU = torch.device("cpu")
 

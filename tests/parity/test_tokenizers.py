@@ -19,7 +19,7 @@ from llama.tokenizer.base import Message, Tokenizer
 from llama.tokenizer.load import load_tokenizer
 from llama.tokenizer.templates import load_template
 from llama.tokenizer.tiktoken_file import LLAMA3_SPLIT
-from tests.tokenizer_files import (
+from tests.support.tokenizer_files import (
     asset,
     llama2,
     llama3,

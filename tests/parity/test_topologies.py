@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.model_files import ROOT
 from tests.parity.broken_builds import BROKEN, NOTHING
 from tests.parity.topologies import ACCUMULATIONS, STAGES
-from tests.tiny_runs import torchrun_module
+from tests.support.model_files import ROOT
+from tests.support.tiny_runs import torchrun_module
 
 pytestmark = pytest.mark.slow
 LIMIT = 1e-5

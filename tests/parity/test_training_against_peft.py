@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 
 from llama.data.packing import PackedRow
 from llama.data.types import IGNORE, Example
-from tests.model_files import ROOT
 from tests.parity.training_case import ADAM, CLIP, STAGES, STEPS, windows
-from tests.tiny_runs import write_model
+from tests.support.model_files import ROOT
+from tests.support.tiny_runs import write_model
 
 
 def ours(folder: Path, out: Path) -> dict[str, Any]:

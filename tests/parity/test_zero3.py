@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.parity.zero3_gathers import CONFIG
-from tests.tiny_runs import torchrun_module
+from tests.support.tiny_runs import torchrun_module
 
 
 @pytest.mark.slow

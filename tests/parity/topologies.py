@@ -17,18 +17,18 @@ from typing import Any
 
 import torch
 
-from llama import deepspeed_json
-from llama.config import LoRAOptions, VerifyOptions
+from llama.commands.verify.command import Case, asked_run, random_rows, reference_run
+from llama.commands.verify.report import TOLERANCES, Outcome, compare
+from llama.engine import start_processes
+from llama.launch.processes import stop_processes
+from llama.launch.program import run_program
 from llama.model.config import LINEARS
 from llama.parallel.mesh import Mesh, create_mesh
-from llama.program import run_program
-from llama.train import engine as processes
-from llama.verify import Case, asked_run, random_rows, reference_run
-from llama.verify_report import TOLERANCES, Outcome, compare
+from llama.settings import LoRAOptions, VerifyOptions, deepspeed_json
 from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader
-from tests.model_files import TINY
-from tests.tiny_runs import deepspeed_json as settings
+from tests.support.model_files import TINY
+from tests.support.tiny_runs import deepspeed_json as settings
 
 STAGES = (0, 1, 2, 3)
 ACCUMULATIONS = (1, 3)
@@ -137,14 +137,14 @@ def main() -> None:
     parser.add_argument("--checkpointing", default=",".join(CHECKPOINTING))
     parser.add_argument("--out", type=Path, help="a file; default: standard output")
     given = parser.parse_args()
-    device = processes.start_processes()
+    device = start_processes()
     mesh = create_mesh(given.tensor_parallel)
     rows = rows_of(mesh, device, checkpointing=tuple(given.checkpointing.split(",")))
     if mesh.is_main and given.out:
         given.out.write_text(json.dumps([asdict(r) for r in rows]))
     elif mesh.is_main:
         print(json.dumps({"limits": vars(TOLERANCES["fp32"]), "cases": [asdict(r) for r in rows]}))
-    processes.stop_processes()
+    stop_processes()
 
 
 if __name__ == "__main__":

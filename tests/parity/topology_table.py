@@ -12,8 +12,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.model_files import ROOT
-from tests.tiny_runs import torchrun_module
+from tests.support.model_files import ROOT
+from tests.support.tiny_runs import torchrun_module
 
 TENSOR_PARALLEL = (1, 2, 4)
 DATA_PARALLEL = (1, 2)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 
-from llama.config import LoRAOptions
 from llama.data.packing import PackedRow
 from llama.data.types import IGNORE, Example
-from tests.tiny_runs import CONFIG
+from llama.settings import LoRAOptions
+from tests.support.tiny_runs import CONFIG
 
 STEPS = 20
 STAGES = (0, 1)

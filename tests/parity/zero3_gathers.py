@@ -14,14 +14,13 @@ from typing import Any
 
 import torch
 
-from llama import deepspeed_json
-from llama.config import LoRAOptions, VerifyOptions
+from llama.assembly.engine import build_engine
+from llama.engine import ZeRO3Placement, start_processes
+from llama.launch.processes import stop_processes
+from llama.launch.program import run_program
 from llama.parallel.mesh import create_mesh
-from llama.program import run_program
-from llama.train import engine as processes
-from llama.train.build import build_engine
+from llama.settings import LoRAOptions, VerifyOptions, deepspeed_json
 from llama.train.checks import FirstStepsCheck
-from llama.train.engine import ZeRO3Placement
 from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader
 from tests.parity.nonfinite_steps import window
@@ -51,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    device = processes.start_processes()
+    device = start_processes()
     mesh = create_mesh(1)
     options = VerifyOptions(
         deepspeed=Path("settings"),
@@ -94,7 +93,7 @@ def main() -> None:
         "elements_read": CountingReader.elements,
     }
     given.out.with_suffix(f".{mesh.rank}").write_text(json.dumps(found))
-    processes.stop_processes()
+    stop_processes()
 
 
 def _watch_loading() -> Callable[[], int]:

@@ -15,12 +15,12 @@ import torch
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
-from llama import deepspeed_json
-from llama.config import LoRAOptions, VerifyOptions
+from llama.assembly.engine import build_engine
+from llama.engine import start_processes
+from llama.launch.processes import stop_processes
+from llama.launch.program import run_program
 from llama.parallel.mesh import Mesh, create_mesh
-from llama.program import run_program
-from llama.train import engine as processes
-from llama.train.build import build_engine
+from llama.settings import LoRAOptions, VerifyOptions, deepspeed_json
 from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader
 from tests.parity.nonfinite_steps import window
@@ -72,7 +72,7 @@ def gathers(checkpointing: str, reuse: int, mesh: Mesh, device: torch.device) ->
 
 
 def main() -> None:
-    device = processes.start_processes()
+    device = start_processes()
     mesh = create_mesh(1)
     lines = ["| checkpointing | reuse, in blocks | gathers of the model |", "|---|---|---|"]
     for checkpointing, reuse in product(("block", "none"), (1, 3, 100)):
@@ -80,7 +80,7 @@ def main() -> None:
         lines.append(f"| {checkpointing} | {reuse} | {times:.2f} |")
     if mesh.is_main:
         print("\n".join(lines))
-    processes.stop_processes()
+    stop_processes()
 
 
 if __name__ == "__main__":

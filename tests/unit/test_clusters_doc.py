@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from llama.config import TrainOptions
-from llama.doctor.options import DoctorOptions
-from llama.options import parse
-from tests.model_files import ROOT
+from llama.commands.doctor.options import DoctorOptions
+from llama.settings import TrainOptions
+from llama.settings.options import parse
+from tests.support.model_files import ROOT
 
 TEXT = (ROOT / "docs/clusters.md").read_text()
 SHELL = re.findall(r"```bash\n(.*?)```", TEXT, flags=re.DOTALL)

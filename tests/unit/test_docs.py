@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.model_files import ROOT
+from tests.support.model_files import ROOT
 
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")])
 NAMED = re.compile(r"`((?:tests|launcher|llama|ds_configs|docs)/[\w./-]+?\.\w+)(?:::(\w+))?`")

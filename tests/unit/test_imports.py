@@ -1,9 +1,8 @@
-"""Imports point down, and each heavy package has one door.
+"""The house: what stands on which floor follows from who imports whom, and each heavy package has
+one door.
 
-Tiers, the top first; a part may import from any tier below its own, and those of one tier do not
-know of each other. `lora` is above `weights` for its table of names, `data` above `tokenizer`, and
-`benchmark` above `train`, whose steps it times. `config` holds the options of the commands, so it
-stands above `model`, of whose layers it knows the names.
+A floor may import from those below it and from nothing beside or above it. The same floors are in
+the drawing of docs/architecture.md.
 """
 
 from __future__ import annotations
@@ -16,29 +15,31 @@ from pathlib import Path
 
 import pytest
 
-from tests.model_files import ROOT
+from tests.support.model_files import ROOT
 
-TIERS: tuple[tuple[str, ...], ...] = (
+FLOORS: tuple[tuple[str, ...], ...] = (
     ("launcher",),
-    ("benchmark", "verify"),
-    ("benchmark_report", "verify_report"),
-    ("train", "generate", "evaluate", "doctor"),
-    ("config", "inference"),
-    ("lora", "data", "metrics"),
-    ("weights", "tokenizer"),
+    ("commands",),
+    ("train",),
+    ("checkpoint", "assembly"),
+    ("engine",),
+    ("adapters",),
+    ("data", "settings", "weights", "metrics", "fused"),
     ("model",),
-    ("parallel",),
-    ("deepspeed_json", "options", "hostfile"),
-    ("inputs", "gguf_file"),
-    ("errors", "program", "notes"),
+    ("tokenizer", "launch", "parallel"),
+    ("files",),
+    ("kernels", "errors", "notes"),
 )
-RANK = {part: tier for tier, parts in enumerate(TIERS) for part in parts}
+"""The top one first."""
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+LOOSE_FILES = 3
+FILE_LINES, FUNCTION_LINES = 350, 60
 
 DOORS = {
     "fairscale": ("llama/parallel/",),
-    "deepspeed": ("llama/train/engine/",),
-    "tensorboard": ("llama/metrics.py",),
-    "torch.utils.tensorboard": ("llama/metrics.py",),
+    "deepspeed": ("llama/engine/",),
+    "tensorboard": ("llama/metrics/",),
+    "torch.utils.tensorboard": ("llama/metrics/",),
     "transformers": (),
     "peft": (),
     "accelerate": (),
@@ -57,7 +58,7 @@ def imported(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def part_of(path: Path) -> str:
+def room_of(path: Path) -> str:
     first, second, *_ = path.relative_to(ROOT).with_suffix("").parts
     return first if first == "launcher" else second
 
@@ -66,22 +67,67 @@ def within(name: str, package: str) -> bool:
     return name == package or name.startswith(package + ".")
 
 
-def test_imports_point_down() -> None:
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_no_import_runs_up() -> None:
     wrong = []
     for path in FILES:
-        here = part_of(path)
+        here = room_of(path)
         for name in imported(path):
             if not within(name, "llama") or here == "__init__":
                 continue
             there = name.split(".")[1]
-            if here != there and RANK[here] >= RANK[there]:
+            if here != there and FLOOR[here] >= FLOOR[there]:
                 wrong.append(f"{path.relative_to(ROOT)} imports {name}")
     assert not wrong
 
 
-def test_every_part_has_its_tier() -> None:
+def test_no_circle() -> None:
+    """Not within a room either: files import one another along no closed path. A package's own
+    `__init__` stands for its files, and is left out where one of them imports a sibling."""
+    modules = {module_of(path): path for path in FILES}
+    arrows = {
+        module: {
+            target
+            for name in imported(path)
+            for target in (name, name.rpartition(".")[0])
+            if target in modules and target != module and not within(module, target)
+        }
+        for module, path in modules.items()
+    }
+    done: set[str] = set()
+
+    def visit(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, " -> ".join((*above[above.index(module) :], module))
+        if module not in done:
+            for target in arrows[module]:
+                visit(target, (*above, module))
+            done.add(module)
+
+    for module in modules:
+        visit(module, ())
+
+
+def test_every_room_has_its_floor() -> None:
     """A new one is to be put in its place above."""
-    assert {part_of(path) for path in FILES} - {"__init__"} <= set(RANK)
+    assert {room_of(path) for path in FILES} - {"__init__"} == set(FLOOR)
+
+
+def test_few_files_lie_loose() -> None:
+    assert len(list((ROOT / "llama").glob("*.py"))) <= LOOSE_FILES
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(ROOT)) for path in FILES])
+def test_files_and_functions_are_short(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= FILE_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            assert lines <= FUNCTION_LINES, f"{node.name} has {lines} lines"
 
 
 @pytest.mark.parametrize("package", DOORS)
@@ -95,10 +141,10 @@ def test_one_door(package: str) -> None:
     assert not strangers, f"{package} belongs to {DOORS[package] or 'the tests alone'}"
 
 
-def test_the_sizes_need_no_torch() -> None:
+def test_the_settings_need_no_torch() -> None:
     """So that a typo on the command line is answered at once."""
     code = (
-        "import sys; import llama.config, llama.options, llama.doctor.options;"
+        "import sys; import llama.settings, llama.settings.options, llama.commands.doctor.options;"
         "print(sorted({'torch', 'deepspeed', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from llama.model.presets import PRESETS
-from tests.model_files import ROOT
-from tests.scaling_table import LAYOUTS, Layout, efficiency_table, traffic_table
+from tests.support.model_files import ROOT
+from tests.support.scaling_table import LAYOUTS, Layout, efficiency_table, traffic_table
 
 
 @pytest.mark.parametrize("table", [traffic_table, efficiency_table])

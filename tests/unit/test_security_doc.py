@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tests.model_files import ROOT
+from tests.support.model_files import ROOT
 
 TEXT = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
 SOURCES = "\n".join(

@@ -40,7 +40,7 @@ def ranks(count: int, *more: str) -> Callable[[Setting], None]:
         setting.environment |= launched(0, count)
         alone = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
         setting.patches += [  # no others come
-            mock.patch("llama.train.engine.start_processes"),
+            mock.patch("llama.train.loop.start_processes"),
             mock.patch("llama.train.loop.create_mesh", lambda _: alone),
         ]
 

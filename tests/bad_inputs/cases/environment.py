@@ -30,7 +30,7 @@ def cuda(devices: int, present: int, named: str, local: str) -> Callable[[Settin
             mock.patch("torch.cuda.is_available", lambda: devices > 0),
             mock.patch("torch.cuda.device_count", lambda: devices),
             mock.patch("torch.version.cuda", "13.0"),
-            mock.patch("llama.train.launch._NVIDIA", gpus),
+            mock.patch("llama.launch.launchers._NVIDIA", gpus),
         ]
 
     return spoil

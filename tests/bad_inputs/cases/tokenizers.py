@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.bad_inputs.setting import Case, Setting
-from tests.tokenizer_files import byte_description, write_ranks, write_tokenizer_json
+from tests.support.tokenizer_files import byte_description, write_ranks, write_tokenizer_json
 
 FILE, CONFIG = "model/tokenizer.json", "model/tokenizer_config.json"
 

@@ -14,7 +14,7 @@ from llama.data.types import IGNORE, Example
 from llama.errors import UserError
 from llama.tokenizer.base import Follows, Tokenizer
 from llama.tokenizer.templates import load_template
-from tests.tokenizer_files import byte_tokenizer, smollm2
+from tests.support.tokenizer_files import byte_tokenizer, smollm2
 
 FILE = Path("data.json")
 

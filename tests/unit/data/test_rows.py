@@ -13,7 +13,7 @@ import pytest
 
 from llama.data.rows import BUNDLED, Row, bundled, read_rows
 from llama.errors import UserError
-from tests.tokenizer_files import asset
+from tests.support.tokenizer_files import asset
 
 ALPACA = {"instruction": "Add", "input": "1 2", "output": "3"}
 ALPACA_MESSAGES = (

@@ -12,7 +12,7 @@ from llama.model.decoding import Sampling, choose, decode, decode_without_cache
 from llama.model.documents import Documents
 from llama.model.kv_cache import KVCache
 from llama.model.transformer import Transformer
-from tests.model_files import TINY, random_state
+from tests.support.model_files import TINY, random_state
 
 PROBABILITIES = torch.tensor([0.5, 0.3, 0.15, 0.05])
 PROMPT = [5, 17, 3, 60]

@@ -11,7 +11,7 @@ import torch
 from llama.model.config import ModelConfig, RopeScaling
 from llama.model.presets import PRESETS
 from llama.model.rope import Rotation, inverse_frequencies
-from tests.model_files import TINY, huggingface_config
+from tests.support.model_files import TINY, huggingface_config
 
 SHORT = replace(TINY, rope_scaling=RopeScaling(4.0, 1.0, 2.0, 64), max_seq_len=256)
 CONFIGS = {name: PRESETS[name] for name in ("llama-7b", "llama-3-8b", "llama-3.1-8b")}

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from llama.adapters.attach import attach, initialise
 from llama.errors import UserError
-from llama.lora.attach import attach, initialise
 from llama.model.config import LINEARS
 from llama.model.transformer import Transformer
 from llama.parallel.layers import (
@@ -26,7 +26,7 @@ from llama.parallel.layers import (
 from llama.parallel.mesh import SINGLE, TensorParallel
 from llama.weights.load import load_weights
 from llama.weights.random_init import RandomReader
-from tests.model_files import TINY
+from tests.support.model_files import TINY
 
 CONFIG = replace(TINY, attention_bias=True, mlp_bias=True)
 COLUMN = ("wq", "wk", "wv", "w1", "w3")

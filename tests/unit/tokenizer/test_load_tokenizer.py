@@ -15,7 +15,7 @@ import pytest
 from llama.errors import UserError
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.load import load_tokenizer
-from tests.tokenizer_files import (
+from tests.support.tokenizer_files import (
     ROOT,
     asset,
     byte_description,
@@ -390,7 +390,7 @@ def test_truncated_real_files(tmp_path: Path) -> None:
 def test_gguf_metadata_equals_the_package_gguf(tmp_path: Path) -> None:
     import gguf
 
-    from llama.gguf_file import read_metadata
+    from llama.files.gguf import read_metadata
 
     path = write_gguf(
         tmp_path / "x",

@@ -11,7 +11,7 @@ from llama.errors import UserError
 from llama.tokenizer.base import Message, Tokenizer
 from llama.tokenizer.segments import UNSUPERVISED
 from llama.tokenizer.templates import NAMES, load_template
-from tests.tokenizer_files import CHATML_SOURCE, byte_tokenizer, llama2, llama3, smollm2
+from tests.support.tokenizer_files import CHATML_SOURCE, byte_tokenizer, llama2, llama3, smollm2
 
 CHAT: list[Message] = [
     {"role": "user", "content": "he is"},

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from llama.adapters.attach import attach, initialise, trainable_parameters
 from llama.data.batches import make_batch
 from llama.data.feed import model_inputs
 from llama.data.types import Example
-from llama.lora.attach import attach, initialise, trainable_parameters
 from llama.model.transformer import Transformer
 from llama.train.checks import FirstStepsCheck
-from tests.model_files import TINY, random_state
+from tests.support.model_files import TINY, random_state
 
 CPU = torch.device("cpu")
 A, B = "layers.0.attention.wq.lora.a", "layers.0.attention.wq.lora.b"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.model_files import TINY, random_state, write_gguf, write_huggingface, write_meta
+from tests.support.model_files import TINY, random_state, write_gguf, write_huggingface, write_meta
 
 
 @pytest.fixture

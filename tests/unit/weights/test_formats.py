@@ -16,7 +16,7 @@ from llama.weights.meta import MetaReader
 from llama.weights.open_model import open_model
 from llama.weights.reader import FileReader, WeightReader
 from llama.weights.rotary import halves_to_interleaved, interleaved_to_halves
-from tests.model_files import (
+from tests.support.model_files import (
     LLAMA31_SCALING,
     TINY,
     State,
@@ -175,7 +175,7 @@ def test_llama31_divisors_are_llama_cpp_s() -> None:
 def test_llama31_divisors_are_transformers() -> None:
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    from tests.model_files import huggingface_config
+    from tests.support.model_files import huggingface_config
 
     config = replace(SCALED, head_dim=128)
     theirs, _ = ROPE_INIT_FUNCTIONS["llama3"](huggingface_config(config), "cpu")
@@ -202,7 +202,7 @@ def greedy(reader: WeightReader, ids: list[int], steps: int) -> list[int]:
     from transformers import LlamaForCausalLM
 
     from llama.weights.names import from_huggingface
-    from tests.model_files import huggingface_config
+    from tests.support.model_files import huggingface_config
 
     model = LlamaForCausalLM(huggingface_config(reader.config)).eval()
     with torch.no_grad():

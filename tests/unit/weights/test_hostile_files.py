@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from llama.weights.open_model import open_model
-from tests.model_files import (
+from tests.support.model_files import (
     ROOT,
     TINY,
     random_state,

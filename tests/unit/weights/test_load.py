@@ -17,7 +17,7 @@ from llama.model.config import ModelConfig
 from llama.weights.load import load_weights
 from llama.weights.random_init import RandomReader
 from llama.weights.shapes import expected_shapes
-from tests.model_files import ROOT, TINY
+from tests.support.model_files import ROOT, TINY
 
 CPU = torch.device("cpu")
 BIASED = replace(TINY, attention_bias=True, mlp_bias=True)

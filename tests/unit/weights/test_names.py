@@ -4,7 +4,7 @@ import pytest
 
 from llama.weights import names
 from llama.weights.shapes import expected_shapes
-from tests.model_files import TINY, huggingface_config
+from tests.support.model_files import TINY, huggingface_config
 
 NATIVE = sorted(expected_shapes(TINY))
 

@@ -18,7 +18,7 @@ from llama.weights.gguf import GGUFReader
 from llama.weights.huggingface import HuggingFaceReader
 from llama.weights.meta import MetaReader
 from llama.weights.open_model import open_model
-from tests.model_files import TINY, random_state, write_gguf, write_huggingface, write_meta
+from tests.support.model_files import TINY, random_state, write_gguf, write_huggingface, write_meta
 
 
 def refusal(model: str | Path) -> str:

@@ -5,7 +5,7 @@ import torch
 
 from llama.weights import random_init
 from llama.weights.random_init import RandomReader
-from tests.model_files import TINY, tied
+from tests.support.model_files import TINY, tied
 
 
 @pytest.mark.parametrize("block_elements", [1 << 22, 640])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from llama.weights.open_model import open_model
-from tests.model_files import (
+from tests.support.model_files import (
     LLAMA31_SCALING,
     TINY,
     random_state,

@@ -1,0 +1,49 @@
+"""Model, adapters and optimizer of a run, built the same for `train` and for `benchmark`."""
+
+from __future__ import annotations
+
+import torch
+
+from llama.adapters.attach import adapters, attach, initialise
+from llama.assembly.memory import keep_what_fits
+from llama.assembly.model import build_model
+from llama.engine import Engine, ZeRO3Placement
+from llama.fused.install import install
+from llama.kernels.compiled import compile_kernels
+from llama.notes import note
+from llama.parallel.mesh import Mesh
+from llama.settings import BenchmarkOptions, TrainOptions, VerifyOptions
+from llama.settings.deepspeed_json import Resolved
+from llama.weights.open_model import ModelSource
+
+LONGEST_ROW = 1024
+"""Tokens of a row where the options leave it open."""
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def build_engine(
+    source: ModelSource,
+    options: TrainOptions | BenchmarkOptions | VerifyOptions,
+    resolved: Resolved,
+    mesh: Mesh,
+    device: torch.device,
+) -> Engine:
+    """Load the weights, attach the adapters with their first values, and hand both to DeepSpeed.
+    UserError, on every rank, where any rank finds its weights damaged."""
+    if options.compile:
+        compile_kernels()
+    dtype, lora, tp = DTYPES[resolved.precision], options.lora, mesh.tensor_parallel
+    placement = ZeRO3Placement(resolved, mesh) if resolved.zero_stage == 3 else None
+    with mesh.agreement():
+        model = build_model(source, dtype, device, tp, options.checkpointing, placement)
+    attach(model, lora.rank, lora.alpha, lora.dropout, lora.targets)
+    initialise(model, options.seed, device)
+    for _, adapter in adapters(model):
+        adapter.to(dtype)
+    engine = Engine(model, resolved, mesh, device, options.seed)
+    if options.compile and device.type == "cuda" and (plain := install(model)):
+        note(plain)
+    if options.checkpointing == "auto":
+        length = options.seq_len or LONGEST_ROW
+        keep_what_fits(model, resolved.micro_batch, length, mesh, device)
+    return engine

@@ -1,0 +1,120 @@
+"""A model with or without an adapter, ready to answer; shared by train, generate and evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llama.adapters import peft_format
+from llama.adapters.attach import adapters, attach
+from llama.adapters.match import misfits
+from llama.adapters.peft_format import AdapterConfig
+from llama.errors import UserError, raise_if
+from llama.kernels.products import cpu_has_bf16
+from llama.model.config import ModelConfig
+from llama.model.transformer import Checkpointing, Transformer
+from llama.parallel.mesh import SINGLE, TensorParallel
+from llama.tokenizer.base import Tokenizer
+from llama.tokenizer.load import load_tokenizer
+from llama.weights.load import Placement, load_weights
+from llama.weights.open_model import ModelSource
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def default_dtype(precision: str) -> torch.dtype:
+    """`half` is bf16 where the device has it, else fp16 on a GPU; a CPU without bf16 answers faster
+    from float32 weights than from half ones widened for every token."""
+    if precision == "float32" or not (torch.cuda.is_available() or cpu_has_bf16()):
+        return torch.float32
+    if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
+
+
+def find_tokenizer(source: ModelSource, asked: Path | None) -> Tokenizer:
+    """The tokenizer asked for, or the one beside the model; checked against the embedding, and
+    against the one beside the model where another is asked for."""
+    path = asked or source.tokenizer_path
+    if path is None:
+        raise UserError(
+            f"--model {source.name}: no tokenizer was found beside it: give --tokenizer"
+        )
+    tokenizer = load_tokenizer(path)
+    if tokenizer.vocab_size > source.config.vocab_size:
+        raise UserError(
+            f"{path}: the tokenizer gives ids up to {tokenizer.vocab_size - 1} and the model "
+            f"{source.name} embeds {source.config.vocab_size}: it belongs to another model"
+        )
+    if asked and source.tokenizer_path and _is_anothers(tokenizer, source.tokenizer_path):
+        raise UserError(
+            f"--tokenizer {asked}: its ids stand for other text than those of the tokenizer beside "
+            f"the model ({source.tokenizer_path}): it belongs to another model"
+        )
+    return tokenizer
+
+
+def _is_anothers(tokenizer: Tokenizer, beside: Path) -> bool:
+    """Whether most ids of a sample mean something else beside the model. Its tokenizer may be one
+    that is not read here, which can be why another is given."""
+    try:
+        own = load_tokenizer(beside)
+    except UserError:
+        return False
+    count = min(own.vocab_size, tokenizer.vocab_size)
+    sample = range(0, count, max(1, count // 256))
+    other = sum(own.decode([i]).strip() != tokenizer.decode([i]).strip() for i in sample)
+    return 2 * other > len(sample)
+
+
+def build_model(
+    source: ModelSource,
+    dtype: torch.dtype,
+    device: torch.device,
+    tp: TensorParallel = SINGLE,
+    checkpointing: Checkpointing = "none",
+    placement: Placement | None = None,
+) -> Transformer:
+    """The model with its weights, nothing trainable. It is built without memory and filled slice by
+    slice, so that no rank holds what it does not keep."""
+    with torch.device("meta"):
+        model = Transformer(source.config, tp, checkpointing)
+    model.requires_grad_(False)
+    load_weights(model, source.reader, dtype, device, tp.rank, tp.size, placement)
+    return model
+
+
+def ready_model(source: ModelSource, adapter: Path | None, precision: str) -> Transformer:
+    """The model on the default device, with its adapter if there is one, not to be trained."""
+    model = build_model(source, default_dtype(precision), default_device())
+    if adapter is not None:
+        load_adapter(model, adapter)
+    return model.eval()
+
+
+def load_adapter(model: Transformer, folder: Path) -> None:
+    """Attach the adapter of a PEFT folder. UserError where it is another model's, or incomplete."""
+    config, state = _read_adapter(folder, model.config)
+    attach(model, config.rank, config.alpha, 0.0, config.targets)
+    dtype = model.tok_embeddings.weight.dtype
+    with torch.no_grad():
+        for layer, adapter in adapters(model):
+            adapter.to(dtype)
+            adapter.a.copy_(state[f"{layer}.lora.a"])
+            adapter.b.copy_(state[f"{layer}.lora.b"])
+
+
+def check_adapter(folder: Path, config: ModelConfig) -> None:
+    """Refuse an adapter that does not fit, before any weights load."""
+    _read_adapter(folder, config)
+
+
+def _read_adapter(folder: Path, config: ModelConfig) -> tuple[AdapterConfig, dict[str, Tensor]]:
+    adapter, state = peft_format.load_config(folder), peft_format.load_state(folder)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    raise_if(misfits(folder, adapter, shapes, config))
+    return adapter, state

@@ -1,0 +1,17 @@
+"""Checkpoints: all that a run needs to go on as if it had never stopped, in four files and a list.
+
+    OUT/checkpoints/step-N/
+        adapter/                a PEFT folder; its float32 tensors are the optimizer's masters
+        optimizer.safetensors   the two moments of each, float32, by parameter name
+        trainer.json            counters, position in the data, topology, what the run is made of
+        manifest.json           size and SHA-256 of each of the others, and of itself
+
+Tensors are whole, whatever the tensor-parallel degree and the ZeRO stage, so any topology can load
+them. Nothing is pickled.
+"""
+
+from llama.checkpoint.content import Checkpoint, RunState, read
+from llama.checkpoint.store import Store
+from llama.checkpoint.writer import Writer
+
+__all__ = ["Checkpoint", "RunState", "Store", "Writer", "read"]

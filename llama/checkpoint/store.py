@@ -1,0 +1,66 @@
+"""The checkpoints of one run: which there are, a new one, the newest that is whole."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from llama.adapters.peft_format import AdapterConfig
+from llama.checkpoint.content import Checkpoint, contents, most_bytes, read
+from llama.checkpoint.files import remove_folder, remove_leftovers, write_folder
+from llama.errors import TrainingError, UserError
+
+_NAME = re.compile(r"step-(0|[1-9][0-9]{0,17})")
+
+
+class Store:
+    """The folder `checkpoints/` of a run. One process at a time uses it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def steps(self) -> list[int]:
+        """Of every checkpoint that is there, valid or not, the newest first."""
+        if not self.folder.is_dir():
+            return []
+        matches = [_NAME.fullmatch(path.name) for path in self.folder.iterdir()]
+        return sorted((int(match[1]) for match in matches if match), reverse=True)
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step}"
+
+    def save(self, checkpoint: Checkpoint, config: AdapterConfig, keep: int) -> Path:
+        """Write a checkpoint, read it back, let it appear; then remove all but the newest `keep` up
+        to it. Raises `TrainingError`: those before it are then as they were."""
+        folder = self.path(checkpoint.step)
+        files = contents(checkpoint, config)
+        most = most_bytes(sum(tensor.numel() for tensor in checkpoint.engine.masters.values()))
+        try:
+            write_folder(folder, files, lambda partial: read(partial, most))
+            for step in [step for step in self.steps() if step <= checkpoint.step][keep:]:
+                remove_folder(self.path(step))
+        except OSError as error:
+            raise TrainingError(
+                f"{folder}: the checkpoint could not be saved: {error.strerror}; "
+                "the earlier ones are as they were"
+            ) from error
+        except UserError as error:
+            raise TrainingError(f"the checkpoint could not be saved: {error}") from error
+        return folder
+
+    def newest(self, most: int) -> tuple[Checkpoint | None, list[str]]:
+        """The newest checkpoint that is whole, and one line for each newer one: why it is not."""
+        refused: list[str] = []
+        for step in self.steps():
+            try:
+                found = read(self.path(step), most)
+                if found.step == step:
+                    return found, refused
+                refused.append(f"{self.path(step)}: is the checkpoint of step {found.step}")
+            except UserError as error:
+                refused.append(error.problems[0])
+        return None, refused
+
+    def tidy(self) -> None:
+        """Remove what a killed run left half-made."""
+        remove_leftovers(self.folder)

@@ -1,0 +1,42 @@
+"""`launcher/evaluate.py`: the loss of a model, with or without an adapter, on a data file."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+
+from llama.assembly.model import check_adapter, default_device, find_tokenizer, ready_model
+from llama.assembly.use import summed_loss
+from llama.data.batches import eval_batches
+from llama.data.prepare import prepare
+from llama.errors import raise_if
+from llama.settings import EvaluateOptions, check_evaluate
+from llama.tokenizer.templates import load_template
+from llama.weights.open_model import open_model
+
+
+def evaluate(options: EvaluateOptions) -> int:
+    """Print the mean loss over supervised tokens and its perplexity. Raises `UserError` before any
+    weights load."""
+    raise_if(check_evaluate(options))
+    device = default_device()
+    source = open_model(options.model, device)
+    tokenizer = find_tokenizer(source, options.tokenizer)
+    template = load_template(options.template, tokenizer)
+    data = prepare(options.data, template, tokenizer, options.seq_len, options.pack)
+    if options.adapter is not None:
+        check_adapter(options.adapter, source.config)
+    print(data.report.text(), file=sys.stderr)
+    model = ready_model(source, options.adapter, options.precision)
+    total, supervised = summed_loss(model, eval_batches(data.packed, options.micro_batch), device)
+    loss = total / supervised
+    document = {"loss": loss, "perplexity": math.exp(loss), "supervised_tokens": supervised}
+    if options.json:
+        print(json.dumps(document))
+    else:
+        print(
+            f"loss {loss:.4f}, perplexity {document['perplexity']:.3f}, "
+            f"over {supervised:,} supervised tokens"
+        )
+    return 0

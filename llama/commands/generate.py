@@ -1,0 +1,67 @@
+"""`launcher/generate.py`: answer one prompt."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+from llama.assembly.model import (
+    check_adapter,
+    default_device,
+    find_tokenizer,
+    ready_model,
+)
+from llama.errors import raise_if
+from llama.model.decoding import Sampling, decode
+from llama.settings import GenerateOptions, check_generate
+from llama.tokenizer.base import Tokenizer
+from llama.tokenizer.templates import load_template
+from llama.weights.open_model import open_model
+
+
+def generate(options: GenerateOptions) -> int:
+    """Print the answer as it is written; with `--json`, one object last. Raises `UserError` before
+    any weights load."""
+    raise_if(check_generate(options))
+    source = open_model(options.model, default_device())
+    tokenizer = find_tokenizer(source, options.tokenizer)
+    prompt = _prompt_ids(options, tokenizer)
+    if options.adapter is not None:
+        check_adapter(options.adapter, source.config)
+    model = ready_model(source, options.adapter, options.precision)
+    started = time.perf_counter()
+    sampling = Sampling(options.temperature, options.top_p, options.seed)
+    ids: list[int] = []
+    shown = ""
+    for token in decode(model, prompt, options.max_new_tokens, tokenizer.stop_ids, sampling):
+        ids.append(token)
+        text = tokenizer.decode(ids)
+        if not options.json and not text.endswith("\ufffd"):  # half a character is shown when whole
+            print(text[len(shown) :], end="", flush=True)
+            shown = text
+    seconds = time.perf_counter() - started
+    text = tokenizer.decode(ids)
+    if options.json:
+        document = {
+            "prompt": options.prompt,
+            "text": text,
+            "tokens": len(ids),
+            "seconds": round(seconds, 3),
+        }
+        print(json.dumps(document, ensure_ascii=False))
+    else:
+        print(text[len(shown) :])
+        rate = len(ids) / seconds
+        print(f"{len(ids)} tokens in {seconds:.1f} s ({rate:.1f} per second)", file=sys.stderr)
+    return 0
+
+
+def _prompt_ids(options: GenerateOptions, tokenizer: Tokenizer) -> list[int]:
+    if not options.raw:
+        template = load_template(options.template, tokenizer)
+        return template.prompt([{"role": "user", "content": options.prompt}], tokenizer)
+    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    ids = start + tokenizer.encode(options.prompt)
+    raise_if([] if ids else ["--prompt: this tokenizer has no BOS: give some text with --raw"])
+    return ids

@@ -1,0 +1,242 @@
+"""`launcher/verify.py`: does this topology train the adapter that one process would?
+
+The model's real widths at reduced depth, with random weights, train for a few steps twice: as
+asked (the launcher's ranks, the DeepSpeed JSON, tensor parallelism), and on the first rank alone in
+float32 by plain torch, with neither DeepSpeed nor shards. The two are compared.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import chain, count, islice
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from llama.adapters.attach import attach, initialise, trainable_parameters
+from llama.assembly.engine import build_engine
+from llama.assembly.model import build_model, default_device
+from llama.commands.verify.report import Comparison, Outcome, compare, table
+from llama.data.batches import Epochs
+from llama.data.feed import model_inputs
+from llama.data.packing import PackedRow
+from llama.data.types import IGNORE, Batch, Example
+from llama.engine import bf16_supported, dropout_seed, fp16_supported, start_processes
+from llama.errors import raise_if
+from llama.launch.launchers import check_launch
+from llama.launch.processes import launched_world_size, stop_processes
+from llama.parallel.mesh import Mesh, create_mesh
+from llama.settings import VerifyOptions, checked_verify, deepspeed_json
+from llama.settings.deepspeed_json import Resolved
+from llama.train.start.inputs import degree_problems
+from llama.weights.open_model import ModelSource, open_model
+from llama.weights.random_init import RandomReader
+
+WINDOWS_PER_EPOCH = 2.5
+"""So that the comparison includes a window with fewer micro-batches than the others."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained both times."""
+
+    source: ModelSource
+    options: VerifyOptions
+    rows: list[PackedRow]
+    micro_batch: int
+    accumulation: int
+
+    def epochs(self, accumulation: int, rank: int, size: int) -> Epochs:
+        seed = self.options.seed
+        return Epochs(self.rows, self.micro_batch, accumulation, rank, size, seed)
+
+
+def verify(options: VerifyOptions) -> int:
+    """Run `launcher/verify.py`: 0 where the two agree, 1 where they do not."""
+    check_launch()
+    document = checked_verify(options, launched_world_size())
+    device = start_processes()
+    try:
+        mesh = create_mesh(options.tensor_parallel)
+        with mesh.agreement():
+            source = open_model(options.model, default_device())
+            raise_if(degree_problems(options.tensor_parallel, options.lora.rank, source.config))
+        comparisons = run(options, document, reduced(source, options), mesh, device)
+    finally:
+        stop_processes()
+    agree = all(comparison.agrees for comparison in comparisons)
+    if mesh.is_main:
+        print(table(comparisons), file=sys.stderr if options.json else sys.stdout)
+        if options.json:
+            verdict = {"agrees": agree, "topology": mesh.as_json()}
+            print(json.dumps(verdict | {"runs": [c.as_json() for c in comparisons]}))
+    return 0 if agree else 1
+
+
+def reduced(source: ModelSource, options: VerifyOptions) -> ModelSource:
+    """The same widths, fewer layers, random weights."""
+    config = source.config.with_layers(min(options.layers, source.config.n_layers))
+    return replace(source, reader=RandomReader(config, options.seed, default_device()))
+
+
+def run(
+    options: VerifyOptions,
+    document: dict[str, Any],
+    source: ModelSource,
+    mesh: Mesh,
+    device: torch.device,
+) -> list[Comparison]:
+    """The asked run against one process: in float32, where the two should differ by rounding only,
+    and then in the precision that the JSON asks for, if that is another."""
+    micro_batch, accumulation = deepspeed_json.batch_sizes(document, mesh.data_parallel_size)
+    rows = random_rows(source.config.vocab_size, options, micro_batch * accumulation, mesh)
+    case = Case(source, options, rows, micro_batch, accumulation)
+    reference = reference_run(case, document, mesh, device)
+    comparisons = []
+    for config in _precisions(document, options.precision):
+        resolved = _resolve(config, options, source, mesh)
+        outcome = asked_run(case, resolved, mesh, device)
+        comparisons.append(compare(outcome, reference, resolved, mesh))
+    return comparisons
+
+
+def _precisions(document: dict[str, Any], precision: str) -> Iterator[dict[str, Any]]:
+    plain = {k: v for k, v in copy.deepcopy(document).items() if k not in ("fp16", "bf16")}
+    plain.pop("scheduler", None)  # a few steps at the full rate say more than a warm-up
+    yield plain
+    if precision == "half":
+        half = {k: v for k, v in document.items() if k in ("fp16", "bf16") and v.get("enabled")}
+        if half:
+            yield copy.deepcopy(plain) | copy.deepcopy(half)
+
+
+def _resolve(
+    config: dict[str, Any], options: VerifyOptions, source: ModelSource, mesh: Mesh
+) -> Resolved:
+    return deepspeed_json.resolve(
+        config,
+        data_parallel=mesh.data_parallel_size,
+        total_steps=options.steps,
+        width=source.config.dim,
+        fp16_supported=fp16_supported(),
+        bf16_supported=bf16_supported(),
+    )
+
+
+def random_rows(
+    vocab_size: int, options: VerifyOptions, rows_per_rank: int, mesh: Mesh
+) -> list[PackedRow]:
+    """Rows of two documents of random tokens; lengths and numbers of labels differ throughout, so
+    that a mean taken over the wrong thing shows."""
+    generator = torch.Generator().manual_seed(options.seed)
+
+    def number(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    def document(length: int) -> Example:
+        ids = torch.randint(vocab_size, (length,), generator=generator).tolist()
+        prompt = number(1, length - 1)
+        return Example(ids, [IGNORE] * prompt + ids[prompt:], row=1)
+
+    half = max(4, options.seq_len // 2)
+    rows = round(WINDOWS_PER_EPOCH * rows_per_rank * mesh.data_parallel_size)
+    return [[document(number(3, half)), document(number(3, half))] for _ in range(max(1, rows))]
+
+
+def _windows(epochs: Epochs, number: int) -> list[list[Batch]]:
+    every = chain.from_iterable(epochs.windows(epoch) for epoch in count())
+    return list(islice(every, number))
+
+
+def asked_run(case: Case, resolved: Resolved, mesh: Mesh, device: torch.device) -> Outcome:
+    """Train as asked. Every rank returns the same outcome."""
+    options = case.options
+    engine = build_engine(case.source, options, resolved, mesh, device)
+    rank, size = mesh.data_parallel_rank, mesh.data_parallel_size
+    steps = []
+    for window in _windows(case.epochs(resolved.accumulation, rank, size), options.steps):
+        steps.append(engine.step(window))
+    outcome = Outcome(
+        losses=[step.loss for step in steps],
+        grad_norms=[step.grad_norm for step in steps],
+        adapter=engine.whole_adapter(),
+        skipped=engine.skipped,
+        replica_problems=engine.replica_problems(engine.own_values()),
+        optimizer_bytes=_of_all_ranks(engine.optimizer_state_bytes(), mesh, device),
+    )
+    engine.close()
+    return outcome
+
+
+def _of_all_ranks(value: int, mesh: Mesh, device: torch.device) -> list[int]:
+    own = torch.tensor([value], device=device)
+    every = [torch.empty_like(own) for _ in range(mesh.world_size)]
+    dist.all_gather(every, own)
+    return [int(v) for v in every]
+
+
+def reference_run(
+    case: Case, document: dict[str, Any], mesh: Mesh, device: torch.device
+) -> Outcome | None:
+    """The same steps on the first rank alone, in float32, by plain torch; None on the others, which
+    wait. Each window is one forward after another and one backward of their summed mean."""
+    outcome = None
+    if mesh.is_main:
+        plain = next(_precisions(document, "float32"))
+        resolved = _resolve(plain, case.options, case.source, mesh)
+        outcome = _plain_training(case, resolved, mesh.data_parallel_size, device)
+    mesh.wait()
+    return outcome
+
+
+def _plain_training(
+    case: Case, resolved: Resolved, data_parallel: int, device: torch.device
+) -> Outcome:
+    options, lora = case.options, case.options.lora
+    model = build_model(case.source, torch.float32, device)
+    attach(model, lora.rank, lora.alpha, lora.dropout, lora.targets)
+    initialise(model, options.seed, device)
+    trainable = trainable_parameters(model)
+    parameters = list(trainable.values())
+    initial = {name: p.detach().cpu().clone() for name, p in trainable.items()}
+    optimizer = _plain_optimizer(parameters, resolved.engine["optimizer"])
+    losses, norms = [], []
+    epochs = case.epochs(resolved.accumulation * data_parallel, 0, 1)
+    for step, window in enumerate(_windows(epochs, options.steps)):
+        supervised = max(1, sum(batch.supervised for batch in window))
+        optimizer.zero_grad()
+        total = 0.0
+        for batch in window:
+            torch.manual_seed(dropout_seed(options.seed, step, batch.stream))
+            loss = model(**model_inputs(batch, device)) / supervised
+            loss.backward()
+            total += float(loss.detach())
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = torch.stack([g.double().norm() for g in gradients]).norm()
+        limit = resolved.gradient_clipping
+        if 0 < limit < float(norm):
+            for gradient in gradients:
+                gradient.mul_(limit / (float(norm) + 1e-6))
+        optimizer.step()
+        losses.append(total)
+        norms.append(float(norm))
+    adapter = {name: p.detach().cpu() for name, p in trainable.items()}
+    return Outcome(losses, norms, adapter, initial)
+
+
+def _plain_optimizer(
+    parameters: list[torch.nn.Parameter], settings: dict[str, Any]
+) -> torch.optim.Optimizer:
+    """Adam or AdamW as DeepSpeed reads the JSON: "Adam" decouples the weight decay too, unless
+    `adam_w_mode` is false."""
+    params = settings["params"]
+    decoupled = settings["type"].lower() == "adamw" or params.get("adam_w_mode", True)
+    kept = {key: params[key] for key in ("lr", "betas", "eps", "weight_decay") if key in params}
+    kind = torch.optim.AdamW if decoupled else torch.optim.Adam
+    # torch's defaults for the decay differ between the two; DeepSpeed hands on what is written.
+    return kind(parameters, **kept)

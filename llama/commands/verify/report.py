@@ -1,0 +1,181 @@
+"""What `verify` compares and what it says of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from llama.engine.state import Tensors
+from llama.parallel.mesh import Mesh
+from llama.settings.deepspeed_json import Resolved
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a few steps gave. `adapter` is whole: name to float32 tensor on the CPU."""
+
+    losses: list[float]
+    grad_norms: list[float | None]
+    adapter: Tensors
+    initial: Tensors = field(default_factory=dict)
+    """The adapter before the first step; of the reference only."""
+    skipped: int = 0
+    replica_problems: list[str] = field(default_factory=list)
+    optimizer_bytes: list[int] = field(default_factory=list)
+    """Of each rank."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """The largest deviations that pass: of a loss and of a gradient's norm relative to the
+    reference's own; of the adapter, as one vector, relative to how far training has moved it."""
+
+    loss: float
+    grad_norm: float
+    adapter: float
+
+
+TOLERANCES = {
+    "fp32": Tolerance(1e-5, 1e-5, 1e-3),
+    "bf16": Tolerance(2e-2, 5e-2, 1.0),
+    "fp16": Tolerance(5e-3, 2e-2, 1.0),
+}
+"""In float32 only the order of sums differs. Of the adapter more is allowed, since Adam divides a
+gradient by its own size: an element whose gradient is all rounding moves as far as any. In half
+precision much of a wide model's first gradients is rounding: there loss and norm are the proof, and
+the adapter may not be farther off than it has moved."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    what: str
+    asked: str
+    alone: str
+    deviation: float | None
+    limit: float | None
+    agrees: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The rows of one run as asked against one process alone."""
+
+    title: str
+    rows: list[Row]
+
+    @property
+    def agrees(self) -> bool:
+        return all(row.agrees for row in self.rows)
+
+    def as_json(self) -> dict[str, Any]:
+        rows = [vars(row) for row in self.rows]
+        return {"run": self.title, "agrees": self.agrees, "rows": rows}
+
+
+def compare(
+    outcome: Outcome, reference: Outcome | None, resolved: Resolved, mesh: Mesh
+) -> Comparison:
+    """On the first rank, which has the reference; the others wait for its verdict."""
+    found: list[Any] = [None]
+    if reference is not None:
+        found = [Comparison(_title(resolved, mesh), _rows(outcome, reference, resolved.precision))]
+    torch.distributed.broadcast_object_list(found, src=0)
+    return found[0]
+
+
+def _title(resolved: Resolved, mesh: Mesh) -> str:
+    return (
+        f"tensor parallel {mesh.tensor_parallel.size} x data parallel {mesh.data_parallel_size}, "
+        f"ZeRO-{resolved.zero_stage}, accumulation {resolved.accumulation}, {resolved.precision}, "
+        "against one process in float32"
+    )
+
+
+def _rows(outcome: Outcome, reference: Outcome, precision: str) -> list[Row]:
+    limit = TOLERANCES[precision]
+    rows = [
+        _series("loss", outcome.losses, reference.losses, limit.loss),
+        _series("gradient norm", outcome.grad_norms, reference.grad_norms, limit.grad_norm),
+        _adapters(outcome.adapter, reference, limit.adapter),
+    ]
+    problems = outcome.replica_problems
+    same = "equal" if not problems else f"{len(problems)} differ"
+    rows.append(
+        Row("replicas, by hash", same, "equal", None, None, not problems, "; ".join(problems[:3]))
+    )
+    if outcome.skipped:
+        skipped = f"{outcome.skipped} skipped"
+        rows.append(Row("steps", skipped, "none skipped", None, None, False, "not finite"))
+    return rows
+
+
+def _series(
+    what: str, asked: list[float | None] | list[float], alone: list[Any], limit: float
+) -> Row:
+    """The largest deviation over the steps; the last step's values are shown."""
+    pairs = [
+        (math.nan if a is None else a, math.nan if b is None else b)
+        for a, b in zip(asked, alone, strict=True)
+    ]
+    deviations = [abs(a - b) / max(abs(b), 1e-30) for a, b in pairs]
+    worst = max(range(len(pairs)), key=lambda i: _order(deviations[i]))
+    agrees = deviations[worst] <= limit  # false for NaN
+    note = "" if agrees else f"step {worst + 1} of {len(pairs)}"
+    a, b = pairs[worst if not agrees else -1]
+    return Row(what, f"{a:.6f}", f"{b:.6f}", deviations[worst], limit, agrees, note)
+
+
+def _order(value: float) -> float:
+    return math.inf if math.isnan(value) else value
+
+
+def _adapters(asked: Tensors, reference: Outcome, limit: float) -> Row:
+    """The distance between the two adapters over the distance that the reference has gone. The
+    tensor with the largest share of it is named where it is too far."""
+    alone = reference.adapter
+    if asked.keys() != alone.keys():
+        return Row("adapter", "other tensors", "", None, None, False, "names differ")
+    apart = {name: asked[name] - value for name, value in alone.items()}
+    moved = {name: value - reference.initial[name] for name, value in alone.items()}
+    deviation = _norm(apart) / max(_norm(moved), 1e-30)
+    agrees = deviation <= limit  # false for NaN
+    furthest = max(apart, key=lambda name: _order(float(apart[name].norm())))
+    note = "" if agrees else f"furthest: {furthest}"
+    shown = (f"{_norm(asked):.6f}", f"{_norm(alone):.6f}")
+    return Row("updated adapter", *shown, deviation, limit, agrees, note)
+
+
+def _norm(tensors: Tensors) -> float:
+    return math.sqrt(sum(float(t.double().square().sum()) for t in tensors.values()))
+
+
+def table(comparisons: list[Comparison]) -> str:
+    """For a reader."""
+    lines = []
+    for comparison in comparisons:
+        lines += [comparison.title, _line("", "as asked", "alone", "deviation", "limit", "")]
+        for row in comparison.rows:
+            deviation = "" if row.deviation is None else f"{row.deviation:.1e}"
+            limit = "" if row.limit is None else f"{row.limit:.0e}"
+            verdict = "agrees" if row.agrees else f"DIFFERS {row.note}"
+            lines.append(_line(row.what, row.asked, row.alone, deviation, limit, verdict))
+        lines.append("")
+    agree = all(comparison.agrees for comparison in comparisons)
+    lines.append(
+        "verdict: this topology trains the same adapter as one process"
+        if agree
+        else "verdict: this topology DOES NOT train the same adapter as one process: do not trust "
+        "a run on it"
+    )
+    return "\n".join(lines)
+
+
+def _line(what: str, *cells: str) -> str:
+    asked, alone, deviation, limit, verdict = cells
+    return f"  {what:18} {asked:>13} {alone:>13} {deviation:>10} {limit:>7}  {verdict}".rstrip()

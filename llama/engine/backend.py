@@ -1,0 +1,63 @@
+"""DeepSpeed as this program starts it: its variables set before its first import, its messages kept
+off standard output, and what it says of the device.
+
+DeepSpeed would compile some parts at first use (a shared-memory all-reduce, its own Adam). That is
+kept off, so that nobody needs a compiler.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from typing import Any
+
+import torch
+
+os.environ.setdefault("DS_BUILD_OPS", "0")
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # said, or DeepSpeed warns that it found none
+
+import deepspeed
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from deepspeed.ops import __compatible_ops__
+
+from llama.launch.processes import meet_processes
+
+LOGGER = logging.getLogger("DeepSpeed")
+
+
+def start_processes() -> torch.device:
+    """Meet the other processes of the run and have DeepSpeed use the same groups; gives this
+    process's device. Raises `TrainingError` where they do not meet."""
+    _log_to_stderr()
+    for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):  # DeepSpeed's to rename
+        warnings.filterwarnings("ignore", f"`torch.distributed.{name}` is deprecated")
+    __compatible_ops__["deepspeed_shm_comm"] = False
+    device = meet_processes()
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
+    return device
+
+
+def fp16_supported() -> bool:
+    """Whether DeepSpeed trains in fp16 on this device."""
+    return bool(_accelerator().is_fp16_supported())
+
+
+def bf16_supported() -> bool:
+    """Whether DeepSpeed trains in bf16 on this device."""
+    return bool(_accelerator().is_bf16_supported())
+
+
+def _accelerator() -> Any:
+    return get_accelerator()
+
+
+def _log_to_stderr() -> None:
+    """DeepSpeed logs its own start to standard output; keep its warnings, on standard error."""
+    LOGGER.setLevel(logging.WARNING)
+    for handler in LOGGER.handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)

@@ -1,0 +1,313 @@
+"""A model with adapters under DeepSpeed: one optimizer step at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from llama.adapters.attach import trainable_parameters
+from llama.data.feed import model_inputs
+from llama.data.types import Batch
+from llama.engine.backend import LOGGER
+from llama.engine.gradients import check_all_at_once
+from llama.engine.nonfinite import Finding, first_nonfinite
+from llama.engine.optimizer_state import OptimizerState
+from llama.engine.owners import send_gradients_to_owners
+from llama.engine.state import MOMENTS, EngineState, Tensors
+from llama.errors import TrainingError
+from llama.parallel.layers import shard_dim
+from llama.parallel.mesh import DeepSpeedTopology, Mesh
+from llama.settings.deepspeed_json import Resolved
+
+MOST_SKIPPED = 10
+"""Steps skipped in a row after which the run stops, where no loss scale adapts. With one it stops
+where the scale cannot fall further."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step did, summed over all ranks where that has a meaning."""
+
+    loss_sum: float
+    supervised: int
+    tokens: int
+    learning_rate: float
+    grad_norm: float | None
+    loss_scale: float | None
+    applied: bool
+    """False where NaN or infinity made every rank skip the update."""
+    skip_reason: str | None = None
+    """Of a skipped step, which tensor went non-finite first."""
+
+    @property
+    def loss(self) -> float:
+        """Mean over the supervised tokens of the step."""
+        return self.loss_sum / max(self.supervised, 1)
+
+
+class Engine:
+    """A model with adapters under DeepSpeed. Only what requires a gradient is optimized."""
+
+    def __init__(
+        self, model: nn.Module, resolved: Resolved, mesh: Mesh, device: torch.device, seed: int
+    ) -> None:
+        self.mesh = mesh
+        self.device = device
+        self.seed = seed
+        self.steps = 0
+        """Optimizer steps taken, skipped ones included."""
+        self.skipped = 0
+        self._skipped_in_a_row = 0
+        self._scale_is_spent = False
+        self.zero_stage = resolved.zero_stage
+        self.trainable = trainable_parameters(model)
+        initialize: Any = deepspeed.initialize  # its annotations are narrower than what it takes
+        LOGGER.setLevel(logging.ERROR)  # it asks its own schedule for a rate too early, and warns
+        self._engine, self._optimizer, _, self._schedule = initialize(
+            model=model,
+            model_parameters=list(self.trainable.values()),
+            config=resolved.engine,
+            mpu=DeepSpeedTopology(mesh),
+            dist_init_required=False,
+        )
+        LOGGER.setLevel(logging.WARNING)
+        check_all_at_once(self._optimizer)
+        send_gradients_to_owners(self._optimizer)
+        self.model: nn.Module = self._engine.module
+        self._state = OptimizerState(self.trainable, self._optimizer, self.zero_stage)
+
+    def step(self, window: Sequence[Batch]) -> Step:
+        """Forward and backward of this rank's micro-batches, then one optimizer step.
+
+        The loss is the sum over all supervised tokens of the window, on every rank, over their
+        number: DeepSpeed's division by the accumulation steps is left out and its mean over
+        data-parallel ranks undone, so the split into micro-batches and ranks changes nothing.
+
+        Raises `TrainingError` where steps are skipped for ever."""
+        supervised, tokens = self._total(
+            sum(b.supervised for b in window),
+            sum(len(b.tokens) for b in window if b.supervised),  # a filler's are nobody's
+        )
+        weight = self.mesh.data_parallel_size / max(supervised, 1)
+        loss_sum = torch.zeros((), device=self.device)
+        if not self.model.training:
+            self._engine.train()
+        for index, batch in enumerate(window):
+            self._engine.set_gradient_accumulation_boundary(index == len(window) - 1)
+            loss = self._loss(self._engine, batch)
+            loss_sum += loss.detach()
+            self._engine.backward(loss * weight, scale_wrt_gas=False)
+            if index < len(window) - 1:
+                self._engine.step()
+        scale = self._scale()
+        applied, grad_norm = self._take_step()
+        reason = None if applied else self._skip(window, weight, scale)
+        if applied:
+            self._skipped_in_a_row = 0
+        self.steps += 1
+        return Step(
+            loss_sum=self._sum_over_data_parallel(loss_sum),
+            supervised=supervised,
+            tokens=tokens,
+            learning_rate=float(self._engine.get_lr()[0]),
+            grad_norm=grad_norm,
+            loss_scale=self._scale(),
+            applied=applied,
+            skip_reason=reason,
+        )
+
+    def _loss(self, model: Callable[..., torch.Tensor], batch: Batch) -> torch.Tensor:
+        """The summed loss of one micro-batch, with the dropout that belongs to it."""
+        torch.manual_seed(dropout_seed(self.seed, self.steps, batch.stream))
+        return model(**model_inputs(batch, self.device))
+
+    def _scale(self) -> float | None:
+        """The loss scale in use, in fp16."""
+        return float(self._optimizer.cur_scale) if self._engine.fp16_enabled() else None
+
+    def _take_step(self) -> tuple[bool, float | None]:
+        """The optimizer's step at the end of a window: whether it was taken, by all ranks or by
+        none, and the gradient's norm before clipping."""
+        norm = None
+        if self.zero_stage == 0:  # DeepSpeed neither tells the norm here nor looks for NaN
+            norm = self._norm_of_gradients()
+            if not torch.isfinite(norm):
+                self._engine.zero_grad()
+                return False, float(norm)
+        try:
+            self._engine.step()
+        except Exception as error:
+            if "already at minimum" not in str(error):  # DeepSpeed raises no type of its own
+                raise
+            self._scale_is_spent = True
+            return False, None
+        found = self._engine.get_global_grad_norm() if norm is None else norm
+        return bool(self._engine.was_step_applied()), None if found is None else float(found)
+
+    def _norm_of_gradients(self) -> torch.Tensor:
+        """Of the whole adapter, from gradients that are already equal on data-parallel ranks: a
+        sharded tensor's share is summed over its shards, a replicated one counts once."""
+        tp = self.mesh.tensor_parallel
+        squares = torch.zeros(2, dtype=torch.float64, device=self.device)  # sharded, replicated
+        for parameter in self.trainable.values():
+            if parameter.grad is not None:
+                kind = int(shard_dim(parameter) is None)
+                squares[kind] += parameter.grad.double().square().sum()
+        squares[1] /= tp.size
+        tp.all_reduce_(squares)
+        return squares.sum().sqrt()
+
+    # Non-finite steps
+
+    def _skip(self, window: Sequence[Batch], weight: float, scale: float | None) -> str:
+        """Account for a skipped step and find out why; `TrainingError` when it is one too many."""
+        self.skipped += 1
+        self._skipped_in_a_row += 1
+        reason = self._diagnose(window, weight, scale)
+        adapts = scale is not None and self._optimizer.dynamic_loss_scale
+        if not self._scale_is_spent and (adapts or self._skipped_in_a_row < MOST_SKIPPED):
+            return reason
+        if self._scale_is_spent:
+            advice = (
+                f"the loss scale is at its minimum, {scale:g}, and cannot fall further: train in "
+                "bf16 (ds_configs/lora_bf16.json), or lower the learning rate"
+            )
+        else:
+            advice = (
+                f"{self._skipped_in_a_row} steps in a row were skipped: look at the data and the "
+                "weights there, or lower the learning rate"
+            )
+        raise TrainingError(f"step {self.steps + 1}: {reason}; {advice}")
+
+    def _diagnose(self, window: Sequence[Batch], weight: float, scale: float | None) -> str:
+        """What went non-finite first, on whichever rank. Every rank takes part. The
+        model is called past DeepSpeed, whose own hooks wait for its own backward."""
+        factor = weight * (scale or 1.0)
+        losses: list[Callable[[], torch.Tensor]] = [
+            lambda batch=batch: self._loss(self.model, batch) * factor for batch in window
+        ]
+        finding = first_nonfinite(self.model, self.trainable, losses)
+        found: list[Finding | None] = [None] * self.mesh.world_size
+        dist.all_gather_object(found, finding)
+        seen = [(f.order, rank, f.text()) for rank, f in enumerate(found) if f is not None]
+        if seen:
+            _, rank, text = min(seen)
+            return f"{text} (rank {rank})"
+        return "the sum of the window's gradients overflowed, though each is finite"
+
+    # State
+
+    def state(self, own_values: Tensors) -> EngineState:
+        """All that training goes on from, whole on every rank. Every rank must call it."""
+        state = self._state
+        return EngineState(
+            masters=self._joined(own_values),
+            exp_avg=self._joined(state.moments(MOMENTS[0])),
+            exp_avg_sq=self._joined(state.moments(MOMENTS[1])),
+            counters={
+                "steps": self.steps,
+                "skipped": self.skipped,
+                "skipped_in_a_row": self._skipped_in_a_row,
+                "schedule": self._schedule.state_dict() if self._schedule else None,
+                **state.counters(),
+            },
+        )
+
+    def load_state(self, state: EngineState) -> None:
+        """Go on from `state`, bit for bit on the topology it was taken on. Every rank gives the
+        same whole state."""
+        moments = {MOMENTS[0]: self._own(state.exp_avg), MOMENTS[1]: self._own(state.exp_avg_sq)}
+        self._state.load(self._own(state.masters), moments, state.counters)
+        if self._schedule and state.counters["schedule"]:
+            self._schedule.load_state_dict(state.counters["schedule"])
+        self.steps = self._engine.global_steps = state.counters["steps"]
+        self.skipped = self._engine.skipped_steps = state.counters["skipped"]
+        self._skipped_in_a_row = state.counters["skipped_in_a_row"]
+
+    def own_values(self) -> Tensors:
+        """Name to float32 value of every trainable parameter of this rank: a tensor-parallel shard,
+        but whole under any ZeRO stage. Every rank must call it."""
+        return self._state.masters()
+
+    def whole_adapter(self) -> Tensors:
+        """Name to float32 value of every trainable parameter, the shards joined, on the CPU; from
+        the masters where the optimizer keeps them. Every rank must call it."""
+        return self._joined(self.own_values())
+
+    def replica_problems(self, own_values: Tensors) -> list[str]:
+        """One line for each trainable tensor that differs between ranks that should hold the same:
+        copies over data-parallel ranks, and what tensor parallelism replicates. Every rank must
+        call it."""
+        hashes = {name: _hash(value) for name, value in own_values.items()}
+        if self.zero_stage < 3:
+            for name, parameter in self.trainable.items():
+                hashes[name] += _hash(parameter.detach().cpu())
+        found: list[Any] = [None] * self.mesh.world_size
+        dist.all_gather_object(found, hashes)
+        degree, problems = self.mesh.tensor_parallel.size, []
+        for name, parameter in self.trainable.items():
+            step = 1 if shard_dim(parameter) is None else degree
+            for rank, other in enumerate(found):
+                if other[name] != found[rank % step][name]:
+                    problems.append(f"{name} differs between ranks {rank % step} and {rank}")
+                    break
+        return problems
+
+    def optimizer_state_bytes(self) -> int:
+        """Bytes that the optimizer holds on this rank: float32 masters and moments."""
+        return sum(t.numel() * t.element_size() for t in self._state.state_tensors())
+
+    def close(self) -> None:
+        """Let go of the model and of what DeepSpeed keeps of it, for another to be built."""
+        self._engine.destroy()
+        del self._engine, self._optimizer, self._schedule, self._state, self.model, self.trainable
+
+    def _joined(self, values: Tensors) -> Tensors:
+        tp = self.mesh.tensor_parallel
+        return {
+            name: tp.join(value.to(self.device), shard_dim(self.trainable[name])).cpu()
+            for name, value in values.items()
+        }
+
+    def _own(self, values: Tensors) -> Tensors:
+        """This rank's shards of whole tensors, on its device."""
+        tp, own = self.mesh.tensor_parallel, {}
+        for name, parameter in self.trainable.items():
+            dim, value = shard_dim(parameter), values[name]
+            own[name] = (value if dim is None else value.chunk(tp.size, dim)[tp.rank]).to(
+                self.device
+            )
+        return own
+
+    # Sums
+
+    def _total(self, *numbers: int) -> list[int]:
+        return [int(n) for n in self._reduced(torch.tensor(numbers, dtype=torch.int64))]
+
+    def _sum_over_data_parallel(self, value: torch.Tensor) -> float:
+        return float(self._reduced(value.double()))
+
+    def _reduced(self, value: torch.Tensor) -> torch.Tensor:
+        if self.mesh.data_parallel_size > 1:
+            value = value.to(self.device)
+            dist.all_reduce(value, group=self.mesh.data_parallel_group)
+        return value
+
+
+def dropout_seed(seed: int, step: int, stream: int) -> int:
+    """The dropout seed of micro-batch `stream` (counted over all ranks) of a step: a function of
+    what is computed, not of where, so that any split draws the same masks."""
+    digest = hashlib.sha256(f"dropout:{seed}:{step}:{stream}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def _hash(value: torch.Tensor) -> str:
+    return hashlib.sha256(value.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()

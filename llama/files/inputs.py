@@ -1,0 +1,83 @@
+"""What every reader of the user's input shares: small text files, hashes, and the nearest right
+name."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from llama.errors import UserError
+
+TEXT_LIMIT = 1 << 20
+"""Bytes: a settings file larger than this is some other file given by mistake."""
+_CHUNK = 1 << 22
+
+
+def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """`; did you mean X?` for the known name closest to `word`; nothing where none is close."""
+    names = {name.lower(): name for name in known}
+    found = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.5)
+    return f"; did you mean {prefix}{names[found[0]]}?" if found else ""
+
+
+def not_found(path: Path) -> str:
+    """`does not exist`, and the name beside it that comes closest."""
+    try:
+        siblings = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return f"does not exist, nor can its folder {path.parent} be read"
+    return "does not exist" + nearest(path.name, siblings, f"{path.parent}/".removeprefix("./"))
+
+
+def file_problem(path: Path) -> str | None:
+    """Why `path` cannot be read as a file, or None."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return not_found(path)
+    except (OSError, ValueError) as error:
+        return f"cannot be read: {error}"
+    if stat.S_ISDIR(mode):
+        return "is a folder; a file is expected"
+    if not stat.S_ISREG(mode):  # a FIFO would block, and could be read by one rank only
+        return "is not a regular file"
+    return None if os.access(path, os.R_OK) else "cannot be read: no permission"
+
+
+def filled_file_problem(path: Path) -> str | None:
+    """The line that says why `path` cannot be read as a file with something in it, or None."""
+    problem = file_problem(path)
+    if problem is None and path.stat().st_size == 0:
+        problem = "the file is empty"
+    return problem and f"{path}: {problem}"
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file of any size, in hex."""
+    content = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            content.update(chunk)
+    return content.hexdigest()
+
+
+def read_text(path: Path) -> str:
+    """The text of a small UTF-8 file; raises `UserError` where that is not what `path` is."""
+    if problem := file_problem(path):
+        raise UserError(f"{path}: {problem}")
+    try:
+        with path.open("rb") as file:
+            content = file.read(TEXT_LIMIT + 1)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(content) > TEXT_LIMIT:
+        raise UserError(f"{path}: larger than {TEXT_LIMIT} bytes: not a settings file")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}: line {line}: not UTF-8 text") from None

@@ -1,0 +1,94 @@
+"""The processes of a run: how many there are, meeting them, and the device of this one."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from llama.errors import TrainingError
+
+MEETING = timedelta(minutes=10)
+"""How long a rank waits for the others, at the start and in a collective: NCCL's own default."""
+
+
+def launched_world_size() -> int:
+    """How many processes the launcher started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def meet_processes() -> torch.device:
+    """Join the other processes of the run, or stand alone, and give this one's device. Raises
+    `TrainingError` where they do not meet."""
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    if "RANK" not in os.environ:
+        os.environ.update(alone)
+        os.environ["MASTER_PORT"] = "0"  # the store of a single process picks a free port
+    _keep_freed_memory()
+    device = _own_device()
+    if not dist.is_initialized():
+        _meet(device)
+    return device
+
+
+def stop_processes() -> None:
+    """Leave the process groups, if this process is in any."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _meet(device: torch.device) -> None:
+    # Named for the device, not as DeepSpeed would: its CPU default is a package of Intel's.
+    device_id = device if device.type == "cuda" else None
+    backend = "cpu:gloo,cuda:nccl" if device_id else "gloo"
+    try:
+        store, rank, ranks = next(rendezvous("env://", timeout=MEETING))
+        # torchrun keeps its store when it starts the ranks anew: without a name of its own, a start
+        # would find the addresses of ranks that have ended.
+        store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=rank,
+            world_size=ranks,
+            device_id=device_id,
+            timeout=MEETING,
+        )
+    except RuntimeError as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        advice = (
+            "another run has this port; give another with --master_port"
+            if "EADDRINUSE" in str(error)
+            else "every rank must be started, with the same address and port, and reach that host"
+        )
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise TrainingError(
+            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} did not meet the others "
+            f"at {place}: {reason}: {advice}"
+        ) from error
+
+
+def _own_device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what a step frees for the next one. By default every large tensor on the CPU
+    is mapped anew and each of its pages faults again, which costs a tenth of a step and more."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return  # not glibc
+    m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8
+    mallopt(m_arena_max, 1)
+    mallopt(m_mmap_max, 0)
+    mallopt(m_trim_threshold, 2**31 - 1)

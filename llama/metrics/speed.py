@@ -1,0 +1,60 @@
+"""How long steps take, what memory they hold, and how much arithmetic they are."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import time
+from collections.abc import Iterator
+
+import torch
+
+from llama.model.config import LINEARS, ModelConfig
+
+# Dense half-precision matrix rate by the makers' data sheets, FLOP/s, by a part of the name that
+# CUDA gives the device. What is not listed has no MFU.
+_PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "L40S": 362e12, "A10G": 70e12}
+
+
+class Stopwatch:
+    """Seconds of work between `lap`s; what is done under `paused` does not count."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return seconds
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._last += time.perf_counter() - started
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most that was held so far: on CUDA by tensors, else by the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def step_flops(config: ModelConfig, tokens: int, supervised: int) -> float:
+    """Floating-point operations that a LoRA step needs, recomputation not counted: 2 for each
+    weight and token forward, 2 backward (a frozen weight has no gradient of its own). The
+    embedding is a look-up, the output matrix meets supervised tokens only, and the adapters and
+    attention within short documents are left out as small: MFU errs on the low side."""
+    block = sum(rows * columns for rows, columns in map(config.linear_shape, LINEARS))
+    weights = config.n_layers * block * tokens + config.vocab_size * config.dim * supervised
+    return 4.0 * weights
+
+
+def mfu(flops_per_second: float, devices: int, device: torch.device) -> float | None:
+    """Share of the devices' peak that `flops_per_second` is; None where the peak is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    peak = next((flops for part, flops in _PEAK_FLOPS.items() if part in name), None)
+    return None if peak is None else flops_per_second / (peak * devices)

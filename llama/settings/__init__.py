@@ -1,0 +1,43 @@
+"""The settings of each command, and every check of them that needs no model.
+
+What DeepSpeed understands (precision, batch, optimizer, schedule, ZeRO) is not here: the DeepSpeed
+JSON owns it (`llama/deepspeed_json`), so nothing is set in two places.
+"""
+
+from llama.settings.checks import (
+    TEMPLATES,
+    check_benchmark,
+    check_evaluate,
+    check_generate,
+    check_lora,
+    check_train,
+    checked_train,
+    checked_verify,
+)
+from llama.settings.commands import (
+    BenchmarkOptions,
+    EvaluateOptions,
+    GenerateOptions,
+    LoRAOptions,
+    ModelOptions,
+    TrainOptions,
+    VerifyOptions,
+)
+
+__all__ = [
+    "TEMPLATES",
+    "BenchmarkOptions",
+    "EvaluateOptions",
+    "GenerateOptions",
+    "LoRAOptions",
+    "ModelOptions",
+    "TrainOptions",
+    "VerifyOptions",
+    "check_benchmark",
+    "check_evaluate",
+    "check_generate",
+    "check_lora",
+    "check_train",
+    "checked_train",
+    "checked_verify",
+]

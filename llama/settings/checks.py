@@ -1,0 +1,225 @@
+"""Every check of the settings that needs no model: each gives its problems, one line each, so that
+a command can raise all of them at once."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from llama.errors import UserError, raise_if
+from llama.files.inputs import file_problem, nearest, not_found
+from llama.model.config import LINEARS
+from llama.settings import deepspeed_json
+from llama.settings.commands import (
+    BenchmarkOptions,
+    EvaluateOptions,
+    GenerateOptions,
+    LoRAOptions,
+    ModelOptions,
+    TrainOptions,
+    VerifyOptions,
+)
+
+TEMPLATES = ("alpaca", "llama2", "llama3", "chatml")
+"""Prompt templates known by name; anything else is the path of a Jinja file."""
+
+SEED_LIMIT = 2**63
+
+
+def check_train(options: TrainOptions, world_size: int) -> list[str]:
+    """Every problem of `train`'s own settings on `world_size` ranks."""
+    problems = [
+        *_check_model(options),
+        *_at_least(1, epochs=options.epochs, max_steps=options.max_steps),
+        *_at_least(1, save_every=options.save_every, keep=options.keep),
+        *_at_least(2, seq_len=options.seq_len),
+        *check_lora(options.lora),
+        *_check_degree(options.tensor_parallel, world_size),
+        *_check_seed(options.seed),
+        *_check_files(data=options.data, eval_data=options.eval_data),
+    ]
+    if not 0 < options.hang_timeout < math.inf:
+        expected = "expected a finite number above 0"
+        problems.append(f"--hang_timeout: {expected}, found {options.hang_timeout}")
+    if options.output_dir is not None:
+        problems += _check_output(options.output_dir, options.resume == "never")
+    return problems
+
+
+def checked_train(options: TrainOptions, world_size: int) -> dict[str, Any]:
+    """The DeepSpeed JSON of `train`, overrides applied, to be resolved; raises one `UserError` with
+    every problem of the settings and of that file."""
+    return _with_deepspeed(check_train(options, world_size), options, world_size)
+
+
+def checked_verify(options: VerifyOptions, world_size: int) -> dict[str, Any]:
+    """The DeepSpeed JSON of `verify`, overrides applied; raises one `UserError` with every problem
+    of the settings and of that file."""
+    problems = [
+        *([] if options.model else ["--model: expected a path or a name, found ''"]),
+        *_at_least(1, layers=options.layers, steps=options.steps),
+        *_at_least(8, seq_len=options.seq_len),
+        *check_lora(options.lora),
+        *_check_degree(options.tensor_parallel, world_size),
+        *_check_seed(options.seed),
+    ]
+    return _with_deepspeed(problems, options, world_size)
+
+
+def _with_deepspeed(
+    problems: list[str], options: TrainOptions | VerifyOptions, world_size: int
+) -> dict[str, Any]:
+    groups, rest = divmod(world_size, max(1, options.tensor_parallel))
+    config: dict[str, Any] = {}
+    try:
+        config = deepspeed_json.load(options.deepspeed, options.override)
+        data_parallel = None if rest else groups
+        problems = problems + deepspeed_json.check(config, str(options.deepspeed), data_parallel)
+    except UserError as error:
+        problems = problems + error.problems
+    raise_if(problems)
+    return config
+
+
+def check_generate(options: GenerateOptions) -> list[str]:
+    """Every problem of `generate`'s settings."""
+    problems = [
+        *_check_model(options),
+        *_check_adapter(options.adapter),
+        *_at_least(1, max_new_tokens=options.max_new_tokens),
+        *_check_seed(options.seed),
+    ]
+    if not 0 <= options.temperature < math.inf:
+        expected = "expected a finite number of at least 0"
+        problems.append(f"--temperature: {expected}, found {options.temperature}")
+    if not 0 < options.top_p <= 1:
+        problems.append(f"--top_p: expected above 0 and at most 1, found {options.top_p}")
+    if options.raw and options.template is not None:
+        problems.append("--template: has no effect with --raw; give one of them")
+    return problems
+
+
+def check_evaluate(options: EvaluateOptions) -> list[str]:
+    """Every problem of `evaluate`'s settings."""
+    return [
+        *_check_model(options),
+        *_check_adapter(options.adapter),
+        *_check_files(data=options.data),
+        *_at_least(2, seq_len=options.seq_len),
+        *_at_least(1, micro_batch=options.micro_batch),
+    ]
+
+
+def check_benchmark(options: BenchmarkOptions, world_size: int) -> list[str]:
+    """Every problem of `benchmark`'s own settings on `world_size` ranks."""
+    problems = [
+        *_check_model(options),
+        *_check_files(data=options.data),
+        *_at_least(1, rows=options.rows, batch=options.batch, steps=options.steps),
+        *_at_least(0, warmup=options.warmup),
+        *_at_least(2, seq_len=options.seq_len),
+        *check_lora(options.lora),
+        *_check_degree(options.tensor_parallel, world_size),
+        *_check_seed(options.seed),
+    ]
+    if options.rows is not None and options.data is None:
+        problems.append("--rows: has no effect without --data")
+    if options.deepspeed is not None:
+        owned = {"batch": options.batch, "precision": options.precision}
+        problems += [
+            f"--{name}: {options.deepspeed} says it; give one of them"
+            for name, value in owned.items()
+            if value is not None
+        ]
+    limit = options.memory_limit_gb
+    if limit is not None and not 0 < limit < math.inf:
+        problems.append(f"--memory_limit_gb: expected a finite number above 0, found {limit}")
+    return problems
+
+
+def check_lora(lora: LoRAOptions) -> list[str]:
+    """Every problem of the adapters' settings; the rank against the model's widths comes later."""
+    problems = _at_least(1, **{"lora.rank": lora.rank})
+    if not 0 < lora.alpha < math.inf:
+        problems.append(f"--lora.alpha: expected a finite number above 0, found {lora.alpha}")
+    if not 0 <= lora.dropout < 1:
+        problems.append(f"--lora.dropout: expected from 0 to below 1, found {lora.dropout}")
+    for index, name in enumerate(lora.targets):
+        if name not in LINEARS:
+            known = f"expected among {','.join(LINEARS)}, found {name!r}"
+            problems.append(f"--lora.targets: {known}{nearest(name, LINEARS)}")
+        elif name in lora.targets[:index]:
+            problems.append(f"--lora.targets: {name} is given twice")
+    if not lora.targets:
+        problems.append(f"--lora.targets: expected one or more of {','.join(LINEARS)}")
+    return problems
+
+
+def _at_least(least: int, **values: int | None) -> list[str]:
+    return [
+        f"--{name}: expected at least {least}, found {value}"
+        for name, value in values.items()
+        if value is not None and not value >= least
+    ]
+
+
+def _check_seed(seed: int) -> list[str]:
+    if 0 <= seed < SEED_LIMIT:
+        return []
+    return [f"--seed: expected from 0 to below 2**63, found {seed}"]
+
+
+def _check_degree(tensor_parallel: int, world_size: int) -> list[str]:
+    if tensor_parallel >= 1 and world_size % tensor_parallel:
+        ranks = f"{world_size} process{'es' if world_size > 1 else ''}"
+        return [
+            f"--tensor_parallel: {ranks} cannot be divided into groups of {tensor_parallel}; "
+            "start a multiple of it (deepspeed --num_gpus N)"
+        ]
+    return _at_least(1, tensor_parallel=tensor_parallel)
+
+
+def _check_files(**paths: Path | None) -> list[str]:
+    return [
+        f"--{name}: {path} {problem}"
+        for name, path in paths.items()
+        if path is not None and (problem := file_problem(path))
+    ]
+
+
+def _check_model(options: ModelOptions) -> list[str]:
+    problems = [] if options.model else ["--model: expected a path or a name, found ''"]
+    if options.tokenizer is not None and not options.tokenizer.exists():
+        problems.append(f"--tokenizer: {options.tokenizer} {not_found(options.tokenizer)}")
+    template = options.template
+    if template is not None and template not in TEMPLATES:
+        if problem := file_problem(Path(template)):
+            known = f"expected one of {', '.join(TEMPLATES)}, or a Jinja file"
+            hint = nearest(template, TEMPLATES) or f", which {problem}"
+            problems.append(f"--template: {known}, found {template!r}{hint}")
+    return problems
+
+
+def _check_adapter(adapter: Path | None) -> list[str]:
+    if adapter is None or os.path.exists(adapter / "adapter_config.json"):
+        return []
+    if not os.path.exists(adapter):
+        return [f"--adapter: {adapter} {not_found(adapter)}"]
+    return [f"--adapter: {adapter} is not a PEFT folder: it holds no adapter_config.json"]
+
+
+def _check_output(folder: Path, unused: bool) -> list[str]:
+    """Nothing is created here: a refused run leaves no trace."""
+    if unused and any(os.path.exists(folder / name) for name in ("run.json", "checkpoints")):
+        return [
+            f"--output_dir: {folder} already holds a run; give another folder, or --resume auto to "
+            "go on with it"
+        ]
+    nearest_existing = next(p for p in (folder, *folder.absolute().parents) if os.path.exists(p))
+    if not nearest_existing.is_dir():
+        return [f"--output_dir: {nearest_existing} is a file; a folder is expected"]
+    if not os.access(nearest_existing, os.W_OK | os.X_OK):
+        return [f"--output_dir: {nearest_existing} cannot be written to"]
+    return []

@@ -1,0 +1,98 @@
+"""Strict JSON, and `--override key=value` on top of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from llama.errors import UserError, raise_if
+from llama.files.inputs import nearest, read_text
+from llama.settings.deepspeed_json import keys
+
+
+def load(path: Path, overrides: list[str]) -> dict[str, Any]:
+    """The JSON object in the file at `path`, with `overrides` applied (`optimizer.params.lr=1e-4`:
+    the value is JSON, else text). Raises `UserError`; what the keys mean is `check`'s matter."""
+    text = read_text(path)
+    if not text.strip():
+        raise UserError(f"{path}: is empty; a JSON object is expected")
+    try:
+        config = _strict_json(text)
+    except json.JSONDecodeError as error:
+        where = f"{path}: line {error.lineno}, column {error.colno}"
+        raise UserError(f"{where}: {_why(text, error)}") from None
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: expected a JSON object, found {json.dumps(config)[:60]}")
+    problems: list[str] = []
+    for override in overrides:
+        _apply(config, override, problems)
+    raise_if(problems)
+    return config
+
+
+def _strict_json(text: str) -> Any:
+    """Raises `ValueError` on what Python's reader lets through: duplicate keys, NaN, infinities."""
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in items:
+            if key in found:
+                raise ValueError(f"{key}: given twice in one object")
+            found[key] = value
+        return found
+
+    def constant(name: str) -> Any:
+        raise ValueError(f"{name} is not JSON; a finite number is expected")
+
+    def number(digits: str) -> float:
+        if not math.isfinite(float(digits)):
+            raise ValueError(f"{digits} is too large a number")
+        return float(digits)
+
+    return json.loads(
+        text, object_pairs_hook=pairs, parse_constant=constant, parse_float=number, parse_int=_int
+    )
+
+
+def _int(digits: str) -> int:
+    if len(digits) > 18:
+        raise ValueError(f"{digits[:18]}... is too large a number")
+    return int(digits)
+
+
+def _why(text: str, error: json.JSONDecodeError) -> str:
+    """The decoder's complaint, in the user's terms for the two mistakes that JSON invites."""
+    before, after = text[: error.pos].rstrip(), text[error.pos :].lstrip()
+    if after.startswith(("//", "/*", "#")):
+        return "JSON has no comments"
+    if after.startswith(("}", "]")) and before.endswith(","):
+        return "trailing comma"
+    return error.msg[:1].lower() + error.msg[1:]
+
+
+def _apply(config: dict[str, Any], override: str, problems: list[str]) -> None:
+    name, equals, text = override.partition("=")
+    parts = name.split(".")
+    if not equals or not text or not all(parts):
+        example = "expected KEY=VALUE, as optimizer.params.lr=1e-4"
+        problems.append(f"--override {override}: {example}")
+        return
+    if name not in (known := keys.names()):
+        hint = nearest(name, known)
+        problems.append(f"--override {override}: unknown key {name}{hint}")
+        return
+    section = config
+    for part in parts[:-1]:
+        section = section.setdefault(part, {})
+        if not isinstance(section, dict):
+            return  # `check` says what is wrong with this section of the file
+    try:
+        section[parts[-1]] = _strict_json(text)
+    except (ValueError, RecursionError):
+        section[parts[-1]] = text

@@ -1,0 +1,108 @@
+"""From a dataclass to a command line: every field is an option, the docstring under it its help.
+
+A field's type decides what the option takes:
+
+    str, int, float, bool, Path   one value; a bool may stand bare: `--pack` is `--pack true`
+    Literal["a", "b"]             one of the choices
+    X | None                      an X; absent (in YAML also `null`) means None
+    tuple[str, ...]               names joined by commas: `wq,wv`
+    list[str]                     the option repeated: `--override a=1 --override b=2`
+    a dataclass                   its fields, dotted: `--lora.rank`
+
+`--config FILE.yaml` takes the same options, nested or dotted; the command line wins.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any, TypeVar
+
+from llama.errors import TrainingError, UserError, raise_if
+from llama.notes import is_first_rank
+from llama.settings.options.declare import CONFIG, build, declared, help_text
+from llama.settings.options.read import read_arguments, read_yaml
+from llama.settings.options.values import value_of
+
+__all__ = ["parse", "run_command"]
+
+T = TypeVar("T")
+
+SECONDS_FOR_THE_FIRST_RANK = 10.0
+
+
+def parse(cls: type[T], argv: list[str], prog: str, description: str) -> T:
+    """An instance of the dataclass `cls` from a command line. Prints the help and exits with 0 on
+    `-h`; raises one `UserError` with every problem found."""
+    options = {option.name: option for option in declared(cls)}
+    if "-h" in argv or "--help" in argv:
+        if is_first_rank():
+            print(help_text(options.values(), prog, description), end="")
+        raise SystemExit(0)
+    problems: list[str] = []
+    given = read_arguments(argv, options, problems)
+    if config := given.pop(CONFIG, None):
+        given = read_yaml(Path(config.texts[0] or ""), options, problems) | given
+    values: dict[str, Any] = {}
+    for name, option in options.items():
+        if name in given:
+            try:
+                values[name] = value_of(option, given[name].texts)
+            except ValueError as error:
+                problems.append(f"{given[name].where}: {error}")
+        elif option.default is MISSING:
+            problems.append(f"--{name}: required, and not given")
+    raise_if(problems)
+    return build(cls, values)
+
+
+def run_command(
+    run: Callable[[T], int | None],
+    cls: type[T],
+    prog: str,
+    description: str,
+    argv: list[str] | None = None,
+) -> int:
+    """Parse the command line, run the command, and give its exit status: what `run` returned (None
+    is 0), 2 for a user's mistake, 1 for a run that went wrong, 130 for Ctrl-C. Of several ranks
+    only the first says what the mistake was: all of them check the same. Any other exception passes
+    through."""
+    try:
+        status = run(parse(cls, sys.argv[1:] if argv is None else argv, prog, description))
+        sys.stdout.flush()  # a reader that has gone is noticed here, not at interpreter exit
+        return status or 0
+    except UserError as error:
+        if not is_first_rank():
+            # Launchers end every rank when one has ended: let the first one speak. What only this
+            # rank saw (a file missing on its host) it then says itself.
+            time.sleep(SECONDS_FOR_THE_FIRST_RANK)
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return 2
+    except TrainingError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        if not _drop_stdout_if_closed():
+            raise
+        return 1
+
+
+def _drop_stdout_if_closed() -> bool:
+    """Whether it is standard output, and not some socket, whose reader has gone (as in `... |
+    head`). Then what is buffered goes nowhere, or the flush at exit would complain."""
+    descriptor = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    closed = any(event & select.POLLERR for _, event in poll.poll(0))
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return closed

@@ -1,0 +1,132 @@
+"""Where options are written: the words of a command line, and a YAML file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from llama.errors import UserError
+from llama.files.inputs import nearest, read_text
+from llama.settings.options.declare import CONFIG, Option
+
+LOCAL_RANK = "local_rank"
+"""Accepted and ignored: the deepspeed launcher passes it to every rank, and the environment says
+the same."""
+
+_OPTION = re.compile(r"--[A-Za-z_]")
+_NULL = "tag:yaml.org,2002:null"
+
+
+@dataclass(frozen=True)
+class Given:
+    """An option as it was written: where (`--lora.rank`, or `run.yaml: line 3: lora.rank`), and
+    its text, or texts where it was repeated. None is a YAML null."""
+
+    where: str
+    texts: list[str | None]
+
+
+def read_arguments(
+    argv: list[str], options: Mapping[str, Option], problems: list[str]
+) -> dict[str, Given]:
+    """`--name value` and `--name=value` by name; of an option that is not a list the last wins.
+
+    The next word is the value unless it looks like an option, so `--lora.alpha -1` and `--prompt
+    '- x'` mean what they say; a value such as `--x` is written `--prompt=--x`."""
+    known = [*options, CONFIG, LOCAL_RANK]
+    given: dict[str, Given] = {}
+    words = list(reversed(argv))
+    while words:
+        word = words.pop()
+        if not _OPTION.match(word):
+            problems.append(f"unexpected argument {word!r}")
+            continue
+        name, equals, text = word.removeprefix("--").partition("=")
+        if not equals:
+            is_bool = name in options and options[name].kind is bool
+            if words and _is_value(words[-1], is_bool):
+                text = words.pop()
+            elif is_bool:
+                text = "true"
+            elif name in known:
+                problems.append(f"--{name}: its value is missing")
+                continue
+        if name not in known:
+            problems.append(f"--{name}: unknown option{nearest(name, known, '--')}")
+            continue
+        earlier = given[name].texts if name in given and options[name].repeated else []
+        given[name] = Given(f"--{name}", [*earlier, text])
+    given.pop(LOCAL_RANK, None)
+    return given
+
+
+def _is_value(word: str, is_bool: bool) -> bool:
+    return word.lower() in ("true", "false") if is_bool else not _OPTION.match(word)
+
+
+def read_yaml(path: Path, options: Mapping[str, Option], problems: list[str]) -> dict[str, Given]:
+    """The options of a YAML file, nested (`lora: {rank: 8}`) or dotted (`lora.rank: 8`). Scalars
+    are kept as the text that was written: an option's type, not YAML, decides what `1e-4`, `no`
+    or `007` mean."""
+    given: dict[str, Given] = {}
+    try:
+        root = yaml.compose(read_text(path), Loader=yaml.SafeLoader)
+        for name, node in _leaves(root, "", path, set()) if root else ():
+            where = f"{path}: line {node.start_mark.line + 1}: {name}"
+            if name in given:
+                problems.append(f"{where}: given twice")
+            elif name not in options:
+                problems.append(f"{where}: unknown option{nearest(name, options)}")
+            else:
+                given[name] = Given(where, _texts(node, where))
+    except UserError as error:
+        problems.extend(error.problems)
+    except yaml.YAMLError as error:
+        problems.append(f"{path}: {_why(error)}")
+    except RecursionError:
+        problems.append(f"{path}: nested too deeply")
+    return given
+
+
+def _why(error: yaml.YAMLError) -> str:
+    """The complaint without the excerpts of the file that go with it."""
+    mark = getattr(error, "problem_mark", None)
+    line = f"line {mark.line + 1}: " if mark else ""
+    reason = getattr(error, "problem", None) or " ".join(str(error).split())[:200]
+    return f"{line}not YAML: {reason}"
+
+
+def _leaves(
+    node: yaml.Node, prefix: str, path: Path, seen: set[int]
+) -> Iterator[tuple[str, yaml.Node]]:
+    """Dotted names and their nodes, depth first."""
+    line = node.start_mark.line + 1
+    if id(node) in seen:  # expanding aliases could go on for ever
+        raise UserError(f"{path}: line {line}: anchors and aliases are not supported")
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        keys: set[str] = set()
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise UserError(f"{path}: line {line}: expected the name of an option as key")
+            if key.value in keys:
+                raise UserError(f"{path}: line {line}: {key.value}: given twice")
+            keys.add(key.value)
+            yield from _leaves(value, f"{prefix}.{key.value}".removeprefix("."), path, seen)
+    elif prefix:
+        yield prefix, node
+    else:
+        raise UserError(f"{path}: line {line}: expected a mapping from options to values")
+
+
+def _texts(node: yaml.Node, where: str) -> list[str | None]:
+    """The text of a scalar, or of each scalar in a list."""
+    items = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    if not all(isinstance(item, yaml.ScalarNode) for item in items):
+        raise UserError(f"{where}: expected a value or a list of values")
+    return [None if item.tag == _NULL else item.value for item in items]

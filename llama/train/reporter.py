@@ -1,0 +1,131 @@
+"""What a run says of itself: metrics.jsonl, TensorBoard and the terminal, all by the main rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llama.engine import Step
+from llama.errors import TrainingError
+from llama.metrics.progress import Progress
+from llama.metrics.sinks import JSONLSink, NullSink, Sink, Sinks, TensorBoardSink
+from llama.metrics.speed import mfu, peak_memory_bytes, step_flops
+from llama.model.config import ModelConfig
+from llama.parallel.mesh import Mesh
+from llama.train.start.resume import CHECKPOINTS, Start
+
+METRICS = "metrics.jsonl"
+
+
+class Reporter:
+    """Takes what happened. Nothing is written where the rank is not the main one."""
+
+    def __init__(
+        self, start: Start, config: ModelConfig, total_steps: int, mesh: Mesh, device: torch.device
+    ) -> None:
+        self._config = config
+        self._mesh = mesh
+        self._device = device
+        self.progress = Progress(total_steps, mesh.is_main, start.step)
+        self.failed: OSError | None = None
+        """What went wrong in writing, on this rank; the others are to be told."""
+        self._lines: JSONLSink | None = None
+        self._sink: Sink = NullSink()
+        if mesh.is_main:
+            with self._guarded():
+                self._lines = JSONLSink(start.folder / METRICS, lines_before(start))
+                tensorboard = TensorBoardSink(start.folder / "tensorboard", start.step)
+                self._sink = Sinks(self._lines, tensorboard)
+
+    def say(self, line: str) -> None:
+        self.progress.say(line)
+
+    def step(self, number: int, epoch: int, step: Step, seconds: float) -> None:
+        """Step `number`, which took `seconds`."""
+        rate = step.tokens / seconds
+        flops = step_flops(self._config, step.tokens, step.supervised) / seconds
+        values: dict[str, Any] = {
+            "epoch": epoch,
+            "loss": step.loss,
+            "learning_rate": step.learning_rate,
+            "grad_norm": step.grad_norm,
+            "loss_scale": step.loss_scale,
+            "skipped": not step.applied,
+            **({"skip_reason": step.skip_reason} if step.skip_reason else {}),
+            "tokens": step.tokens,
+            "supervised_tokens": step.supervised,
+            "seconds": seconds,
+            "tokens_per_second": rate,
+            "mfu": mfu(flops, self._mesh.world_size, self._device),
+            "peak_memory_bytes": peak_memory_bytes(self._device),
+        }
+        with self._guarded():
+            self._sink.scalars(number, values)
+        if step.skip_reason:
+            scale = (
+                "" if step.loss_scale is None else f"; the loss scale is now {step.loss_scale:g}"
+            )
+            self.say(f"step {number} skipped: {step.skip_reason}{scale}")
+        self.progress.step(epoch, step.loss, rate, seconds)
+
+    def evaluation(self, number: int, epochs: int, loss: float) -> None:
+        with self._guarded():
+            self._sink.scalars(number, {"epoch": epochs, "eval_loss": loss})
+        self.say(f"held-out loss {loss:.4f} after {epochs} epochs")
+
+    def adapter_norms(self, number: int, adapter: dict[str, torch.Tensor]) -> None:
+        """Of every A and every B of the whole adapter, a histogram each."""
+        for factor in ("a", "b"):
+            norms = [value.norm() for name, value in adapter.items() if name.endswith(f".{factor}")]
+            with self._guarded():
+                self._sink.histogram(number, f"adapter_norms/{factor.upper()}", torch.stack(norms))
+
+    def samples(self, number: int, text: str) -> None:
+        with self._guarded():
+            self._sink.text(number, "samples", f"```\n{text}\n```")
+        self.say(f"\n{text}\n")
+
+    @property
+    def lines(self) -> int:
+        """Of metrics.jsonl, on the main rank."""
+        return self._lines.lines if self._lines else 0
+
+    def sync(self) -> None:
+        """Have metrics.jsonl on the disk. Any thread may call it."""
+        if self._lines:
+            self._lines.sync()
+
+    def check(self) -> None:
+        """Raise `TrainingError` where something could not be written. For the main rank."""
+        if self.failed is not None:
+            raise TrainingError(f"the run's metrics cannot be written: {self.failed}")
+
+    def close(self) -> None:
+        with self._guarded():
+            self._sink.close()
+        self.progress.close()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """A full disk on this rank is for every rank to know, at the end of the step."""
+        try:
+            yield
+        except OSError as error:
+            self.failed = self.failed or error
+
+
+def lines_before(start: Start) -> list[str]:
+    """The lines of metrics.jsonl that were written before the checkpoint: those after it are
+    written again."""
+    if start.source is None or start.source.parent.name != CHECKPOINTS:
+        return []
+    path: Path = start.source.parent.parent / METRICS
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return list(islice(file, start.run.metrics_lines))

@@ -1,0 +1,131 @@
+"""What a run is made of, so that no checkpoint is continued with anything else."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llama.parallel.mesh import Mesh
+from llama.train.start.inputs import Inputs
+from llama.train.start.schedule import Schedule
+from llama.weights.reader import fingerprint_of
+
+_CONTENT = {
+    "model": "--model",
+    "data": "--data",
+    "eval_data": "--eval_data",
+    "tokenizer": "--tokenizer",
+}
+_SECTIONS = ("optimizer", "scheduler", "gradient_clipping", "fp16", "bf16")
+"""Of the DeepSpeed JSON, those that decide the arithmetic; compared as they are written, since what
+"auto" stands for follows from the length of the run, which may grow."""
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
+    *("generation_config.json", "chat_template.jinja"),
+)
+
+
+def identity(inputs: Inputs, plan: Schedule, mesh: Mesh) -> dict[str, Any]:
+    """Name to value of everything that decides what a step computes. Files go by their SHA-256;
+    reads every byte of the model's."""
+    options, held_out = inputs.options, inputs.held_out
+    found: dict[str, Any] = {
+        "model": inputs.source.reader.fingerprint(),
+        "data": inputs.training.sha256,
+        "eval_data": held_out and held_out.sha256,
+        "tokenizer": _tokenizer_hash(inputs),
+        "template": inputs.template.name,
+        "examples": _examples_hash(inputs),
+        "seq_len": options.seq_len,
+        "pack": options.pack,
+        "seed": options.seed,
+        "precision": plan.resolved.precision,
+        "rows of a step": _rows_of_a_step(plan, mesh),
+    }
+    for name in ("rank", "alpha", "dropout"):
+        found[f"lora.{name}"] = getattr(options.lora, name)
+    found["lora.targets"] = ",".join(sorted(options.lora.targets))
+    for section in _SECTIONS:
+        found |= dict(_leaves(section, inputs.deepspeed.get(section)))
+    return found
+
+
+def topology(inputs: Inputs, plan: Schedule, mesh: Mesh, device: torch.device) -> dict[str, Any]:
+    """How the run is spread, and by what it is computed: the same sums, rounded in another order
+    where any of it differs."""
+    return {
+        **mesh.as_json(),
+        "zero_stage": plan.resolved.zero_stage,
+        "micro_batch": plan.resolved.micro_batch,
+        "accumulation": plan.resolved.accumulation,
+        "compile": inputs.options.compile,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "torch": torch.__version__,
+    }
+
+
+def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """One line for each thing in which a run is not the one that was begun."""
+    lines = []
+    for name in sorted(was.keys() | now.keys()):
+        before, after = was.get(name), now.get(name)
+        if before == after:
+            continue
+        if name in _CONTENT:
+            lines.append(
+                f"{_CONTENT[name]}: not what the run began with: its SHA-256 was {_short(before)} "
+                f"and is now {_short(after)}"
+            )
+        elif name == "examples":
+            lines.append(
+                "--data: its rows give other tokens than when the run began: the template's file, "
+                "or this program, has changed"
+            )
+        else:
+            lines.append(f"{name}: the run began with {before!r}, and is now given {after!r}")
+    if any(line.startswith("--data: not") for line in lines):  # other rows have other tokens
+        lines = [line for line in lines if not line.startswith("--data: its rows")]
+    return lines
+
+
+def _short(digest: object) -> str:
+    return "that of none" if digest is None else f"{str(digest)[:12]}..."
+
+
+def _rows_of_a_step(plan: Schedule, mesh: Mesh) -> int:
+    return plan.resolved.micro_batch * plan.resolved.accumulation * mesh.data_parallel_size
+
+
+def _tokenizer_hash(inputs: Inputs) -> str:
+    path = inputs.options.tokenizer or inputs.source.tokenizer_path
+    assert path is not None, "find_tokenizer refuses it"
+    if path in inputs.source.files:  # a GGUF file holds both
+        return inputs.source.reader.fingerprint()
+    folder = path if path.is_dir() else path.parent
+    beside = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+    return fingerprint_of(sorted({*beside, *([] if path.is_dir() else [path])}, key=_name))
+
+
+def _name(path: Path) -> str:
+    return path.name
+
+
+def _examples_hash(inputs: Inputs) -> str:
+    """Of every token and label, in order: what is made of the rows, and by which template."""
+    whole = hashlib.sha256()
+    for row in inputs.training.packed:
+        for example in row:
+            for numbers in (example.input_ids, example.labels):
+                whole.update(len(numbers).to_bytes(8, "little"))
+                whole.update(array("q", numbers).tobytes())
+    return whole.hexdigest()
+
+
+def _leaves(name: str, value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, dict):
+        return [leaf for key, inner in value.items() for leaf in _leaves(f"{name}.{key}", inner)]
+    return [(name, value)]

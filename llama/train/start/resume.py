@@ -1,0 +1,294 @@
+"""Where a run starts: at its beginning, or where a checkpoint left it. Decided by the main rank,
+before any weights load, and the same on every rank."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from llama.adapters.attach import attach, trainable_parameters
+from llama.checkpoint import Checkpoint, RunState, Store, read
+from llama.checkpoint.content import most_bytes
+from llama.checkpoint.files import remove_leftovers
+from llama.engine import Engine
+from llama.engine.state import MOMENTS, EngineState
+from llama.errors import UserError, raise_if
+from llama.files.inputs import not_found
+from llama.model.transformer import Transformer
+from llama.parallel.agreement import on_main
+from llama.parallel.mesh import Mesh
+from llama.train.start.identity import differences, identity, topology
+from llama.train.start.inputs import Inputs
+from llama.train.start.schedule import Schedule
+
+CHECKPOINTS, ADAPTER, RECORD, SUMMARY = "checkpoints", "adapter", "run.json", "summary.json"
+_LOCK = ".lock"
+
+
+@dataclass
+class Start:
+    """Where a run starts. Every rank has the same, but for what only the main rank needs."""
+
+    folder: Path
+    """The run's folder; made, and this process's own."""
+    step: int = 0
+    run: RunState = field(default_factory=RunState)
+    notes: list[str] = field(default_factory=list)
+    finished: dict[str, Any] | None = None
+    """The summary of a run of which nothing is left to do."""
+    source: Path | None = None
+    """The checkpoint; None where there is none."""
+
+
+class Resumer:
+    """Finds the start, then puts the checkpoint's state into the engine."""
+
+    def __init__(self, inputs: Inputs, plan: Schedule, mesh: Mesh, device: torch.device) -> None:
+        self._inputs = inputs
+        self._plan = plan
+        self._mesh = mesh
+        self._checkpoint: Checkpoint | None = None
+        self._lock: int | None = None
+        self.topology = topology(inputs, plan, mesh, device)
+        self.identity: dict[str, Any] = {}
+        """On the main rank; read there once, with every byte of the model."""
+        self.start = on_main(mesh, self._decide)
+
+    # On the main rank
+
+    def _decide(self) -> Start:
+        options, asked = self._inputs.options, None
+        folder = options.output_dir
+        if options.resume not in ("auto", "never"):
+            asked = Path(options.resume)
+            folder = folder or _run_of(asked)
+        folder = folder or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+        store = Store(folder / CHECKPOINTS)
+        used = holds_run(folder)
+        if used:
+            self._lock = _lock(folder)
+        try:
+            self.identity = identity(self._inputs, self._plan, self._mesh)
+            start = self._choose(folder, store, asked, used)
+        except BaseException:
+            self.close()
+            raise
+        if not used:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                why = error.strerror or error
+                raise UserError(f"--output_dir: {folder} cannot be made: {why}") from None
+            self._lock = _lock(folder)
+        remove_leftovers(folder)
+        store.tidy()
+        return start
+
+    def _choose(self, folder: Path, store: Store, asked: Path | None, used: bool) -> Start:
+        if asked is not None:
+            found = _read_asked(asked, self._most())
+            if used:
+                _check_branch(asked, folder, store, found.step)
+            return self._from(found, asked, folder)
+        return self._newest(folder, store) if used else Start(folder)
+
+    def close(self) -> None:
+        """Let another process have the run's folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _newest(self, folder: Path, store: Store) -> Start:
+        found, refused = store.newest(self._most())
+        notes = [f"refused: {line}" for line in refused]
+        if found is not None:
+            start = self._from(found, store.path(found.step), folder)
+            start.notes = notes + start.notes
+            return start
+        if refused:
+            advice = (
+                f"--output_dir {folder}: none of the run's checkpoints can be used; give another"
+            )
+            raise UserError([*refused, f"{advice} folder to start anew"])
+        if (folder / ADAPTER).exists():
+            raise UserError(
+                f"--output_dir: {folder} holds the adapter of a run whose checkpoints are gone; "
+                "give another folder"
+            )
+        note = f"{folder} holds a run that ended before its first checkpoint: starting at step 0"
+        return Start(folder, notes=[note])
+
+    def _from(self, found: Checkpoint, source: Path, folder: Path) -> Start:
+        """Going on from `found`, if it is this run's."""
+        total = self._plan.total_steps
+        problems = differences(found.identity, self.identity)
+        if problems:
+            raise UserError(
+                [
+                    *problems,
+                    f"{source}: is of a run with other settings; give those, or a new --output_dir "
+                    "to start another",
+                ]
+            )
+        raise_if([f"{source}: {problem}" for problem in self._misfits(found.engine)])
+        if found.step > total:
+            raise UserError(
+                f"{source}: step {found.step} is past the end, {total} steps by --epochs and "
+                "--max_steps; raise them"
+            )
+        notes = [f"going on from {source}: step {found.step} of {total}"]
+        if total != found.total_steps:
+            notes.append(
+                f"the run was begun for {found.total_steps} steps: from here on the learning rate "
+                f"follows the schedule of {total}"
+            )
+        moved = differences(found.topology, self.topology)
+        if moved:
+            notes += moved
+            notes.append("so it equals the run that was begun within rounding, not bit for bit")
+        self._checkpoint = found
+        finished = _finished(folder, source, total) if found.step == total else None
+        return Start(folder, found.step, found.run, notes, finished, source)
+
+    def _most(self) -> int:
+        """Bytes of a checkpoint: an adapter larger than the model it adapts is none."""
+        return most_bytes(self._inputs.source.config.parameter_count())
+
+    def _misfits(self, state: EngineState) -> list[str]:
+        lora = self._inputs.options.lora
+        with torch.device("meta"):
+            model = Transformer(self._inputs.source.config)
+            attach(model, lora.rank, lora.alpha, lora.dropout, lora.targets)
+        wanted = {name: tuple(p.shape) for name, p in trainable_parameters(model).items()}
+        found = {name: tuple(tensor.shape) for name, tensor in state.masters.items()}
+        return [
+            f"{name}: expected shape {wanted.get(name)}, found {found.get(name)}"
+            for name in sorted(wanted.keys() | found.keys())
+            if wanted.get(name) != found.get(name)
+        ]
+
+    # On every rank
+
+    def restore(self, engine: Engine) -> None:
+        """Put the checkpoint's state, which the main rank has read, into every rank's engine; then
+        the engine goes on bit for bit. No file system need be shared."""
+        if self.start.source is None:
+            return
+        mine = self._checkpoint.engine if self._checkpoint else None
+        shapes, counters, random = on_main(self._mesh, self._description)
+        tensors = {
+            what: {
+                name: _shared(getattr(mine, what)[name] if mine else torch.empty(shape), engine)
+                for name, shape in shapes.items()
+            }
+            for what in ("masters", *MOMENTS)
+        }
+        engine.load_state(EngineState(**tensors, counters=counters))
+        set_random_state(random)
+        self._checkpoint = None
+
+    def _description(self) -> tuple[dict[str, tuple[int, ...]], dict[str, Any], dict[str, str]]:
+        assert self._checkpoint is not None
+        state = self._checkpoint.engine
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.masters.items()}
+        return shapes, state.counters, self._checkpoint.random
+
+
+def _shared(tensor: torch.Tensor, engine: Engine) -> torch.Tensor:
+    """The main rank's `tensor`, on every rank."""
+    if engine.mesh.world_size == 1:
+        return tensor
+    on_device = tensor.to(engine.device)
+    dist.broadcast(on_device, src=0)
+    return on_device.cpu()
+
+
+def random_state() -> dict[str, str]:
+    """Of torch's generators on this rank, in hex."""
+    state = {"torch": torch.get_rng_state().numpy().tobytes().hex()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state().numpy().tobytes().hex()
+    return state
+
+
+def set_random_state(state: dict[str, str]) -> None:
+    """What a step draws follows from seed and step alone; this is for whatever else may draw."""
+    torch.set_rng_state(torch.tensor(list(bytes.fromhex(state["torch"])), dtype=torch.uint8))
+    if "cuda" in state and torch.cuda.is_available():
+        cuda = torch.tensor(list(bytes.fromhex(state["cuda"])), dtype=torch.uint8)
+        torch.cuda.set_rng_state(cuda)
+
+
+def _read_asked(folder: Path, most: int) -> Checkpoint:
+    """The checkpoint given to --resume."""
+    if not os.path.lexists(folder):
+        raise UserError(
+            f"--resume: {folder} {not_found(folder)}; it takes auto, never, or a folder"
+        )
+    if (folder / RECORD).exists():
+        raise UserError(
+            f"--resume: {folder} is a run, not a checkpoint; give it as --output_dir, or one of "
+            f"{folder / CHECKPOINTS}"
+        )
+    return read(folder, most)
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run has begun in `folder`."""
+    return (folder / RECORD).exists() or bool(Store(folder / CHECKPOINTS).steps())
+
+
+def _run_of(checkpoint: Path) -> Path:
+    if checkpoint.parent.name != CHECKPOINTS:
+        raise UserError(
+            f"--resume: {checkpoint} is in no run's {CHECKPOINTS}/: say with --output_dir where "
+            "the run is to go on"
+        )
+    return checkpoint.parent.parent
+
+
+def _check_branch(asked: Path, folder: Path, store: Store, step: int) -> None:
+    """A run is continued from its newest checkpoint; from another, in a folder of its own."""
+    if asked.resolve().parent != store.folder.resolve():
+        raise UserError(f"--output_dir: {folder} holds another run than {asked}; give a new folder")
+    if (newest := store.steps()[0]) > step:
+        raise UserError(
+            f"--resume: {asked} is not the newest of its run, {store.path(newest)} is: give a new "
+            "--output_dir to go on from it, so that nothing is overwritten"
+        )
+
+
+def _finished(folder: Path, source: Path, step: int) -> dict[str, Any] | None:
+    """The summary of the run in `folder`, if `source` is its end and it came through it."""
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    ours = source.resolve().parent == (folder / CHECKPOINTS).resolve()
+    whole = ours and isinstance(summary, dict) and (folder / ADAPTER).is_dir()
+    at_its_end = whole and (summary.get("status"), summary.get("steps")) == ("finished", step)
+    return summary if at_its_end else None
+
+
+def _lock(folder: Path) -> int | None:
+    """Hold `folder` until this process ends, however it ends: two runs would spoil each other."""
+    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UserError(
+            f"--output_dir: {folder} is being written by another process; wait for its end, or "
+            "give another folder"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+    return descriptor

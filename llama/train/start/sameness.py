@@ -1,0 +1,129 @@
+"""Whether every rank was given the same: options, DeepSpeed JSON, model, data, packages.
+
+Ranks on other hosts have other files under the same names, and may have been started by another
+command. What differs would show as a hang, or as a model trained on half of one set and half of
+another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from llama.data.packing import PackedRow
+from llama.data.prepare import Prepared
+from llama.errors import raise_if
+from llama.parallel.mesh import Mesh
+from llama.settings import TrainOptions
+from llama.weights.open_model import ModelSource
+
+_BY_CONTENT = ("deepspeed", "override", "model", "tokenizer", "data", "eval_data", "json")
+"""Options judged by what they name, since hosts may keep it elsewhere, or by their effect."""
+_PACKAGES = ("torch", "deepspeed", "fairscale", "numpy", "tokenizers", "sentencepiece", "tiktoken")
+"""What ranks compute and talk to one another with, and what makes tokens."""
+_SHOWN = 4
+"""Ranks that a message names for each value."""
+
+Facts = dict[str, str]
+Data = Mapping[str, Prepared | None]
+"""By option, `data` and `eval_data`."""
+
+
+def require_sameness(
+    options: TrainOptions,
+    deepspeed: dict[str, Any],
+    source: ModelSource,
+    data: Data,
+    mesh: Mesh,
+) -> None:
+    """Raise `UserError` on every rank, naming what differs, with the value of each rank. Every rank
+    must call it. One rank of each host hashes the model, if there is more than one host."""
+    if mesh.world_size == 1:
+        return
+    said_here = facts(options, deepspeed, source, data)
+    own = (socket.gethostname(), os.environ.get("LOCAL_RANK") == "0", said_here)
+    every: list[Any] = [None] * mesh.world_size
+    dist.all_gather_object(every, own)
+    hosts = [host for host, _, _ in every]
+    raise_if(differences([said for _, _, said in every], hosts))
+    firsts = [rank for rank, (_, is_first, _) in enumerate(every) if is_first]
+    if len(firsts) < 2:
+        return
+    own_print = source.reader.fingerprint() if own[1] else None
+    print_of: list[Any] = [None] * len(every)
+    mesh.wait()  # a large model takes its time to read
+    dist.all_gather_object(print_of, own_print)
+    models = [{"contents of --model": print_of[rank][:12]} for rank in firsts]
+    raise_if(differences(models, [hosts[rank] for rank in firsts], firsts))
+
+
+def facts(
+    options: TrainOptions, deepspeed: dict[str, Any], source: ModelSource, data: Data
+) -> Facts:
+    """What must be the same on every rank, by the name that a message gives it."""
+    said = {
+        f"--{name}": value
+        for name, value in _leaves(dataclasses.asdict(options))
+        if name not in _BY_CONTENT
+    }
+    said |= {f"DeepSpeed JSON: {key}": value for key, value in _leaves(deepspeed)}
+    said |= {f"model: {key}": value for key, value in _leaves(dataclasses.asdict(source.config))}
+    versions = {name: metadata.version(name) for name in _PACKAGES}
+    versions["python"] = ".".join(platform.python_version_tuple()[:2])
+    said |= {f"version of {name}": version for name, version in versions.items()}
+    for name, prepared in data.items():
+        said[f"contents of --{name}"] = prepared.sha256[:12] if prepared else "none"
+        said[f"tokens of --{name}"] = _digest(prepared.packed) if prepared else "none"
+    return said
+
+
+def differences(
+    said: Sequence[Mapping[str, str]], hosts: Sequence[str], ranks: Sequence[int] | None = None
+) -> list[str]:
+    """A line for each name that not all of `said` give the same value. `ranks` are those that said
+    it, by default all from 0."""
+    ranks = range(len(said)) if ranks is None else ranks
+    names = dict.fromkeys(name for of_rank in said for name in of_rank)
+    problems: list[str] = []
+    for name in names:
+        values: dict[str, list[int]] = {}
+        for index, of_rank in enumerate(said):
+            values.setdefault(of_rank.get(name, "not given"), []).append(index)
+        if len(values) == 1 or (problems and name.startswith("tokens of")):
+            continue  # what else differs is why the tokens do
+        each = "; ".join(f"{v} on {_who(at, ranks, hosts)}" for v, at in values.items())
+        problems.append(f"{name} is not the same on every rank: {each}")
+    return problems
+
+
+def _who(indices: Sequence[int], ranks: Sequence[int], hosts: Sequence[str]) -> str:
+    named = ", ".join(f"{ranks[i]} ({hosts[i]})" for i in indices[:_SHOWN])
+    more = f" and {len(indices) - _SHOWN} more" if len(indices) > _SHOWN else ""
+    return f"rank{'s' if len(indices) > 1 else ''} {named}{more}"
+
+
+def _leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, json.dumps(value, default=str)
+
+
+def _digest(rows: Sequence[PackedRow]) -> str:
+    """Of ids and labels: what the tokenizer and the template made of the rows."""
+    whole = hashlib.sha256()
+    for row in rows:
+        for example in row:
+            whole.update(np.array([example.input_ids, example.labels], dtype=np.int64).tobytes())
+    return whole.hexdigest()[:12]

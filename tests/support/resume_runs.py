@@ -1,0 +1,71 @@
+"""Several runs of `train` in one process, or in one set of ranks: `resume_runs.py PLAN.json`, where
+the plan is a list of `{"argv": [...], "stop_at": step or null, "full_at": step or null}`, counted
+from where the run starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import threading
+from pathlib import Path
+from typing import Any, ClassVar
+
+from llama.errors import TrainingError
+from llama.launch.program import run_program
+from llama.launch.stopping import Ends
+from llama.settings import TrainOptions
+from llama.settings.options import parse
+from llama.train import loop
+from llama.train.loop import train
+
+STOPPED = 143
+
+
+class After(Ends):
+    """At the end of step `stop_at` the run is asked to stop, as by a SIGTERM; at that of `full_at`
+    the kernel allows no file of more than `limit` bytes, as on a disk that is full."""
+
+    run: ClassVar[dict[str, Any]]
+    steps = 0
+
+    @property
+    def wish(self) -> int:
+        self.steps += 1
+        if self.steps == self.run.get("full_at"):
+            for thread in threading.enumerate():
+                if thread.name == "saving":  # the save before is not the one that fails
+                    thread.join()
+            limit = self.run.get("limit", 0)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        if self.steps == self.run.get("stop_at"):
+            self._wish = 1
+        return super().wish
+
+
+def go(run: dict[str, Any]) -> None:
+    options = parse(TrainOptions, run["argv"], "train.py", "")
+    stop_at, full_at = run.get("stop_at"), run.get("full_at")
+    After.run = run
+    try:
+        status = train(options)
+    except TrainingError as error:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        assert full_at, run
+        print(f"rank {os.environ['RANK']} reports: {error}", file=sys.stderr, flush=True)
+        return
+    assert not full_at and status == (STOPPED if stop_at else 0), (run, status)
+
+
+def main(path: Path) -> None:
+    stop_processes = loop.stop_processes
+    loop.Ends = After
+    loop.stop_processes = lambda: None  # DeepSpeed keeps groups of its own from run to run
+    for run in json.loads(path.read_text()):
+        go(run)
+    stop_processes()
+
+
+if __name__ == "__main__":
+    run_program(main, Path(sys.argv[1]))

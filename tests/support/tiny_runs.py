@@ -1,0 +1,135 @@
+"""The launchers as a user starts them, on a model, rows and settings of a few kilobytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from llama.model.config import ModelConfig
+from tests.support.model_files import ROOT, TINY, write_huggingface
+from tests.support.tokenizer_files import write_tokenizer_json
+
+CONFIG = replace(TINY, vocab_size=264, max_seq_len=256)
+"""TINY with room for the byte tokenizer's 261 tokens."""
+
+Launcher = Literal["python", "torchrun", "deepspeed"]
+
+_OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
+
+
+def write_model(folder: Path, config: ModelConfig = CONFIG) -> Path:
+    """A Hugging Face folder with random weights and a tokenizer of bytes."""
+    write_huggingface(folder, config)
+    write_tokenizer_json(folder)
+    return folder
+
+
+def write_rows(path: Path, count: int = 11) -> Path:
+    """Prompts and completions of different lengths."""
+    rows = [
+        {"prompt": f"add {i} to {i * i}", "completion": f"{i + i * i} " + "he" * (3 * i % 7)}
+        for i in range(count)
+    ]
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def deepspeed_json(zero_stage: int = 0, accumulation: int = 2, **params: Any) -> dict[str, Any]:
+    """Float32 settings; `params` are the optimizer's."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": 1.0,
+        "optimizer": {"type": "AdamW", "params": {"lr": 5e-3, "torch_adam": True, **params}},
+        "zero_optimization": {"stage": zero_stage},
+    }
+
+
+def write_json(path: Path, document: Any) -> Path:
+    path.write_text(json.dumps(document))
+    return path
+
+
+def environment() -> dict[str, str]:
+    """Ours without a launcher's variables, this checkout first on the module path."""
+    kept = {k: v for k, v in os.environ.items() if k not in _OF_A_LAUNCHER}
+    path = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH")]))
+    return kept | {"PYTHONPATH": path}
+
+
+def of_one_thread() -> dict[str, str]:
+    """`environment` for tiny models: several threads would wait for one another longer than
+    products of this size take."""
+    return environment() | {"OMP_NUM_THREADS": "1"}
+
+
+def torchrun_module(
+    module: str, *argv: str | Path, ranks: int, timeout: float = 900
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m MODULE` on `ranks` processes of torchrun's, from the project's root."""
+    torchrun = Path(sys.executable).parent / "torchrun"
+    start = [torchrun, "--nproc_per_node", ranks, "--master_port", free_port(), "-m", module]
+    return subprocess.run(
+        [*map(str, start), *map(str, argv)],
+        cwd=ROOT,
+        env=of_one_thread(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def launched(
+    launcher: Launcher, script: str, *argv: str | Path, ranks: int = 1
+) -> subprocess.CompletedProcess[str]:
+    """Start `launcher/SCRIPT` and wait for it."""
+    return started(launcher, f"launcher/{script}", *argv, ranks=ranks)
+
+
+def started(
+    launcher: Launcher, script: str, *argv: str | Path, ranks: int = 1
+) -> subprocess.CompletedProcess[str]:
+    """Start a script under `launcher` and wait for it."""
+    binaries = Path(sys.executable).parent
+    port = str(free_port())
+    start = {
+        "python": [sys.executable],
+        "torchrun": [binaries / "torchrun", "--nproc_per_node", str(ranks), "--master_port", port],
+        "deepspeed": [binaries / "deepspeed", "--num_gpus", str(ranks), "--master_port", port],
+    }[launcher]
+    return subprocess.run(
+        [*map(str, start), script, *map(str, argv)],
+        cwd=ROOT,
+        env=of_one_thread(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def succeeded(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """The JSON object on our last line of standard output; what went wrong, if it did. The launcher
+    of DeepSpeed has the last word there, under its own name and the time."""
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    while lines[-1].startswith("[20"):
+        lines.pop()
+    return json.loads(lines[-1])
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,106 @@
+"""`--checkpointing auto`: a plan by arithmetic, tried where a rank can run alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from llama.adapters.attach import attach, initialise, trainable_parameters
+from llama.assembly import memory
+from llama.assembly.memory import available_bytes, keep_what_fits
+from llama.model.kept import Kept
+from llama.model.transformer import Transformer
+from llama.parallel.mesh import SINGLE, Mesh
+from tests.support.model_files import TINY, random_state
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[Mesh]:
+    store = dist.FileStore(str(tmp_path / "store"), 1)  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    group = dist.group.WORLD
+    assert group is not None
+    yield Mesh(0, 1, SINGLE, 0, 1, group)
+    dist.destroy_process_group()
+
+
+def model() -> Transformer:
+    made = Transformer(TINY, checkpointing="auto")
+    made.load_state_dict(random_state(TINY))
+    attach(made, 4, 8.0, 0.1, ("wq", "wv"))
+    initialise(made, 0, CPU)
+    return made
+
+
+def test_with_room_nothing_is_computed_again(mesh: Mesh) -> None:
+    made = model()
+    assert made.kept == [Kept.INPUT] * TINY.n_layers
+    keep_what_fits(made, 2, 16, mesh, CPU)
+    assert made.kept == [Kept.ALL] * TINY.n_layers
+
+
+def test_without_room_each_block_is(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 2**20)
+    made = model()
+    keep_what_fits(made, 2, 16, mesh, CPU)
+    assert made.kept == [Kept.INPUT] * TINY.n_layers
+
+
+def test_half_of_the_free_memory_is_shared_by_the_ranks_of_a_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096}.get(name, 1000))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert available_bytes(CPU) == 4096 * 1000 // 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert available_bytes(CPU) == 4096 * 1000 // 8
+
+
+def test_a_trial_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = model()
+    before = {name: p.detach().clone() for name, p in made.named_parameters()}
+    assert memory._fits(made, 2, 16, 1000, CPU)
+    for name, parameter in made.named_parameters():
+        assert torch.equal(parameter, before[name]) and parameter.grad is None
+    assert trainable_parameters(made)
+
+
+def test_a_plan_that_does_not_fit_is_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial runs out of memory while every block keeps all."""
+    shares: list[int] = []
+    made = model()
+
+    def plan(sizes: object, tokens: int, available: int) -> list[Kept]:
+        shares.append(available)
+        blocks = max(0, TINY.n_layers - len(shares) + 1)
+        return [Kept.INPUT] * (TINY.n_layers - blocks) + [Kept.ALL] * blocks
+
+    def out_of_memory(*args: object) -> torch.Tensor:
+        if made.kept.count(Kept.ALL) >= TINY.n_layers:
+            raise torch.OutOfMemoryError
+        return next(p for p in made.parameters() if p.requires_grad).sum()
+
+    monkeypatch.setattr(memory, "choose", plan)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 10**9)
+    monkeypatch.setattr(memory, "_least", lambda value, device: int(value))
+    monkeypatch.setattr(made, "forward", out_of_memory)
+    real_grad = torch.autograd.grad
+    monkeypatch.setattr(
+        torch.autograd, "grad", lambda loss, of: real_grad(loss, of, allow_unused=True)
+    )
+    monkeypatch.setattr(memory, "_fits", _on_cpu(memory._fits))
+    monkeypatch.setattr(memory, "_sizes", lambda *args: None)
+    mesh = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
+    keep_what_fits(made, 2, 16, mesh, torch.device("cuda"))
+    assert made.kept.count(Kept.ALL) == TINY.n_layers - 1
+    assert shares[1] == pytest.approx(shares[0] * memory.LESS) and len(shares) == 2
+
+
+def _on_cpu(fits: object) -> object:
+    return lambda model, rows, length, states, device: fits(model, rows, length, states, CPU)  # type: ignore[operator]

@@ -1,0 +1,178 @@
+"""What a run is given: the DeepSpeed JSON with nothing left open."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from llama.errors import UserError
+from llama.settings.deepspeed_json import check, keys, load, resolve
+from tests.unit.settings.deepspeed_json.test_check import LORA, RATE, problems
+
+
+def run_of(config: dict[str, Any] | list[str], **changes: Any):
+    config = load(LORA, [RATE, *config]) if isinstance(config, list) else config
+    fixed = {"data_parallel": 1, "total_steps": 100, "width": 576, "fp16_supported": True}
+    arguments = fixed | changes
+    return resolve(config, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "data_parallel", "expected"),
+    [
+        ((None, 2, 3), 4, (24, 2, 3)),
+        ((None, 2, None), 4, (8, 2, 1)),
+        ((24, 2, None), 4, (24, 2, 3)),
+        ((24, None, 3), 4, (24, 2, 3)),
+        ((24, None, None), 4, (24, 6, 1)),
+        ((24, 2, 3), 4, (24, 2, 3)),
+        ((24, 2, 3), 3, None),
+        ((25, 2, None), 4, None),
+        ((25, None, 3), 4, None),
+        ((3, None, None), 4, None),
+        ((None, None, 3), 4, None),
+    ],
+)
+def test_the_batch_triple(sizes: tuple, data_parallel: int, expected: tuple | None):
+    config = json.loads(LORA.read_text()) | dict(zip(keys.BATCH, sizes, strict=True))
+    config = {key: value for key, value in config.items() if value is not None}
+    found = check(config, "F", data_parallel)
+    assert len(found) == (0 if expected else 1), found
+    if expected:
+        resolved = run_of(config, data_parallel=data_parallel)
+        assert tuple(resolved.engine[key] for key in keys.BATCH) == expected
+        assert (resolved.micro_batch, resolved.accumulation) == expected[1:]
+
+
+def test_nothing_is_left_to_deepspeeds_defaults_and_the_file_is_not_changed():
+    config = load(LORA, [RATE])
+    resolved = run_of(config)
+    assert config == load(LORA, [RATE])
+    assert '"auto"' not in json.dumps(resolved.engine)
+    assert resolved.engine["scheduler"]["params"] == {
+        "total_num_steps": 100,
+        "warmup_num_steps": 3,
+        "warmup_min_lr": pytest.approx(1e-3 / 3),
+        "warmup_max_lr": 1e-3,
+        "warmup_type": "linear",
+    }
+    assert (resolved.precision, resolved.zero_stage, resolved.gradient_clipping) == ("fp16", 1, 1.0)
+    assert resolved.notes == []
+
+
+def test_an_overridden_learning_rate_reaches_the_schedule():
+    resolved = run_of(["optimizer.params.lr=5e-5"])
+    assert resolved.engine["scheduler"]["params"]["warmup_max_lr"] == 5e-5
+
+
+def test_fp16_becomes_bf16_where_the_device_has_none():
+    resolved = run_of([], fp16_supported=False)
+    assert resolved.precision == "bf16"
+    assert "fp16" not in resolved.engine
+    assert resolved.engine["bf16"] == {"enabled": True}
+    assert resolved.notes == [
+        "fp16 is not supported on this device: running in bf16, with no loss scale"
+    ]
+
+
+def test_other_precisions():
+    bf16 = ["fp16.enabled=false", "bf16.enabled=true"]
+    assert run_of(bf16).precision == "bf16"
+    with pytest.raises(UserError, match="bf16 is not supported on this device: enable fp16"):
+        run_of(bf16, bf16_supported=False)
+    with pytest.raises(UserError, match="enable neither"):
+        run_of([], fp16_supported=False, bf16_supported=False)
+    resolved = run_of(["fp16.enabled=false", "zero_optimization.stage=0"], fp16_supported=False)
+    assert (resolved.precision, resolved.zero_stage, resolved.notes) == ("fp32", 0, [])
+
+
+def test_torch_adam_is_set_and_said():
+    config = load(LORA, [RATE])
+    del config["optimizer"]["params"]["torch_adam"]
+    resolved = run_of(config)
+    assert resolved.engine["optimizer"]["params"]["torch_adam"] is True
+    assert "torch_adam" in resolved.notes[0]
+
+
+@pytest.mark.parametrize("total_steps", [1, 2, 7, 1000])
+def test_schedules_fit_the_run(total_steps: int):
+    params = {"cycle_min_lr": 0, "cycle_first_step_size": "auto", "cycle_second_step_size": "auto"}
+    for scheduler in (
+        {"type": "OneCycle", "params": params | {"cycle_momentum": False}},
+        {"type": "WarmupLR", "params": {"warmup_num_steps": "auto"}},
+        {
+            "type": "WarmupCosineLR",
+            "params": {"warmup_num_steps": "auto", "total_num_steps": "auto"},
+        },
+    ):
+        override = f"scheduler={json.dumps(scheduler)}"
+        assert problems(override) == []
+        found = run_of([override], total_steps=total_steps).engine["scheduler"]["params"]
+        if "cycle_min_lr" in found:
+            steps = found["cycle_first_step_size"], found["cycle_second_step_size"]
+            assert sum(steps) == total_steps and steps[0] >= 1
+            assert found["cycle_max_lr"] == 1e-3
+        else:
+            assert 1 <= found["warmup_num_steps"] <= total_steps
+
+
+@pytest.mark.parametrize(
+    ("override", "note"),
+    [
+        ("scheduler.params.total_num_steps=1000", "total_num_steps is 1000; this run has 100 step"),
+        ("scheduler.params.total_num_steps=10", "total_num_steps is 10; this run has 100 steps"),
+        ("scheduler.params.warmup_min_lr=0", "WarmupDecayLR starts at learning rate 0"),
+    ],
+)
+def test_a_schedule_that_does_not_fit_is_said(override: str, note: str):
+    (found,) = run_of([override]).notes
+    assert note in found
+
+
+# DeepSpeed's own view --------------------------------------------------------------------------
+
+
+def test_every_supported_key_is_known_to_deepspeed():
+    from deepspeed.comm.config import CommsLoggerConfig
+    from deepspeed.monitor.config import CometConfig, CSVConfig, TensorBoardConfig, WandbConfig
+    from deepspeed.runtime import constants, lr_schedules
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    models = {
+        "fp16": DeepSpeedFP16Config,
+        "bf16": DeepSpeedBF16Config,
+        "zero_optimization": DeepSpeedZeroConfig,
+        "comms_logger": CommsLoggerConfig,
+        "tensorboard": TensorBoardConfig,
+        "csv_monitor": CSVConfig,
+        "wandb": WandbConfig,
+        "comet": CometConfig,
+    }
+    for section, model in models.items():
+        fields = model.model_fields
+        known = {field.alias or name for name, field in fields.items()}
+        ours = keys.KEYS[section]
+        assert isinstance(ours, dict)
+        assert set(ours) <= known, section
+    for name, table in keys.SCHEDULERS.items():
+        arguments = getattr(lr_schedules, name).__init__.__code__.co_varnames
+        assert set(table) <= set(arguments), name
+    assert constants.GRADIENT_CLIPPING_DEFAULT == 1.0  # why it must be written
+    assert set(keys.BATCH) == {
+        constants.TRAIN_BATCH_SIZE,
+        constants.TRAIN_MICRO_BATCH_SIZE_PER_GPU,
+        constants.GRADIENT_ACCUMULATION_STEPS,
+    }
+
+
+@pytest.mark.parametrize(
+    ("width", "expected"), [(64, 5e-3), (576, 2.95e-3), (4096, 4.15e-4), (8192, 2.08e-4)]
+)
+def test_an_auto_learning_rate_falls_with_the_width_of_the_model(width: int, expected: float):
+    resolved = run_of(["optimizer.params.lr=auto"], width=width)
+    assert resolved.engine["optimizer"]["params"]["lr"] == expected
+    assert resolved.engine["scheduler"]["params"]["warmup_max_lr"] == expected
+    assert any(f"{expected:g}" in note and str(width) in note for note in resolved.notes)
