@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import yaml
 from llama.commands.doctor.options import DoctorOptions
 from llama.settings import TrainOptions
 from llama.settings.options import parse
+from tests.support.make import dry_run
 from tests.support.model_files import ROOT
 
 FORMS = sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"))
@@ -34,14 +34,7 @@ def loaded(path: Path) -> Any:
 
 def test_the_hooks_are_make_lint() -> None:
     """The same commands in the same order, as make itself expands them."""
-    done = subprocess.run(
-        ["make", "--dry-run", "--assume-old=install-test", "lint"],
-        cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = dry_run("--assume-old=install-test", "lint")
     (repository,) = loaded(ROOT / ".pre-commit-config.yaml")["repos"]
     assert repository["repo"] == "local"  # else another version than constraints.txt has would run
     hooks = repository["hooks"]
