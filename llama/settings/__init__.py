@@ -1,7 +1,7 @@
 """The settings of each command, and every check of them that needs no model.
 
 What DeepSpeed understands (precision, batch, optimizer, schedule, ZeRO) is not here: the DeepSpeed
-JSON owns it (`llama/deepspeed_json`), so nothing is set in two places.
+JSON owns it (`llama/settings/deepspeed_json`), so nothing is set in two places.
 """
 
 from llama.settings.checks import (
