@@ -19,7 +19,7 @@ from llama.engine.state import MOMENTS, EngineState
 from llama.errors import TrainingError, UserError, raise_if
 from llama.files.inputs import read_text
 
-FORMAT = 1
+FORMAT = 2
 """Raised when an older program could not read what is written."""
 MANIFEST, OPTIMIZER, TRAINER = "manifest.json", "optimizer.safetensors", "trainer.json"
 _ADAPTER = f"adapter/{peft_format.WEIGHTS}"
@@ -198,17 +198,21 @@ def _read_manifest(folder: Path, most: int) -> dict[str, Any]:
     text = read_text(path)
     try:
         document = json.loads(text)
-        newer = document["format"] > FORMAT
-        known = document["format"] == FORMAT
+        newer, older = document["format"] > FORMAT, document["format"] < FORMAT
         listed = {name: entry["bytes"] for name, entry in document["files"].items()}
         canonical = _manifest_text({k: document[k] for k in ("format", "step", "files")})
         sizes = list(listed.values())
-        sound = known and text.encode() == canonical and all(type(size) is int for size in sizes)
+        sound = text.encode() == canonical and all(type(size) is int for size in sizes)
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         raise UserError(f"{path}: damaged: it is not a checkpoint's list of files") from None
     if newer:
         raise UserError(
             f"{path}: format {document['format']} is a newer program's; this one reads {FORMAT}"
+        )
+    if older and sound:
+        raise UserError(
+            f"{path}: format {document['format']} is an older program's; this one reads {FORMAT}: "
+            "go on with the program that wrote it"
         )
     if not sound:
         raise UserError(f"{path}: damaged: its own SHA-256 does not agree")

@@ -100,7 +100,7 @@ class _Run:
     ) -> None:
         dtype = x.dtype
         self.rotation, self.documents = rotation, documents
-        self.weights = {name: layer.weight for layer, name in linears(block)}
+        self.weights = {name: layer.kind(layer.weight).dense() for layer, name in linears(block)}
         self.heads = [block.attention.n_heads, *[block.attention.n_kv_heads] * 2]
         self.norms = block.attention_norm, block.ffn_norm
         self.p = next((path.dropout for path in adapters.values()), 0.0) if block.training else 0.0

@@ -63,10 +63,6 @@ class ModelConfig:
         embeddings = (1 if self.tied_embedding else 2) * self.vocab_size * self.dim
         return embeddings + self.n_layers * block + self.dim
 
-    def lora_parameter_count(self, rank: int, targets: tuple[str, ...]) -> int:
-        """Parameters of adapters on `targets` in every block: A (rank x in) and B (out x rank)."""
-        return self.n_layers * sum(rank * sum(self.linear_shape(name)) for name in targets)
-
     def with_layers(self, n_layers: int) -> ModelConfig:
         """The same widths at another depth."""
         return replace(self, n_layers=n_layers)

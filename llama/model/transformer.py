@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from llama.kernels.elementwise import rms_norm, swiglu
-from llama.kernels.products import compute_dtype, linear
+from llama.kernels.products import compute_dtype
 from llama.model.attention import Attention
 from llama.model.config import ModelConfig
 from llama.model.documents import Documents
@@ -29,6 +29,7 @@ from llama.parallel.layers import (
     VocabParallelEmbedding,
     copy_to_shards,
     gather_from_shards,
+    linear,
 )
 from llama.parallel.mesh import SINGLE, TensorParallel
 
@@ -133,7 +134,7 @@ class OutputHead(nn.Module):
     def forward(self, hidden_TD: torch.Tensor, labels: Supervision | None) -> torch.Tensor:
         """The summed loss of the supervised positions; without labels the logits `[T, V]`."""
         if labels is None:
-            return gather_from_shards(linear(hidden_TD, self.weight, None), self.tp)
+            return gather_from_shards(linear(hidden_TD, self.weight), self.tp)
         hidden_ND = hidden_TD.index_select(0, labels.index_N)
         return summed_cross_entropy(hidden_ND, self.weight, labels.labels_N, self.tp)
 

@@ -101,10 +101,8 @@ class Run:
         self.ends = Ends(mesh.rank, self.folder, self.options.hang_timeout)
         self.check = FirstStepsCheck(self.engine.trainable, self.engine.own_values)
         self.watch = Stopwatch()
-        lora, store = self.options.lora, Store(self.folder / CHECKPOINTS)
-        self.adapter_config = AdapterConfig(
-            lora.rank, lora.alpha, lora.dropout, lora.targets, inputs.source.name
-        )
+        self.adapter_config = AdapterConfig(self.options.lora, inputs.source.name)
+        store = Store(self.folder / CHECKPOINTS)
         self.writer = Writer(store, self.adapter_config, self.options.keep)
         self._seconds_before = self.state.seconds
         self._started = time.monotonic()

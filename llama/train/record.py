@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from llama.adapters.match import parameter_count
 from llama.parallel.mesh import Mesh
 from llama.train.start.inputs import Inputs
 from llama.train.start.schedule import Schedule
@@ -79,7 +80,7 @@ def resumed_before(path: Path) -> list[dict[str, Any]]:
 def trainable(inputs: Inputs) -> dict[str, Any]:
     """Count, share and bytes of what trains, over the whole model."""
     config, lora = inputs.source.config, inputs.options.lora
-    count = config.lora_parameter_count(lora.rank, lora.targets)
+    count = parameter_count(config, lora)
     total = config.parameter_count() + count
     return {
         "trainable_parameters": count,

@@ -81,7 +81,7 @@ def build(
 ) -> Engine:
     mesh = create_mesh(1)
     model = build_model(source, DTYPES[precision], device, checkpointing="block")
-    attach(model, LORA.rank, LORA.alpha, LORA.dropout, LORA.targets)
+    attach(model, LORA)
     initialise(model, 0, device)
     resolved = deepspeed_json.resolve(
         document(precision, power),

@@ -31,11 +31,11 @@ from tests.support.tiny_runs import deepspeed_json as settings
 def main(folder: str, out: Path) -> None:
     device = start_processes()
     mesh = create_mesh(1)
-    adapter = AdapterConfig(LORA.rank, LORA.alpha, LORA.dropout, LORA.targets, folder)
+    adapter = AdapterConfig(LORA, folder)
     results = {}
     for stage in STAGES:
         model = build_model(open_model(folder), torch.float32, device, checkpointing="block")
-        attach(model, LORA.rank, LORA.alpha, LORA.dropout, LORA.targets)
+        attach(model, LORA)
         initialise(model, 0, device)
         document = settings(stage, **ADAM) | {"gradient_clipping": CLIP}
         assert not deepspeed_json.check(document, "settings", data_parallel=1)

@@ -16,6 +16,7 @@ from llama.data.packing import pack_examples
 from llama.data.types import IGNORE, Example
 from llama.model.config import LINEARS
 from llama.model.transformer import Checkpointing, Supervision, Transformer
+from llama.settings import LoRAOptions
 from tests.support.model_files import TINY, random_state
 
 CPU = torch.device("cpu")
@@ -25,7 +26,7 @@ def trained_model(dropout: float = 0.0, checkpointing: Checkpointing = "none") -
     """With adapters on every layer whose B is not zero, so that A has a gradient too."""
     model = Transformer(TINY, checkpointing=checkpointing)
     model.load_state_dict(random_state(TINY))
-    attach(model, 4, 8.0, dropout, LINEARS)
+    attach(model, LoRAOptions(4, 8.0, dropout, LINEARS))
     initialise(model, 0, CPU)
     generator = torch.Generator().manual_seed(1)
     for _, adapter in adapters(model):

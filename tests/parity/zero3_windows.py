@@ -15,6 +15,7 @@ import torch
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
+from llama.adapters.match import parameter_count
 from llama.assembly.engine import build_engine
 from llama.engine import start_processes
 from llama.launch.processes import stop_processes
@@ -66,7 +67,7 @@ def gathers(checkpointing: str, reuse: int, mesh: Mesh, device: torch.device) ->
         for number in range(STEPS):
             engine.step(window(mesh, number))
     engine.close()
-    adapter = CONFIG.lora_parameter_count(LORA.rank, LORA.targets)
+    adapter = parameter_count(CONFIG, LORA)
     micro_batches = len(window(mesh, 0))
     return elements / STEPS / micro_batches / (CONFIG.parameter_count() + adapter)
 

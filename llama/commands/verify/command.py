@@ -23,13 +23,14 @@ from llama.assembly.engine import build_engine
 from llama.assembly.model import build_model, default_device
 from llama.commands.verify.report import Comparison, Outcome, compare, table
 from llama.data.batches import Epochs
-from llama.data.feed import model_inputs
 from llama.data.packing import PackedRow
 from llama.data.types import IGNORE, Batch, Example
 from llama.engine import bf16_supported, dropout_seed, fp16_supported, start_processes
 from llama.errors import raise_if
 from llama.launch.launchers import check_launch
 from llama.launch.processes import launched_world_size, stop_processes
+from llama.objectives.kinds import SFT
+from llama.parallel.agreement import on_every
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.settings import VerifyOptions, checked_verify, deepspeed_json
 from llama.settings.deepspeed_json import Resolved
@@ -63,9 +64,7 @@ def verify(options: VerifyOptions) -> int:
     device = start_processes()
     try:
         mesh = create_mesh(options.tensor_parallel)
-        with mesh.agreement():
-            source = open_model(options.model, default_device())
-            raise_if(degree_problems(options.tensor_parallel, options.lora.rank, source.config))
+        source = on_every(mesh, lambda: _opened(options))
         comparisons = run(options, document, reduced(source, options), mesh, device)
     finally:
         stop_processes()
@@ -76,6 +75,12 @@ def verify(options: VerifyOptions) -> int:
             verdict = {"agrees": agree, "topology": mesh.as_json()}
             print(json.dumps(verdict | {"runs": [c.as_json() for c in comparisons]}))
     return 0 if agree else 1
+
+
+def _opened(options: VerifyOptions) -> ModelSource:
+    source = open_model(options.model, default_device())
+    raise_if(degree_problems(options.tensor_parallel, options.lora.rank, source.config))
+    return source
 
 
 def reduced(source: ModelSource, options: VerifyOptions) -> ModelSource:
@@ -197,9 +202,9 @@ def reference_run(
 def _plain_training(
     case: Case, resolved: Resolved, data_parallel: int, device: torch.device
 ) -> Outcome:
-    options, lora = case.options, case.options.lora
+    options = case.options
     model = build_model(case.source, torch.float32, device)
-    attach(model, lora.rank, lora.alpha, lora.dropout, lora.targets)
+    attach(model, options.lora)
     initialise(model, options.seed, device)
     trainable = trainable_parameters(model)
     parameters = list(trainable.values())
@@ -213,7 +218,7 @@ def _plain_training(
         total = 0.0
         for batch in window:
             torch.manual_seed(dropout_seed(options.seed, step, batch.stream))
-            loss = model(**model_inputs(batch, device)) / supervised
+            loss = SFT.loss(model, batch, device) / supervised
             loss.backward()
             total += float(loss.detach())
         gradients = [p.grad for p in parameters if p.grad is not None]

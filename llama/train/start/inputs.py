@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from llama.assembly.model import default_device, find_tokenizer
-from llama.data.prepare import Prepared, prepare
+from llama.data.prepare import Prepared
 from llama.data.rows import bundled
 from llama.errors import UserError, raise_if
 from llama.model.config import ModelConfig
+from llama.objectives.kinds import SFT
+from llama.parallel.agreement import on_every
 from llama.parallel.mesh import Mesh
 from llama.settings import TrainOptions
 from llama.tokenizer.base import Tokenizer
@@ -36,8 +38,7 @@ def read_inputs(options: TrainOptions, deepspeed: dict[str, Any], mesh: Mesh) ->
     """Read the model's headers, the tokenizer and the data. Raises `UserError`: what is wrong on
     one host, or not the same on all, every rank says. What can be judged without the other is
     reported together."""
-    with mesh.agreement():
-        inputs = _read(options, deepspeed)
+    inputs = on_every(mesh, lambda: _read(options, deepspeed))
     data = {"data": inputs.training, "eval_data": inputs.held_out}
     require_sameness(options, deepspeed, inputs.source, data, mesh)
     return inputs
@@ -53,7 +54,7 @@ def _read(options: TrainOptions, deepspeed: dict[str, Any]) -> Inputs:
     problems: list[str] = []
     for path in (training_path, held_out_path):
         try:
-            found = path and prepare(path, template, tokenizer, options.seq_len, options.pack)
+            found = path and SFT.prepare(path, template, tokenizer, options.seq_len, options.pack)
             prepared.append(found)
         except UserError as error:
             problems += error.problems

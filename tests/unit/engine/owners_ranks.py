@@ -16,7 +16,7 @@ from llama.engine.owners import summed_at_owner
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
 from llama.parallel.mesh import create_mesh
-from llama.settings import deepspeed_json
+from llama.settings import LoRAOptions, deepspeed_json
 from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader
 from tests.support.model_files import TINY
@@ -37,7 +37,7 @@ def check_that_no_gradient_goes_to_all(stage: int, device: torch.device) -> None
     calls what `owners` replaces. At stage 0, which all-reduces, the count is seen to work."""
     ranks = dist.get_world_size()
     model = build_model(ModelSource("tiny", RandomReader(TINY), None), torch.float32, device)
-    attach(model, 8, 16.0, 0.0, ("wq", "wv"))
+    attach(model, LoRAOptions(8, 16.0, 0.0, ("wq", "wv")))
     initialise(model, 0, device)
     resolved = deepspeed_json.resolve(
         settings(stage, 1), data_parallel=ranks, total_steps=0, width=64, fp16_supported=False

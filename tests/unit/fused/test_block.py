@@ -26,6 +26,7 @@ from llama.model.kept import Kept
 from llama.model.transformer import Transformer, run_block
 from llama.parallel import dropout
 from llama.parallel.mesh import TensorParallel
+from llama.settings import LoRAOptions
 from tests.parity.test_packing import documents, loss_and_gradients
 from tests.support.model_files import TINY, random_state
 
@@ -36,7 +37,7 @@ PACKINGS = {"uniform": [8, 8, 8], "mixed": [5, 9, 3]}
 def model(targets: tuple[str, ...] = LINEARS, p: float = 0.0) -> Transformer:
     made = Transformer(TINY)
     made.load_state_dict(random_state(TINY))
-    attach(made, 4, 8.0, p, targets)
+    attach(made, LoRAOptions(4, 8.0, p, targets))
     initialise(made, 0, CPU)
     generator = torch.Generator().manual_seed(1)
     for _, adapter in adapters(made):

@@ -10,6 +10,7 @@ from llama.data.batches import make_batch
 from llama.data.feed import model_inputs
 from llama.data.types import Example
 from llama.model.transformer import Transformer
+from llama.settings import LoRAOptions
 from llama.train.checks import FirstStepsCheck
 from tests.support.model_files import TINY, random_state
 
@@ -22,7 +23,7 @@ INPUTS = model_inputs(make_batch([[Example(TOKENS, TOKENS, 1)]], 0), CPU)
 def adapted() -> Transformer:
     model = Transformer(TINY)
     model.load_state_dict(random_state(TINY))
-    attach(model, 4, 8.0, 0.0, ("wq", "wv"))
+    attach(model, LoRAOptions(4, 8.0, 0.0, ("wq", "wv")))
     initialise(model, 0, CPU)
     return model
 
