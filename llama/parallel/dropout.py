@@ -61,14 +61,18 @@ def keep_mask(
     return (n & 0x7FFFFFFF) >= int(p * 2**31)
 
 
-def dropped(x: torch.Tensor, seed: torch.Tensor, p: float) -> torch.Tensor:
-    """`x[T, I]` without what the mask of the whole width drops; to be part of a `kernel`."""
-    return torch.where(keep_mask(seed, x.shape, p, x.shape[1], 0), x * (1.0 / (1.0 - p)), 0.0)
+def dropped(
+    x: torch.Tensor, seed: torch.Tensor, p: float, place: tuple[int, int] | None = None
+) -> torch.Tensor:
+    """`x[T, I]` without what the seed's mask drops, the rest scaled by 1 / (1 - p); to be part of a
+    `kernel`. `place`: the mask's full width and the column of it at which `x` starts; by default
+    `x` has the full width."""
+    full_width, start = place or (x.shape[1], 0)
+    keep = keep_mask(seed, x.shape, p, full_width, start)
+    return torch.where(keep, x * (1.0 / (1.0 - p)), 0.0)
 
 
-@kernel
-def _dropped(x: torch.Tensor, seed: torch.Tensor, p: float, place: Any) -> torch.Tensor:
-    return torch.where(keep_mask(seed, x.shape, p, *place), x * (1.0 / (1.0 - p)), 0.0)
+_dropped = kernel(dropped)
 
 
 class _Dropped(torch.autograd.Function):
