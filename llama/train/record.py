@@ -12,19 +12,10 @@ from typing import Any
 
 import torch
 
+from llama.launch import packages
 from llama.parallel.mesh import Mesh
 from llama.train.start.inputs import Inputs
 from llama.train.start.schedule import Schedule
-
-_PACKAGES = (
-    "torch",
-    "deepspeed",
-    "fairscale",
-    "safetensors",
-    "tokenizers",
-    "sentencepiece",
-    "gguf",
-)
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -32,7 +23,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
         "python": platform.python_version(),
-        "packages": {package: metadata.version(package) for package in _PACKAGES},
+        "packages": {package: metadata.version(package) for package in packages.EVERY},
         "device": name or platform.machine(),
         "device_type": device.type,
         "host_cores": os.cpu_count(),

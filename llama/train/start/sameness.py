@@ -23,14 +23,13 @@ import torch.distributed as dist
 from llama.data.packing import PackedRow
 from llama.data.prepare import Prepared
 from llama.errors import raise_if
+from llama.launch.packages import COMPUTING, TOKENISING
 from llama.parallel.mesh import Mesh
 from llama.settings import TrainOptions
 from llama.weights.open_model import ModelSource
 
 _BY_CONTENT = ("deepspeed", "override", "model", "tokenizer", "data", "eval_data", "json")
 """Options judged by what they name, since hosts may keep it elsewhere, or by their effect."""
-_PACKAGES = ("torch", "deepspeed", "fairscale", "numpy", "tokenizers", "sentencepiece", "tiktoken")
-"""What ranks compute and talk to one another with, and what makes tokens."""
 _SHOWN = 4
 """Ranks that a message names for each value."""
 
@@ -78,7 +77,7 @@ def facts(
     }
     said |= {f"DeepSpeed JSON: {key}": value for key, value in _leaves(deepspeed)}
     said |= {f"model: {key}": value for key, value in _leaves(dataclasses.asdict(source.config))}
-    versions = {name: metadata.version(name) for name in _PACKAGES}
+    versions = {name: metadata.version(name) for name in (*COMPUTING, *TOKENISING)}
     versions["python"] = ".".join(platform.python_version_tuple()[:2])
     said |= {f"version of {name}": version for name, version in versions.items()}
     for name, prepared in data.items():
