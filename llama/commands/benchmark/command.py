@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from llama.assembly.device_settings import resolve_here
 from llama.assembly.engine import build_engine
 from llama.assembly.model import default_device, find_tokenizer
 from llama.commands.benchmark.report import arithmetic, machine, speed, table
@@ -27,7 +28,7 @@ from llama.data.lint import lint
 from llama.data.packing import pack_examples
 from llama.data.rows import read_rows
 from llama.data.types import Batch, Example
-from llama.engine import bf16_supported, fp16_supported, start_processes
+from llama.engine import start_processes
 from llama.errors import UserError, raise_if
 from llama.fused.keeping import summary
 from llama.launch.launchers import check_launch
@@ -138,14 +139,8 @@ def _read_examples(options: BenchmarkOptions, source: ModelSource) -> list[Examp
 
 def resolve(job: Job, mesh: Mesh) -> Resolved:
     """The DeepSpeed settings for this run's length on this mesh."""
-    resolved = deepspeed_json.resolve(
-        job.deepspeed,
-        data_parallel=mesh.data_parallel_size,
-        total_steps=job.options.warmup + job.options.steps,
-        width=job.source.config.dim,
-        fp16_supported=fp16_supported(),
-        bf16_supported=bf16_supported(),
-    )
+    steps = job.options.warmup + job.options.steps
+    resolved = resolve_here(job.deepspeed, mesh, steps, job.source.config)
     for note in resolved.notes if mesh.is_main else ():
         print(note, file=sys.stderr)
     return resolved

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from llama.adapters.attach import attach, initialise, trainable_parameters
+from llama.assembly.device_settings import resolve_here
 from llama.assembly.engine import build_engine
 from llama.assembly.model import build_model, default_device
 from llama.commands.verify.report import Comparison, Outcome, compare, table
@@ -26,7 +27,7 @@ from llama.data.batches import Epochs
 from llama.data.feed import model_inputs
 from llama.data.packing import PackedRow
 from llama.data.types import IGNORE, Batch, Example
-from llama.engine import bf16_supported, dropout_seed, fp16_supported, start_processes
+from llama.engine import dropout_seed, start_processes
 from llama.errors import raise_if
 from llama.launch.launchers import check_launch
 from llama.launch.processes import launched_world_size, stop_processes
@@ -99,7 +100,7 @@ def run(
     reference = reference_run(case, document, mesh, device)
     comparisons = []
     for config in _precisions(document, options.precision):
-        resolved = _resolve(config, options, source, mesh)
+        resolved = resolve_here(config, mesh, options.steps, source.config)
         outcome = asked_run(case, resolved, mesh, device)
         comparisons.append(compare(outcome, reference, resolved, mesh))
     return comparisons
@@ -113,19 +114,6 @@ def _precisions(document: dict[str, Any], precision: str) -> Iterator[dict[str, 
         half = {k: v for k, v in document.items() if k in ("fp16", "bf16") and v.get("enabled")}
         if half:
             yield copy.deepcopy(plain) | copy.deepcopy(half)
-
-
-def _resolve(
-    config: dict[str, Any], options: VerifyOptions, source: ModelSource, mesh: Mesh
-) -> Resolved:
-    return deepspeed_json.resolve(
-        config,
-        data_parallel=mesh.data_parallel_size,
-        total_steps=options.steps,
-        width=source.config.dim,
-        fp16_supported=fp16_supported(),
-        bf16_supported=bf16_supported(),
-    )
 
 
 def random_rows(
@@ -188,7 +176,7 @@ def reference_run(
     outcome = None
     if mesh.is_main:
         plain = next(_precisions(document, "float32"))
-        resolved = _resolve(plain, case.options, case.source, mesh)
+        resolved = resolve_here(plain, mesh, case.options.steps, case.source.config)
         outcome = _plain_training(case, resolved, mesh.data_parallel_size, device)
     mesh.wait()
     return outcome

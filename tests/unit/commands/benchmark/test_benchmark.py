@@ -26,6 +26,7 @@ from tests.support.model_files import (
     random_state,
     write_gguf,
 )
+from tests.support.tiny_runs import resolved_json
 
 ALONE = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
 
@@ -35,9 +36,7 @@ def step(tokens: int, supervised: int) -> Step:
 
 
 def resolved(config: dict[str, Any]) -> deepspeed_json.Resolved:
-    return deepspeed_json.resolve(
-        config, data_parallel=1, total_steps=13, width=64, fp16_supported=True
-    )
+    return resolved_json(config, 1, TINY, fp16=True)
 
 
 @pytest.fixture
