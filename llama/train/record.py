@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from llama.files.atomic import write_file
 from llama.launch import packages
 from llama.parallel.mesh import Mesh
 from llama.train.start.inputs import Inputs
@@ -32,12 +33,8 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write a JSON file as one: a reader sees the old one, or the new one whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    text = json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n"
+    write_file(path, text.encode())
 
 
 def run_record(inputs: Inputs, plan: Schedule, mesh: Mesh, device: torch.device) -> dict[str, Any]:
