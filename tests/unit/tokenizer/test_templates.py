@@ -9,7 +9,6 @@ import pytest
 from llama.data.types import IGNORE
 from llama.errors import UserError
 from llama.tokenizer.base import Message, Tokenizer
-from llama.tokenizer.segments import UNSUPERVISED
 from llama.tokenizer.templates import NAMES, load_template
 from tests.support.tokenizer_files import CHATML_SOURCE, byte_tokenizer, llama2, llama3, smollm2
 
@@ -54,10 +53,6 @@ def jinja(tmp_path: Path, source: str) -> str:
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> Tokenizer:
     return byte_tokenizer(tmp_path / "tokenizer")
-
-
-def test_unsupervised_is_ignore() -> None:
-    assert UNSUPERVISED == IGNORE
 
 
 def test_alpaca_is_stanfords(tokenizer: Tokenizer) -> None:
