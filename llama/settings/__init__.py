@@ -5,7 +5,6 @@ JSON owns it (`llama/deepspeed_json`), so nothing is set in two places.
 """
 
 from llama.settings.checks import (
-    TEMPLATES,
     check_benchmark,
     check_evaluate,
     check_generate,
@@ -25,7 +24,6 @@ from llama.settings.commands import (
 )
 
 __all__ = [
-    "TEMPLATES",
     "BenchmarkOptions",
     "EvaluateOptions",
     "GenerateOptions",
