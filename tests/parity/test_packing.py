@@ -15,7 +15,8 @@ from llama.data.feed import model_inputs
 from llama.data.packing import pack_examples
 from llama.data.types import IGNORE, Example
 from llama.model.config import LINEARS
-from llama.model.transformer import Checkpointing, Supervision, Transformer
+from llama.model.kept import Checkpointing
+from llama.model.transformer import Supervision, Transformer
 from tests.support.model_files import TINY, random_state
 
 CPU = torch.device("cpu")
