@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llama.adapters.peft_format import CONFIG, WEIGHTS, AdapterConfig, peft_name
-from llama.model.config import ModelConfig
+from llama.model.config import PART_OF, ModelConfig
 from llama.weights.shapes import summarise
 
 Shapes = dict[str, tuple[int, ...]]
@@ -19,7 +19,7 @@ def expected_shapes(config: ModelConfig, rank: int, targets: tuple[str, ...]) ->
     shapes: Shapes = {}
     for layer in range(config.n_layers):
         for target in targets:
-            part = "attention" if target in ("wq", "wk", "wv", "wo") else "feed_forward"
+            part = PART_OF[target]
             rows, columns = config.linear_shape(target)
             shapes[f"layers.{layer}.{part}.{target}.lora.a"] = (rank, columns)
             shapes[f"layers.{layer}.{part}.{target}.lora.b"] = (rows, rank)
