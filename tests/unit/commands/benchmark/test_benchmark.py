@@ -191,10 +191,10 @@ def test_launcher_counts_the_tokens_of_real_rows() -> None:
     options = BenchmarkOptions(
         model=model[1], data=folder / "alpaca_2000.json", rows=6, seq_len=512
     )
-    examples = benchmark.read_job(options).examples
-    assert examples is not None
-    assert document["tokens"] == sum(len(example.input_ids) for example in examples)
-    assert document["supervised_tokens"] == sum(example.supervised for example in examples)
+    data = benchmark.read_job(options).data
+    assert data is not None
+    assert document["tokens"] == sum(len(example.input_ids) for example in data.examples)
+    assert document["supervised_tokens"] == sum(example.supervised for example in data.examples)
 
 
 @pytest.mark.slow
