@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from itertools import count, islice
 from typing import Any, TypeVar, cast
 
 import torch
@@ -22,9 +21,9 @@ from llama.assembly.device_settings import resolve_here
 from llama.assembly.engine import build_engine
 from llama.assembly.model import default_device, find_tokenizer
 from llama.commands.benchmark.report import arithmetic, machine, speed, table
-from llama.data.batches import Epochs
+from llama.data.batches import Epochs, first_windows
 from llama.data.prepare import Prepared, prepare
-from llama.data.types import Batch, Example
+from llama.data.types import Example
 from llama.engine import start_processes
 from llama.errors import UserError, raise_if
 from llama.fused.keeping import summary
@@ -163,11 +162,6 @@ def epochs(job: Job, resolved: Resolved, mesh: Mesh, steps: int) -> Epochs:
     micro_batch, accumulation = resolved.micro_batch, resolved.accumulation
     rank, seed = mesh.data_parallel_rank, job.options.seed
     return Epochs(packed, micro_batch, accumulation, rank, size, seed)
-
-
-def first_windows(epochs: Epochs, number: int) -> list[list[Batch]]:
-    """The first `number` windows, epoch after epoch."""
-    return list(islice((window for e in count() for window in epochs.windows(e)), number))
 
 
 # Timing

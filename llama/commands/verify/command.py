@@ -12,7 +12,6 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import chain, count, islice
 from typing import Any
 
 import torch
@@ -23,10 +22,10 @@ from llama.assembly.device_settings import resolve_here
 from llama.assembly.engine import build_engine
 from llama.assembly.model import build_model, default_device
 from llama.commands.verify.report import Comparison, Outcome, compare, table
-from llama.data.batches import Epochs
+from llama.data.batches import Epochs, first_windows
 from llama.data.feed import model_inputs
 from llama.data.packing import PackedRow
-from llama.data.types import IGNORE, Batch, Example
+from llama.data.types import IGNORE, Example
 from llama.engine import dropout_seed, start_processes
 from llama.errors import raise_if
 from llama.launch.launchers import check_launch
@@ -136,18 +135,13 @@ def random_rows(
     return [[document(number(3, half)), document(number(3, half))] for _ in range(max(1, rows))]
 
 
-def _windows(epochs: Epochs, number: int) -> list[list[Batch]]:
-    every = chain.from_iterable(epochs.windows(epoch) for epoch in count())
-    return list(islice(every, number))
-
-
 def asked_run(case: Case, resolved: Resolved, mesh: Mesh, device: torch.device) -> Outcome:
     """Train as asked. Every rank returns the same outcome."""
     options = case.options
     engine = build_engine(case.source, options, resolved, mesh, device)
     rank, size = mesh.data_parallel_rank, mesh.data_parallel_size
     steps = []
-    for window in _windows(case.epochs(resolved.accumulation, rank, size), options.steps):
+    for window in first_windows(case.epochs(resolved.accumulation, rank, size), options.steps):
         steps.append(engine.step(window))
     outcome = Outcome(
         losses=[step.loss for step in steps],
@@ -195,7 +189,7 @@ def _plain_training(
     optimizer = _plain_optimizer(parameters, resolved.engine["optimizer"])
     losses, norms = [], []
     epochs = case.epochs(resolved.accumulation * data_parallel, 0, 1)
-    for step, window in enumerate(_windows(epochs, options.steps)):
+    for step, window in enumerate(first_windows(epochs, options.steps)):
         supervised = max(1, sum(batch.supervised for batch in window))
         optimizer.zero_grad()
         total = 0.0
