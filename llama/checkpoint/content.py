@@ -164,11 +164,11 @@ def read(folder: Path, most: int) -> Checkpoint:
         ) from None
     if moments or len(steps) > 1:
         raise UserError(f"{folder}: its files are of different checkpoints")
-    raise_if([f"{folder}: {problem}" for problem in _misfits(checkpoint.engine)])
+    raise_if([f"{folder}: {problem}" for problem in _state_problems(checkpoint.engine)])
     return checkpoint
 
 
-def _misfits(state: EngineState) -> list[str]:
+def _state_problems(state: EngineState) -> list[str]:
     problems = []
     for name, master in state.masters.items():
         for what in ("masters", *MOMENTS):

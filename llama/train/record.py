@@ -37,15 +37,17 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
     write_file(path, text.encode())
 
 
-def run_record(inputs: Inputs, plan: Schedule, mesh: Mesh, device: torch.device) -> dict[str, Any]:
+def run_record(
+    inputs: Inputs, schedule: Schedule, mesh: Mesh, device: torch.device
+) -> dict[str, Any]:
     """What `run.json` holds: everything resolved."""
     data = [inputs.training, inputs.held_out]
     return {
         "options": dataclasses.asdict(inputs.options),
-        "deepspeed": plan.resolved.engine,
-        "precision": plan.resolved.precision,
-        "notes": plan.resolved.notes,
-        "steps": plan.total_steps,
+        "deepspeed": schedule.resolved.engine,
+        "precision": schedule.resolved.precision,
+        "notes": schedule.resolved.notes,
+        "steps": schedule.total_steps,
         "topology": mesh.as_json(),
         **trainable(inputs),
         "model": dataclasses.asdict(inputs.source.config),

@@ -20,7 +20,7 @@ from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
 from llama.parallel.mesh import create_mesh
 from llama.settings import LoRAOptions, VerifyOptions
-from llama.train.checks import FirstStepsCheck
+from llama.train.first_steps import FirstStepsCheck
 from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader
 from tests.parity.nonfinite_steps import window
