@@ -1,4 +1,4 @@
-"""Matrix products with frozen weights, taken in the arithmetic that the device is good at.
+"""Matrix products with frozen weights, in the type that the device multiplies fastest.
 
 Shapes: T tokens, I in_features, O out_features.
 """
@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 
 FEW_TOKENS = 4
-"""Up to here a product is bound by reading the weight, and widening it first would only cost."""
+"""With no more tokens than these a product takes as long as it takes to read the weight. Writing a
+wider copy of the weight first would then only be more memory to go through, so the product is taken
+in the weight's own type."""
 
 
 @lru_cache(maxsize=1)
@@ -23,9 +25,10 @@ def cpu_has_bf16() -> bool:
 
 
 def compute_dtype(weight: torch.Tensor) -> torch.dtype:
-    """The type that activations have beside `weight`: its own, or float32 where products in its
-    own would be emulated (half precision on a CPU without it: several times slower, and no more
-    exact). The weight itself is then held in half and widened for each product."""
+    """The type in which activations are computed that meet `weight`. It is the weight's own, but
+    for half precision on a CPU that cannot multiply it: products would be emulated there, several
+    times slower and no more exact than in float32. Activations are float32 then, while the weight
+    stays in half precision and is widened for each product."""
     if weight.device.type != "cpu" or weight.dtype == torch.float32:
         return weight.dtype
     emulated = weight.dtype == torch.float16 or not cpu_has_bf16()
@@ -33,7 +36,9 @@ def compute_dtype(weight: torch.Tensor) -> torch.dtype:
 
 
 def linear(x_TI: torch.Tensor, weight_OI: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """`x W^T + b` in the type of `x`, keeping nothing for the backward pass where W is frozen."""
+    """`x W^T + b`, `[T, O]` in the type of `x`; weight and bias may be of another type. Where the
+    weight is frozen no tensor is kept for the backward pass: not `x`, which only the weight's
+    gradient would need."""
     if bias is not None:
         bias = bias.to(x_TI.dtype)
     if weight_OI.requires_grad:
@@ -43,9 +48,14 @@ def linear(x_TI: torch.Tensor, weight_OI: torch.Tensor, bias: torch.Tensor | Non
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """Only the input has a gradient, and that needs only the weight. The weight is kept on the
-    context, not saved: a recomputed block then stops before its last product, whose output
-    nothing in the backward pass reads, and ZeRO-3 finds the parameter gathered again."""
+    """`x W^T` where only x has a gradient: `g W`.
+
+    The weight is an attribute of the context and not given to `save_for_backward`, for two
+    reasons. When activation checkpointing computes a block again, torch stops as soon as every
+    tensor that was saved has been restored; the block's last product saves nothing here, so it is
+    not computed again, and nothing in the backward pass reads its output. And under ZeRO-3 the
+    parameter is emptied after the forward pass and gathered before the backward one: the attribute
+    is the parameter itself, with what it holds by then."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
