@@ -8,7 +8,7 @@ from pathlib import Path
 from llama.adapters.adapter import Shapes
 from llama.adapters.kinds import KINDS
 from llama.adapters.peft_format import CONFIG, WEIGHTS, AdapterConfig, peft_name
-from llama.model.config import ModelConfig
+from llama.model.config import PART_OF, ModelConfig
 from llama.settings import LoRAOptions
 from llama.weights.shapes import summarise
 
@@ -20,11 +20,10 @@ def expected_shapes(config: ModelConfig, options: LoRAOptions) -> Shapes:
     """Unsharded shapes of every tensor of every adapter, by native name."""
     shapes: Shapes = {}
     for target in options.targets:
-        part = "attention" if target in ("wq", "wk", "wv", "wo") else "feed_forward"
         of_layer = KINDS[options.kind].shapes(*config.linear_shape(target), options.rank)
         for layer in range(config.n_layers):
             for name, shape in of_layer.items():
-                shapes[f"layers.{layer}.{part}.{target}.lora.{name}"] = shape
+                shapes[f"layers.{layer}.{PART_OF[target]}.{target}.lora.{name}"] = shape
     return shapes
 
 

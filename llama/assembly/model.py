@@ -14,7 +14,8 @@ from llama.adapters.peft_format import AdapterConfig
 from llama.errors import UserError, raise_if
 from llama.kernels.products import cpu_has_bf16
 from llama.model.config import ModelConfig
-from llama.model.transformer import Checkpointing, Transformer
+from llama.model.kept import Checkpointing
+from llama.model.transformer import Transformer
 from llama.parallel.mesh import SINGLE, TensorParallel
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.load import load_tokenizer

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-LINEARS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
-"""The linear layers of one block, by Meta's names: all that a LoRA adapter can be attached to."""
+PART_OF = {
+    **dict.fromkeys(("wq", "wk", "wv", "wo"), "attention"),
+    **dict.fromkeys(("w1", "w2", "w3"), "feed_forward"),
+}
+"""The part of a block that each of its linear layers belongs to, by Meta's names of both."""
+LINEARS = tuple(PART_OF)
+"""The linear layers of one block: all that a LoRA adapter can be attached to."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class ModelConfig:
 
     def has_bias(self, name: str) -> bool:
         """Whether the linear layer `name` carries a bias."""
-        return self.attention_bias if name in ("wq", "wk", "wv", "wo") else self.mlp_bias
+        return self.attention_bias if PART_OF[name] == "attention" else self.mlp_bias
 
     def parameter_count(self) -> int:
         """Parameters of the whole model; a tied output matrix is counted once."""

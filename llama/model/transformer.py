@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
@@ -19,7 +18,7 @@ from llama.kernels.products import compute_dtype
 from llama.model.attention import Attention
 from llama.model.config import ModelConfig
 from llama.model.documents import Documents
-from llama.model.kept import Kept
+from llama.model.kept import KEPT, Checkpointing, Kept
 from llama.model.kv_cache import KVCache
 from llama.model.loss import summed_cross_entropy
 from llama.model.rope import Rotation, inverse_frequencies
@@ -32,12 +31,6 @@ from llama.parallel.layers import (
     linear,
 )
 from llama.parallel.mesh import SINGLE, TensorParallel
-
-Checkpointing = Literal["none", "ffn", "block", "auto"]
-"""What is recomputed in the backward pass instead of kept: nothing, each feed-forward (the report's
-placement), each whole block (the least memory), or what memory does not hold (`keeping.choose`)."""
-
-KEPT = {"none": Kept.ALL, "ffn": Kept.FFN_INPUTS, "block": Kept.INPUT, "auto": Kept.INPUT}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from llama.model.kept import Checkpointing
 from llama.settings.options.marks import BY_CONTENT, BY_VALUE
 
 
@@ -66,7 +67,7 @@ class TrainOptions(ModelOptions):
     """Ranks each layer is split over; it divides the number of processes."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)
     """The adapters."""
-    checkpointing: Literal["none", "ffn", "block", "auto"] = "block"
+    checkpointing: Checkpointing = "block"
     """What is recomputed in the backward pass to save memory: nothing, the feed-forward layers, or
     whole blocks; auto keeps as much as the device's free memory holds."""
     compile: bool = False
@@ -158,7 +159,7 @@ class BenchmarkOptions(ModelOptions):
     """Ranks each layer is split over; it divides the number of processes."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)
     """The adapters."""
-    checkpointing: Literal["none", "ffn", "block", "auto"] = "block"
+    checkpointing: Checkpointing = "block"
     """What is recomputed in the backward pass, as in train."""
     compile: bool = False
     """Whether norm, rotary turn and SwiGLU are fused by torch.compile, as in train."""
@@ -187,7 +188,7 @@ class VerifyOptions:
     """Ranks each layer is split over; it divides the number of processes."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)
     """The adapters."""
-    checkpointing: Literal["none", "ffn", "block", "auto"] = "block"
+    checkpointing: Checkpointing = "block"
     """What is recomputed in the backward pass, as in train."""
     compile: bool = False
     """Whether norm, rotary turn and SwiGLU are fused by torch.compile, as in train."""

@@ -31,7 +31,7 @@ from llama.model.transformer import Transformer
 from llama.parallel.agreement import on_main
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.settings import TrainOptions, checked_train
-from llama.train.checks import FirstStepsCheck, optimizer_state_bytes
+from llama.train.first_steps import FirstStepsCheck, optimizer_state_bytes
 from llama.train.record import resumed_before, run_record, trainable, write_json
 from llama.train.reporter import Reporter
 from llama.train.samples import Prompt, answers, as_text, choose_prompts, write_samples

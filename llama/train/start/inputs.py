@@ -82,13 +82,13 @@ def degree_problems(degree: int, rank: int, config: ModelConfig) -> list[str]:
     }
     bad = {what: size for what, size in sizes.items() if size % degree}
     if bad:
-        fits = [
+        dividing = [
             d for d in range(1, config.n_kv_heads + 1) if not any(s % d for s in sizes.values())
         ]
         found = ", ".join(f"{what} {size}" for what, size in bad.items())
         problems.append(
             f"--tensor_parallel {degree} does not divide the model's {found}: "
-            f"{', '.join(map(str, fits))} would"
+            f"{', '.join(map(str, dividing))} would"
         )
     if rank > config.dim:
         problems.append(f"--lora.rank: {rank} is above the model's width {config.dim}")

@@ -17,10 +17,10 @@ import torch.distributed as dist
 from llama.adapters.match import expected_shapes
 from llama.checkpoint import Checkpoint, RunState, Store, read
 from llama.checkpoint.content import most_bytes
-from llama.checkpoint.files import remove_leftovers
 from llama.engine import Engine
 from llama.engine.state import MOMENTS, EngineState
 from llama.errors import UserError, raise_if
+from llama.files.atomic import remove_leftovers
 from llama.files.inputs import not_found
 from llama.parallel.agreement import on_main
 from llama.parallel.mesh import Mesh

@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from llama.data.prepare import Prepared
 from llama.errors import raise_if
+from llama.launch.packages import COMPUTING, TOKENISING
 from llama.parallel.mesh import Mesh
 from llama.settings import TrainOptions
 from llama.settings.options.marks import BY_CONTENT, marked
@@ -29,8 +30,6 @@ from llama.weights.open_model import ModelSource
 _APART = ("deepspeed", "override", "json")
 """Options that may differ: the JSON that the first two give is compared itself, and the last
 changes only what is printed."""
-_PACKAGES = ("torch", "deepspeed", "fairscale", "numpy", "tokenizers", "sentencepiece", "tiktoken")
-"""What ranks compute and talk to one another with, and what makes tokens."""
 _SHOWN = 4
 """Ranks that a message names for each value."""
 
@@ -83,7 +82,7 @@ def facts(
     ):
         for name, value in leaves("", section):
             said[f"{what}: {name}"] = json.dumps(value, default=str)
-    versions = {name: metadata.version(name) for name in _PACKAGES}
+    versions = {name: metadata.version(name) for name in (*COMPUTING, *TOKENISING)}
     versions["python"] = ".".join(platform.python_version_tuple()[:2])
     said |= {f"version of {name}": version for name, version in versions.items()}
     for name, prepared in data.items():

@@ -11,7 +11,7 @@ from llama.data.feed import model_inputs
 from llama.data.types import Example
 from llama.model.transformer import Transformer
 from llama.settings import LoRAOptions
-from llama.train.checks import FirstStepsCheck
+from llama.train.first_steps import FirstStepsCheck
 from tests.support.model_files import TINY, random_state
 
 CPU = torch.device("cpu")
