@@ -1,7 +1,9 @@
 """Low-rank adaptation.
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, section 4.1:
-`y = W x + (alpha / r) B A dropout(x)`, with B zero at the start: training begins at the base.
+`y = W x + scale B A dropout(x)`, with B zero at the start: training begins at the base. The scale
+is alpha / r, or alpha / sqrt(r) as in Kalajdzievski, "A Rank Stabilization Scaling Factor for
+Fine-Tuning with LoRA", 2023, under which an update's size does not shrink as the rank grows.
 
 Shapes: T tokens, R rank, I in_features, O out_features; `/p` marks a sharded one.
 """
@@ -26,6 +28,12 @@ from llama.parallel.layers import (
 from llama.parallel.side_path import LowRank
 from llama.settings import LoRAOptions
 
+SCALES = {
+    "alpha/r": lambda alpha, rank: alpha / rank,
+    "alpha/sqrt(r)": lambda alpha, rank: alpha / math.sqrt(rank),
+}
+"""What `--lora.scale` takes, of alpha and the rank."""
+
 
 class LoRAAdapter(Adapter):
     """A low-rank side path. What is communicated between shards is only ever of width R:
@@ -38,13 +46,13 @@ class LoRAAdapter(Adapter):
 
     PEFT_TENSORS: ClassVar[Mapping[str, str]] = {"a": "lora_A.weight", "b": "lora_B.weight"}
     PEFT_REFUSED: ClassVar[tuple[str, ...]] = (
-        *("use_dora", "use_rslora", "use_qalora", "use_bdlora", "fan_in_fan_out", "lora_bias"),
+        *("use_dora", "use_qalora", "use_bdlora", "fan_in_fan_out", "lora_bias"),
         *("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config"),
     )
 
     def __init__(self, base: ParallelLinear, options: LoRAOptions) -> None:
         super().__init__(base, options)
-        self.scale = options.alpha / options.rank
+        self.scale = SCALES[options.scale](options.alpha, options.rank)
         self.dropout = options.dropout
         self.column = isinstance(base, ColumnParallelLinear)
         rows, columns = base.shard_shape
@@ -78,7 +86,7 @@ class LoRAAdapter(Adapter):
 
     @torch.no_grad()
     def delta(self) -> torch.Tensor:
-        """`(alpha / r) B A`. Of a sharded layer either factor is whole on each rank, so that the
+        """`scale B A`. Of a sharded layer either factor is whole on each rank, so that the
         product is this rank's share."""
         return self.scale * (self.b.float() @ self.a.float())
 
@@ -88,8 +96,8 @@ class LoRAAdapter(Adapter):
 
     @classmethod
     def to_peft(cls, options: LoRAOptions) -> dict[str, Any]:
-        return {"peft_type": "LORA"}
+        return {"peft_type": "LORA", "use_rslora": options.scale == "alpha/sqrt(r)"}
 
     @classmethod
     def from_peft(cls, document: Mapping[str, Any]) -> dict[str, Any]:
-        return {}
+        return {"scale": "alpha/sqrt(r)" if document.get("use_rslora") else "alpha/r"}

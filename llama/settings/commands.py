@@ -12,18 +12,21 @@ from llama.settings.options.marks import BY_CONTENT, BY_VALUE
 
 @dataclass(frozen=True)
 class LoRAOptions:
-    """The adapters: W becomes W + (alpha / rank) B A."""
+    """The adapters: W becomes W + scale B A."""
 
     rank: int = field(default=16, metadata=BY_VALUE)
     """Rank of the adapters: A is rank x in, B is out x rank."""
     alpha: float = field(default=32.0, metadata=BY_VALUE)
-    """An adapter's output is scaled by alpha / rank."""
+    """An adapter's output is scaled by it; see --lora.scale."""
     dropout: float = field(default=0.05, metadata=BY_VALUE)
     """Share of an adapter's inputs dropped in training, from 0 to below 1."""
     targets: tuple[str, ...] = field(default=("wq", "wv"), metadata=BY_VALUE)
     """Linear layers of each block that get an adapter: any of wq, wk, wv, wo, w1, w2, w3."""
     kind: Literal["lora"] = field(default="lora", metadata=BY_VALUE)
-    """How an adapter is computed: lora, W + (alpha / rank) B A."""
+    """How an adapter is computed: lora, W + scale B A."""
+    scale: Literal["alpha/r", "alpha/sqrt(r)"] = field(default="alpha/r", metadata=BY_VALUE)
+    """What an adapter's output is scaled by: alpha over the rank, or over its square root (rsLoRA),
+    under which large ranks learn as fast as small ones."""
 
 
 @dataclass(frozen=True, kw_only=True)

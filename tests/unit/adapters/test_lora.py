@@ -150,3 +150,12 @@ def test_shares_of_the_delta_are_cut_from_the_whole(kind: type[Linear], size: in
     shares = [delta(TensorParallel(rank, size)) for rank in range(size)]
     joined = torch.cat(shares, dim=0 if kind is ColumnParallelLinear else 1)
     torch.testing.assert_close(joined, delta(SINGLE), rtol=1e-6, atol=1e-7)
+
+
+def test_the_scale_is_of_the_rank_or_of_its_root() -> None:
+    made = ColumnParallelLinear(IN, OUT, False, SINGLE)
+    scales = [
+        LoRAAdapter(made, LoRAOptions(16, 32.0, scale=scale)).scale
+        for scale in ("alpha/r", "alpha/sqrt(r)")
+    ]
+    assert scales == [2.0, 8.0]

@@ -134,7 +134,6 @@ def test_a_folder_that_peft_wrote_is_read(tmp_path: Path) -> None:
         ("target_modules", "all-linear", "expected a list of layer names"),
         ("target_modules", ["q_proj", "lm_head"], "'lm_head' is no linear layer"),
         ("use_dora", True, "not supported"),
-        ("use_rslora", True, "not supported"),
         ("fan_in_fan_out", True, "not supported"),
         ("lora_bias", True, "not supported"),
         ("alora_invocation_tokens", [5, 6], "not supported"),
@@ -193,3 +192,13 @@ def test_tensors_that_do_not_fit_are_refused(folder: Path) -> None:
     stranger = name.replace("layers.0", "layers.9")
     assert "made for another base" in refused(**fine, **{stranger: torch.ones(4, 64)})
     assert "is not a LoRA factor" in refused(**fine, **{name + ".more": torch.ones(4, 64)})
+
+
+def test_rslora_is_peft_s_field(tmp_path: Path) -> None:
+    from peft import PeftConfig
+
+    for scale, said in ("alpha/r", False), ("alpha/sqrt(r)", True):
+        options = replace(PLAIN.options, scale=scale)
+        save(tmp_path, state(), AdapterConfig(options, "tiny"))
+        assert PeftConfig.from_pretrained(tmp_path).use_rslora is said  # type: ignore[attr-defined]
+        assert load_config(tmp_path).options.scale == scale

@@ -26,6 +26,7 @@ OTHER: dict[str, Any] = {
     "lora.dropout": 0.5,
     "lora.targets": ("w1",),
     "lora.kind": "another",
+    "lora.scale": "alpha/sqrt(r)",
 }
 
 
