@@ -29,10 +29,11 @@ from llama.model.rope import Rotation
 from llama.model.transformer import Transformer
 from tests.parity.test_packing import documents, loss_and_gradients
 from tests.support.model_files import TINY, random_state
+from tests.support.skips import needs_gpus
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    needs_gpus(),
 ]
 
 CUDA = torch.device("cuda")
