@@ -12,9 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import pytest
-
-from tests.support.model_files import ROOT, assets
+from tests.support.model_files import ROOT
 from tests.support.tiny_runs import environment, free_port
 
 TIMEOUT = 420
@@ -22,19 +20,6 @@ TIMEOUT = 420
 
 Done = subprocess.CompletedProcess[str]
 K = TypeVar("K")
-
-
-def asset(*names: str) -> Path:
-    """The first of `names` that is among the shared assets; without any the test is skipped."""
-    if (folder := assets()) is not None:
-        for name in names:
-            if (folder / name).exists():
-                return folder / name
-    pytest.skip(f"none of {', '.join(names)} is among the assets; set LLAMA_TEST_ASSETS")
-
-
-def alpaca() -> Path:
-    return asset("alpaca_400.json", "alpaca_2000.json")
 
 
 def with_launcher(launcher: str) -> list[str]:

@@ -7,12 +7,13 @@ import json
 import pytest
 import torch
 
+from tests.support.skips import needs_gpus
 from tests.support.tiny_runs import launched
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.slow,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    needs_gpus(),
 ]
 
 

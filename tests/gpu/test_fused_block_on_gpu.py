@@ -17,10 +17,11 @@ from llama.model.kept import Kept
 from llama.model.transformer import Transformer
 from tests.gpu.test_kernels_on_gpu import CUDA, GRADIENTS, LOSS, difference, model
 from tests.parity.test_packing import documents, loss_and_gradients
+from tests.support.skips import needs_gpus
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    needs_gpus(),
 ]
 PACKINGS = {"uniform": [256, 256], "mixed": [9, 300, 2, 170, 31]}
 

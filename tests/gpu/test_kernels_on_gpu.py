@@ -30,10 +30,11 @@ from llama.model.transformer import Transformer
 from llama.settings import LoRAOptions
 from tests.parity.test_packing import documents, loss_and_gradients
 from tests.support.model_files import TINY, random_state
+from tests.support.skips import needs_gpus
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    needs_gpus(),
 ]
 
 CUDA = torch.device("cuda")

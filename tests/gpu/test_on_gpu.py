@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from tests.gpu.children import Done, alpaca, asset, run_together, with_launcher
+from llama.data.rows import bundled
+from tests.gpu.children import Done, run_together, with_launcher
+from tests.support.skips import needs_gpus, outside
 from tests.support.tiny_runs import launched, read_lines, succeeded
+from tests.support.tokenizer_files import write_sentencepiece
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.slow,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    needs_gpus(),
 ]
 
 Note = Callable[[str, object], None]
@@ -49,7 +51,7 @@ def note(record_property: Note) -> Note:
 
 
 def test_greedy_text_in_float32_is_the_published_one() -> None:
-    folder = asset("stories260k")
+    folder = outside("stories260k")
     model = ("--model", folder, "--raw", "--prompt", "", "--max_new_tokens", "200")
     done = launched("python", "generate.py", *model, "--precision", "float32", "--json")
     assert succeeded(done)["text"].encode() == (folder / "golden.txt").read_bytes()
@@ -59,7 +61,7 @@ def test_greedy_text_in_float32_is_the_published_one() -> None:
 
 
 def stories_steps(device: str, precision: str, *more: str) -> list[str | Path]:
-    files = ("--model", asset("stories260k"), "--rows", alpaca())
+    files = ("--model", outside("stories260k"), "--rows", bundled("instructions_200"))
     command = (sys.executable, "-m", "tests.gpu.stories_steps", *files)
     return [*command, "--device", device, "--precision", precision, *more]
 
@@ -155,10 +157,10 @@ def test_auto_keeps_what_a_cap_holds(gib: int, note: Note) -> None:
 def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Done, Path]]:
     """The report's run by both launchers, four steps of it: the process, and what it wrote."""
     folder = tmp_path_factory.mktemp("trainings")
-    tokenizer = asset("llama_tokenizer.model")
+    tokenizer = write_sentencepiece(folder / "tokenizer.model")
     options = (
         *("--deepspeed", "ds_configs/lora.json", "--model", "random:llama-7b"),
-        *("--tokenizer", tokenizer, "--data", alpaca(), "--template", "alpaca"),
+        *("--tokenizer", tokenizer, "--data", bundled("instructions_200"), "--template", "alpaca"),
         *("--seq_len", "2048", "--max_steps", "4", "--json"),
     )
     commands = {

@@ -19,6 +19,7 @@ import pytest
 from llama.commands.doctor.command import doctor
 from llama.commands.doctor.options import DoctorOptions
 from llama.settings.options import run_command
+from tests.support import skips
 from tests.support.model_files import ROOT, TINY, random_state, write_meta
 from tests.support.tiny_runs import launched, write_rows
 
@@ -131,7 +132,7 @@ def test_a_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
 def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, str]]:
     """Port of an sshd of ours on two loopback addresses, and the options of ssh that it needs."""
     if SSHD is None or shutil.which("ssh-keygen") is None:
-        pytest.skip("needs sshd and ssh-keygen (package openssh-server)")
+        skips.skip(skips.HOSTS, "sshd and ssh-keygen (package openssh-server)")
     folder, port = tmp_path_factory.mktemp("sshd"), free_port()
     for key in ("host", "user"):
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)]
@@ -166,7 +167,7 @@ def _wait_for(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
             if client.connect_ex((HOSTS[1], port)) == 0:
                 return
         if server.poll() is not None:
-            pytest.skip(f"sshd does not start here: {log.read_text()[-200:]}")
+            skips.skip(skips.HOSTS, f"sshd does not start here: {log.read_text()[-200:]}")
         time.sleep(0.1)
     pytest.fail("sshd does not listen")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.multinode.hosts import Hosts, missing, two_hosts
+from tests.support import skips
 
 _HERE = Path(__file__).parent
 
@@ -20,7 +21,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if _HERE in item.path.parents:
             item.add_marker(pytest.mark.multinode)
             if reason:
-                item.add_marker(pytest.mark.skip(reason=reason))
+                item.add_marker(skips.left_out(skips.HOSTS, reason))
 
 
 @pytest.fixture(scope="session")

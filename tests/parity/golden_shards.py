@@ -1,4 +1,4 @@
-"""stories260k, cut into Meta shards, on this topology: writes the greedy text of each cut.
+"""A model cut into Meta shards, on this topology: writes the greedy text of each cut.
 
 torchrun --nproc_per_node 2 -m tests.parity.golden_shards --model DIR --work DIR --out FILE
 """

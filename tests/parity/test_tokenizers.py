@@ -20,8 +20,6 @@ from llama.tokenizer.load import load_tokenizer
 from llama.tokenizer.templates import load_template
 from llama.tokenizer.tiktoken_file import LLAMA3_SPLIT
 from tests.support.tokenizer_files import (
-    asset,
-    llama2,
     llama3,
     llama3_ranks,
     smollm2,
@@ -127,11 +125,11 @@ def test_smollm2() -> None:
     assert_same_chats(smollm2(), theirs, "chatml", [c for c in conversations() if len(c) % 2])
 
 
-def llama2_description() -> dict[str, Any]:
+def llama2_description(model: Path) -> dict[str, Any]:
     """LLaMA-2's tokenizer.json, made from its sentencepiece model as Hugging Face makes it."""
     from sentencepiece import SentencePieceProcessor
 
-    real = SentencePieceProcessor(model_file=str(asset("llama_tokenizer.model")))
+    real = SentencePieceProcessor(model_file=str(model))
     pieces = {real.IdToPiece(i): i for i in range(real.vocab_size())}
     score = {piece: real.GetScore(i) for piece, i in pieces.items()}
     merges = []
@@ -178,23 +176,26 @@ def llama2_description() -> dict[str, Any]:
     }
 
 
-def test_llama2_tokenizer_json_and_sentencepiece(tmp_path: Path) -> None:
-    path = write_tokenizer_json(tmp_path, llama2_description(), chat_template=LLAMA2_CHAT)
+def test_llama2_tokenizer_json_and_sentencepiece(
+    llama2_model: Path, llama2: Tokenizer, tmp_path: Path
+) -> None:
+    description = llama2_description(llama2_model)
+    path = write_tokenizer_json(tmp_path, description, chat_template=LLAMA2_CHAT)
     from_json = load_tokenizer(path)
     for text in texts():
         for follows in ("nothing", "special", "text"):
-            assert from_json.encode(text, follows) == llama2().encode(text, follows)
+            assert from_json.encode(text, follows) == llama2.encode(text, follows)
         assert from_json.decode(from_json.encode(text)) == text
     theirs = PreTrainedTokenizerFast(tokenizer_file=str(path), bos_token="<s>", eos_token="</s>")
     theirs.chat_template = LLAMA2_CHAT
     chats = conversations(edge_spaces=False)
     assert_same_chats(from_json, theirs, None, chats)
     assert_same_chats(from_json, theirs, "llama2", chats)
-    assert_same_chats(llama2(), theirs, "llama2", chats)
+    assert_same_chats(llama2, theirs, "llama2", chats)
 
 
-def test_llama2_tokenizer_json_with_metaspace_first(tmp_path: Path) -> None:
-    description = llama2_description()
+def test_llama2_tokenizer_json_with_metaspace_first(llama2_model: Path, tmp_path: Path) -> None:
+    description = llama2_description(llama2_model)
     description["normalizer"] = None
     description["pre_tokenizer"] = {
         "type": "Metaspace",
@@ -210,11 +211,11 @@ def test_llama2_tokenizer_json_with_metaspace_first(tmp_path: Path) -> None:
     assert ours.encode("Hi", "nothing") != ours.encode("Hi", "special")
 
 
-def test_llama2_template_is_metas() -> None:
+def test_llama2_template_is_metas(llama2_model: Path, llama2: Tokenizer) -> None:
     """Meta's chat: each prompt and answer pair is one encoding, between BOS and EOS."""
     from sentencepiece import SentencePieceProcessor
 
-    real = SentencePieceProcessor(model_file=str(asset("llama_tokenizer.model")))
+    real = SentencePieceProcessor(model_file=str(llama2_model))
     for messages in conversations(edge_spaces=False):
         if messages[0]["role"] == "system":
             continue
@@ -222,7 +223,7 @@ def test_llama2_template_is_metas() -> None:
         for user, assistant in zip(messages[::2], messages[1::2], strict=True):
             dialog = f"[INST] {user['content']} [/INST] {assistant['content']} "
             expected += [1, *real.encode(dialog), 2]
-        assert load_template("llama2", llama2()).render(messages, llama2())[0] == expected
+        assert load_template("llama2", llama2).render(messages, llama2)[0] == expected
 
 
 def test_llama3_template_is_metas() -> None:

@@ -61,9 +61,8 @@ class Row:
 
 
 def document(stage: int, accumulation: int) -> dict[str, Any]:
-    """Float32; under ZeRO-3 everything is cut up, however small. Adam's eps is above the rounding
-    of a gradient: below it, an element whose gradient is all rounding moves by the whole rate."""
-    result = settings(stage, accumulation, eps=1e-6)
+    """Float32; under ZeRO-3 everything is cut up, however small."""
+    result = settings(stage, accumulation)
     if stage == 3:
         zero = result["zero_optimization"]
         zero.update(stage3_param_persistence_threshold=0, stage3_max_reuse_distance=1)

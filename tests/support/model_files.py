@@ -8,7 +8,7 @@ package `gguf` and transformers.
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,6 @@ TINY = ModelConfig(
 """Shards over 1, 2 and 4; its widths follow Meta's rule and hold whole GGUF blocks of 32."""
 
 LLAMA31_SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)
-
-
-def assets() -> Path | None:
-    """The folder of shared test data, if it is there."""
-    folder = Path(os.environ.get("LLAMA_TEST_ASSETS", ROOT / "../shared/assets"))
-    return folder if folder.is_dir() else None
 
 
 def random_state(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> State:
@@ -95,17 +89,27 @@ def write_huggingface(
 ) -> State:
     """A folder as transformers itself writes it, in float32; the weights are `random_state`'s of
     `seed`, rounded to `dtype`. Returns them."""
+    state = random_state(config, seed, dtype)
+    model = transformers_model(config, state.__getitem__, dtype)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    return state
+
+
+def transformers_model(
+    config: ModelConfig,
+    read: Callable[[str], torch.Tensor],
+    dtype: torch.dtype = torch.float32,
+) -> Any:
+    """transformers' LLaMA of the same sizes with the weights that `read` gives for native names."""
     from transformers import LlamaForCausalLM
 
-    state = random_state(config, seed, dtype)
-    model = LlamaForCausalLM(huggingface_config(config)).to(dtype)
+    model = LlamaForCausalLM(huggingface_config(config)).to(dtype).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             native = from_huggingface(name)
             assert native is not None, name
-            parameter.copy_(state[native])
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
-    return state
+            parameter.copy_(read(native))
+    return model
 
 
 def interleave(tensor: torch.Tensor, head_dim: int) -> torch.Tensor:

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from llama.model.config import ModelConfig
 from llama.settings.deepspeed_json import Resolved, check, resolve
-from tests.support.model_files import ROOT, TINY, write_huggingface
-from tests.support.tokenizer_files import write_tokenizer_json
+from tests.support.model_files import ROOT, TINY, random_state, write_huggingface, write_meta
+from tests.support.tokenizer_files import write_sentencepiece, write_tokenizer_json
 
 CONFIG = replace(TINY, vocab_size=264, max_seq_len=256)
 """TINY with room for the byte tokenizer's 261 tokens."""
@@ -31,6 +31,17 @@ def write_model(folder: Path, config: ModelConfig = CONFIG) -> Path:
     return folder
 
 
+META_CONFIG = replace(TINY, vocab_size=512, max_seq_len=512, tied_embedding=True)
+"""TINY as small models in Meta's layout are, with a vocabulary for `write_meta_model`."""
+
+
+def write_meta_model(folder: Path) -> Path:
+    """A folder in Meta's layout with random weights, and a tokenizer.model trained here."""
+    write_meta(folder, META_CONFIG, random_state(META_CONFIG))
+    write_sentencepiece(folder / "tokenizer.model", META_CONFIG.vocab_size)
+    return folder
+
+
 def write_rows(path: Path, count: int = 11) -> Path:
     """Prompts and completions of different lengths."""
     rows = [
@@ -42,12 +53,17 @@ def write_rows(path: Path, count: int = 11) -> Path:
 
 
 def deepspeed_json(zero_stage: int = 0, accumulation: int = 2, **params: Any) -> dict[str, Any]:
-    """Float32 settings; `params` are the optimizer's."""
+    """Float32 settings; `params` are the optimizer's. Adam's eps is above the rounding of a
+    gradient: below it, an element whose gradient is all rounding moves by the whole rate."""
+    adam = {"lr": 5e-3, "eps": 1e-6, "torch_adam": True}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": 1.0,
-        "optimizer": {"type": "AdamW", "params": {"lr": 5e-3, "torch_adam": True, **params}},
+        "optimizer": {
+            "type": "AdamW",
+            "params": {**adam, **params},
+        },
         "zero_optimization": {"stage": zero_stage},
     }
 

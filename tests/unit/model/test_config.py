@@ -37,8 +37,9 @@ def test_every_preset_has_its_count_checked() -> None:
 
 
 def test_counts_agree_with_transformers() -> None:
-    transformers = pytest.importorskip("transformers")
-    torch = pytest.importorskip("torch")
+    import torch
+    import transformers
+
     from tests.support.model_files import huggingface_config
 
     for name, config in PRESETS.items():
@@ -87,7 +88,8 @@ def test_head_dimensions() -> None:
 @pytest.mark.parametrize("biases", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
 def test_counts_are_those_of_the_model_built(biases: bool, tied: bool) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     from llama.adapters.attach import attach, trainable_parameters
     from llama.model.config import LINEARS
     from llama.model.transformer import Transformer

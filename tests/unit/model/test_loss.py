@@ -9,8 +9,12 @@ import torch.nn.functional as F
 from llama.model import loss
 from llama.model.loss import summed_cross_entropy
 from llama.parallel.mesh import SINGLE
+from tests.support.closeness import assert_close, sums_of
 
 POSITIONS, DIM, VOCABULARY = 23, 16, 50
+LIMIT = sums_of(DIM + VOCABULARY + POSITIONS)
+"""A logit is a sum over DIM, its log-sum-exp one over VOCABULARY, the loss one over POSITIONS; of a
+gradient the sums are the same."""
 
 
 def case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -37,12 +41,12 @@ def test_any_chunk_gives_torch_s_loss_and_gradients(
     found = summed_cross_entropy(hidden, weight, labels, SINGLE)
     (0.3 * found).backward()
     assert found.dtype == torch.float32 and found.shape == ()
-    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
+    assert_close(found, expected, LIMIT)
     assert hidden.grad is not None and wide_hidden.grad is not None
-    torch.testing.assert_close(hidden.grad.double(), wide_hidden.grad, rtol=0, atol=1e-5)
+    assert_close(hidden.grad, wide_hidden.grad, LIMIT)
     if trainable:
         assert weight.grad is not None and wide_weight.grad is not None
-        torch.testing.assert_close(weight.grad.double(), wide_weight.grad, rtol=0, atol=1e-5)
+        assert_close(weight.grad, wide_weight.grad, LIMIT)
     else:
         assert weight.grad is None
 
@@ -76,7 +80,7 @@ def test_large_logits_stay_finite() -> None:
     hidden, weight, labels = case()
     found = summed_cross_entropy(1e4 * hidden, weight, labels, SINGLE)
     expected = F.cross_entropy(1e4 * hidden.double() @ weight.double().t(), labels, reduction="sum")
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+    assert_close(found, expected, LIMIT)
 
 
 def test_no_gradient_is_formed_where_none_is_wanted() -> None:
@@ -84,4 +88,4 @@ def test_no_gradient_is_formed_where_none_is_wanted() -> None:
     with torch.no_grad():
         found = summed_cross_entropy(hidden.requires_grad_(), weight, labels, SINGLE)
     assert not found.requires_grad
-    torch.testing.assert_close(found, summed_cross_entropy(hidden, weight, labels, SINGLE).detach())
+    assert_close(found, summed_cross_entropy(hidden, weight, labels, SINGLE), LIMIT)

@@ -27,6 +27,7 @@ from llama.parallel.mesh import SINGLE, TensorParallel
 from llama.settings import LoRAOptions
 from llama.weights.load import load_weights
 from llama.weights.random_init import RandomReader
+from tests.support.closeness import assert_close, sums_of
 from tests.support.model_files import TINY
 
 CONFIG = replace(TINY, attention_bias=True, mlp_bias=True)
@@ -99,19 +100,20 @@ def test_alone_they_are_torch_s_linear_layer(
     kind: type[ColumnParallelLinear | RowParallelLinear], bias: bool, trainable: bool
 ) -> None:
     layer, plain = kind(6, 8, bias, SINGLE), nn.Linear(6, 8, bias)
+    limit = sums_of(8)  # the longest sum, over the outputs in a gradient
     with torch.no_grad():
         for ours, theirs in zip(layer.parameters(), plain.parameters(), strict=True):
             ours.copy_(theirs)
     layer.requires_grad_(trainable)
     x = torch.randn(5, 6).requires_grad_()
     found, expected = layer(x), plain(x)
-    torch.testing.assert_close(found, expected)
+    assert_close(found, expected, limit)
     upstream = torch.randn(5, 8)
     (ours,) = torch.autograd.grad(found, x, upstream, retain_graph=trainable)
     (theirs,) = torch.autograd.grad(expected, x, upstream, retain_graph=True)
-    torch.testing.assert_close(ours, theirs)
+    assert_close(ours, theirs, limit)
     if trainable:
         ours = torch.autograd.grad(found, list(layer.parameters()), upstream)
         theirs = torch.autograd.grad(expected, list(plain.parameters()), upstream)
         for mine, other in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(mine, other)
+            assert_close(mine, other, limit)

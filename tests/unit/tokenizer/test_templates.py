@@ -11,7 +11,7 @@ from llama.errors import UserError
 from llama.tokenizer.base import Message, Tokenizer
 from llama.tokenizer.built_in_templates import TEMPLATES
 from llama.tokenizer.templates import load_template
-from tests.support.tokenizer_files import CHATML_SOURCE, byte_tokenizer, llama2, llama3, smollm2
+from tests.support.tokenizer_files import CHATML_SOURCE, byte_tokenizer, llama3, smollm2
 
 CHAT: list[Message] = [
     {"role": "user", "content": "he is"},
@@ -123,9 +123,9 @@ def test_default_is_the_models_own_else_alpaca(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [*TEMPLATES, None])
-def test_prompt_is_what_render_begins_with(name: str | None) -> None:
-    for tokenizer in (llama2(), smollm2()):
-        if name == "llama3" or (name == "chatml" and tokenizer is llama2()):
+def test_prompt_is_what_render_begins_with(name: str | None, llama2: Tokenizer) -> None:
+    for tokenizer in (llama2, smollm2()):
+        if name == "llama3" or (name == "chatml" and tokenizer is llama2):
             continue
         template = load_template(name, tokenizer)
         for answer in ("fine", " fine", "\n\nfine", "4", ""):

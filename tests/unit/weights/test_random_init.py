@@ -35,7 +35,8 @@ def test_a_row_slice_draws_only_its_blocks(monkeypatch: pytest.MonkeyPatch) -> N
 def test_distribution_and_names() -> None:
     reader = RandomReader(TINY)
     matrix = reader.read("tok_embeddings.weight")
-    assert abs(float(matrix.std()) - 0.02) < 0.002
+    # By chance 6,144 numbers give it to 0.9%.
+    assert float(matrix.std()) == pytest.approx(0.02, rel=0.05)
     assert torch.equal(reader.read("norm.weight"), torch.ones(TINY.dim))
     assert not torch.equal(matrix, reader.read("output.weight"))
     assert "output.weight" not in RandomReader(tied(TINY)).names()

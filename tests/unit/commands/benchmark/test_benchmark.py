@@ -11,6 +11,7 @@ import torch
 from llama.commands.benchmark import command as benchmark
 from llama.commands.benchmark.report import arithmetic, speed, spread
 from llama.data.batches import first_windows
+from llama.data.rows import bundled
 from llama.data.types import IGNORE
 from llama.engine import Step
 from llama.errors import UserError
@@ -19,12 +20,11 @@ from llama.settings import BenchmarkOptions, check_benchmark, deepspeed_json
 from tests.support.model_files import (
     ROOT,
     TINY,
-    assets,
     huggingface_config,
     random_state,
     write_gguf,
 )
-from tests.support.tiny_runs import resolved_json, started, succeeded
+from tests.support.tiny_runs import resolved_json, started, succeeded, write_meta_model
 
 ALONE = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
 
@@ -175,21 +175,18 @@ def test_launcher_trains_the_steps_it_reports(model: Path) -> None:
 
 
 @pytest.mark.slow
-def test_launcher_counts_the_tokens_of_real_rows() -> None:
-    folder = assets()
-    if folder is None:
-        pytest.skip("the shared test data is not there")
-    rows = ("--data", str(folder / "alpaca_2000.json"), "--rows", "6", "--seq_len", "512")
+def test_launcher_counts_the_tokens_of_rows(tmp_path: Path) -> None:
+    """On a model in Meta's layout with a tokenizer.model beside it."""
+    folder, data = write_meta_model(tmp_path), bundled("instructions_200")
+    rows = ("--data", str(data), "--rows", "6", "--seq_len", "512")
     size = ("--batch", "100", "--steps", "1", "--warmup", "0", "--precision", "float32")
-    model = ("--model", str(folder / "stories260k"))
-    document = run("launcher/benchmark.py", *model, *rows, *size, "--json")
-    options = BenchmarkOptions(
-        model=model[1], data=folder / "alpaca_2000.json", rows=6, seq_len=512
-    )
-    data = benchmark.read_job(options).data
-    assert data is not None
-    assert document["tokens"] == sum(len(example.input_ids) for example in data.examples)
-    assert document["supervised_tokens"] == sum(example.supervised for example in data.examples)
+    document = run("launcher/benchmark.py", "--model", str(folder), *rows, *size, "--json")
+    options = BenchmarkOptions(model=str(folder), data=data, rows=6, seq_len=512)
+    prepared = benchmark.read_job(options).data
+    assert prepared is not None and len(prepared.examples) == 6
+    assert document["tokens"] == sum(len(example.input_ids) for example in prepared.examples)
+    supervised = sum(example.supervised for example in prepared.examples)
+    assert document["supervised_tokens"] == supervised
 
 
 @pytest.mark.slow
