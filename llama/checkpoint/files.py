@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llama.errors import UserError
 from llama.files.inputs import file_problem
+from llama.files.kinds import SAFETENSORS, TEXTS
 
 _PARTIAL, _OLD = ".partial", ".old"
 
@@ -69,7 +70,7 @@ def read_file(path: Path, size: int) -> bytes:
     """All of a regular file of `size` bytes, no link followed; `UserError` where it is not that."""
     if path.is_symlink():
         raise UserError(f"{path}: is a link; a file is expected")
-    if problem := file_problem(path):
+    if problem := file_problem(path, (SAFETENSORS, *TEXTS)):
         raise UserError(f"{path}: {problem}")
     found = path.stat().st_size
     if found != size:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llama.errors import UserError
 from llama.files.inputs import filled_file_problem
+from llama.files.kinds import JSON
 
 JSON_LIMIT = 1 << 26
 """Bytes; the index of a model of a trillion parameters has a few million."""
@@ -15,7 +16,7 @@ JSON_LIMIT = 1 << 26
 
 def read_json_object(path: Path) -> dict[str, object]:
     """The JSON object in `path`. Raises UserError naming the file, and the line where it breaks."""
-    if problem := filled_file_problem(path):
+    if problem := filled_file_problem(path, (JSON,)):
         raise UserError(problem)
     if (size := path.stat().st_size) > JSON_LIMIT:
         raise UserError(f"{path}: {size:,} bytes are too many for a JSON file of a model")

@@ -14,6 +14,7 @@ from gguf.quants import dequantize
 from llama.errors import UserError, raise_if
 from llama.files.gguf import GGUFHeader, GGUFTensor, read_header
 from llama.files.inputs import filled_file_problem
+from llama.files.kinds import GGUF
 from llama.model.config import ModelConfig, RopeScaling
 from llama.weights.fields import Fields, shorten
 from llama.weights.names import from_gguf, to_gguf
@@ -44,7 +45,7 @@ class GGUFReader(FileReader):
     interleaved = True
 
     def __init__(self, path: Path) -> None:
-        if problem := filled_file_problem(path):
+        if problem := filled_file_problem(path, (GGUF,)):
             raise UserError(problem)
         try:
             header = read_header(path)

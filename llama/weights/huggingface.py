@@ -13,7 +13,7 @@ from llama.weights.fields import read_json_object, shorten
 from llama.weights.huggingface_config import read_config
 from llama.weights.names import from_huggingface, is_rotary_buffer, to_huggingface
 from llama.weights.reader import FileReader, same_values
-from llama.weights.shapes import TensorHeader, header_problems, size_problems, summarise
+from llama.weights.shapes import TensorHeader, first_few, header_problems, size_problems, summarise
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -108,7 +108,7 @@ def _open(files: list[Path]) -> dict[str, Any]:
             handles[file.name] = open_safetensors(file)
         except UserError as error:
             problems += error.problems
-    raise_if(problems)
+    raise_if(first_few(problems))
     return handles
 
 
