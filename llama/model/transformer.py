@@ -22,7 +22,7 @@ from llama.model.documents import Documents
 from llama.model.kept import Kept
 from llama.model.kv_cache import KVCache
 from llama.model.loss import summed_cross_entropy
-from llama.model.rope import Rotation, inverse_frequencies
+from llama.model.rope import Rotation, attention_factor, inverse_frequencies
 from llama.parallel.layers import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -150,6 +150,7 @@ class Transformer(nn.Module):
         self.run_block: RunBlock = run_block
         """Another function of the same result may take its place, for speed."""
         self.frequencies = inverse_frequencies(config)
+        self.rotation_factor = attention_factor(config)
         self.tok_embeddings = VocabParallelEmbedding(config.vocab_size, config.dim, tp)
         self.layers = nn.ModuleList(
             TransformerBlock(layer, config, tp, KEPT[checkpointing])
@@ -182,7 +183,7 @@ class Transformer(nn.Module):
         `[1, V]` of the last token only (`last`)."""
         weight = self.tok_embeddings.weight
         x_TD = self.tok_embeddings(tokens_T).to(compute_dtype(weight))
-        rotation = Rotation(self.frequencies, positions_T, x_TD.dtype)
+        rotation = Rotation(self.frequencies, positions_T, x_TD.dtype, self.rotation_factor)
         for block in self.layers:
             x_TD = self.run_block(block, x_TD, rotation, documents, cache)  # type: ignore[arg-type]
         if cache is not None:

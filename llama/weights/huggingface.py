@@ -45,7 +45,14 @@ class HuggingFaceReader(FileReader):
         spare = headers.pop("output.weight", None) if config.tied_embedding else None
         sound = not problems
         problems += name_problems
-        problems += header_problems(config, headers, str(folder), to_huggingface, sound)
+        found = header_problems(config, headers, str(folder), to_huggingface, sound)
+        untied = f"{folder}: missing tensor lm_head.weight"
+        if untied in found and "tie_word_embeddings" not in read_json_object(config_file):
+            found[found.index(untied)] += (
+                f", and {config_file} does not say tie_word_embeddings: set it to true there if "
+                "the output is the embedding itself"
+            )
+        problems += found
         raise_if(problems)
         shapes = {name: header.shape for name, header in headers.items()}
         extras = [folder / INDEX] if index is not None else []
