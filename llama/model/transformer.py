@@ -29,6 +29,8 @@ from llama.parallel.layers import (
     VocabParallelEmbedding,
     copy_to_shards,
     gather_from_shards,
+    real_rows,
+    vocabulary_rows,
 )
 from llama.parallel.mesh import SINGLE, TensorParallel
 
@@ -123,19 +125,23 @@ def run_block(
 
 
 class OutputHead(nn.Module):
-    """The output matrix, sharded over the vocabulary; a tied model shares the embedding's."""
+    """The output matrix, sharded over the vocabulary; a tied model shares the embedding's. Rows
+    that only fill up a share (`vocabulary_rows`) give no logit."""
 
-    def __init__(self, weight: nn.Parameter, tp: TensorParallel) -> None:
+    def __init__(self, weight: nn.Parameter, vocab_size: int, tp: TensorParallel) -> None:
         super().__init__()
         self.tp = tp
         self.weight = weight
+        self.vocab_size = vocab_size
+        self.columns = real_rows(vocab_size, weight.shape[0], tp)
 
     def forward(self, hidden_TD: torch.Tensor, labels: Supervision | None) -> torch.Tensor:
         """The summed loss of the supervised positions; without labels the logits `[T, V]`."""
         if labels is None:
-            return gather_from_shards(linear(hidden_TD, self.weight, None), self.tp)
+            shards = linear(hidden_TD, self.weight, None)
+            return gather_from_shards(shards, self.tp)[:, : self.vocab_size]
         hidden_ND = hidden_TD.index_select(0, labels.index_N)
-        return summed_cross_entropy(hidden_ND, self.weight, labels.labels_N, self.tp)
+        return summed_cross_entropy(hidden_ND, self.weight, labels.labels_N, self.tp, self.columns)
 
 
 class Transformer(nn.Module):
@@ -157,8 +163,10 @@ class Transformer(nn.Module):
             for layer in range(config.n_layers)
         )
         self.norm = RMSNorm(config.dim, config.norm_eps)
-        tied = self.tok_embeddings.weight
-        self.output = OutputHead(tied if config.tied_embedding else _head_weight(config, tp), tp)
+        weight = self.tok_embeddings.weight
+        if not config.tied_embedding:
+            weight = vocabulary_rows(config.vocab_size, config.dim, tp)
+        self.output = OutputHead(weight, config.vocab_size, tp)
 
     @property
     def kept(self) -> list[Kept]:
@@ -189,7 +197,3 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.advance(tokens_T.shape[0])
         return self.output(self.norm(x_TD[-1:] if last else x_TD), labels)
-
-
-def _head_weight(config: ModelConfig, tp: TensorParallel) -> nn.Parameter:
-    return ColumnParallelLinear(config.dim, config.vocab_size, False, tp).weight

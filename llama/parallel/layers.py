@@ -31,6 +31,22 @@ def sharded_parameter(*shape: int, dim: int | None) -> nn.Parameter:
     return parameter
 
 
+def vocabulary_rows(size: int, width: int, tp: TensorParallel) -> nn.Parameter:
+    """An empty parameter of this rank's rows of a matrix with one row for each token, `[V/p, D]`.
+
+    Shares are equal, so where the degree does not divide `size` they are rounded up, and the last
+    ranks' end in rows that stand for no token. `real_size` on the parameter keeps the true number:
+    loading fills no more, and neither loss nor logits know of the rest."""
+    parameter = sharded_parameter(-(-size // tp.size), width, dim=0)
+    parameter.real_size = size  # type: ignore[attr-defined]
+    return parameter
+
+
+def real_rows(size: int, share: int, tp: TensorParallel) -> int:
+    """How many of this rank's `share` rows stand for one of `size` tokens."""
+    return min(max(size - tp.rank * share, 0), share)
+
+
 def mark_shard(parameter: nn.Parameter, dim: int | None) -> None:
     """Say along which dimension `parameter` is sharded. `model_parallel` is DeepSpeed's name for
     it: a sharded tensor without it is left out of the gradient norm on every rank but the first."""
@@ -136,10 +152,10 @@ class VocabParallelEmbedding(fairscale_layers.VocabParallelEmbedding):
         self.scale_grad_by_freq = False
         self.sparse = False
         self.tp = tp
-        self.num_embeddings_per_partition = tp.divide(num_embeddings, "the vocabulary")
+        self.weight = vocabulary_rows(num_embeddings, embedding_dim, tp)
+        self.num_embeddings_per_partition = self.weight.shape[0]
         self.vocab_start_index = tp.rank * self.num_embeddings_per_partition
         self.vocab_end_index = self.vocab_start_index + self.num_embeddings_per_partition
-        self.weight = sharded_parameter(self.num_embeddings_per_partition, embedding_dim, dim=0)
 
     def forward(self, input_: torch.Tensor) -> torch.Tensor:
         if self.tp.size == 1:

@@ -77,7 +77,6 @@ def degree_problems(degree: int, rank: int, config: ModelConfig) -> list[str]:
         "query heads": config.n_heads,
         "kv heads": config.n_kv_heads,
         "feed-forward width": config.ffn_dim,
-        "vocabulary": config.vocab_size,
     }
     bad = {what: size for what, size in sizes.items() if size % degree}
     if bad:
