@@ -6,6 +6,7 @@ import json
 import sys
 import time
 
+from llama.assembly.limits import check_prompt
 from llama.assembly.model import (
     check_adapter,
     default_device,
@@ -27,6 +28,7 @@ def generate(options: GenerateOptions) -> int:
     source = open_model(options.model, default_device())
     tokenizer = find_tokenizer(source, options.tokenizer)
     prompt = _prompt_ids(options, tokenizer)
+    check_prompt(prompt, options.max_new_tokens, source.config, tokenizer)
     if options.adapter is not None:
         check_adapter(options.adapter, source.config)
     model = ready_model(source, options.adapter, options.precision)

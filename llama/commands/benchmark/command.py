@@ -19,6 +19,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from llama.assembly.engine import build_engine
+from llama.assembly.limits import check_examples, check_length
 from llama.assembly.model import default_device, find_tokenizer
 from llama.commands.benchmark.report import arithmetic, machine, speed, table
 from llama.data.batches import Epochs
@@ -127,12 +128,14 @@ def deepspeed_config(options: BenchmarkOptions) -> dict[str, Any]:
 
 def _read_examples(options: BenchmarkOptions, source: ModelSource) -> list[Example] | None:
     if options.data is None:
+        check_length(row_length(options), source.config)
         return None
     tokenizer = find_tokenizer(source, options.tokenizer)
     template = load_template(options.template, tokenizer)
     rows = read_rows(options.data)[: options.rows]
     built = build_examples(options.data, rows, template, tokenizer, row_length(options))
     print(lint(built, tokenizer).text(), file=sys.stderr)
+    check_examples(options.data, [built.examples], source.config, tokenizer)
     return built.examples
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llama.assembly.limits import check_examples
 from llama.assembly.model import default_device, find_tokenizer
 from llama.data.prepare import Prepared, prepare
 from llama.data.rows import bundled
@@ -54,6 +55,8 @@ def _read(options: TrainOptions, deepspeed: dict[str, Any]) -> Inputs:
     for path in (training_path, held_out_path):
         try:
             found = path and prepare(path, template, tokenizer, options.seq_len, options.pack)
+            if found:
+                check_examples(found.path, found.packed, source.config, tokenizer)
             prepared.append(found)
         except UserError as error:
             problems += error.problems
