@@ -19,22 +19,15 @@ model's. A few are what users add: a padding token, or one for a format of their
 
 
 def check_tokenizer(path: Path, tokenizer: Tokenizer, config: ModelConfig, model: str) -> None:
-    """Refuse a tokenizer that is another model's by its size; name a few tokens without a row,
-    which are refused where they are used."""
+    """Refuse a tokenizer that is another model's by its size. A few tokens without a row are
+    refused where they are used, by `check_examples` and `check_prompt`."""
     size, rows = tokenizer.vocab_size, config.vocab_size
-    if size <= rows:
-        return
     control = sum(id_ >= rows for id_ in tokenizer.special_tokens.values())
     if size - rows - control > FOREIGN * size:
         raise UserError(
             f"{path}: the tokenizer gives ids up to {size - 1} and the model {model} embeds "
             f"{rows}: it belongs to another model"
         )
-    count = f"{size - rows} token{'s' if size - rows > 1 else ''}"
-    note(
-        f"{path}: {count} from id {rows} on ({_text(tokenizer, rows)}) have no row in the model's "
-        f"embedding of {rows}: what uses one is refused"
-    )
 
 
 def check_examples(

@@ -28,9 +28,9 @@ def generate(options: GenerateOptions) -> int:
     source = open_model(options.model, default_device())
     tokenizer = find_tokenizer(source, options.tokenizer)
     prompt = _prompt_ids(options, tokenizer)
-    check_prompt(prompt, options.max_new_tokens, source.config, tokenizer)
     if options.adapter is not None:
         check_adapter(options.adapter, source.config)
+    check_prompt(prompt, options.max_new_tokens, source.config, tokenizer)
     model = ready_model(source, options.adapter, options.precision)
     started = time.perf_counter()
     sampling = Sampling(options.temperature, options.top_p, options.seed)
