@@ -81,7 +81,7 @@ class Setting:
                 "model": "model",
                 "prompt": "a",
                 "adapter": "adapter",
-                "max_new_tokens": 4,
+                "max_new_tokens": "4",
             },
             "evaluate": {"model": "model", "data": "rows.json"},
             "benchmark": {"model": "model", "deepspeed": "ds.json"},
