@@ -11,6 +11,7 @@ from llama.adapters import peft_format
 from llama.adapters.attach import adapters, attach
 from llama.adapters.match import misfits
 from llama.adapters.peft_format import AdapterConfig
+from llama.assembly.limits import check_tokenizer
 from llama.errors import UserError, raise_if
 from llama.kernels.products import cpu_has_bf16
 from llama.model.config import ModelConfig
@@ -46,11 +47,7 @@ def find_tokenizer(source: ModelSource, asked: Path | None) -> Tokenizer:
             f"--model {source.name}: no tokenizer was found beside it: give --tokenizer"
         )
     tokenizer = load_tokenizer(path)
-    if tokenizer.vocab_size > source.config.vocab_size:
-        raise UserError(
-            f"{path}: the tokenizer gives ids up to {tokenizer.vocab_size - 1} and the model "
-            f"{source.name} embeds {source.config.vocab_size}: it belongs to another model"
-        )
+    check_tokenizer(path, tokenizer, source.config, source.name)
     if asked and source.tokenizer_path and _is_anothers(tokenizer, source.tokenizer_path):
         raise UserError(
             f"--tokenizer {asked}: its ids stand for other text than those of the tokenizer beside "

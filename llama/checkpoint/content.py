@@ -18,6 +18,7 @@ from llama.adapters.peft_format import AdapterConfig
 from llama.engine.state import MOMENTS, EngineState
 from llama.errors import TrainingError, UserError, raise_if
 from llama.files.inputs import file_problem, is_folder, read_text
+from llama.files.kinds import SAFETENSORS, TEXTS
 
 FORMAT = 2
 """Raised when an older program could not read what is written."""
@@ -227,17 +228,17 @@ def _read_listed(folder: Path, name: str, entry: dict[str, Any]) -> bytes:
     path = folder / name
     if path.parent.is_symlink():
         raise UserError(f"{path.parent}: is a link; a folder is expected")
-    content = _read_file(path, entry["bytes"])
+    content = read_saved(path, entry["bytes"])
     if hashlib.sha256(content).hexdigest() != entry.get("sha256"):
         raise UserError(f"{path}: damaged, or another checkpoint's: its SHA-256 does not agree")
     return content
 
 
-def _read_file(path: Path, size: int) -> bytes:
+def read_saved(path: Path, size: int) -> bytes:
     """All of a regular file of `size` bytes, no link followed; `UserError` where it is not that."""
     if path.is_symlink():
         raise UserError(f"{path}: is a link; a file is expected")
-    if problem := file_problem(path):
+    if problem := file_problem(path, (SAFETENSORS, *TEXTS)):
         raise UserError(f"{path}: {problem}")
     found = path.stat().st_size
     if found != size:

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 
+from llama.assembly.limits import check_examples
 from llama.assembly.model import check_adapter, default_device, find_tokenizer, ready_model
 from llama.assembly.use import summed_loss
 from llama.data.batches import eval_batches
@@ -25,6 +26,7 @@ def evaluate(options: EvaluateOptions) -> int:
     tokenizer = find_tokenizer(source, options.tokenizer)
     template = load_template(options.template, tokenizer)
     data = SFT.prepare(options.data, template, tokenizer, options.seq_len, options.pack)
+    check_examples(data.path, data.packed, source.config, tokenizer)
     if options.adapter is not None:
         check_adapter(options.adapter, source.config)
     print(data.report.text(), file=sys.stderr)

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 
+from llama.assembly.limits import check_prompt
 from llama.assembly.model import (
     check_adapter,
     default_device,
@@ -29,6 +30,7 @@ def generate(options: GenerateOptions) -> int:
     prompt = _prompt_ids(options, tokenizer)
     if options.adapter is not None:
         check_adapter(options.adapter, source.config)
+    check_prompt(prompt, options.max_new_tokens, source.config, tokenizer)
     model = ready_model(source, options.adapter, options.precision)
     started = time.perf_counter()
     sampling = Sampling(options.temperature, options.top_p, options.seed)

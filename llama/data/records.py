@@ -11,6 +11,7 @@ import pyarrow
 import pyarrow.parquet
 
 from llama.errors import UserError
+from llama.files.kinds import ERROR, JSON, PARQUET, TEXT
 from llama.files.outside import read_bytes, refused
 
 WANTED = "a JSON list of objects, JSONL or Parquet"
@@ -45,7 +46,7 @@ class Problems:
 def read_records(path: Path) -> tuple[list[tuple[int, Any]], str]:
     """The records of `path`, each with its number from 1, and what the numbers count: `row`, or
     `line` of a JSONL file. A record may still be anything that JSON can hold. Raises UserError."""
-    data = read_bytes(path, WANTED)
+    data = read_bytes(path, WANTED, kinds=(JSON, PARQUET, ERROR, TEXT))
     if data.startswith(b"PAR1"):
         return list(enumerate(_parquet(path, data), start=1)), "row"
     data = data.removeprefix(codecs.BOM_UTF8)

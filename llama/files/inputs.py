@@ -1,5 +1,5 @@
-"""What every reader of the user's input shares: small text files, hashes, and the nearest right
-name."""
+"""What every reader of the user's input shares: whether a file can be read and is of the wanted
+kind, small text files, hashes, and the nearest right name."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import difflib
 import hashlib
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from llama.errors import UserError
+from llama.files.kinds import HEAD, TEXTS, other_kind
 
 TEXT_LIMIT = 1 << 20
 """Bytes: a settings file larger than this is some other file given by mistake."""
@@ -41,11 +42,14 @@ def is_folder(path: Path) -> bool:
         return False
 
 
-def file_problem(path: Path) -> str | None:
-    """Why `path` cannot be read as a file, or None."""
+def file_problem(path: Path, kinds: Collection[str] | None = None) -> str | None:
+    """Why `path` cannot be read as a file, or is plainly of another kind than `kinds` (names of
+    `llama.files.kinds`; None: only whether it can be read is asked); else None."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
+        if path.is_symlink():
+            return f"is a link to {os.readlink(path)}, which does not exist"
         return not_found(path)
     except (OSError, ValueError) as error:
         return f"cannot be read: {error}"
@@ -53,12 +57,21 @@ def file_problem(path: Path) -> str | None:
         return "is a folder; a file is expected"
     if not stat.S_ISREG(mode):  # a FIFO would block, and could be read by one rank only
         return "is not a regular file"
-    return None if os.access(path, os.R_OK) else "cannot be read: no permission"
+    if not os.access(path, os.R_OK):
+        return "cannot be read: no permission"
+    if kinds is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            return other_kind(file.read(HEAD), kinds)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
 
 
-def filled_file_problem(path: Path) -> str | None:
-    """The line that says why `path` cannot be read as a file with something in it, or None."""
-    problem = file_problem(path)
+def filled_file_problem(path: Path, kinds: Collection[str]) -> str | None:
+    """The line that says why `path` cannot be read as a file of one of `kinds` with something in
+    it, or None."""
+    problem = file_problem(path, kinds)
     if problem is None and path.stat().st_size == 0:
         problem = "the file is empty"
     return problem and f"{path}: {problem}"
@@ -75,7 +88,7 @@ def sha256_of(path: Path) -> str:
 
 def read_text(path: Path) -> str:
     """The text of a small UTF-8 file; raises `UserError` where that is not what `path` is."""
-    if problem := file_problem(path):
+    if problem := file_problem(path, TEXTS):
         raise UserError(f"{path}: {problem}")
     try:
         with path.open("rb") as file:

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from llama.errors import UserError
 from llama.files.inputs import file_problem
+from llama.files.kinds import TEXTS
 
 TOKENIZER_BYTES = 1 << 28
 """No tokenizer file is larger: a weights file named by mistake is not read into memory."""
 
 
-def require_file(path: Path, what: str) -> int:
-    """The size in bytes of the regular file `path`; `what` says what it was meant to be.
+def require_file(path: Path, what: str, kinds: Collection[str]) -> int:
+    """The size in bytes of the regular file `path`, of one of `kinds` as far as its first bytes
+    tell; `what` says what it was meant to be.
 
-    Nothing is opened, so a FIFO cannot make this wait. Raises UserError.
+    What is not a regular file is not opened, so a FIFO cannot make this wait. Raises UserError.
     """
-    if problem := file_problem(path):
+    if problem := file_problem(path, kinds):
         raise UserError(f"{path}: {problem}; give {what}")
     return path.stat().st_size
 
 
-def read_bytes(path: Path, what: str, limit: int | None = None) -> bytes:
-    """The whole of a regular file of at most `limit` bytes. Raises UserError."""
-    size = require_file(path, what)
+def read_bytes(
+    path: Path, what: str, limit: int | None = None, kinds: Collection[str] = TEXTS
+) -> bytes:
+    """The whole of a regular file of one of `kinds`, of at most `limit` bytes. Raises UserError."""
+    size = require_file(path, what, kinds)
     if limit is not None and size > limit:
         raise UserError(f"{path}: {size:,} bytes are too many; give {what}")
     if size == 0:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from llama.model.scaling import DynamicScaling, RopeScaling
+
 PART_OF = {
     **dict.fromkeys(("wq", "wk", "wv", "wo"), "attention"),
     **dict.fromkeys(("w1", "w2", "w3"), "feed_forward"),
@@ -11,16 +13,6 @@ PART_OF = {
 """The part of a block that each of its linear layers belongs to, by Meta's names of both."""
 LINEARS = tuple(PART_OF)
 """The linear layers of one block: all that a LoRA adapter can be attached to."""
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """Llama 3.1's stretching of the rotary frequencies (`rope_type: llama3` in Hugging Face)."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position: int
 
 
 @dataclass(frozen=True)
@@ -38,9 +30,15 @@ class ModelConfig:
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
     max_seq_len: int = 2048
+    """Positions that the model was made for (`max_position_embeddings`, `context_length`)."""
     tied_embedding: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
+
+    @property
+    def ends_at_max_seq_len(self) -> bool:
+        """Whether what lies past `max_seq_len` positions cannot be computed at all."""
+        return isinstance(self.rope_scaling, DynamicScaling)
 
     def linear_shape(self, name: str) -> tuple[int, int]:
         """`(out_features, in_features)` of one of `LINEARS`, unsharded."""

@@ -19,16 +19,25 @@ their gradient of them in half precision."""
 
 
 def summed_cross_entropy(
-    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, labels_N: torch.Tensor, tp: TensorParallel
+    hidden_ND: torch.Tensor,
+    weight_VD: torch.Tensor,
+    labels_N: torch.Tensor,
+    tp: TensorParallel,
+    columns: int | None = None,
 ) -> torch.Tensor:
     """The sum over positions of `-log softmax(hidden weight^T)[label]`, a float32 scalar.
 
-    `weight_VD` is this rank's `[V/p, D]`, labels are of the whole vocabulary. The gradients are
+    `weight_VD` is this rank's `[V/p, D]`, of which the first `columns` rows stand for tokens (None:
+    all); the others are in no softmax. Labels are of the whole vocabulary. The gradients are
     formed chunk by chunk together with the loss, so that no more than `CHUNK_ELEMENTS` logits ever
     exist; the vocabulary-parallel form follows Shoeybi et al., "Megatron-LM", 2019, section 3."""
     want_gradient = torch.is_grad_enabled()
     weight_VD = weight_VD.to(hidden_ND.dtype)
-    return _SummedCrossEntropy.apply(hidden_ND, weight_VD, labels_N, tp, want_gradient)  # type: ignore
+    columns = weight_VD.shape[0] if columns is None else columns
+    assert tp.size > 1 or columns == weight_VD.shape[0], "one rank's share is the vocabulary"
+    return _SummedCrossEntropy.apply(  # type: ignore[return-value]
+        hidden_ND, weight_VD, labels_N, tp, columns, want_gradient
+    )
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -39,6 +48,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         weight: torch.Tensor,
         labels: torch.Tensor,
         tp: TensorParallel,
+        columns: int,
         want_gradient: bool,
     ) -> torch.Tensor:
         grad_hidden = torch.empty_like(hidden) if want_gradient else None
@@ -57,7 +67,9 @@ class _SummedCrossEntropy(torch.autograd.Function):
                 total += losses.sum()
                 torch.mm(grad_logits, weight, out=grad_hidden[chunk])
                 continue
-            losses, probabilities, local, inside = _chunk(hidden[chunk], weight, labels[chunk], tp)
+            losses, probabilities, local, inside = _chunk(
+                hidden[chunk], weight, labels[chunk], tp, columns
+            )
             total += losses.sum()
             if grad_hidden is not None:
                 # d loss / d logits = softmax - onehot(label), the label on the rank that holds it.
@@ -78,7 +90,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_weight is not None:
             grad_weight = (grad_weight * scale).to(ctx.weight_dtype)
-        return (grad_hidden.float() * scale).to(grad_hidden.dtype), grad_weight, None, None, None
+        return (grad_hidden.float() * scale).to(grad_hidden.dtype), grad_weight, *[None] * 4
 
 
 def _rows(vocabulary: int, at_once: bool) -> int:
@@ -103,18 +115,23 @@ def _losses_and_gradient(
 
 
 def _chunk(
-    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, tp: TensorParallel
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    tp: TensorParallel,
+    columns: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Losses `[n]`, this rank's softmax `[n, V/p]`, each label's local column `[n, 1]`, and 1.0
     where the label is this rank's, else 0.0, `[n, 1]`."""
     logits = (hidden @ weight.t()).float()
+    logits[:, columns:] = -torch.inf
     largest = logits.amax(dim=1, keepdim=True)
     tp.all_reduce_(largest, dist.ReduceOp.MAX)
     logits -= largest
     local = labels.unsqueeze(1) - tp.rank * weight.shape[0]
     inside = (local >= 0) & (local < weight.shape[0])
     local = local.clamp(0, weight.shape[0] - 1)
-    of_label = logits.gather(1, local) * inside
+    of_label = logits.gather(1, local).where(inside, 0.0)
     tp.all_reduce_(of_label)
     probabilities = logits.exp_()
     normaliser = probabilities.sum(dim=1, keepdim=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from llama.model.config import ModelConfig, RopeScaling
+from llama.model.config import ModelConfig
+from llama.model.scaling import Llama3Scaling
 
 
 def _shape(
@@ -37,7 +38,7 @@ def _llama3(shape: ModelConfig) -> ModelConfig:
 
 
 def _llama31(shape: ModelConfig, factor: float = 8.0) -> ModelConfig:
-    scaling = RopeScaling(
+    scaling = Llama3Scaling(
         factor=factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192
     )
     return replace(_llama3(shape), rope_scaling=scaling, max_seq_len=131072)

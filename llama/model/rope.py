@@ -1,17 +1,14 @@
 """Rotary position embedding, with halves laid out as Hugging Face has them.
 
-Su et al., "RoFormer", 2021, section 3.4.2; Llama 3.1's frequency scaling as published with the
-models. Shapes: T tokens, H heads, E head_dim.
+Su et al., "RoFormer", 2021, section 3.4.2. Shapes: T tokens, H heads, E head_dim.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from llama.kernels.elementwise import rotate
-from llama.model.config import ModelConfig, RopeScaling
+from llama.model.config import ModelConfig
 
 
 def inverse_frequencies(config: ModelConfig) -> torch.Tensor:
@@ -19,26 +16,30 @@ def inverse_frequencies(config: ModelConfig) -> torch.Tensor:
     steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")  # never on meta
     exponents = steps / config.head_dim
     frequencies = 1.0 / (config.rope_theta**exponents)
-    return stretch(frequencies, config.rope_scaling) if config.rope_scaling else frequencies
+    scaling = config.rope_scaling
+    return scaling.stretch(frequencies, config.rope_theta) if scaling else frequencies
 
 
-def stretch(frequencies: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
-    """Llama 3.1: long wavelengths divided by `factor`, short ones kept, those between blended."""
-    wavelengths = 2 * math.pi / frequencies
-    turns = scaling.original_max_position / wavelengths
-    span = scaling.high_freq_factor - scaling.low_freq_factor
-    keep = ((turns - scaling.low_freq_factor) / span).clamp(0.0, 1.0)
-    return (1 - keep) * frequencies / scaling.factor + keep * frequencies
+def attention_factor(config: ModelConfig) -> float:
+    """What the model's cosines and sines are multiplied by: 1 but for some scalings."""
+    return config.rope_scaling.attention_factor if config.rope_scaling else 1.0
 
 
 class Rotation:
     """Cosines and sines of one batch's positions, computed once and used by every layer."""
 
-    def __init__(self, frequencies: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype):
-        """`frequencies` float32 `[E/2]`, `positions` `[T]`; angles are taken in float32."""
+    def __init__(
+        self,
+        frequencies: torch.Tensor,
+        positions: torch.Tensor,
+        dtype: torch.dtype,
+        factor: float = 1.0,
+    ) -> None:
+        """`frequencies` float32 `[E/2]`, `positions` `[T]`; angles are taken in float32. What is
+        turned is multiplied by `factor` too."""
         angles_TE = torch.outer(positions.float(), frequencies.to(positions.device)).repeat(1, 2)
-        self.cos_T1E = angles_TE.cos().to(dtype).unsqueeze(1)
-        sin_T1E = angles_TE.sin().to(dtype).unsqueeze(1)
+        self.cos_T1E = (angles_TE.cos() * factor).to(dtype).unsqueeze(1)
+        sin_T1E = (angles_TE.sin() * factor).to(dtype).unsqueeze(1)
         # x1' = x1 cos - x2 sin, x2' = x2 cos + x1 sin: the first half takes the negative sine.
         half = sin_T1E.shape[-1] // 2
         self.signed_sin_T1E = torch.cat((-sin_T1E[..., :half], sin_T1E[..., half:]), dim=-1)

@@ -21,7 +21,7 @@ from llama.model.documents import Documents
 from llama.model.kept import KEPT, Checkpointing, Kept
 from llama.model.kv_cache import KVCache
 from llama.model.loss import summed_cross_entropy
-from llama.model.rope import Rotation, inverse_frequencies
+from llama.model.rope import Rotation, attention_factor, inverse_frequencies
 from llama.parallel.layers import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -29,6 +29,8 @@ from llama.parallel.layers import (
     copy_to_shards,
     gather_from_shards,
     linear,
+    real_rows,
+    vocabulary_rows,
 )
 from llama.parallel.mesh import SINGLE, TensorParallel
 
@@ -117,19 +119,23 @@ def run_block(
 
 
 class OutputHead(nn.Module):
-    """The output matrix, sharded over the vocabulary; a tied model shares the embedding's."""
+    """The output matrix, sharded over the vocabulary; a tied model shares the embedding's. Rows
+    that only fill up a share (`vocabulary_rows`) give no logit."""
 
-    def __init__(self, weight: nn.Parameter, tp: TensorParallel) -> None:
+    def __init__(self, weight: nn.Parameter, vocab_size: int, tp: TensorParallel) -> None:
         super().__init__()
         self.tp = tp
         self.weight = weight
+        self.vocab_size = vocab_size
+        self.columns = real_rows(vocab_size, weight.shape[0], tp)
 
     def forward(self, hidden_TD: torch.Tensor, labels: Supervision | None) -> torch.Tensor:
         """The summed loss of the supervised positions; without labels the logits `[T, V]`."""
         if labels is None:
-            return gather_from_shards(linear(hidden_TD, self.weight), self.tp)
+            shards = linear(hidden_TD, self.weight)
+            return gather_from_shards(shards, self.tp)[:, : self.vocab_size]
         hidden_ND = hidden_TD.index_select(0, labels.index_N)
-        return summed_cross_entropy(hidden_ND, self.weight, labels.labels_N, self.tp)
+        return summed_cross_entropy(hidden_ND, self.weight, labels.labels_N, self.tp, self.columns)
 
 
 class Transformer(nn.Module):
@@ -144,14 +150,17 @@ class Transformer(nn.Module):
         self.run_block: RunBlock = run_block
         """Another function of the same result may take its place, for speed."""
         self.frequencies = inverse_frequencies(config)
+        self.rotation_factor = attention_factor(config)
         self.tok_embeddings = VocabParallelEmbedding(config.vocab_size, config.dim, tp)
         self.layers = nn.ModuleList(
             TransformerBlock(layer, config, tp, KEPT[checkpointing])
             for layer in range(config.n_layers)
         )
         self.norm = RMSNorm(config.dim, config.norm_eps)
-        tied = self.tok_embeddings.weight
-        self.output = OutputHead(tied if config.tied_embedding else _head_weight(config, tp), tp)
+        weight = self.tok_embeddings.weight
+        if not config.tied_embedding:
+            weight = vocabulary_rows(config.vocab_size, config.dim, tp)
+        self.output = OutputHead(weight, config.vocab_size, tp)
 
     @property
     def kept(self) -> list[Kept]:
@@ -176,13 +185,9 @@ class Transformer(nn.Module):
         `[1, V]` of the last token only (`last`)."""
         weight = self.tok_embeddings.weight
         x_TD = self.tok_embeddings(tokens_T).to(compute_dtype(weight))
-        rotation = Rotation(self.frequencies, positions_T, x_TD.dtype)
+        rotation = Rotation(self.frequencies, positions_T, x_TD.dtype, self.rotation_factor)
         for block in self.layers:
             x_TD = self.run_block(block, x_TD, rotation, documents, cache)  # type: ignore[arg-type]
         if cache is not None:
             cache.advance(tokens_T.shape[0])
         return self.output(self.norm(x_TD[-1:] if last else x_TD), labels)
-
-
-def _head_weight(config: ModelConfig, tp: TensorParallel) -> nn.Parameter:
-    return ColumnParallelLinear(config.dim, config.vocab_size, False, tp).weight

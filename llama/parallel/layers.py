@@ -27,6 +27,22 @@ def sharded_parameter(*shape: int, dim: int | None) -> nn.Parameter:
     return parameter
 
 
+def vocabulary_rows(size: int, width: int, tp: TensorParallel) -> nn.Parameter:
+    """An empty parameter of this rank's rows of a matrix with one row for each token, `[V/p, D]`.
+
+    Shares are equal, so where the degree does not divide `size` they are rounded up, and the last
+    ranks' end in rows that stand for no token. `real_size` on the parameter keeps the true number:
+    loading fills no more, and neither loss nor logits know of the rest."""
+    parameter = sharded_parameter(-(-size // tp.size), width, dim=0)
+    parameter.real_size = size  # type: ignore[attr-defined]
+    return parameter
+
+
+def real_rows(size: int, share: int, tp: TensorParallel) -> int:
+    """How many of this rank's `share` rows stand for one of `size` tokens."""
+    return min(max(size - tp.rank * share, 0), share)
+
+
 def mark_shard(parameter: nn.Parameter, dim: int | None) -> None:
     """Say along which dimension `parameter` is sharded. `model_parallel` is DeepSpeed's name for
     it: a sharded tensor without it is left out of the gradient norm on every rank but the first."""
@@ -142,10 +158,9 @@ class VocabParallelEmbedding(nn.Module):
     def __init__(self, num_embeddings: int, embedding_dim: int, tp: TensorParallel) -> None:
         super().__init__()
         self.tp = tp
-        rows = tp.divide(num_embeddings, "the vocabulary")
-        self.rows = rows
-        self.first = tp.rank * rows
-        self.weight = sharded_parameter(rows, embedding_dim, dim=0)
+        self.weight = vocabulary_rows(num_embeddings, embedding_dim, tp)
+        self.rows = self.weight.shape[0]
+        self.first = tp.rank * self.rows
 
     def forward(self, tokens_T: torch.Tensor) -> torch.Tensor:
         if self.tp.size == 1:

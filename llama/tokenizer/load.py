@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from llama.errors import UserError
+from llama.files.kinds import GGUF, JSON, TEXT
 from llama.files.outside import TOKENIZER_BYTES, read_bytes, refused, require_file
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.bpe import BpeTokenizer
@@ -16,6 +17,8 @@ from llama.tokenizer.sidecar import read_sidecar
 from llama.tokenizer.tiktoken_file import TiktokenTokenizer, is_ranks
 
 WANTED = "a tokenizer: sentencepiece's or Llama 3's tokenizer.model, tokenizer.json, or a GGUF file"
+KINDS = (JSON, GGUF, TEXT)
+"""Of its files: tiktoken's ranks are plain text; sentencepiece's have no mark of their own."""
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -27,10 +30,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """
     if os.path.isdir(path):  # Path.is_dir raises where a name is too long.
         path = _in_folder(path)
-    require_file(path, WANTED)
+    require_file(path, WANTED, KINDS)
     if _begins(path, 4) == b"GGUF":
         return load_gguf(path)
-    data = read_bytes(path, WANTED, TOKENIZER_BYTES)
+    data = read_bytes(path, WANTED, TOKENIZER_BYTES, KINDS)
     if is_ranks(data):
         return TiktokenTokenizer(path, data)
     if data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):

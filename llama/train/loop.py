@@ -159,7 +159,9 @@ class Run:
     # Training
 
     def _train(self) -> None:
-        prompts = choose_prompts(self.inputs.held_out, self.inputs.template, self.inputs.tokenizer)
+        inputs = self.inputs
+        config = inputs.source.config
+        prompts = choose_prompts(inputs.held_out, inputs.template, inputs.tokenizer, config)
         self._show_life()
         if self.start.source is None:
             self.summary |= {"steps": 0, "eval_loss_before": self._evaluate(0), "epoch_losses": []}

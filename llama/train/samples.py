@@ -6,8 +6,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama.assembly.limits import can_answer
 from llama.assembly.use import answer
 from llama.data.prepare import Prepared
+from llama.model.config import ModelConfig
 from llama.model.transformer import Transformer
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.chat import joined_content
@@ -26,9 +28,10 @@ class Prompt:
 
 
 def choose_prompts(
-    held_out: Prepared | None, template: Template, tokenizer: Tokenizer
+    held_out: Prepared | None, template: Template, tokenizer: Tokenizer, config: ModelConfig
 ) -> list[Prompt]:
-    """The first conversations of the held-out set, up to their first answer."""
+    """The first conversations of the held-out set that the model can answer, up to their first
+    answer. (A row that was cut may go on past what the model has positions or tokens for.)"""
     prompts = []
     for row in held_out.rows if held_out else []:
         before_answer = []
@@ -38,7 +41,9 @@ def choose_prompts(
             before_answer.append(message)
         if before_answer and len(prompts) < COUNT:
             text = "\n\n".join(joined_content(message) for message in before_answer)
-            prompts.append(Prompt(text, template.prompt(before_answer, tokenizer)))
+            ids = template.prompt(before_answer, tokenizer)
+            if can_answer(ids, MAX_NEW_TOKENS, config):
+                prompts.append(Prompt(text, ids))
     return prompts
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +13,14 @@ from gguf.quants import dequantize
 from llama.errors import UserError, raise_if
 from llama.files.gguf_header import GGUFHeader, GGUFTensor, read_header
 from llama.files.inputs import filled_file_problem
-from llama.model.config import ModelConfig, RopeScaling
+from llama.files.kinds import GGUF
+from llama.model.config import ModelConfig
+from llama.model.rope import inverse_frequencies
+from llama.model.scaling import Llama3Scaling, RopeScaling
 from llama.weights.fields import Fields, shorten
 from llama.weights.names import from_gguf, to_gguf
 from llama.weights.reader import FileReader
+from llama.weights.rope_fields import read_gguf_scaling
 from llama.weights.shapes import TensorHeader, header_problems, size_problems, summarise
 
 ROPE_FACTORS = "rope_freqs.weight"
@@ -26,15 +29,22 @@ _OTHER_ARITHMETIC = (
     "expert_count",
     "attention.sliding_window",
     "attention.scale",
+    "attention.output_scale",
     "attention.clamp_kqv",
     "attention.max_alibi_bias",
+    "attention.temperature_length",
     "attn_logit_softcapping",
     "final_logit_softcapping",
     "logit_scale",
     "residual_scale",
     "embedding_scale",
     "use_parallel_residual",
+    "rope.dimension_sections",
+    "swin_norm",
 )
+"""Fields that, set, mean another computation than this model's."""
+_HARMLESS = ("tensor_data_layout", "expert_used_count")
+"""Fields that change nothing here; without experts none is used."""
 
 
 class GGUFReader(FileReader):
@@ -44,7 +54,7 @@ class GGUFReader(FileReader):
     interleaved = True
 
     def __init__(self, path: Path) -> None:
-        if problem := filled_file_problem(path):
+        if problem := filled_file_problem(path, (GGUF,)):
             raise UserError(problem)
         try:
             header = read_header(path)
@@ -57,7 +67,9 @@ class GGUFReader(FileReader):
             if (native := from_gguf(name)) is not None
         }
         config, problems = _read_config(header, str(path))
-        scaling, rope_problems = self._rope_scaling(header, config, path)
+        factors, rope_problems = self._rope_factors(header, config, path)
+        if factors and config.rope_scaling:
+            rope_problems.append(f"{path}: both {ROPE_FACTORS} and llama.rope.scaling are there")
         unknown = [name for name in header.tensors if not from_gguf(name) and name != ROPE_FACTORS]
         headers = {
             native: TensorHeader(tensor.shape, tensor.kind.name, _can_dequantize(tensor.kind))
@@ -67,9 +79,10 @@ class GGUFReader(FileReader):
         problems += summarise(str(path), "unexpected tensor", unknown)
         raise_if(problems + header_problems(config, headers, str(path), to_gguf))
         shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
+        scaling = factors or config.rope_scaling
         super().__init__(replace(config, rope_scaling=scaling), shapes, [path])
 
-    def _rope_scaling(
+    def _rope_factors(
         self, header: GGUFHeader, config: ModelConfig, path: Path
     ) -> tuple[RopeScaling | None, list[str]]:
         """llama.cpp writes Llama 3.1's scaling out as one divisor per frequency. It is accepted
@@ -78,12 +91,11 @@ class GGUFReader(FileReader):
         if tensor is None:
             return None, []
         if tensor.shape == (config.head_dim // 2,) and tensor.kind is GGMLQuantizationType.F32:
-            divisors = self._dequantize(tensor, 1, 0, tensor.shape[0]).flatten().double()
+            divisors = self._dequantize(tensor, 1, 0, tensor.shape[0]).flatten()
             if torch.equal(divisors, torch.ones_like(divisors)):
                 return None, []
-            scaling = RopeScaling(float(divisors.max()), 1.0, 4.0, 8192)
-            expected = rope_divisors(config, scaling)
-            if torch.allclose(divisors, expected, rtol=1e-3, atol=0):
+            scaling = Llama3Scaling(float(divisors.max()), 1.0, 4.0, 8192)
+            if torch.allclose(divisors, rope_divisors(config, scaling), rtol=1e-3, atol=0):
                 return scaling, []
         return None, [f"{path}: {ROPE_FACTORS} holds another rotary scaling than Llama 3.1's"]
 
@@ -115,16 +127,9 @@ class GGUFReader(FileReader):
 
 
 def rope_divisors(config: ModelConfig, scaling: RopeScaling) -> torch.Tensor:
-    """`[head_dim / 2]` float64: by what Llama 3.1's scaling divides each rotary frequency.
-
-    Long waves are slowed by `factor`, short ones kept, those between interpolated; as in Meta's
-    `apply_scaling` and llama.cpp's conversion."""
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
-    wavelengths = 2 * math.pi * config.rope_theta**exponents
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    turns = scaling.original_max_position / wavelengths
-    smooth = ((turns - low) / (high - low)).clamp(0, 1)
-    return 1 / ((1 - smooth) / scaling.factor + smooth)
+    """`[head_dim / 2]` float32: by what `scaling` divides each rotary frequency."""
+    plain = inverse_frequencies(replace(config, rope_scaling=None))
+    return plain / scaling.stretch(plain, config.rope_theta)
 
 
 def _can_dequantize(kind: GGMLQuantizationType) -> bool:
@@ -150,12 +155,15 @@ def _read_config(header: GGUFHeader, where: str) -> tuple[ModelConfig, list[str]
     for key in ("attention.value_length", "rope.dimension_count"):
         if fields.integer(key, head_dim) != head_dim:
             fields.problems.append(f"{where}: llama.{key} must be the head dimension, {head_dim}")
-    fields.refuse("rope.scaling.type", harmless=("none",))
-    for key in ("rope.scaling.factor", "rope.scale_linear"):
-        fields.refuse(key, harmless=(1,))
+    if metadata.get("general.type") not in (None, "model"):
+        found = shorten(metadata["general.type"])
+        raise UserError(f"{where}: expected general.type 'model', found {found}")
+    if fields.given("attention.causal") is False:
+        fields.problems.append(f"{where}: llama.attention.causal = false is not supported")
     for key in _OTHER_ARITHMETIC:
         fields.refuse(key)
     embedding = header.tensors.get("token_embd.weight")
+    positions = fields.integer("context_length", 2048)
     config = ModelConfig(
         dim=dim,
         n_layers=fields.integer("block_count"),
@@ -166,11 +174,14 @@ def _read_config(header: GGUFHeader, where: str) -> tuple[ModelConfig, list[str]
         vocab_size=fields.integer("vocab_size", embedding.shape[0] if embedding else None),
         norm_eps=fields.number("attention.layer_norm_rms_epsilon", 1e-5),
         rope_theta=fields.number("rope.freq_base", 10000.0),
-        max_seq_len=fields.integer("context_length", 2048),
+        rope_scaling=read_gguf_scaling(fields, positions),
+        max_seq_len=positions,
         tied_embedding="output.weight" not in header.tensors,
         attention_bias="blk.0.attn_q.bias" in header.tensors,
         mlp_bias="blk.0.ffn_gate.bias" in header.tensors,
     )
+    if not fields.problems:
+        fields.note_unread(*_HARMLESS)
     return config, fields.problems
 
 

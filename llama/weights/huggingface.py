@@ -13,7 +13,7 @@ from llama.weights.fields import read_json_object, shorten
 from llama.weights.huggingface_config import read_config
 from llama.weights.names import from_huggingface, is_rotary_buffer, to_huggingface
 from llama.weights.reader import FileReader, same_values
-from llama.weights.shapes import TensorHeader, header_problems, size_problems, summarise
+from llama.weights.shapes import TensorHeader, first_few, header_problems, size_problems, summarise
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -45,7 +45,14 @@ class HuggingFaceReader(FileReader):
         spare = headers.pop("output.weight", None) if config.tied_embedding else None
         sound = not problems
         problems += name_problems
-        problems += header_problems(config, headers, str(folder), to_huggingface, sound)
+        found = header_problems(config, headers, str(folder), to_huggingface, sound)
+        untied = f"{folder}: missing tensor lm_head.weight"
+        if untied in found and "tie_word_embeddings" not in read_json_object(config_file):
+            found[found.index(untied)] += (
+                f", and {config_file} does not say tie_word_embeddings: set it to true there if "
+                "the output is the embedding itself"
+            )
+        problems += found
         raise_if(problems)
         shapes = {name: header.shape for name, header in headers.items()}
         extras = [folder / INDEX] if index is not None else []
@@ -108,7 +115,7 @@ def _open(files: list[Path]) -> dict[str, Any]:
             handles[file.name] = open_safetensors(file)
         except UserError as error:
             problems += error.problems
-    raise_if(problems)
+    raise_if(first_few(problems))
     return handles
 
 

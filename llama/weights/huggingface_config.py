@@ -4,20 +4,73 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llama.model.config import ModelConfig, RopeScaling
+from llama.model.config import ModelConfig
 from llama.weights.fields import Fields, read_json_object, shorten
+from llama.weights.rope_fields import read_rope
 
-_OTHER_ARITHMETIC = (
-    "sliding_window",
-    "quantization_config",
-    "num_local_experts",
-    "clip_qkv",
-    "rope_interleaved",
-    "attn_logit_softcapping",
-    "final_logit_softcapping",
+_OTHER_ARITHMETIC = {
+    "quantization_config": (),
+    "partial_rotary_factor": (1,),
+    "rotary_pct": (1,),
+    "rope_interleaved": (),
+    "rope_ratio": (1,),
+    "sliding_window": (),
+    "use_sliding_window": (),
+    "attention_chunk_size": (),
+    "no_rope_layers": (),
+    "no_rope_layer_interval": (),
+    "num_local_experts": (1,),
+    "num_experts": (1,),
+    "clip_qkv": (),
+    "qk_norm": (),
+    "use_qk_norm": (),
+    "attn_logit_softcapping": (),
+    "final_logit_softcapping": (),
+    "attention_multiplier": (),
+    "embedding_multiplier": (1,),
+    "residual_multiplier": (1,),
+    "logits_scaling": (1,),
+    "logit_scale": (1,),
+    "scale_emb": (1,),
+    "scale_depth": (),
+    "parallel_attn": (),
+    "use_parallel_residual": (),
+    "pruned_heads": (),
+    "per_layer_config": (),
+    "is_encoder_decoder": (),
+    "add_cross_attention": (),
+}
+"""Fields that, set, mean another computation than this model's, with the values that do not."""
+
+_HARMLESS = (
+    # who wrote it, of what
+    *("_name_or_path", "name_or_path", "_commit_hash", "transformers_version", "dtype"),
+    *("torch_dtype", "finetuning_task", "task_specific_params", "tokenizer_class", "prefix"),
+    *("unsloth_fixed", "unsloth_version", "transformers.js_config", "model_max_length"),
+    # the tokenizer and its own files say these; a padding id is in no example
+    *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_token_id"),
+    *("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"),
+    # how the same result is come by: `pretraining_tp` says how matrices were once multiplied
+    *("use_cache", "cache_implementation", "pretraining_tp", "chunk_size_feed_forward"),
+    *("attn_implementation", "_attn_implementation", "_attn_implementation_autoset"),
+    *("_experts_implementation", "_flash_attn_2_enabled", "use_flash_attention"),
+    *("torchscript", "use_bfloat16", "tf_legacy_loss", "return_dict", "output_attentions"),
+    *("output_hidden_states", "is_decoder", "tie_encoder_decoder", "cross_attention_hidden_size"),
+    # first values, which the weights have replaced; heads of other tasks
+    *("initializer_range", "id2label", "label2id", "num_labels", "problem_type"),
+    # the positions a second time, as the first LLaMA folders have them
+    *("max_sequence_length",),
 )
-"""Fields that, set, mean another computation than this model's. `pretraining_tp` only says how the
-matrices were once multiplied, and is left alone."""
+"""Fields that change nothing here."""
+
+_GENERATION = (
+    *("max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups"),
+    *("diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty"),
+    *("length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids"),
+    *("num_return_sequences", "output_scores", "return_dict_in_generate", "remove_invalid_values"),
+    *("exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens"),
+)
+"""What transformers itself drops from a config: generation_config.json is the place of these."""
 
 
 def read_config(path: Path) -> tuple[ModelConfig, list[str]]:
@@ -29,7 +82,8 @@ def read_config(path: Path) -> tuple[ModelConfig, list[str]]:
         fields.problems.append(
             f"{path}: hidden_size {dim} is not a multiple of num_attention_heads {n_heads}"
         )
-    theta, scaling, rope_problems = _rope(fields)
+    positions = fields.integer("max_position_embeddings", 2048)
+    theta, scaling = read_rope(fields, positions)
     config = ModelConfig(
         dim=dim,
         n_layers=fields.integer("num_hidden_layers"),
@@ -41,12 +95,16 @@ def read_config(path: Path) -> tuple[ModelConfig, list[str]]:
         norm_eps=fields.number("rms_norm_eps", 1e-6),
         rope_theta=theta,
         rope_scaling=scaling,
-        max_seq_len=fields.integer("max_position_embeddings", 2048),
+        max_seq_len=positions,
         tied_embedding=fields.flag("tie_word_embeddings"),
         attention_bias=fields.flag("attention_bias"),
         mlp_bias=fields.flag("mlp_bias"),
     )
-    return config, fields.problems + rope_problems
+    if not fields.problems:
+        if fields.values.get("attention_dropout") == 0:  # another would be felt in training
+            fields.know("attention_dropout")
+        fields.note_unread(*_HARMLESS, *_GENERATION)
+    return config, fields.problems
 
 
 def _check_kind(fields: Fields) -> None:
@@ -65,34 +123,8 @@ def _check_kind(fields: Fields) -> None:
         fields.problems.append(
             f"{fields.where}: hidden_act = {shorten(activation)} is not supported, only 'silu'"
         )
-    fields.refuse("partial_rotary_factor", harmless=(1,))
-    for key in _OTHER_ARITHMETIC:
-        fields.refuse(key)
-
-
-def _rope(fields: Fields) -> tuple[float, RopeScaling | None, list[str]]:
-    """Rotary base, scaling and problems: from `rope_parameters` (transformers 5), which holds both,
-    or from `rope_theta` and `rope_scaling` beside it."""
-    key = "rope_parameters" if fields.given("rope_parameters") is not None else "rope_scaling"
-    value = fields.given(key)
-    if value is None:
-        return fields.number("rope_theta", 10000.0), None, []
-    if not isinstance(value, dict):
-        problem = f"{fields.where}: {key} must be an object, found {shorten(value)}"
-        return 1.0, None, [problem]
-    rope = Fields(value, f"{fields.where}: {key}")
-    theta = rope.number("rope_theta", fields.number("rope_theta", 10000.0))
-    rope.refuse("partial_rotary_factor", harmless=(1,))
-    kind = rope.given("rope_type") or rope.given("type") or "default"
-    if kind == "default":
-        return theta, None, rope.problems
-    if kind != "llama3":
-        problem = f"{rope.where}: rope_type {shorten(kind)} is not supported, only 'llama3'"
-        return theta, None, [*rope.problems, problem]
-    scaling = RopeScaling(
-        factor=rope.number("factor"),
-        low_freq_factor=rope.number("low_freq_factor"),
-        high_freq_factor=rope.number("high_freq_factor"),
-        original_max_position=rope.integer("original_max_position_embeddings"),
-    )
-    return theta, scaling, rope.problems
+    layers = fields.given("layer_types")
+    if not isinstance(layers, list) or set(map(str, layers)) - {"full_attention"}:
+        fields.refuse("layer_types")
+    for key, harmless in _OTHER_ARITHMETIC.items():
+        fields.refuse(key, harmless)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from llama.base.dense import Dense
@@ -14,7 +15,7 @@ from llama.parallel.layers import ParallelLinear
 from llama.weights.reader import WeightReader
 
 _ADAPTER = ".lora."
-_MARKS = ("shard_dim", "model_parallel")
+_MARKS = ("shard_dim", "model_parallel", "real_size")
 
 
 class Placement(Protocol):
@@ -47,9 +48,10 @@ def load_weights(
     """Replace every parameter of `model`, built on the meta device, by the weights of `reader`.
 
     A parameter whose `shard_dim` is set gets share `shard_rank` of `shard_count` along that
-    dimension, the others the whole tensor. Parameters of adapters stay as they are; one that goes
-    by two names stays one object. Linear layers hold theirs as `kind` does. The host holds one
-    tensor beyond what it keeps.
+    dimension, the others the whole tensor. Where the shares of `real_size` rows are rounded up, the
+    rows past the last are zero. Parameters of adapters stay as they are; one that goes by two names
+    stays one object. Linear layers hold theirs as `kind` does. The host holds one tensor beyond
+    what it keeps.
 
     UserError, once all are read, with each weight that is NaN or infinite, in the file or as
     `dtype`; RuntimeError for a parameter the reader has nothing for, or whose shape differs."""
@@ -106,7 +108,14 @@ def _read_share(
         stored = reader.read(name)
     else:
         length = parameter.shape[dim]
-        stored = reader.read(name, dim, rank * length, length)
+        real = getattr(parameter, "real_size", count * length)
+        start = min(rank * length, real)
+        held = min(length, real - start)
+        if held == 0:
+            return torch.zeros(parameter.shape)
+        stored = reader.read(name, dim, start, held)
+        if held < length:
+            stored = F.pad(stored, (0, 0, 0, length - held))
     if stored.shape != parameter.shape:
         raise RuntimeError(
             f"{name}: the weights have shape {list(stored.shape)}, "

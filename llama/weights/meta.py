@@ -17,15 +17,18 @@ import torch
 
 from llama.errors import UserError, raise_if
 from llama.files.inputs import filled_file_problem
+from llama.files.kinds import PICKLE, TORCH
 from llama.model.config import ModelConfig
 from llama.weights.meta_config import complete, read_params
 from llama.weights.names import from_meta, is_rotary_buffer
 from llama.weights.reader import FileReader, same_values
-from llama.weights.shapes import TensorHeader, header_problems, size_problems, summarise
+from llama.weights.shapes import TensorHeader, first_few, header_problems, size_problems, summarise
 
 _SHARD = re.compile(r"consolidated\.([0-9]{2,})\.pth")
 _FORBIDDEN = re.compile(r"GLOBAL ([A-Za-z_][\w.]{0,80})")
 """In torch's words, what a pickle would have called."""
+_KINDS = (TORCH, PICKLE)
+"""A bare pickle is left to torch, whose restricted reader names what it would have called."""
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 Shard = dict[str, torch.Tensor]
@@ -106,7 +109,7 @@ def _shard_files(folder: Path) -> tuple[list[Path], list[str]]:
         if number not in numbers
     ]
     files = [numbers[number] for number in sorted(numbers)]
-    problems += [problem for file in files if (problem := filled_file_problem(file))]
+    problems += first_few([p for file in files if (p := filled_file_problem(file, _KINDS))])
     return files, problems
 
 

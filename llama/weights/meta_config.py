@@ -5,12 +5,26 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from llama.model.config import ModelConfig, RopeScaling
+from llama.model.config import ModelConfig
 from llama.model.presets import PRESETS
+from llama.model.scaling import Llama3Scaling
 from llama.weights.fields import Fields, read_json_object
 
-_OTHER_ARITHMETIC = ("moe", "sliding_window", "quantization_args", "lora_args", "vision_chunk_size")
+_OTHER_ARITHMETIC = (
+    "moe",
+    "moe_args",
+    "sliding_window",
+    "quantization_args",
+    "lora_args",
+    "vision_chunk_size",
+    "vision_num_layers",
+    "use_qk_norm",
+    "nope_layer_interval",
+    "attention_chunk_size",
+)
 """Fields of releases that this model cannot reproduce."""
+_HARMLESS = ("max_batch_size", "model_parallel_size")
+"""Fields that change nothing here."""
 
 
 def read_params(path: Path) -> tuple[Fields, ModelConfig]:
@@ -59,12 +73,15 @@ def complete(fields: Fields, config: ModelConfig) -> ModelConfig:
     scaling = None
     if fields.flag("use_scaled_rope"):
         known = release.rope_scaling if release else None
-        scaling = RopeScaling(
-            factor=fields.number("rope_scaling_factor", known.factor if known else 8.0),
+        usual = known.factor if isinstance(known, Llama3Scaling) else 8.0
+        scaling = Llama3Scaling(
+            factor=fields.number("rope_scaling_factor", usual),
             low_freq_factor=1.0,
             high_freq_factor=fields.number("rope_high_freq_factor", 4.0),
             original_max_position=8192,
         )
+    if not fields.problems:
+        fields.note_unread(*_HARMLESS)
     return replace(config, max_seq_len=max_seq_len, rope_scaling=scaling)
 
 

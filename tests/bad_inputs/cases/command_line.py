@@ -112,7 +112,7 @@ CASES = [
     Case(
         "a degree that divides nothing",
         ranks(5, "--tensor_parallel", "5"),
-        ("query heads 8, kv heads 4, feed-forward width 192, vocabulary 264",),
+        ("query heads 8, kv heads 4, feed-forward width 192:",),
     ),
     Case("a YAML file that is not there", words("--config", "run.yml"), ("run.yml: ",)),
     Case("a YAML file with an unknown option", yaml("seqlen: 64\n"), ("did you mean seq_len?",)),

@@ -65,7 +65,7 @@ CASES = [
     Case("a line cut short", third_line_cut, ("rows.json: line 3: malformed JSON",)),
     Case("a list cut short", content('[{"prompt": "a"'), ("rows.json: is not valid JSON",)),
     Case("one object over several lines", content('{"a": [\n1]}'), ("one JSON object",)),
-    Case("CSV", content("prompt,completion\na,b\n"), ("line 1: malformed JSON", "line 2")),
+    Case("CSV", content("prompt,completion\na,b\n"), ("is CSV text",)),
     Case("a Parquet file cut short", parquet_cut, ("is not a readable Parquet file",)),
     Case("bad UTF-8", content(b'{"text": "a"}\n{"text": "\xff"}\n'), ("line 2: is not UTF-8",)),
     Case("a NUL", content('{"text": "a"}\n{"text": "\0"}\n'), ("line 2: holds a NUL character",)),

@@ -50,7 +50,16 @@ def fifo(setting: Setting) -> None:
 
 def larger(document: dict[str, Any]) -> None:
     vocabulary = document["model"]["vocab"]
-    vocabulary |= {f"token {i}": len(vocabulary) + i for i in range(8)}
+    vocabulary |= {f"token {i}": len(vocabulary) + i for i in range(40)}
+
+
+def without_row(document: dict[str, Any]) -> None:
+    """`add ` is a token of its own, for which the embedding has no row."""
+    vocabulary = document["model"]["vocab"]
+    vocabulary |= {f"token {i}": len(vocabulary) + i for i in range(3)}
+    flags = {"special": False, "single_word": False, "lstrip": False, "rstrip": False}
+    token = {"id": 264, "content": "add ", "normalized": False}
+    document["added_tokens"].append({**flags, **token})
 
 
 def of_the_same_size(setting: Setting) -> None:
@@ -87,6 +96,7 @@ CASES = [
     Case("other JSON", content('{"version": "1.0"}'), ("is JSON but no tokenizer",)),
     Case("a model of no known kind", content('{"model": {"type": "X"}}'), ("not a usable",)),
     Case("a tokenizer larger than the embedding", description(larger), ("another model",)),
+    Case("a token that the embedding has no row for", description(without_row), ("'add '",)),
     Case("another model's of the same size", of_the_same_size, ("stand for other text",)),
     Case(
         "no end-of-sequence token",

@@ -187,7 +187,7 @@ def test_malformed_lines_have_their_numbers(tmp_path: Path) -> None:
         (b"[" * 100_000, "is nested too deeply"),
         (b"[" + b"1" * 5000 + b"]", "row 1: is|is not valid JSON"),
         (b'{"data": [\n1]}', "holds one JSON object over several lines"),
-        (b"instruction,output\na,b\n", "line 1: malformed JSON"),
+        (b"instruction,output\na,b\n", "is CSV text"),
         (b"PAR1 and nothing", "is not a readable Parquet"),
         (b'[{"text": "\xc3\x28"}]', "line 1: is not UTF-8"),
         (b'[{"text":\n "\0"}]', "line 2: holds a NUL"),

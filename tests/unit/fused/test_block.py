@@ -78,6 +78,18 @@ def test_fused_equals_plain_whatever_is_kept(
         assert torch.equal(found_gradients, first), "what is computed again is bit for bit the same"
 
 
+def test_a_rotation_that_lengthens_too(result: Any) -> None:
+    """Yarn multiplies cosines and sines, so that turning a gradient back is no inverse."""
+    made = model()
+    plain_loss, _ = result(made, PACKINGS["mixed"], None)
+    made.rotation_factor = 1.3
+    loss, gradients = result(made, PACKINGS["mixed"], None)
+    fused_loss, fused_gradients = result(made, PACKINGS["mixed"], Kept.INPUT)
+    assert abs(loss - plain_loss) > 1e-3 * plain_loss
+    assert fused_loss == pytest.approx(loss, rel=1e-6)
+    torch.testing.assert_close(fused_gradients, gradients, rtol=1e-4, atol=1e-6)
+
+
 def test_the_first_block_s_frozen_layers_are_not_gone_back_through(
     result: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

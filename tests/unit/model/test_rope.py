@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llama.model.config import ModelConfig, RopeScaling
+from llama.model.config import ModelConfig
 from llama.model.presets import PRESETS
 from llama.model.rope import Rotation, inverse_frequencies
+from llama.model.scaling import Llama3Scaling
 from tests.support.closeness import assert_close, sums_of
 from tests.support.model_files import TINY, huggingface_config
 
-SHORT = replace(TINY, rope_scaling=RopeScaling(4.0, 1.0, 2.0, 64), max_seq_len=256)
+SHORT = replace(TINY, rope_scaling=Llama3Scaling(4.0, 1.0, 2.0, 64), max_seq_len=256)
 CONFIGS = {name: PRESETS[name] for name in ("llama-7b", "llama-3-8b", "llama-3.1-8b")}
 CONFIGS |= {"llama-3.2-1b": PRESETS["llama-3.2-1b"], "tiny": TINY, "tiny scaled": SHORT}
 POWER = sums_of(8)
@@ -57,6 +58,16 @@ def test_rotation_turns_each_pair_of_halves_by_its_angle() -> None:
     expected = pairs * torch.polar(torch.ones_like(angles), angles)
     # An angle of up to 50 is rounded by up to 25 EPSILON, and turns the pair by as much too far.
     assert_close(turned, torch.cat((expected.real, expected.imag), dim=-1), sums_of(30))
+
+
+def test_a_factor_lengthens_what_is_turned_and_its_gradient() -> None:
+    frequencies, positions = torch.tensor([1.0, 0.1]), torch.tensor([2, 5])
+    x = torch.randn(2, 1, 4, generator=torch.Generator().manual_seed(0)).double()
+    plain, longer = (
+        Rotation(frequencies, positions, torch.float64, factor) for factor in (1.0, 1.5)
+    )
+    torch.testing.assert_close(longer(x), 1.5 * plain(x))
+    assert torch.autograd.gradcheck(longer, (x.requires_grad_(),))
 
 
 def test_products_depend_on_the_distance_alone() -> None:

@@ -21,6 +21,7 @@ from llama.parallel.layers import (
     RowParallelLinear,
     VocabParallelEmbedding,
     mark_shard,
+    real_rows,
     shard_dim,
 )
 from llama.parallel.mesh import SINGLE, TensorParallel
@@ -84,13 +85,21 @@ def test_deepspeed_reads_the_mark_as_it_is_meant() -> None:
     [
         lambda tp: ColumnParallelLinear(4, 9, False, tp),
         lambda tp: RowParallelLinear(9, 4, False, tp),
-        lambda tp: VocabParallelEmbedding(9, 4, tp),
     ],
-    ids=["column", "row", "vocabulary"],
+    ids=["column", "row"],
 )
 def test_what_does_not_divide_is_refused(build) -> None:
     with pytest.raises(UserError, match=r"--tensor_parallel 2 does not divide .*9"):
         build(TensorParallel(0, 2))
+
+
+@pytest.mark.parametrize(("size", "degree", "real"), [(9, 2, [5, 4]), (9, 4, [3, 3, 3, 0])])
+def test_a_vocabulary_s_shares_are_rounded_up(size: int, degree: int, real: list[int]) -> None:
+    ranks = [TensorParallel(rank, degree) for rank in range(degree)]
+    shares = [VocabParallelEmbedding(size, 4, tp) for tp in ranks]
+    assert {tuple(share.weight.shape) for share in shares} == {(max(real), 4)}
+    assert [real_rows(size, max(real), tp) for tp in ranks] == real
+    assert [share.first for share in shares] == [max(real) * r for r in range(degree)]
 
 
 @pytest.mark.parametrize("trainable", [False, True])

@@ -260,7 +260,7 @@ def test_tiktoken_takes_long_runs(tmp_path: Path) -> None:
     [
         (b"", "empty"),
         (b"hello, this is a poem", "not a tokenizer"),
-        (b"\x80\x02}q\x00.", "not a tokenizer"),
+        (b"\x80\x02}q\x00.", "is a pickle"),
         (b"{", "JSON"),
         (b"{}", "no `model`"),
         (b'{"model": 3}', "not a usable tokenizer"),
@@ -298,6 +298,7 @@ def test_fifo_is_refused_without_waiting(tmp_path: Path) -> None:
 def test_huge_file_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     with path.open("wb") as file:
+        file.write(b"\x01\xff")
         file.truncate(1 << 40)
     assert_refused(path, "too many")
 

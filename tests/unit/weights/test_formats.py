@@ -175,7 +175,7 @@ def test_the_two_rotary_layouts_are_inverse() -> None:
 def test_llama31_divisors_are_llama_cpp_s() -> None:
     config = replace(SCALED, head_dim=128)
     expected = torch.from_numpy(llama31_divisors(config)).double()
-    divisors = rope_divisors(config, LLAMA31_SCALING)
+    divisors = rope_divisors(config, LLAMA31_SCALING).double()
     torch.testing.assert_close(divisors, expected, rtol=sums_of(8), atol=0)  # all are positive
     assert 1 < len({round(float(value), 6) for value in divisors}) < 64
 

@@ -237,7 +237,13 @@ def rewrite_gguf(path: Path, change: Callable[[Any], object], **tensors: np.ndar
         (lambda w: w.add_logit_scale(0.5), "llama.logit_scale = 0.5"),
         (lambda w: w.add_value_length(16), "llama.attention.value_length must be the head"),
         (lambda w: w.add_uint32("split.count", 3), "one part of several"),
-        (lambda w: w.add_string("llama.rope.scaling.type", "yarn"), "rope.scaling.type = 'yarn'"),
+        (
+            lambda w: w.add_string("llama.rope.scaling.type", "longrope"),
+            "llama.rope.scaling: rope_type 'longrope' is not supported",
+        ),
+        (lambda w: w.add_rope_scaling_yarn_log_mul(0.1), "yarn_log_multiplier = 0.1"),
+        (lambda w: w.add_rope_scaling_attn_factors(2.0), "rope.scaling.attn_factor = 2.0"),
+        (lambda w: w.add_causal_attention(False), "attention.causal = false"),
     ],
 )
 def test_gguf_fields(tmp_path: Path, change: Callable[[Any], object], expected: str) -> None:
@@ -250,6 +256,22 @@ def test_gguf_of_another_architecture(gguf_file: Path) -> None:
     key = gguf_text("general.architecture") + struct.pack("<I", 8)
     gguf_file.write_bytes(data.replace(key + gguf_text("llama"), key + gguf_text("qwen2")))
     assert "expected general.architecture 'llama', found 'qwen2'" in only(gguf_file)
+
+
+def test_gguf_fields_that_are_not_known_are_named(tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "model.gguf"
+    rewrite_gguf(path, lambda w: w.add_tensor_data_layout("Meta AI original pth"))
+    open_model(str(path))
+    assert capsys.readouterr().err == ""
+    rewrite_gguf(path, lambda w: w.add_uint32("llama.pooling_type", 2))
+    open_model(str(path))
+    assert capsys.readouterr().err == f"{path}: 1 field not known here: llama.pooling_type = 2\n"
+
+
+def test_a_gguf_file_that_is_no_model(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    rewrite_gguf(path, lambda w: w.add_type("adapter"))
+    assert only(path) == f"{path}: expected general.type 'model', found 'adapter'"
 
 
 def test_gguf_tensors(tmp_path: Path) -> None:

@@ -91,11 +91,28 @@ def test_wrong_params(meta: Path, change: dict[str, Any], expected: str) -> None
         ({"tie_word_embeddings": True}, "lm_head.weight differs"),
         ({"attention_bias": True}, "missing tensor model.layers.0.self_attn.q_proj.bias"),
         ({"mlp_bias": "yes"}, "mlp_bias must be true or false"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4}}, "rope_type 'yarn'"),
+        ({"rope_parameters": {"rope_type": "longrope", "factor": 4}}, "rope_type 'longrope'"),
+        ({"rope_parameters": {"rope_type": 3}}, "rope_type 3 is not supported; known are default"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "rope_parameters: factor must be"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters: factor must be"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 0}}, "factor must be a positive"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2, "rope_theta": 1}},
+            "yarn needs a rope_theta above 1",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2, "beta_fast": -1}},
+            "beta_fast must be a number of at least 0",
+        ),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "for each kind of layer"),
         ({"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters: factor must be"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"rope_parameters": 3}, "rope_parameters must be an object"),
-        ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2}}, "'linear'"),
+        ({"rope_parameters": None, "rope_scaling": {"type": "su", "factor": 2}}, "'su'"),
+        ({"rope_scaling": {"type": "su", "factor": 2}}, "rope_scaling: rope_type 'su'"),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads = "),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types = "),
+        ({"embedding_multiplier": 12.0}, "embedding_multiplier = 12.0"),
     ],
 )
 def test_wrong_config(hf: Path, change: dict[str, Any], expected: str) -> None:
@@ -123,6 +140,29 @@ def test_all_problems_come_in_one_go(hf: Path) -> None:
     text = "\n".join(problems(hf))
     for part in ("hidden_act", "sliding_window", "vocab_size", f"missing tensor {HF_WQ}"):
         assert part in text
+
+
+def test_fields_that_are_not_known_are_named(hf: Path, meta: Path, capsys: Any) -> None:
+    """One line for a file, whatever it holds of no effect."""
+    harmless = {"pad_token_id": -1, "torch_dtype": "float16", "use_cache": False, "max_length": 20}
+    edit_json(hf / "config.json", harmless | {"attention_dropout": 0.0, "pruned_heads": {}})
+    edit_json(meta / "params.json", {"max_batch_size": 4})
+    open_model(str(hf)), open_model(str(meta))
+    assert capsys.readouterr().err == ""
+    edit_json(hf / "config.json", {"attention_dropout": 0.1, "neft_alpha": 5, "pad_token_id": 96})
+    edit_json(meta / "params.json", {"rope_high_freq_factor": 4.0})
+    open_model(str(hf)), open_model(str(meta))
+    assert capsys.readouterr().err.splitlines() == [
+        f"{hf / 'config.json'}: 2 fields not known here: attention_dropout = 0.1, neft_alpha = 5",
+        f"{meta / 'params.json'}: 1 field not known here: rope_high_freq_factor = 4.0",
+    ]
+
+
+def test_a_tie_that_nothing_says(tmp_path: Path) -> None:
+    write_huggingface(tmp_path, tied(TINY))
+    edit_json(tmp_path / "config.json", {"tie_word_embeddings": None})
+    assert "missing tensor lm_head.weight" in only(tmp_path)
+    assert "set it to true there" in only(tmp_path)
 
 
 # --- tensors -------------------------------------------------------------------------------------

@@ -1,0 +1,113 @@
+"""What a model has no room for, held against the data and prompts it is given: positions past those
+it was made for, and tokens for which its embedding has no row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from llama.data.examples import numbers
+from llama.data.types import Example
+from llama.errors import UserError, raise_if
+from llama.model.config import ModelConfig
+from llama.notes import note
+from llama.tokenizer.base import Tokenizer
+
+FOREIGN = 0.1
+"""Of a tokenizer's ids, without control tokens: where more have no row, the tokenizer is another
+model's. A few are what users add: a padding token, or one for a format of their own."""
+
+
+def check_tokenizer(path: Path, tokenizer: Tokenizer, config: ModelConfig, model: str) -> None:
+    """Refuse a tokenizer that is another model's by its size. A few tokens without a row are
+    refused where they are used, by `check_examples` and `check_prompt`."""
+    size, rows = tokenizer.vocab_size, config.vocab_size
+    control = sum(id_ >= rows for id_ in tokenizer.special_tokens.values())
+    if size - rows - control > FOREIGN * size:
+        raise UserError(
+            f"{path}: the tokenizer gives ids up to {size - 1} and the model {model} embeds "
+            f"{rows}: it belongs to another model"
+        )
+
+
+def check_examples(
+    path: Path, rows: Iterable[Sequence[Example]], config: ModelConfig, tokenizer: Tokenizer
+) -> None:
+    """Refuse examples of `path` that use a token without a row. Those longer than the model's
+    positions are counted in one line; refused where its rotation is not known there."""
+    examples = sorted((e for row in rows for e in row), key=lambda example: example.row)
+    problems = []
+    used: dict[int, list[int]] = {}
+    for example in examples:
+        for id_ in {id_ for id_ in example.input_ids if id_ >= config.vocab_size}:
+            used.setdefault(id_, []).append(example.row)
+    for id_, at in sorted(used.items()):
+        problems.append(f"{path}: {numbers(at)}: {_no_row(tokenizer, id_, config)}")
+    long = [example.row for example in examples if len(example.input_ids) > config.max_seq_len]
+    if long:
+        longest = max(len(example.input_ids) for example in examples)
+        verb = "is" if len(long) == 1 else "are"
+        past = (
+            f"{path}: {len(long):,} of {len(examples):,} examples ({numbers(long)}) {verb} longer "
+            f"than the model's {config.max_seq_len} positions (max_position_embeddings), the "
+            f"longest has {longest:,} tokens"
+        )
+        problems += _past(past, f"--seq_len {config.max_seq_len} cuts them", config)
+    raise_if(problems)
+
+
+def check_prompt(
+    prompt: Sequence[int], max_new_tokens: int, config: ModelConfig, tokenizer: Tokenizer
+) -> None:
+    """The same of a prompt and the answer that may follow it."""
+    problems = [
+        f"--prompt: {_no_row(tokenizer, id_, config)}"
+        for id_ in sorted(set(prompt))
+        if id_ >= config.vocab_size
+    ]
+    if len(prompt) + max_new_tokens > config.max_seq_len:
+        past = (
+            f"--max_new_tokens: the prompt's {len(prompt):,} tokens and {max_new_tokens:,} new "
+            f"ones go past the model's {config.max_seq_len} positions (max_position_embeddings)"
+        )
+        room = config.max_seq_len - len(prompt)
+        advice = f"--max_new_tokens {room} stays within" if room > 0 else "shorten the prompt"
+        problems += _past(past, advice, config)
+    raise_if(problems)
+
+
+def can_answer(prompt: Sequence[int], max_new_tokens: int, config: ModelConfig) -> bool:
+    """Whether the model can compute an answer to `prompt` at all."""
+    ends = config.ends_at_max_seq_len and len(prompt) + max_new_tokens > config.max_seq_len
+    return max(prompt) < config.vocab_size and not ends
+
+
+def check_length(seq_len: int, config: ModelConfig) -> None:
+    """The same of rows that are all `seq_len` tokens long."""
+    if seq_len > config.max_seq_len:
+        past = (
+            f"--seq_len: {seq_len} is past the model's {config.max_seq_len} positions "
+            "(max_position_embeddings)"
+        )
+        raise_if(_past(past, f"--seq_len {config.max_seq_len} stays within", config))
+
+
+def _past(past: str, advice: str, config: ModelConfig) -> list[str]:
+    """A problem where positions past the model's cannot be computed, else a note."""
+    if config.ends_at_max_seq_len:
+        return [f"{past}, beyond which rope_type 'dynamic' is not supported: {advice}"]
+    note(f"{past}, and it has not learnt what lies beyond: {advice}")
+    return []
+
+
+def _no_row(tokenizer: Tokenizer, id_: int, config: ModelConfig) -> str:
+    return (
+        f"uses the token {_text(tokenizer, id_)} of id {id_}, and the model's embedding has "
+        f"{config.vocab_size} rows: take it out of the text and the template, or use a model that "
+        "was resized for it"
+    )
+
+
+def _text(tokenizer: Tokenizer, id_: int) -> str:
+    control = {other: text for text, other in tokenizer.special_tokens.items()}
+    return repr(control.get(id_) or tokenizer.decode([id_]))

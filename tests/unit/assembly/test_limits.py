@@ -1,0 +1,102 @@
+"""What goes past a model's positions or its embedding is refused or counted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama.assembly.limits import (
+    can_answer,
+    check_examples,
+    check_length,
+    check_prompt,
+    check_tokenizer,
+)
+from llama.data.types import Example
+from llama.errors import UserError
+from llama.model.scaling import DynamicScaling
+from llama.tokenizer.base import Tokenizer
+from llama.tokenizer.load import load_tokenizer
+from tests.support.model_files import TINY
+from tests.support.tokenizer_files import byte_description, byte_tokenizer, write_tokenizer_json
+
+ROWS = Path("rows.jsonl")
+SHORT = replace(TINY, vocab_size=264, max_seq_len=16)
+DYNAMIC = replace(SHORT, rope_scaling=DynamicScaling(4.0))
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Tokenizer:
+    return byte_tokenizer(tmp_path)
+
+
+def example(length: int, row: int, id_: int = 5) -> Example:
+    return Example([id_] * length, [id_] * length, row)
+
+
+def test_what_fits_is_not_spoken_of(tokenizer: Tokenizer, capsys: Any) -> None:
+    for config in (SHORT, DYNAMIC):
+        check_tokenizer(ROWS, tokenizer, config, "model")
+        check_examples(ROWS, [[example(16, 1), example(3, 2, id_=263)]], config, tokenizer)
+        check_prompt([263] * 6, 10, config, tokenizer)
+        check_length(16, config)
+    assert capsys.readouterr().err == ""
+
+
+def test_positions_past_the_model_s_are_counted(tokenizer: Tokenizer, capsys: Any) -> None:
+    rows = [[example(17, 3), example(16, 1)], [example(40, 2)]]
+    check_examples(ROWS, rows, SHORT, tokenizer)
+    check_prompt([5] * 6, 11, SHORT, tokenizer)
+    check_prompt([5] * 20, 11, SHORT, tokenizer)
+    check_length(17, SHORT)
+    data, prompt, long_prompt, length = capsys.readouterr().err.splitlines()
+    assert data.startswith("rows.jsonl: 2 of 3 examples (rows 2, 3) are longer than the model's 16")
+    assert "the longest has 40" in data and "--seq_len 16 cuts them" in data
+    assert "6 tokens and 11 new ones go past the model's 16 positions" in prompt
+    assert prompt.endswith("--max_new_tokens 10 stays within")
+    assert long_prompt.endswith("shorten the prompt")
+    assert length.startswith("--seq_len: 17 is past the model's 16 positions")
+
+
+def test_a_rotation_that_changes_with_the_length_ends_there(tokenizer: Tokenizer) -> None:
+    for check in (
+        lambda: check_examples(ROWS, [[example(17, 3)]], DYNAMIC, tokenizer),
+        lambda: check_prompt([5] * 6, 11, DYNAMIC, tokenizer),
+        lambda: check_length(17, DYNAMIC),
+    ):
+        with pytest.raises(UserError, match=r"16 positions.* rope_type 'dynamic' is not supported"):
+            check()
+    assert can_answer([5] * 6, 11, SHORT) and can_answer([5] * 6, 10, DYNAMIC)
+    assert not can_answer([5] * 6, 11, DYNAMIC)
+
+
+def test_a_token_without_a_row_is_refused_where_it_is_used(tmp_path: Path) -> None:
+    description = byte_description()
+    base = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    for id_, text in ((261, "[PAD]"), (262, "<extra>")):
+        token = {"id": id_, "content": text, "special": id_ == 261}
+        description["added_tokens"].append({**base, **token})
+    tokenizer = _tokenizer(tmp_path / "added", description)
+    config = replace(SHORT, vocab_size=261)
+    check_tokenizer(Path("t"), tokenizer, config, "model")
+    check_examples(ROWS, [[example(4, 1)]], config, tokenizer)
+    with pytest.raises(UserError) as caught:
+        check_examples(ROWS, [[example(4, 7, 262)], [example(4, 2, 261)]], config, tokenizer)
+    first, second = caught.value.problems
+    assert first.startswith("rows.jsonl: row 2: uses the token '[PAD]' of id 261")
+    assert second.startswith("rows.jsonl: row 7: uses the token '<extra>' of id 262")
+    with pytest.raises(UserError, match=r"--prompt: uses the token '\[PAD\]'"):
+        check_prompt([1, 261], 1, config, tokenizer)
+    assert not can_answer([1, 261], 1, config) and can_answer([1, 260], 1, config)
+
+
+def _tokenizer(folder: Path, description: dict[str, Any]) -> Tokenizer:
+    return load_tokenizer(write_tokenizer_json(folder, description))
+
+
+def test_a_tokenizer_far_larger_is_another_model_s(tokenizer: Tokenizer) -> None:
+    with pytest.raises(UserError, match="it belongs to another model"):
+        check_tokenizer(ROWS, tokenizer, replace(SHORT, vocab_size=200), "model")
