@@ -42,7 +42,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write a JSON file as one: a reader sees the old one, or the new one whole."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:  # as JSON has it
         file.write(json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
         file.flush()
         os.fsync(file.fileno())
