@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
+from concurrent.futures import Future
 from datetime import timedelta
 
 import torch
@@ -12,6 +14,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from llama.errors import TrainingError
+from llama.launch.parent import launcher_processes
 
 MEETING = timedelta(minutes=10)
 """How long a rank waits for the others, at the start and in a collective: NCCL's own default."""
@@ -80,10 +83,29 @@ def _store(ranks: int) -> Store:
     """Where the ranks find one another. One alone takes no port: another run may have it."""
     if ranks == 1:
         return dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
-    store, _, _ = next(rendezvous("env://", timeout=MEETING))
-    # torchrun keeps its store when it starts the ranks anew: without a name of its own, a start
-    # would find the addresses of ranks that have ended.
-    return PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    # In a thread: one that waits for others inside torch hears no Ctrl-C.
+    found: Future[Store] = Future()
+    threading.Thread(target=_rendezvous, args=(found,), name="meeting", daemon=True).start()
+    return PrefixStore(_name_of_run(), found.result())
+
+
+def _rendezvous(found: Future[Store]) -> None:
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=MEETING))
+        found.set_result(store)
+    except BaseException as error:
+        found.set_exception(error)
+
+
+def _name_of_run() -> str:
+    """What keeps apart runs that come to one store. torchrun keeps its store when it starts the
+    ranks anew: a start would find the addresses of ranks that have ended. deepspeed gives every run
+    one port: where another run of this host has it, all ranks but the first would join that run in
+    the moment before the first ends."""
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if os.environ.get("CROSS_SIZE") != "1":
+        return start
+    return "-".join([start, *(str(process.pid) for process in launcher_processes()[:1])])
 
 
 def _own_device() -> torch.device:

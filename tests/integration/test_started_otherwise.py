@@ -88,9 +88,18 @@ def test_processes_started_together_are_one_run(
 
 @pytest.mark.slow
 def test_accelerate_starts_one_run(sound: Path, tmp_path: Path) -> None:
-    """It runs torchrun's agent within itself: a launcher by another name."""
+    """It runs torchrun's agent within itself: a launcher by another name. Its `--cpu` starts one
+    process, whatever number it is given."""
     accelerate = Path(sys.executable).parent / "accelerate"
-    words = ["launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision"]
+    words = [
+        "launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+    ]
     words += ["no", "--dynamo_backend", "no", "--main_process_port", str(free_port())]
     words += [str(ROOT / "launcher/train.py"), "--max_steps", "40", "--epochs", "99"]
     words += ["--deepspeed", str(sound / "ds.json"), "--model", str(sound / "model")]
@@ -189,3 +198,40 @@ def test_ctrl_c_among_the_imports(library: str, sound: Path, tmp_path: Path) -> 
     run.send_signal(signal.SIGINT)
     ended(run, status=130)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_others_are_awaited(sound: Path, tmp_path: Path) -> None:
+    rank = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"}
+    with socket.create_server(("127.0.0.1", 0)) as first:  # it never answers
+        run = begin(sound, tmp_path, **rank, MASTER_PORT=str(first.getsockname()[1]))
+        first.settimeout(120)
+        first.accept()
+        run.send_signal(signal.SIGINT)
+        ended(run, status=130)
+
+
+@pytest.mark.slow
+def test_two_runs_on_the_port_that_deepspeed_gives(sound: Path, tmp_path: Path) -> None:
+    """One of them trains; the other says what is wrong, and leaves that one alone."""
+    deepspeed = [Path(sys.executable).parent / "deepspeed", "--num_gpus", "2", "--master_port"]
+    options = ["--deepspeed", sound / "ds.json", "--model", sound / "model"]
+    options += ["--data", sound / "rows.json", "--max_steps", "2", "--output_dir"]
+    port = free_port()
+    runs = [
+        subprocess.Popen(
+            list(map(str, [*deepspeed, port, ROOT / "launcher/train.py", *options, name])),
+            cwd=tmp_path,
+            env=of_one_thread(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("a", "b")
+    ]
+    said = [run.communicate(timeout=300) for run in runs]
+    assert sum(run.returncode == 0 for run in runs) == 1, said
+    lost = next(number for number, run in enumerate(runs) if run.returncode != 0)
+    assert "another run has this port; give another with --master_port" in said[lost][1]
+    assert not any("Traceback" in stream for streams in said for stream in streams), said
+    assert json.loads((tmp_path / "ab"[1 - lost] / "summary.json").read_text())["steps"] == 2
