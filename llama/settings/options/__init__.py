@@ -70,7 +70,7 @@ def _require_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         before = len(text[: error.start].encode())
-        raise ValueError(f"expected UTF-8, found none at byte {before}: {text!a}") from None
+        raise ValueError(f"not UTF-8 at byte {before}: {text!a}; give it in UTF-8") from None
 
 
 def run_command(

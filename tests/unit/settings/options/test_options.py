@@ -265,7 +265,7 @@ class TestRunCommand:
         """Python keeps bytes of the command line that are not UTF-8 as halves of pairs."""
         assert self.run(lambda options: None, "--data", "x", f"--{name}", text) == 2
         err = capsys.readouterr().err
-        assert err == f"error: --{name}: expected UTF-8, found none at byte {at}: {text!a}\n"
+        assert err == f"error: --{name}: not UTF-8 at byte {at}: {text!a}; give it in UTF-8\n"
 
     def test_a_rank_of_any_launcher_waits(self, capsys, monkeypatch: pytest.MonkeyPatch):
         """srun and mpirun have names of their own for RANK."""
