@@ -5,6 +5,7 @@ the others for half an hour."""
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -47,6 +48,11 @@ def launch_problems(environment: Mapping[str, str], visible: int | None, present
             for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
             if not environment.get(name)
         ]
+        address = environment.get("MASTER_ADDR", "")
+        if not address.isascii() or re.search(r"\s", address):
+            problems.append(
+                f"MASTER_ADDR: expected a host's name or address, found {address!a}: {_LAUNCHER}"
+            )
     return problems + _device_problems(environment, local or 0, visible, present)
 
 

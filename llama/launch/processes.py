@@ -68,7 +68,7 @@ def _meet(device: torch.device) -> None:
     except RuntimeError as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         advice = (
-            "another run has this port; give another with --master_port"
+            "another run has this port; give another with --master_port, or as MASTER_PORT"
             if "EADDRINUSE" in str(error)
             else "every rank must be started, with the same address and port, and reach that host"
         )

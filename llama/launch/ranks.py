@@ -133,7 +133,10 @@ def _joined(group: _Group, environment: Mapping[str, str]) -> Told:
     }
     if group.local_size is not None:
         found["LOCAL_WORLD_SIZE"] = str(group.local_size)
-    return Told({name: text for name, text in found.items() if not environment.get(name)})
+    changes = {name: text for name, text in found.items() if not environment.get(name)}
+    if "TORCHELASTIC_USE_AGENT_STORE" in environment:  # of a torchrun that did not start this one
+        changes["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+    return Told(changes)
 
 
 def _against(group: _Group, environment: Mapping[str, str]) -> list[str]:
@@ -226,7 +229,8 @@ def _srun(environment: Mapping[str, str], problems: list[str]) -> _Group | None:
         return None
     if size == 1:
         return None
-    hosts = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST") or ""
+    lists = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
+    hosts = next((environment[name] for name in lists if environment.get(name)), "")
     host_count = environment.get("SLURM_STEP_NUM_NODES") or environment.get("SLURM_NNODES")
     one_host = host_count == "1" or re.fullmatch(r"[^\[,]+", hosts) is not None
     node = _number(environment.get("SLURM_NODEID")) or 0
@@ -254,11 +258,12 @@ def _is_task(environment: Mapping[str, str]) -> bool:
     step = environment.get("SLURM_STEP_ID") or environment.get("SLURM_STEPID")
     if (_number(step) or 0) >= _SPECIAL_STEP:
         return False
-    in_step = step or "SLURM_STEP_NUM_TASKS" in environment or "SLURM_STEP_NODELIST" in environment
+    in_step = step or any(name in environment for name in _OF_A_STEP)
     in_shell = "SLURM_PTY_PORT" in environment or environment.get("SLURM_JOB_NAME") in _SHELLS
     return bool(in_step) and (not in_shell or environment.get("SLURM_TASK_PID") == str(os.getpid()))
 
 
+_OF_A_STEP = ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST", "SLURM_LAUNCH_NODE_IPADDR")
 _SHELLS = ("bash", "zsh", "sh", "fish", "tcsh", "csh", "ksh")
 """The name that `srun --pty bash` gives its job."""
 

@@ -67,6 +67,11 @@ CASES = [
     ),
     Case("MASTER_PORT 70000", variables(MASTER_PORT="70000"), ("MASTER_PORT: expected",)),
     Case(
+        "a MASTER_ADDR that is no text",
+        variables(MASTER_ADDR="caf\udce9"),
+        ("MASTER_ADDR: expected a host's name or address, found 'caf\\udce9'",),
+    ),
+    Case(
         "srun, and RANK of a batch script",
         only(**TASK, RANK="0", WORLD_SIZE="1"),
         ("WORLD_SIZE: 1, but srun started 2 processes (SLURM_STEP_NUM_TASKS)",),

@@ -140,6 +140,21 @@ def test_what_is_left_as_it_is(environment: dict[str, str]) -> None:
     assert not told.changes and not told.problems
 
 
+def test_the_store_of_an_earlier_torchrun_is_not_waited_for() -> None:
+    told = read({**TASK, "TORCHELASTIC_USE_AGENT_STORE": "True"})
+    assert told.changes["TORCHELASTIC_USE_AGENT_STORE"] == "False"
+
+
+def test_a_task_of_an_older_slurm() -> None:
+    told = read(
+        {
+            **{"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"},
+            **{"SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1", "SLURM_NODELIST": "a7"},
+        }
+    )
+    assert (told.changes["WORLD_SIZE"], told.changes["MASTER_ADDR"]) == ("2", "127.0.0.1")
+
+
 def test_an_srun_in_the_shell_of_another() -> None:
     """It leaves SLURM_PTY_PORT and the job's name as they are."""
     shell = {**TASK, "SLURM_PROCID": "0", "SLURM_PTY_PORT": "3", "SLURM_JOB_NAME": "bash"}
