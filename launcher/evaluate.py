@@ -1,17 +1,20 @@
 """Loss on a data file: `python launcher/evaluate.py --model smollm2-135m --data rows.json`"""
 
-from llama.launch.program import run_program
-from llama.settings import EvaluateOptions
-from llama.settings.options import run_command
+from llama.launch.program import loading, run_program
 
 
-def main(options: EvaluateOptions) -> int:
-    from llama.commands.evaluate import (
-        evaluate,  # after the options: a typo is answered without torch
-    )
+def main() -> int:
+    with loading():
+        from llama.settings import EvaluateOptions
+        from llama.settings.options import run_command
 
-    return evaluate(options)
+    def run(options: EvaluateOptions) -> int:
+        with loading():  # after the options: a typo is answered without torch
+            from llama.commands import evaluate
+        return evaluate.evaluate(options)
+
+    return run_command(run, EvaluateOptions, "evaluate.py", __doc__ or "")
 
 
 if __name__ == "__main__":
-    run_program(run_command, main, EvaluateOptions, "evaluate.py", __doc__ or "")
+    run_program(main)

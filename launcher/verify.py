@@ -1,19 +1,22 @@
 """Prove a topology: `deepspeed --num_gpus 4 launcher/verify.py --deepspeed FILE`"""
 
-from llama.launch.parent import follow_launcher
-from llama.launch.program import run_program
-from llama.settings import VerifyOptions
-from llama.settings.options import run_command
+from llama.launch.program import loading, run_program
 
 
-def main(options: VerifyOptions) -> int:
-    follow_launcher()
-    from llama.commands.verify.command import (
-        verify,  # after the options: a typo is answered without torch
-    )
+def main() -> int:
+    with loading():
+        from llama.launch.parent import follow_launcher
+        from llama.settings import VerifyOptions
+        from llama.settings.options import run_command
 
-    return verify(options)
+    def run(options: VerifyOptions) -> int:
+        follow_launcher()
+        with loading():  # after the options: a typo is answered without torch
+            from llama.commands.verify import command
+        return command.verify(options)
+
+    return run_command(run, VerifyOptions, "verify.py", __doc__ or "")
 
 
 if __name__ == "__main__":
-    run_program(run_command, main, VerifyOptions, "verify.py", __doc__ or "")
+    run_program(main)

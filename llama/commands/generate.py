@@ -14,6 +14,7 @@ from llama.assembly.model import (
     ready_model,
 )
 from llama.errors import raise_if
+from llama.launch.streams import lost_output
 from llama.model.decoding import Sampling, decode
 from llama.settings import GenerateOptions, check_generate
 from llama.tokenizer.base import Tokenizer
@@ -42,6 +43,8 @@ def generate(options: GenerateOptions) -> int:
         if not options.json and not text.endswith("\ufffd"):  # half a character is shown when whole
             print(text[len(shown) :], end="", flush=True)
             shown = text
+            if lost_output():
+                break  # nobody reads on
     seconds = time.perf_counter() - started
     text = tokenizer.decode(ids)
     if options.json:
@@ -51,7 +54,7 @@ def generate(options: GenerateOptions) -> int:
             "tokens": len(ids),
             "seconds": round(seconds, 3),
         }
-        print(json.dumps(document, ensure_ascii=False))
+        print(json.dumps(document))
     else:
         print(text[len(shown) :])
         rate = len(ids) / seconds

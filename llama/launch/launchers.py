@@ -5,14 +5,16 @@ the others for half an hour."""
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from llama.errors import raise_if
+from llama.launch.ranks import read
 
-_LAUNCHER = "start all processes by one launcher (deepspeed or torchrun)"
+_LAUNCHER = "start all processes by one launcher (deepspeed, torchrun, srun or mpirun)"
 _NVIDIA = Path("/proc/driver/nvidia/gpus")
 
 
@@ -26,6 +28,10 @@ def check_launch() -> None:
 def launch_problems(environment: Mapping[str, str], visible: int | None, present: int) -> list[str]:
     """What is wrong with `environment`, where torch can use `visible` CUDA devices (None: it runs
     on the CPU) and the host has `present` of them that torch was built for."""
+    told = read(environment)
+    if told.problems:
+        return told.problems
+    environment = {**environment, **told.changes}
     problems: list[str] = []
     world_size = _integer(environment, "WORLD_SIZE", 1, None, problems)
     rank = _integer(environment, "RANK", 0, world_size, problems)
@@ -42,6 +48,11 @@ def launch_problems(environment: Mapping[str, str], visible: int | None, present
             for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
             if not environment.get(name)
         ]
+        address = environment.get("MASTER_ADDR", "")
+        if not address.isascii() or re.search(r"\s", address):
+            problems.append(
+                f"MASTER_ADDR: expected a host's name or address, found {address!a}: {_LAUNCHER}"
+            )
     return problems + _device_problems(environment, local or 0, visible, present)
 
 
@@ -69,9 +80,11 @@ def _device_problems(
     said = "" if named is None else f" (CUDA_VISIBLE_DEVICES={named})"
     if visible is not None and local >= visible:
         devices = f"{visible} CUDA device{'s' if visible > 1 else ''}"
+        bound = "SLURM_PROCID" in environment
+        todo = ", or let every task see all: srun --gpus-per-node, --gpu-bind=none" if bound else ""
         return [
             f"LOCAL_RANK: {local}, but this process sees {devices}{said}: start at most {visible} "
-            f"on this host (deepspeed --num_gpus {visible})"
+            f"on this host (deepspeed --num_gpus {visible}){todo}"
         ]
     if visible is None and present and named and named != "-1":
         return [

@@ -8,7 +8,6 @@ in which a launcher may end.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import threading
@@ -23,10 +22,17 @@ GRACE = 25.0
 """Seconds from there to the end of this rank, saved or not."""
 
 _POLL = 1.0
-_MODULES = ("torch.distributed.run", "torch.distributed.launch", "deepspeed.launcher.launch")
-_SCRIPTS = ("torchrun", "deepspeed", "deepspeed.pt")
-_MARKS = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
-"""What torchrun and deepspeed put in the environment of a rank."""
+_MODULES = (
+    "torch.distributed.run",
+    "torch.distributed.launch",
+    "deepspeed.launcher.launch",
+    "accelerate.commands.launch",
+    "accelerate.commands.accelerate_cli",
+)
+_SCRIPTS = ("torchrun", "deepspeed", "deepspeed.pt", "accelerate", "accelerate-launch")
+_SHELLS = ("sh", "bash", "dash", "zsh", "fish", "ksh", "tcsh", "csh")
+_MARKS = (("TORCHELASTIC_RUN_ID", "GROUP_RANK"), ("CROSS_RANK", "CROSS_SIZE"))
+"""What torchrun and deepspeed put in the environment of a rank, beside RANK and WORLD_SIZE."""
 
 
 def follow_launcher() -> None:
@@ -34,9 +40,10 @@ def follow_launcher() -> None:
     gone, set `GONE`, and `GRACE` seconds later end the process with 143."""
     try:
         launchers = launcher_processes()
-    except psutil.Error:  # hidden from this user: then nobody can be watched
+        left_behind = not launchers and is_left_behind()
+    except (psutil.Error, OSError):  # hidden from this user: then nobody can be watched
         return
-    if launchers or any(mark in os.environ for mark in _MARKS):
+    if launchers or left_behind:
         threading.Thread(target=_follow, args=(launchers,), name="launcher", daemon=True).start()
 
 
@@ -50,9 +57,23 @@ def launcher_processes() -> list[psutil.Process]:
     return []
 
 
+def is_left_behind() -> bool:
+    """Whether this is a rank whose launcher went before it could be looked at. The variables of a
+    launcher alone say nothing, a shell may have kept them; but a launcher starts its ranks in
+    sessions of their own, and who takes in an orphan is init or its like."""
+    told = any(
+        all(name in os.environ for name in (*marks, "RANK", "WORLD_SIZE")) for marks in _MARKS
+    )
+    parent = psutil.Process().parent() if told else None
+    if parent is None:  # of a container's first process, which nobody can have left
+        return False
+    starts_commands = _is_python(parent.cmdline()) or parent.name() in _SHELLS
+    return not starts_commands and os.getsid(parent.pid) != os.getsid(0)
+
+
 def is_launcher(command: list[str]) -> bool:
     """Whether a command line is Python running a launcher, by its script or its module."""
-    if not command or not os.path.basename(command[0]).startswith("python"):
+    if not _is_python(command):
         return False
     words = iter(command[1:])
     for word in words:
@@ -67,13 +88,16 @@ def is_launcher(command: list[str]) -> bool:
     return False
 
 
+def _is_python(command: list[str]) -> bool:
+    return bool(command) and os.path.basename(command[0]).startswith("python")
+
+
 def _follow(launchers: list[psutil.Process]) -> None:
     while launchers and all(_is_alive(process) for process in launchers):
         time.sleep(_POLL)
     GONE.set()
     rank = os.environ.get("RANK", "0")
-    with contextlib.suppress(OSError):  # the reader may have ended with the launcher
-        print(f"rank {rank}: its launcher has ended: so does it", file=sys.stderr, flush=True)
+    print(f"rank {rank}: its launcher has ended: so does it", file=sys.stderr, flush=True)
     time.sleep(GRACE)
     os._exit(143)
 

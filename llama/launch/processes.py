@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
+from concurrent.futures import Future
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from llama.errors import TrainingError
+from llama.launch.parent import launcher_processes
 
 MEETING = timedelta(minutes=10)
 """How long a rank waits for the others, at the start and in a collective: NCCL's own default."""
+
+
+_ALONE = {"LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 
 def launched_world_size() -> int:
@@ -25,10 +31,12 @@ def launched_world_size() -> int:
 def meet_processes() -> torch.device:
     """Join the other processes of the run, or stand alone, and give this one's device. Raises
     `TrainingError` where they do not meet."""
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    if "RANK" not in os.environ:
-        os.environ.update(alone)
-        os.environ["MASTER_PORT"] = "0"  # the store of a single process picks a free port
+    if launched_world_size() == 1:
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1"}
+        for name, text in _ALONE.items():  # DeepSpeed asks for them, and uses none
+            os.environ.setdefault(name, text)
+    # An mpirun may have started the torchrun that started this: DeepSpeed wants both to agree.
+    os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)
     _keep_freed_memory()
     device = _own_device()
     if not dist.is_initialized():
@@ -46,11 +54,9 @@ def _meet(device: torch.device) -> None:
     # Named for the device, not as DeepSpeed would: its CPU default is a package of Intel's.
     device_id = device if device.type == "cuda" else None
     backend = "cpu:gloo,cuda:nccl" if device_id else "gloo"
+    rank, ranks = int(os.environ["RANK"]), launched_world_size()
     try:
-        store, rank, ranks = next(rendezvous("env://", timeout=MEETING))
-        # torchrun keeps its store when it starts the ranks anew: without a name of its own, a start
-        # would find the addresses of ranks that have ended.
-        store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        store = _store(ranks)
         dist.init_process_group(
             backend,
             store=store,
@@ -62,7 +68,7 @@ def _meet(device: torch.device) -> None:
     except RuntimeError as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         advice = (
-            "another run has this port; give another with --master_port"
+            "another run has this port; give another with --master_port, or as MASTER_PORT"
             if "EADDRINUSE" in str(error)
             else "every rank must be started, with the same address and port, and reach that host"
         )
@@ -71,6 +77,35 @@ def _meet(device: torch.device) -> None:
             f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} did not meet the others "
             f"at {place}: {reason}: {advice}"
         ) from error
+
+
+def _store(ranks: int) -> Store:
+    """Where the ranks find one another. One alone takes no port: another run may have it."""
+    if ranks == 1:
+        return dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    # In a thread: one that waits for others inside torch hears no Ctrl-C.
+    found: Future[Store] = Future()
+    threading.Thread(target=_rendezvous, args=(found,), name="meeting", daemon=True).start()
+    return PrefixStore(_name_of_run(), found.result())
+
+
+def _rendezvous(found: Future[Store]) -> None:
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=MEETING))
+        found.set_result(store)
+    except BaseException as error:
+        found.set_exception(error)
+
+
+def _name_of_run() -> str:
+    """What keeps apart runs that come to one store. torchrun keeps its store when it starts the
+    ranks anew: a start would find the addresses of ranks that have ended. deepspeed gives every run
+    one port: where another run of this host has it, all ranks but the first would join that run in
+    the moment before the first ends."""
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if os.environ.get("CROSS_SIZE") != "1":
+        return start
+    return "-".join([start, *(str(process.pid) for process in launcher_processes()[:1])])
 
 
 def _own_device() -> torch.device:

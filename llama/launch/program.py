@@ -1,36 +1,75 @@
-"""How a process of ours ends: with the status that it earned."""
+"""How a process of ours begins and ends: with streams that do not fail it, and with the status that
+it earned. Imports nothing that takes time, so that Ctrl-C finds it at once."""
 
 from __future__ import annotations
 
 import atexit
+import contextlib
+import errno
 import os
+import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn, ParamSpec
 
+from llama.launch.streams import lost_output, open_streams
+
 P = ParamSpec("P")
+
+INTERRUPTED = 128 + signal.SIGINT
 
 
 def run_program(main: Callable[P, int | None], *args: P.args, **kwargs: P.kwargs) -> NoReturn:
     """Call `main` and end the process with the status it returns (None is 0), as at the end of a
-    script: exceptions are reported, threads awaited, exit handlers called, streams flushed.
+    script: exceptions are reported, threads awaited, exit handlers called, streams flushed. What
+    could not be written to standard output makes a status of 0 a 1; Ctrl-C is 130.
 
     Only Python's taking down of itself is left out, which a rank does not always survive: gloo's
     threads let go of the last collective's tensors when they come to it, need the interpreter for
     that, and one that asks for it then aborts the process with SIGABRT, after a run that went well
     (github.com/pytorch/pytorch/pull/179291, given up)."""
+    _speak_utf8()
+    open_streams()
     status = _status_of(main, *args, **kwargs)
     for thread in threading.enumerate():
         if not thread.daemon and thread is not threading.current_thread():
             thread.join()
     atexit._run_exitfuncs()  # as multiprocessing ends its own processes
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(ValueError):  # something closed it
             stream.flush()
-        except (OSError, ValueError):  # its reader has gone, or it was closed
-            status = status or 1
+    if lost := lost_output():
+        if lost.errno != errno.EPIPE:  # a reader that has gone, as of `... | head`, meant to
+            print(f"error: standard output: {lost.strerror}: output is lost", file=sys.stderr)
+        status = status or 1
     os._exit(status)
+
+
+@contextlib.contextmanager
+def loading() -> Iterator[None]:
+    """Around the import of torch and what needs it: Ctrl-C ends the process there and then, with
+    130. Python would raise inside whatever module is half imported, and some catch that and go on,
+    or report it as an error of their own. Nothing is begun yet that would have to be ended."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # ignored, as after nohup
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _speak_utf8() -> None:
+    """Begin again in Python's UTF-8 mode where names of files are taken for ASCII: in the C locale
+    with that mode switched off. Every argument and file name with another letter would be no text
+    there. The streams stay ASCII."""
+    if sys.getfilesystemencoding() != "ascii" or "utf8" in sys._xoptions:
+        return
+    streams = {"PYTHONIOENCODING": os.environ.get("PYTHONIOENCODING", "ascii"), "PYTHONUTF8": "1"}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | streams)
 
 
 def _status_of(main: Callable[P, int | None], *args: P.args, **kwargs: P.kwargs) -> int:
@@ -40,6 +79,8 @@ def _status_of(main: Callable[P, int | None], *args: P.args, **kwargs: P.kwargs)
         if end.code is None or isinstance(end.code, int):
             return end.code or 0
         print(end.code, file=sys.stderr)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except BaseException as error:
         sys.excepthook(type(error), error, error.__traceback__)
     return 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 
@@ -51,15 +50,13 @@ class Progress:
     def say(self, line: str) -> None:
         """A line of the log, on standard error, above the bar."""
         if self._enabled:
-            self._bar.write(line, file=sys.stderr) if not self._plain else _print(line)
+            if self._plain:
+                print(line, file=sys.stderr, flush=True)
+            else:
+                self._bar.write(line, file=sys.stderr)
 
     def close(self) -> None:
         self._bar.close()
-
-
-def _print(line: str) -> None:
-    with contextlib.suppress(BrokenPipeError):  # `... | tee log` ends first at Ctrl-C; we save yet
-        print(line, file=sys.stderr, flush=True)
 
 
 def _clock(seconds: float) -> str:

@@ -35,7 +35,9 @@ def environment(device: torch.device) -> dict[str, Any]:
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write a JSON file as one: a reader sees the old one, or the new one whole."""
     text = json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n"
-    write_file(path, text.encode())
+    write_file(
+        path, text.encode(errors="backslashreplace")
+    )  # half a surrogate pair, as JSON has it
 
 
 def run_record(

@@ -48,6 +48,7 @@ _OF_A_LAUNCHER = (
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     "CUDA_VISIBLE_DEVICES",
 )
+_OF_OTHERS = ("SLURM_", "OMPI_", "PMI_", "PMIX_", "MV2_", "JOB_COMPLETION_INDEX")
 
 
 def launched(rank: int, count: int) -> dict[str, str]:
@@ -183,7 +184,11 @@ def run(case: Case, sound: Path, folder: Path) -> Outcome:
         before = _snapshot(folder)
         out, err = io.StringIO(), io.StringIO()
         function, options = COMMANDS[case.command]
-        environment = {k: v for k, v in os.environ.items() if k not in _OF_A_LAUNCHER}
+        environment = {
+            name: text
+            for name, text in os.environ.items()
+            if name not in _OF_A_LAUNCHER and not name.startswith(_OF_OTHERS)
+        }
         with (
             mock.patch.dict(os.environ, environment | setting.environment, clear=True),
             contextlib.redirect_stdout(out),

@@ -15,7 +15,6 @@ A field's type decides what the option takes:
 from __future__ import annotations
 
 import os
-import select
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from llama.errors import TrainingError, UserError, raise_if
+from llama.launch.ranks import adopt
 from llama.notes import is_first_rank
 from llama.settings.options.declare import CONFIG, build, declared, help_text
 from llama.settings.options.read import read_arguments, read_yaml
@@ -52,6 +52,8 @@ def parse(cls: type[T], argv: list[str], prog: str, description: str) -> T:
     for name, option in options.items():
         if name in given:
             try:
+                for text in given[name].texts:
+                    _require_text(text or "")
                 values[name] = value_of(option, given[name].texts)
             except ValueError as error:
                 problems.append(f"{given[name].where}: {error}")
@@ -59,6 +61,16 @@ def parse(cls: type[T], argv: list[str], prog: str, description: str) -> T:
             problems.append(f"--{name}: required, and not given")
     raise_if(problems)
     return build(cls, values)
+
+
+def _require_text(text: str) -> None:
+    """Raise `ValueError` where `text` holds bytes that are no text, which Python keeps as halves of
+    surrogate pairs: no tokenizer, and no file that this writes, takes those."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        before = len(text[: error.start].encode())
+        raise ValueError(f"not UTF-8 at byte {before}: {text!a}; give it in UTF-8") from None
 
 
 def run_command(
@@ -69,13 +81,12 @@ def run_command(
     argv: list[str] | None = None,
 ) -> int:
     """Parse the command line, run the command, and give its exit status: what `run` returned (None
-    is 0), 2 for a user's mistake, 1 for a run that went wrong, 130 for Ctrl-C. Of several ranks
-    only the first says what the mistake was: all of them check the same. Any other exception passes
-    through."""
+    is 0), 2 for a user's mistake, 1 for a run that went wrong, 130 for Ctrl-C. Of several ranks,
+    whatever started them, only the first says what the mistake was: all of them check the same. Any
+    other exception passes through."""
+    adopt(os.environ)
     try:
-        status = run(parse(cls, sys.argv[1:] if argv is None else argv, prog, description))
-        sys.stdout.flush()  # a reader that has gone is noticed here, not at interpreter exit
-        return status or 0
+        return run(parse(cls, sys.argv[1:] if argv is None else argv, prog, description)) or 0
     except UserError as error:
         if not is_first_rank():
             # Launchers end every rank when one has ended: let the first one speak. What only this
@@ -90,19 +101,3 @@ def run_command(
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        if not _drop_stdout_if_closed():
-            raise
-        return 1
-
-
-def _drop_stdout_if_closed() -> bool:
-    """Whether it is standard output, and not some socket, whose reader has gone (as in `... |
-    head`). Then what is buffered goes nowhere, or the flush at exit would complain."""
-    descriptor = sys.stdout.fileno()
-    poll = select.poll()
-    poll.register(descriptor, 0)
-    closed = any(event & select.POLLERR for _, event in poll.poll(0))
-    if closed:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
-    return closed

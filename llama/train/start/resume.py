@@ -3,11 +3,13 @@ before any weights load, and the same on every rank."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import time
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ from llama.train.start.schedule import Schedule
 
 CHECKPOINTS, ADAPTER, RECORD, SUMMARY = "checkpoints", "adapter", "run.json", "summary.json"
 _LOCK = ".lock"
+_FOLDERS = Path("runs")
+"""Where a run for which no folder was named makes its own."""
 
 
 @dataclass
@@ -69,29 +73,28 @@ class Resumer:
         if options.resume not in ("auto", "never"):
             asked = Path(options.resume)
             folder = folder or _run_of(asked)
-        folder = folder or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
-        store = Store(folder / CHECKPOINTS)
-        used = holds_run(folder)
-        if used:
-            self._lock = _lock(folder)
+        used = folder is not None and holds_run(folder)
         try:
+            if folder is not None and used:
+                self._lock = _lock(folder)
             self.identity = identity(self._inputs, self._plan, self._mesh)
-            start = self._choose(folder, store, asked, used)
+            start = self._choose(folder or _FOLDERS, asked, used)
+            if not used:
+                start.folder = folder = _made(folder)
+                self._lock = _lock(folder)
+                if holds_run(folder):  # another began it while this one read its inputs
+                    if options.resume == "never":
+                        raise UserError(f"--resume never: {folder} holds a run by now")
+                    start = self._choose(folder, asked, used=True)
         except BaseException:
             self.close()
             raise
-        if not used:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                why = error.strerror or error
-                raise UserError(f"--output_dir: {folder} cannot be made: {why}") from None
-            self._lock = _lock(folder)
-        remove_leftovers(folder)
-        store.tidy()
+        remove_leftovers(start.folder)
+        Store(start.folder / CHECKPOINTS).tidy()
         return start
 
-    def _choose(self, folder: Path, store: Store, asked: Path | None, used: bool) -> Start:
+    def _choose(self, folder: Path, asked: Path | None, used: bool) -> Start:
+        store = Store(folder / CHECKPOINTS)
         if asked is not None:
             found = _read_asked(asked, self._most())
             if used:
@@ -273,9 +276,33 @@ def _finished(folder: Path, source: Path, step: int) -> dict[str, Any] | None:
     return summary if at_its_end else None
 
 
+def _made(folder: Path | None) -> Path:
+    """`folder`, or where none was named one of this moment that no other run has, made here. Of
+    runs that begin in one second each finds another name free."""
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            return folder
+        _FOLDERS.mkdir(exist_ok=True)
+        name = time.strftime("%Y%m%d-%H%M%S")
+        for number in count(1):
+            folder = _FOLDERS / (name if number == 1 else f"{name}-{number}")
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                return folder
+    except OSError as error:
+        what = f"{folder or _FOLDERS} cannot be made: {error.strerror or error}"
+        raise UserError(f"--output_dir: {what}") from None
+    raise AssertionError("names have no end")
+
+
 def _lock(folder: Path) -> int | None:
     """Hold `folder` until this process ends, however it ends: two runs would spoil each other."""
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(f"--output_dir: {folder} cannot be written: {why}") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -131,6 +131,17 @@ CASES = [
     Case("`--rows` without data", words("--rows", "4"), ("no effect without",), "benchmark"),
     Case("`--batch` said twice", words("--batch", "4"), ("ds.json says it",), "benchmark"),
     Case(
+        "a prompt that is not UTF-8",
+        words("--prompt", "caf\udce9"),
+        ("--prompt: not UTF-8 at byte 3",),
+        "generate",
+    ),
+    Case(
+        "a folder whose name is not UTF-8",
+        words("--output_dir", "caf\udce9"),
+        ("--output_dir: not UTF-8 at byte 3",),
+    ),
+    Case(
         "four mistakes at once",
         words("--lora.rank", "0", "--epochs", "0", "--override", "zero.stage=1", "--data", "row"),
         ("--epochs", "--lora.rank", "--data", "zero.stage"),

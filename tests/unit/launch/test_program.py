@@ -5,16 +5,18 @@ its verdict: a thread of gloo's asked for the interpreter while it was taken dow
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from llama.launch.program import loading
 from tests.support.model_files import ROOT
 
 PROGRAM = """
-import atexit, sys, threading, time
+import atexit, signal, sys, threading, time
 from llama.launch.program import run_program
 
 class Last:
@@ -76,4 +78,42 @@ def test_output_that_nobody_reads_is_no_success() -> None:
     "launcher", sorted((ROOT / "launcher").glob("*.py")), ids=lambda path: path.stem
 )
 def test_every_launcher_ends_so(launcher: Path) -> None:
-    assert "run_program(run_command, main, " in launcher.read_text()
+    text = launcher.read_text()
+    assert "run_program(main)" in text and "return run_command(run, " in text
+
+
+LOADING = """
+import os, signal, sys, time
+from llama.launch.program import loading, run_program
+
+def main():
+    with loading():
+        print("begun", flush=True)
+        try:
+            time.sleep(60)
+        except BaseException:  # a module that catches what is raised in it
+            time.sleep(60)
+
+run_program(main)
+"""
+
+
+def test_ctrl_c_among_the_imports() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", LOADING], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert process.stderr.read() == b""
+
+
+def test_after_the_imports_ctrl_c_is_raised_again() -> None:
+    """Where something has begun, it is ended in order."""
+    before = signal.getsignal(signal.SIGINT)
+    with loading():
+        assert signal.getsignal(signal.SIGINT) is not before
+    assert signal.getsignal(signal.SIGINT) is before
+    assert ended("signal.raise_signal(signal.SIGINT)").returncode == 130
+    assert ended("signal.raise_signal(signal.SIGINT)").stderr == ""

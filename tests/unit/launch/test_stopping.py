@@ -28,12 +28,16 @@ class Rank:
     """A started process and its folder."""
 
     def __init__(
-        self, folder: Path, *argv: str, prefix: tuple[str, ...] = (), mark: str | None = None
+        self,
+        folder: Path,
+        *argv: str,
+        prefix: tuple[str, ...] = (),
+        variables: dict[str, str] | None = None,
     ) -> None:
         self.folder = folder
         self.process = subprocess.Popen(
             [sys.executable, *prefix, str(RANK), str(folder), *argv],
-            env=os.environ | {"PYTHONPATH": str(ROOT)} | ({mark: "0"} if mark else {}),
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | (variables or {}),
             stderr=(folder / "stderr").open("w"),
         )
 
@@ -131,11 +135,51 @@ def test_a_rank_ends_with_its_launcher(start: Callable[..., Rank], tmp_path: Pat
     assert len(rank.lines("saved")) == 1
 
 
-@pytest.mark.parametrize("mark", ["TORCHELASTIC_RUN_ID", "CROSS_RANK"])
-def test_a_rank_whose_launcher_went_before_it_looked(start: Callable[..., Rank], mark: str) -> None:
-    rank = start("600", mark=mark)
-    assert rank.process.wait(30) == 143
-    assert "its launcher has ended" in rank.said
+RANK_OF = {"RANK": "0", "WORLD_SIZE": "1"}
+TORCHRUN = {**RANK_OF, "TORCHELASTIC_RUN_ID": "none", "GROUP_RANK": "0"}
+DEEPSPEED = {**RANK_OF, "CROSS_RANK": "0", "CROSS_SIZE": "1"}
+
+
+@pytest.mark.parametrize("variables", [TORCHRUN, DEEPSPEED])
+def test_a_rank_whose_launcher_went_before_it_looked(
+    variables: dict[str, str], tmp_path: Path
+) -> None:
+    """Started in a session of its own, by a process that ends at once."""
+    command = 'setsid "$@" $$ 2>stderr >pid & '
+    subprocess.run(
+        ["bash", "-c", command, "", sys.executable, "-c", ORPHAN, str(RANK), str(tmp_path), "600"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
+        check=True,
+    )
+    deadline = time.monotonic() + 60
+    while "its launcher has ended" not in (tmp_path / "stderr").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    while psutil.pid_exists(int((tmp_path / "pid").read_text())):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert (tmp_path / "saved").exists()
+
+
+ORPHAN = """
+import os, runpy, sys, time
+while os.getppid() == int(sys.argv[-1]):
+    time.sleep(0.01)
+print(os.getpid(), flush=True)
+sys.argv = sys.argv[1:-1]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("variables", [TORCHRUN, DEEPSPEED, {"TORCHELASTIC_RUN_ID": "none"}])
+def test_variables_alone_are_no_launcher(
+    start: Callable[..., Rank], variables: dict[str, str]
+) -> None:
+    """A shell, a notebook or a test that kept them lives: nobody left this rank behind."""
+    rank = start("600", variables=variables)
+    rank.until_step(60)  # a launcher is looked at every second
+    assert rank.said == ""
 
 
 def test_a_rank_without_a_launcher_is_nobody_s(start: Callable[..., Rank], tmp_path: Path) -> None:
@@ -162,6 +206,8 @@ def test_a_rank_without_a_launcher_is_nobody_s(start: Callable[..., Rank], tmp_p
         "/v/bin/python -u -m deepspeed.launcher.launch --world_info=e30= train.py",
         "python /v/lib/torch/distributed/run.py train.py",
         "python -X dev /v/bin/torchrun train.py",
+        "/v/bin/python /v/bin/accelerate launch --num_processes 2 train.py",
+        "python -m accelerate.commands.launch train.py",
     ],
 )
 def test_launchers_are_known(command: str) -> None:

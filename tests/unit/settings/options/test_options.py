@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+from unittest import mock
 
 import pytest
 
@@ -257,6 +259,28 @@ class TestRunCommand:
         with pytest.raises(error):
             self.run(fail, "--data", "x")
 
+    @pytest.mark.parametrize(("text", "at"), [("caf\udce9", 3), ("\u6f22\udce9", 3), ("\ud800", 0)])
+    @pytest.mark.parametrize("name", ["data", "prompt", "override"])
+    def test_what_is_no_text(self, name: str, text: str, at: int, capsys):
+        """Python keeps bytes of the command line that are not UTF-8 as halves of pairs."""
+        assert self.run(lambda options: None, "--data", "x", f"--{name}", text) == 2
+        err = capsys.readouterr().err
+        assert err == f"error: --{name}: not UTF-8 at byte {at}: {text!a}; give it in UTF-8\n"
+
+    def test_a_rank_of_any_launcher_waits(self, capsys, monkeypatch: pytest.MonkeyPatch):
+        """srun and mpirun have names of their own for RANK."""
+        waited: list[float] = []
+        monkeypatch.setattr(time, "sleep", waited.append)
+        for name, text in (("RANK", "1"), ("SIZE", "2"), ("LOCAL_RANK", "1"), ("LOCAL_SIZE", "2")):
+            monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", text)
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"):
+            monkeypatch.delenv(name, raising=False)
+        with mock.patch.dict(os.environ):
+            assert self.run(lambda options: None) == 2
+            with pytest.raises(SystemExit):
+                self.run(lambda options: None, "--help")
+        assert waited and capsys.readouterr().out == ""
+
     def test_interrupt(self):
         def interrupt(options: Outer) -> None:
             raise KeyboardInterrupt
@@ -267,7 +291,8 @@ class TestRunCommand:
         script = (
             "import sys; from llama.settings.options import run_command;"
             "from tests.unit.settings.options.test_options import Outer;"
-            "sys.exit(run_command(lambda o: print('x' * 10**6), Outer, 'p', '', ['--data', 'x']))"
+            "from llama.launch.program import run_program; run = lambda o: print('x' * 10**6);"
+            "run_program(run_command, run, Outer, 'p', '', ['--data', 'x'])"
         )
         command = subprocess.Popen(
             [sys.executable, "-c", script],

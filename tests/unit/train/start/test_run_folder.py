@@ -1,0 +1,88 @@
+"""The folder of a run is one run's alone: its name, and its lock."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+
+from llama.errors import UserError
+from llama.parallel.mesh import SINGLE, Mesh
+from llama.train.start.resume import RECORD, Resumer, _made
+
+ALONE = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def resumer(folder: Path | None, resume: str = "auto", meanwhile: Path | None = None) -> Resumer:
+    """One that has no model; another process begins a run in `meanwhile` while it reads inputs."""
+    options = mock.Mock(output_dir=folder, resume=resume)
+    inputs = mock.Mock(options=options)
+    inputs.source.config.parameter_count.return_value = 1
+
+    def read(*_: object) -> dict[str, str]:
+        if meanwhile is not None:
+            meanwhile.mkdir()
+            (meanwhile / RECORD).write_text("{}")
+        return {}
+
+    with (
+        mock.patch("llama.train.start.resume.identity", read),
+        mock.patch("llama.train.start.resume.topology"),
+    ):
+        return Resumer(inputs, mock.Mock(), ALONE, torch.device("cpu"))
+
+
+def test_each_of_many_finds_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "strftime", lambda _: "now")
+    with ThreadPoolExecutor(16) as pool:
+        folders = list(pool.map(_made, [None] * 64))
+    assert len(set(folders)) == 64 and Path("runs/now") in folders
+    assert all(folder.is_dir() for folder in folders)
+
+
+def test_a_name_that_is_there_is_not_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be it a run that came to its end within the second."""
+    monkeypatch.setattr(time, "strftime", lambda _: "now")
+    first, second = resumer(None), resumer(None)
+    assert first.start.folder == Path("runs/now") and second.start.folder == Path("runs/now-2")
+    assert (second.start.folder / ".lock").exists()
+    first.close()
+    second.close()
+
+
+def test_one_folder_holds_one_process() -> None:
+    first = resumer(Path("out"))
+    with pytest.raises(UserError, match="out is being written by another process"):
+        resumer(Path("out"))
+    first.close()
+    resumer(Path("out")).close()
+
+
+def test_a_run_that_began_meanwhile_is_not_begun_anew() -> None:
+    late = resumer(Path("out"), meanwhile=Path("out"))
+    assert "out holds a run" in late.start.notes[0]
+    late.close()
+
+
+def test_never_means_never() -> None:
+    with pytest.raises(UserError, match="--resume never: out holds a run by now"):
+        resumer(Path("out"), "never", meanwhile=Path("out"))
+    resumer(Path("out")).close()  # the refused one has let go of it
+
+
+def test_where_no_folder_can_be_made() -> None:
+    Path("runs").write_text("")
+    with pytest.raises(UserError, match="--output_dir: runs cannot be made: File exists"):
+        resumer(None)
+    Path("out/.lock").mkdir(parents=True)
+    with pytest.raises(UserError, match="--output_dir: out cannot be written: Is a directory"):
+        resumer(Path("out"))
