@@ -1,7 +1,9 @@
-"""A data file to packed rows, in one call: read, rendered, linted, packed."""
+"""Data files to packed rows, in one call: read, rendered, linted, packed."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,32 +12,38 @@ from llama.data.lint import LintReport, lint
 from llama.data.packing import PackedRow, pack_examples
 from llama.data.rows import Row, read_rows
 from llama.files.inputs import sha256_of
-from llama.tokenizer.base import Tokenizer
-from llama.tokenizer.templates import Template
+from llama.tokenizer.base import Template, Tokenizer
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A data file, ready to be cut into batches."""
+    """The data of one option, ready to be cut into batches."""
 
-    path: Path
+    files: tuple[Path, ...]
     rows: list[Row]
     packed: list[PackedRow]
     report: LintReport
     sha256: str
+    """Of the files in their order."""
 
 
 def prepare(
-    path: Path, template: Template, tokenizer: Tokenizer, seq_len: int, pack: bool
+    paths: Sequence[Path], template: Template, tokenizer: Tokenizer, seq_len: int, pack: bool
 ) -> Prepared:
-    """Raises `UserError` with all that is wrong with the file."""
-    rows = read_rows(path)
-    built = build_examples(path, rows, template, tokenizer, seq_len)
+    """Raises `UserError` with all that is wrong with the files."""
+    data = read_rows(paths)
+    built = build_examples(data.source, data.rows, template, tokenizer, seq_len)
     report = lint(built, tokenizer)
     return Prepared(
-        path=path,
-        rows=rows,
+        files=data.source.files,
+        rows=data.rows,
         packed=pack_examples(built.examples, seq_len, pack),
         report=report,
-        sha256=sha256_of(path),
+        sha256=_sha256(data.source.files),
     )
+
+
+def _sha256(files: Sequence[Path]) -> str:
+    """The hash of the only file, or of the hashes of several."""
+    hashes = [sha256_of(file) for file in files]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()

@@ -39,7 +39,7 @@ def encode_segments(
     labels = [UNSUPERVISED] * len(ids)
     follows: Follows = "nothing"
     filled = (segment for segment in segments if segment.value != "")
-    for (supervised, _, is_text), group in groupby(
+    for (supervised, muted, is_text), group in groupby(
         filled, key=lambda s: (s.supervised, s.muted, isinstance(s.value, str))
     ):
         if is_text:
@@ -48,7 +48,7 @@ def encode_segments(
             new = [int(segment.value) for segment in group]
         follows = "text" if is_text else "special"
         ids += new
-        labels += new if supervised else [UNSUPERVISED] * len(new)
+        labels += new if supervised and not muted else [UNSUPERVISED] * len(new)
     return ids, labels
 
 

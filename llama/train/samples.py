@@ -38,7 +38,7 @@ def choose_prompts(
             before_answer.append(message)
         if before_answer and len(prompts) < COUNT:
             text = "\n\n".join(joined_content(message) for message in before_answer)
-            prompts.append(Prompt(text, template.prompt(before_answer, tokenizer)))
+            prompts.append(Prompt(text, template.prompt(before_answer, tokenizer, row.tools)))
     return prompts
 
 

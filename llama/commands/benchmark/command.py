@@ -81,7 +81,7 @@ def benchmark(options: BenchmarkOptions) -> int:
 
 def row_length(options: BenchmarkOptions) -> int:
     """Tokens of a row: by default 256 where they are random, 1024 where examples are packed."""
-    return options.seq_len or (256 if options.data is None else 1024)
+    return options.seq_len or (1024 if options.data else 256)
 
 
 def read_job(options: BenchmarkOptions) -> Job:
@@ -109,7 +109,7 @@ def deepspeed_config(options: BenchmarkOptions) -> dict[str, Any]:
     """What is run without --deepspeed: as ds_configs/, at a constant rate, one micro-batch."""
     params = {"lr": 1e-3, "weight_decay": 0.0, "torch_adam": True}
     config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": options.batch or (4 if options.data is None else 1),
+        "train_micro_batch_size_per_gpu": options.batch or (1 if options.data else 4),
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 1.0,
         "optimizer": {"type": "AdamW", "params": params},
@@ -126,12 +126,13 @@ def deepspeed_config(options: BenchmarkOptions) -> dict[str, Any]:
 
 
 def _read_examples(options: BenchmarkOptions, source: ModelSource) -> list[Example] | None:
-    if options.data is None:
+    if not options.data:
         return None
     tokenizer = find_tokenizer(source, options.tokenizer)
     template = load_template(options.template, tokenizer)
-    rows = read_rows(options.data)[: options.rows]
-    built = build_examples(options.data, rows, template, tokenizer, row_length(options))
+    data = read_rows(options.data)
+    rows = data.rows[: options.rows]
+    built = build_examples(data.source, rows, template, tokenizer, row_length(options))
     print(lint(built, tokenizer).text(), file=sys.stderr)
     return built.examples
 
@@ -261,7 +262,7 @@ def describe(job: Job, resolved: Resolved, mesh: Mesh, device: torch.device) -> 
     options = job.options
     return {
         "model": options.model,
-        "data": options.data and str(options.data),
+        "data": [str(path) for path in options.data] or None,
         "micro_batch": resolved.micro_batch,
         "accumulation": resolved.accumulation,
         "seq_len": job.row_length,

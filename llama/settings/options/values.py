@@ -22,10 +22,13 @@ def value_of(option: Option, texts: Sequence[str | None]) -> Any:
     if None in texts:
         if option.optional:
             return None
+        if option.repeated and texts == [None]:
+            return []
         raise ValueError("expected a value, found nothing")
     given = [text for text in texts if text is not None]
     if option.repeated:
-        return given
+        (kind,) = typing.get_args(option.kind)
+        return [_SCALARS[kind](text) for text in given]
     origin = typing.get_origin(option.kind)
     if origin is tuple:
         return _names(given)

@@ -48,13 +48,12 @@ def _read(options: TrainOptions, deepspeed: dict[str, Any]) -> Inputs:
     raise_if(degree_problems(options.tensor_parallel, options.lora.rank, source.config))
     tokenizer = find_tokenizer(source, options.tokenizer)
     template = load_template(options.template, tokenizer)
-    training_path, held_out_path = _data_paths(options)
     prepared: list[Prepared | None] = []
     problems: list[str] = []
-    for path in (training_path, held_out_path):
+    for paths in _data_paths(options):
         try:
-            found = path and prepare(path, template, tokenizer, options.seq_len, options.pack)
-            prepared.append(found)
+            found = paths and prepare(paths, template, tokenizer, options.seq_len, options.pack)
+            prepared.append(found or None)
         except UserError as error:
             problems += error.problems
     raise_if(problems)
@@ -63,10 +62,10 @@ def _read(options: TrainOptions, deepspeed: dict[str, Any]) -> Inputs:
     return Inputs(options, deepspeed, source, tokenizer, template, training, held_out)
 
 
-def _data_paths(options: TrainOptions) -> tuple[Path, Path | None]:
+def _data_paths(options: TrainOptions) -> tuple[list[Path], list[Path]]:
     """The bundled held-out rows go with the bundled training rows, and with no others."""
-    if options.data is None:
-        return bundled("instructions_200"), options.eval_data or bundled("heldout_40")
+    if not options.data:
+        return [bundled("instructions_200")], options.eval_data or [bundled("heldout_40")]
     return options.data, options.eval_data
 
 

@@ -58,14 +58,14 @@ PAIR = {"prompt": "a", "completion": "b"}
 USER, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 CASES = [
     Case("a file that is not there", named("row.json"), ("did you mean rows.json?",)),
-    Case("a folder", named("model"), ("--data: model is a folder",)),
+    Case("a model's folder", named("model"), ("--data: model: holds a model (params.json)",)),
     Case("a FIFO", fifo, ("--data: pipe is not a regular file",)),
     Case("an empty file", content(""), ("rows.json: is empty",)),
     Case("an empty list", content("[]"), ("holds no rows",)),
     Case("a line cut short", third_line_cut, ("rows.json: line 3: malformed JSON",)),
     Case("a list cut short", content('[{"prompt": "a"'), ("rows.json: is not valid JSON",)),
     Case("one object over several lines", content('{"a": [\n1]}'), ("one JSON object",)),
-    Case("CSV", content("prompt,completion\na,b\n"), ("line 1: malformed JSON", "line 2")),
+    Case("CSV of other columns", content("a,b\n1,2\n"), ("row 1: has none of the known",)),
     Case("a Parquet file cut short", parquet_cut, ("is not a readable Parquet file",)),
     Case("bad UTF-8", content(b'{"text": "a"}\n{"text": "\xff"}\n'), ("line 2: is not UTF-8",)),
     Case("a NUL", content('{"text": "a"}\n{"text": "\0"}\n'), ("line 2: holds a NUL character",)),

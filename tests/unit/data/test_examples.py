@@ -10,13 +10,14 @@ import pytest
 from llama.data.examples import ExampleSet, build_examples
 from llama.data.lint import lint
 from llama.data.rows import Row, bundled, read_rows
+from llama.data.source import Source
 from llama.data.types import IGNORE, Example
 from llama.errors import UserError
 from llama.tokenizer.base import Follows, Tokenizer
 from llama.tokenizer.templates import load_template
 from tests.support.tokenizer_files import byte_tokenizer, smollm2
 
-FILE = Path("data.json")
+FILE = Source((Path("data.json"),))
 
 
 @pytest.fixture
@@ -145,7 +146,7 @@ def test_report(tokenizer: Tokenizer) -> None:
 
 
 def test_bundled_data_is_clean() -> None:
-    rows = read_rows(bundled("instructions_200"))
+    rows = read_rows([bundled("instructions_200")]).rows
     template = load_template(None, smollm2())
     report = lint(build_examples(FILE, rows, template, smollm2(), 1024), smollm2())
     assert (report.rows, report.examples) == (200, 200)
