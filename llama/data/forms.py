@@ -19,6 +19,16 @@ class Form:
     name: str
     needs: tuple[str, ...]
     read: Callable[[Fields], list[Message] | str]
+    may_have: tuple[str, ...] = ()
+    """Fields by which a row is told that lacks one of `needs`."""
+
+    def is_whole(self, record: Mapping[str, Any]) -> bool:
+        return all(record.get(name) is not None for name in self.needs)
+
+    def likeness(self, record: Mapping[str, Any]) -> tuple[int, int]:
+        """How much of the form the row has: values that it needs, then names of fields."""
+        given = sum(record.get(name) is not None for name in self.needs)
+        return given, sum(name in record for name in (*self.needs, *self.may_have))
 
 
 @dataclass(frozen=True)
@@ -31,22 +41,21 @@ class Foreign:
 
 def form_of(record: Mapping[str, Any]) -> Form | None:
     """The first form of which the row has all that it needs, else the one of which it has most."""
-    counts = [sum(record.get(name) is not None for name in form.needs) for form in FORMS]
-    for form, count in zip(FORMS, counts, strict=True):
-        if count == len(form.needs):
-            return form
-    return FORMS[counts.index(max(counts))] if any(counts) else None
+    whole = next((form for form in FORMS if form.is_whole(record)), None)
+    if whole is not None:
+        return whole
+    nearest = max(FORMS, key=lambda form: form.likeness(record))
+    return nearest if nearest.likeness(record)[0] else None
 
 
 def foreign(record: Mapping[str, Any], form: Form | None) -> str | None:
     """What the row is, where that is nothing to be trained on here as it stands."""
-    whole = form is not None and all(record.get(name) is not None for name in form.needs)
-    if not whole:
-        found = next((kind.what for kind in OTHER_FORMS if kind.test(record)), None)
-        if found is not None:
-            return found
-    is_text = form is not None and form.name == "text"
-    return next((k.what for k in OTHER_FIELDS if not is_text and k.test(record)), None)
+    others = OTHER_FIELDS
+    if form is None or not form.is_whole(record):
+        others = OTHER_FORMS + OTHER_FIELDS
+    elif form.name == "text":
+        others = ()
+    return next((other.what for other in others if other.test(record)), None)
 
 
 def _holds(*names: str) -> Callable[[Mapping[str, Any]], bool]:
@@ -191,8 +200,8 @@ def _text(fields: Fields) -> str:
 FORMS = (
     Form("messages", ("messages",), _chat("messages")),
     Form("ShareGPT", ("conversations",), _chat("conversations")),
-    Form("alpaca", ("instruction", "output"), _alpaca),
-    Form("Dolly", ("instruction", "response"), _dolly),
+    Form("alpaca", ("instruction", "output"), _alpaca, ("input", "history")),
+    Form("Dolly", ("instruction", "response"), _dolly, ("context",)),
     Form("prompt/completion", ("prompt", "completion"), _pair),
     Form("text", ("text",), _text),
 )

@@ -42,6 +42,11 @@ class LintReport:
     def supervised_share(self) -> float:
         return self.supervised_tokens / self.tokens
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether every row was taken whole, and there is nothing else to tell."""
+        return not (self.truncated or self.skipped or self.findings)
+
     def text(self) -> str:
         """The report as one paragraph."""
         parts = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from llama.data.examples import build_examples
 from llama.data.lint import LintReport, lint
 from llama.data.packing import PackedRow, pack_examples
 from llama.data.rows import Row, read_rows
-from llama.files.inputs import sha256_of
+from llama.files.shards import sha256_of_files
 from llama.tokenizer.base import Template, Tokenizer
 
 
@@ -39,11 +38,5 @@ def prepare(
         rows=data.rows,
         packed=pack_examples(built.examples, seq_len, pack),
         report=report,
-        sha256=_sha256(data.source.files),
+        sha256=sha256_of_files(data.source.files),
     )
-
-
-def _sha256(files: Sequence[Path]) -> str:
-    """The hash of the only file, or of the hashes of several."""
-    hashes = [sha256_of(file) for file in files]
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()

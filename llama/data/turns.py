@@ -3,7 +3,7 @@ them."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from llama.data.fields import Fields, is_given, kind
 from llama.tokenizer.base import REASONING, Message, Role
@@ -76,7 +76,7 @@ def _message(fields: Fields, where: str, left: _Record) -> Message | None:
     if role is None:
         fields.refuse(f"{where} has the role {repr(said)[:60]}; known are {', '.join(known)}")
         return None
-    message: Message = {"role": role, "content": content, **extra}
+    message = cast(Message, {"role": role, "content": content, **extra})
     if not _is_learnt(fields, where, role, left):
         message["learn"] = False
     return message
@@ -102,8 +102,8 @@ def _content(fields: Fields, where: str, value: Any) -> str:
     return "".join(texts)
 
 
-def _extra(fields: Fields, where: str, role: Role | None, left: _Record) -> Any:
-    """What a turn says besides its content."""
+def _extra(fields: Fields, where: str, role: Role | None, left: _Record) -> _Record:
+    """What a turn says besides its content, taken out of `left`."""
     extra: _Record = {}
     names = ["name", "tool_call_id"]
     names += REASONING if role == "assistant" else ()

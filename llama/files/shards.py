@@ -6,12 +6,14 @@ otherwise train on other rows than were meant.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from llama.errors import UserError
-from llama.files.inputs import file_problem
+from llama.files.inputs import file_problem, sha256_of
 
 KINDS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
 """How the names of data files end, before what a packer may have added."""
@@ -52,6 +54,12 @@ def data_files(path: Path) -> list[Path]:
             f"one that is meant, as {folder / first}"
         )
     return files
+
+
+def sha256_of_files(files: Sequence[Path]) -> str:
+    """The hash of the only file, or of the hashes of several in their order."""
+    hashes = [sha256_of(file) for file in files]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def data_problems(option: str, paths: list[Path]) -> list[str]:

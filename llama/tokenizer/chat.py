@@ -297,10 +297,8 @@ def _turn(message: Message, marks: Marks | None = None) -> dict[str, Any]:
     if names:
         text = marks.mark(message[names[0]]) if marks else message[names[0]]
         turn |= dict.fromkeys((*names, "reasoning_content", "thinking"), text)
-    for field in CALLS:
-        if field in message:
-            turn[field] = marks.guard(message[field]) if marks else message[field]
-    return turn
+    called = {field: value for field, value in message.items() if field in CALLS}
+    return turn | (marks.guard(called) if marks else called)
 
 
 def _spaces(text: str) -> int:

@@ -6,7 +6,8 @@ A field's type decides what the option takes:
     Literal["a", "b"]             one of the choices
     X | None                      an X; absent (in YAML also `null`) means None
     tuple[str, ...]               names joined by commas: `wq,wv`
-    list[str], list[Path]         the option repeated: `--override a=1 --override b=2`
+    list[str]                     the option repeated: `--override a=1 --override b=2`
+    list[Path]                    the same, or several joined by commas: `--data a,b --data c`
     a dataclass                   its fields, dotted: `--lora.rank`
 
 Any other option may stand on a command line once. `--config FILE.yaml` takes the same options,

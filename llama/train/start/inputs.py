@@ -31,6 +31,12 @@ class Inputs:
     training: Prepared
     held_out: Prepared | None
 
+    def reports(self) -> list[str]:
+        """What the user is told of the rows; of the held-out ones, where something befell any."""
+        held_out = self.held_out and self.held_out.report
+        said = [] if held_out is None or held_out.is_plain else [f"held-out: {held_out.text()}"]
+        return [self.training.report.text(), *said]
+
 
 def read_inputs(options: TrainOptions, deepspeed: dict[str, Any], mesh: Mesh) -> Inputs:
     """Read the model's headers, the tokenizer and the data. Raises `UserError`: what is wrong on
@@ -52,8 +58,10 @@ def _read(options: TrainOptions, deepspeed: dict[str, Any]) -> Inputs:
     problems: list[str] = []
     for paths in _data_paths(options):
         try:
-            found = paths and prepare(paths, template, tokenizer, options.seq_len, options.pack)
-            prepared.append(found or None)
+            found = None
+            if paths:
+                found = prepare(paths, template, tokenizer, options.seq_len, options.pack)
+            prepared.append(found)
         except UserError as error:
             problems += error.problems
     raise_if(problems)

@@ -111,7 +111,10 @@ def test_real_tasks_of_another_shape_are_refused() -> None:
         ({"text": ""}, "row 1: field 'text' is empty"),
         ({"text": "a\0b"}, "row 1: field 'text' holds a NUL"),
         ({"text": "\ud800"}, "row 1: field 'text' holds half of a surrogate"),
-        ({"question": 1, "b": 2}, "row 1: has none of the known fields (it has question, b); expected"),
+        (
+            {"question": 1, "b": 2},
+            "row 1: has none of the known fields (it has question, b); expected",
+        ),
         ({"conversations": []}, "row 1: field 'conversations' has no assistant turn"),
         ({}, "row 1: has none of the known fields"),
         (["a"], "row 1: is a list, not an object"),
@@ -122,8 +125,8 @@ def test_real_tasks_of_another_shape_are_refused() -> None:
         ({"messages": [1, *TURNS]}, "row 1: field 'messages', turn 1 is a number"),
         (
             {"messages": [*TURNS, {"role": "gpt", "content": "x"}]},
-            "row 1: field 'messages', turn 3 has the role 'gpt'; known are system, developer, user, "
-            "assistant, tool",
+            "row 1: field 'messages', turn 3 has the role 'gpt'; known are system, developer, "
+            "user, assistant, tool",
         ),
         (
             {"messages": [*TURNS, {"role": ["user"], "content": "x"}]},

@@ -90,6 +90,7 @@ def test_defaults():
         ("--lora.targets wq,wo", {"lora": Inner(targets=("wq", "wo"))}),
         ("--override a=1 --override b=2", {"override": ["a=1", "b=2"]}),
         ("--more a --more=b", {"more": [Path("a"), Path("b")]}),
+        ("--more a,b --more c", {"more": [Path("a"), Path("b"), Path("c")]}),
         ("--local_rank 0", {}),
         ("--local_rank 0 --local_rank 0", {}),
         ("--local_rank=3", {}),
@@ -97,6 +98,12 @@ def test_defaults():
 )
 def test_values(argv: str, expected: dict):
     assert outer(*argv.split()) == Outer(data=Path("rows"), **expected)
+
+
+def test_a_path_may_hold_a_comma(tmp_path: Path):
+    (tmp_path / "a,b").touch()
+    assert outer("--more", f"{tmp_path}/a,b").more == [tmp_path / "a,b"]
+    assert problems("--more", "a,,b") == ["--more: expected a path, found ''"]
 
 
 def test_a_value_may_begin_with_dashes_that_name_no_option():
