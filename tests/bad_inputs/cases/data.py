@@ -72,7 +72,7 @@ PAIR = {"prompt": "a", "completion": "b"}
 USER, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 CASES = [
     Case("a file that is not there", named("row.json"), ("did you mean rows.json?",)),
-    Case("a model's folder", named("model"), ("--data: model: holds a model (params.json)",)),
+    Case("a model's folder", named("model"), ("--data: model: holds a model (config.json)",)),
     Case(
         "a shard missing",
         folder("train-00000-of-00002.json"),
