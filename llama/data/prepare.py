@@ -10,6 +10,7 @@ from llama.data.examples import build_examples
 from llama.data.lint import LintReport, lint
 from llama.data.packing import PackedRow, pack_examples
 from llama.data.rows import Row, read_rows
+from llama.data.types import Example
 from llama.files.shards import sha256_of_files
 from llama.tokenizer.base import Template, Tokenizer
 
@@ -20,6 +21,8 @@ class Prepared:
 
     files: tuple[Path, ...]
     rows: list[Row]
+    examples: list[Example]
+    """In the order of the rows."""
     packed: list[PackedRow]
     report: LintReport
     sha256: str
@@ -27,15 +30,23 @@ class Prepared:
 
 
 def prepare(
-    paths: Sequence[Path], template: Template, tokenizer: Tokenizer, seq_len: int, pack: bool
+    paths: Sequence[Path],
+    template: Template,
+    tokenizer: Tokenizer,
+    seq_len: int,
+    pack: bool,
+    first: int | None = None,
 ) -> Prepared:
-    """Raises `UserError` with all that is wrong with the files."""
+    """Of the `first` rows alone, if that is given. Raises `UserError` with all that is wrong with
+    the files."""
     data = read_rows(paths)
-    built = build_examples(data.source, data.rows, template, tokenizer, seq_len)
+    rows = data.rows[:first]
+    built = build_examples(data.source, rows, template, tokenizer, seq_len)
     report = lint(built, tokenizer)
     return Prepared(
         files=data.source.files,
-        rows=data.rows,
+        rows=rows,
+        examples=built.examples,
         packed=pack_examples(built.examples, seq_len, pack),
         report=report,
         sha256=sha256_of_files(data.source.files),

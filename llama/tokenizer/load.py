@@ -11,7 +11,7 @@ from llama.files.kinds import GGUF, JSON, TEXT
 from llama.files.outside import TOKENIZER_BYTES, read_bytes, refused, require_file
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.bpe import BpeTokenizer
-from llama.tokenizer.gguf_file import load_gguf
+from llama.tokenizer.gguf_vocabulary import load_gguf
 from llama.tokenizer.sentencepiece_file import SentencePieceTokenizer, parse_sentencepiece
 from llama.tokenizer.sidecar import read_sidecar
 from llama.tokenizer.tiktoken_file import TiktokenTokenizer, is_ranks

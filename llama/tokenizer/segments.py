@@ -7,10 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from llama.tokenizer.base import Follows, Tokenizer
-
-UNSUPERVISED = -100
-"""The label of a position that is not supervised."""
+from llama.tokenizer.base import IGNORE, Follows, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ def encode_segments(
         encoded  --one-- ----one-----  -one-  ----one----  one || -one-  -one-
     """
     ids = list(begin)
-    labels = [UNSUPERVISED] * len(ids)
+    labels = [IGNORE] * len(ids)
     follows: Follows = "nothing"
     filled = (segment for segment in segments if segment.value != "")
     for (supervised, muted, is_text), group in groupby(
@@ -48,7 +45,7 @@ def encode_segments(
             new = [int(segment.value) for segment in group]
         follows = "text" if is_text else "special"
         ids += new
-        labels += new if supervised and not muted else [UNSUPERVISED] * len(new)
+        labels += new if supervised and not muted else [IGNORE] * len(new)
     return ids, labels
 
 

@@ -20,8 +20,15 @@ CONTROL_LIKE = re.compile(r"<\|.*\|>")
 
 
 class SentencePieceTokenizer:
-    """A sentencepiece model. User-defined pieces written `<|like_this|>` are taken as control
-    pieces, which are never recognised in text."""
+    """A sentencepiece model, as its protobuf message.
+
+    User-defined pieces written `<|like_this|>` are made control pieces: sentencepiece finds
+    user-defined ones in any text, and control pieces in none, so that no user's words can forge the
+    end of a turn.
+
+    sentencepiece puts a space before every text it encodes (its "dummy prefix"). A text that goes
+    on from another must not get one, and a loaded model cannot be told so: the model is loaded
+    twice, with the dummy prefix for texts that begin and without it for texts that go on."""
 
     def __init__(
         self,
@@ -31,7 +38,9 @@ class SentencePieceTokenizer:
         eos: str | None = None,
         chat_template: str | None = None,
     ) -> None:
-        """`bos` and `eos` name pieces where they are not the model's own."""
+        """`bos` and `eos` name the pieces to be taken where they are not the model's own; `path` is
+        named in messages. Raises `UserError` where the model does not load or has no EOS. `proto`
+        is changed."""
         kinds = ModelProto.SentencePiece
         for piece in proto.pieces:
             if piece.type == kinds.USER_DEFINED and CONTROL_LIKE.fullmatch(piece.piece):
@@ -39,8 +48,9 @@ class SentencePieceTokenizer:
         with refused(path, "is not a usable sentencepiece model; download it again"):
             self._begins = _processor(proto, dummy_prefix=proto.normalizer_spec.add_dummy_prefix)
             self._goes_on = _processor(proto, dummy_prefix=False)
-        # A model that drops the spaces a text begins with would drop one that parts two words: its
-        # dummy prefix then stands for that one.
+        # Where a model removes the spaces at the start of a text, " word" after other text would
+        # lose the space that parts the two. Encoded as a text that begins, it loses that space too
+        # but gets the dummy prefix, which is a space again.
         normalizer = proto.normalizer_spec
         self._trims = normalizer.remove_extra_whitespaces and normalizer.add_dummy_prefix
         self.vocab_size = len(proto.pieces)
@@ -59,10 +69,12 @@ class SentencePieceTokenizer:
         self.chat_template = chat_template
 
     def encode(self, text: str, follows: Follows = "nothing") -> list[int]:
+        """Ids of `text`, without BOS or EOS."""
         goes_on = follows == "text" and not (self._trims and text.startswith(" "))
         return (self._goes_on if goes_on else self._begins).encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`; control pieces, and ids beyond the vocabulary, give none."""
         control = set(self.special_tokens.values())
         return self._begins.decode([i for i in ids if i < self.vocab_size and i not in control])
 
@@ -77,6 +89,7 @@ def parse_sentencepiece(data: bytes) -> Any | None:
 
 
 def _processor(proto: Any, dummy_prefix: bool) -> SentencePieceProcessor:
+    """The model loaded with its dummy prefix on or off."""
     copy = ModelProto()
     copy.CopyFrom(proto)
     copy.normalizer_spec.add_dummy_prefix = dummy_prefix

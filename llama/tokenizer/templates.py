@@ -9,50 +9,9 @@ from pathlib import Path
 from llama.errors import UserError
 from llama.files.outside import TOKENIZER_BYTES, read_bytes, refused
 from llama.tokenizer.base import REASONING, Message, Template, Tokenizer, Tools, Written
+from llama.tokenizer.built_in_templates import BUILT_IN, TEMPLATES
 from llama.tokenizer.chat import CALLS, ChatTemplate
 from llama.tokenizer.segments import Segment, encode_segments, lost_characters
-
-LLAMA2 = """\
-{%- if messages and messages[0].role == 'system' %}
-{%- set system = '<<SYS>>\\n' ~ messages[0].content ~ '\\n<</SYS>>\\n\\n' %}
-{%- set messages = messages[1:] %}
-{%- else %}
-{%- set system = '' %}
-{%- endif %}
-{%- for message in messages %}
-{%- if message.role != ['user', 'assistant'][loop.index0 % 2] %}
-{{- raise_exception('user and assistant must take turns') }}
-{%- elif message.role == 'user' %}
-{%- set content = (system if loop.first else '') ~ message.content %}
-{{- bos_token ~ '[INST] ' ~ content | trim ~ ' [/INST]' }}
-{%- else %}
-{{- ' ' ~ message.content | trim ~ ' ' ~ eos_token }}
-{%- endif %}
-{%- endfor %}"""
-LLAMA3 = """\
-{{- bos_token }}
-{%- for message in messages %}
-{{- '<|start_header_id|>' ~ message.role ~ '<|end_header_id|>\\n\\n' }}
-{{- message.content | trim ~ '<|eot_id|>' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
-{%- endif %}"""
-CHATML = """\
-{{- '' if bos_token == '<|im_start|>' else bos_token }}
-{%- for message in messages %}
-{{- '<|im_start|>' ~ message.role ~ '\\n' ~ message.content ~ '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-{{- '<|im_start|>assistant\\n' }}
-{%- endif %}"""
-BUILT_IN = {
-    "llama2": (LLAMA2, ()),
-    "llama3": (LLAMA3, ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")),
-    "chatml": (CHATML, ("<|im_start|>", "<|im_end|>")),
-}
-"""Jinja source, and the control tokens without which the format cannot be written."""
-NAMES = ("alpaca", *BUILT_IN)
 
 
 class AlpacaTemplate(Template):
@@ -140,10 +99,10 @@ def load_template(name_or_path: str | None, tokenizer: Tokenizer) -> Template:
             )
         return ChatTemplate(name_or_path, source)
     path = Path(name_or_path)
-    close = difflib.get_close_matches(name_or_path, NAMES, n=1)
+    close = difflib.get_close_matches(name_or_path, TEMPLATES, n=1)
     if close and not path.exists():
         raise UserError(f"template {name_or_path}: no such name; did you mean {close[0]}?")
-    what = f"a Jinja file or one of {', '.join(NAMES)}"
+    what = f"a Jinja file or one of {', '.join(TEMPLATES)}"
     data = read_bytes(path, what, TOKENIZER_BYTES)
     with refused(path, f"is not UTF-8 text; give {what}"):
         return ChatTemplate(str(path), data.decode("utf-8-sig"))

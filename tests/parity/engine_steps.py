@@ -22,26 +22,23 @@ from llama.engine import Engine, start_processes
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
 from llama.parallel.mesh import create_mesh
-from llama.settings import deepspeed_json
 from llama.weights.open_model import open_model
 from tests.parity.training_case import ADAM, CLIP, LORA, STAGES, windows
+from tests.support.tiny_runs import CONFIG, resolved_json
 from tests.support.tiny_runs import deepspeed_json as settings
 
 
 def main(folder: str, out: Path) -> None:
     device = start_processes()
     mesh = create_mesh(1)
-    adapter = AdapterConfig(LORA.rank, LORA.alpha, LORA.dropout, LORA.targets, folder)
+    adapter = AdapterConfig(LORA, folder)
     results = {}
     for stage in STAGES:
         model = build_model(open_model(folder), torch.float32, device, checkpointing="block")
-        attach(model, LORA.rank, LORA.alpha, LORA.dropout, LORA.targets)
+        attach(model, LORA)
         initialise(model, 0, device)
         document = settings(stage, **ADAM) | {"gradient_clipping": CLIP}
-        assert not deepspeed_json.check(document, "settings", data_parallel=1)
-        resolved = deepspeed_json.resolve(
-            document, data_parallel=1, total_steps=0, width=64, fp16_supported=False
-        )
+        resolved = resolved_json(document, 1, CONFIG)
         engine = Engine(model, resolved, mesh, device, seed=0)
         if stage == STAGES[0]:
             peft_format.save(out / "initial", engine.whole_adapter(), adapter)

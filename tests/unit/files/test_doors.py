@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from llama.adapters import peft_format
-from llama.checkpoint.files import read_file
+from llama.checkpoint.content import _read_file as read_file
 from llama.data.rows import read_rows
 from llama.errors import UserError, raise_if
 from llama.launch.hostfile import read_hostfile
-from llama.settings import deepspeed_json
+from llama.settings import LoRAOptions, deepspeed_json
 from llama.settings.options.read import read_yaml
 from llama.tokenizer.load import load_tokenizer
 from llama.tokenizer.templates import load_template
@@ -56,7 +56,8 @@ def _tokenizer(folder: Path) -> Path:
 def _adapter(folder: Path) -> Path:
     factors = {"a": torch.zeros(2, TINY.dim), "b": torch.zeros(TINY.dim, 2)}
     state = {f"layers.0.attention.wq.lora.{name}": value for name, value in factors.items()}
-    config = peft_format.AdapterConfig(2, 4.0, 0.0, ("wq",), "")
+    options = LoRAOptions(rank=2, alpha=4.0, dropout=0.0, targets=("wq",))
+    config = peft_format.AdapterConfig(options, "")
     peft_format.save(folder, state, config)
     return folder
 
@@ -94,7 +95,7 @@ DOORS: dict[str, tuple[Callable[[Path], Path], str, Callable[[Path], object]]] =
     "tokenizer_config.json": (_tokenizer, "tokenizer_config.json", load_tokenizer),
     "chat_template.jinja": (_tokenizer, "chat_template.jinja", load_tokenizer),
     "template": (_empty, "template.jinja", _template),
-    "rows": (_empty, "rows.jsonl", lambda folder: read_rows(folder / "rows.jsonl")),
+    "rows": (_empty, "rows.jsonl", lambda folder: read_rows([folder / "rows.jsonl"])),
     "deepspeed": (_empty, "ds.json", lambda folder: deepspeed_json.load(folder / "ds.json", [])),
     "yaml": (_empty, "options.yaml", _yaml),
     "hostfile": (_empty, "hosts", lambda folder: read_hostfile(folder / "hosts")),
