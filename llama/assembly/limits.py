@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from llama.data.examples import numbers
+from llama.data.source import Source
 from llama.data.types import Example
 from llama.errors import UserError, raise_if
 from llama.model.config import ModelConfig
@@ -31,9 +31,9 @@ def check_tokenizer(path: Path, tokenizer: Tokenizer, config: ModelConfig, model
 
 
 def check_examples(
-    path: Path, rows: Iterable[Sequence[Example]], config: ModelConfig, tokenizer: Tokenizer
+    source: Source, rows: Iterable[Sequence[Example]], config: ModelConfig, tokenizer: Tokenizer
 ) -> None:
-    """Refuse examples of `path` that use a token without a row. Those longer than the model's
+    """Refuse examples of `source` that use a token without a row. Those longer than the model's
     positions are counted in one line; refused where its rotation is not known there."""
     examples = sorted((e for row in rows for e in row), key=lambda example: example.row)
     problems = []
@@ -42,15 +42,15 @@ def check_examples(
         for id_ in {id_ for id_ in example.input_ids if id_ >= config.vocab_size}:
             used.setdefault(id_, []).append(example.row)
     for id_, at in sorted(used.items()):
-        problems.append(f"{path}: {numbers(at)}: {_no_row(tokenizer, id_, config)}")
+        problems.append(f"{source.name}: {source.numbers(at)}: {_no_row(tokenizer, id_, config)}")
     long = [example.row for example in examples if len(example.input_ids) > config.max_seq_len]
     if long:
         longest = max(len(example.input_ids) for example in examples)
         verb = "is" if len(long) == 1 else "are"
         past = (
-            f"{path}: {len(long):,} of {len(examples):,} examples ({numbers(long)}) {verb} longer "
-            f"than the model's {config.max_seq_len} positions (max_position_embeddings), the "
-            f"longest has {longest:,} tokens"
+            f"{source.name}: {len(long):,} of {len(examples):,} examples ({source.numbers(long)}) "
+            f"{verb} longer than the model's {config.max_seq_len} positions "
+            f"(max_position_embeddings), the longest has {longest:,} tokens"
         )
         problems += _past(past, f"--seq_len {config.max_seq_len} cuts them", config)
     raise_if(problems)

@@ -26,7 +26,7 @@ def evaluate(options: EvaluateOptions) -> int:
     tokenizer = find_tokenizer(source, options.tokenizer)
     template = load_template(options.template, tokenizer)
     data = SFT.prepare(options.data, template, tokenizer, options.seq_len, options.pack)
-    check_examples(data.path, data.packed, source.config, tokenizer)
+    check_examples(data.report.source, data.packed, source.config, tokenizer)
     if options.adapter is not None:
         check_adapter(options.adapter, source.config)
     print(data.report.text(), file=sys.stderr)

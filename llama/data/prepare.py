@@ -1,7 +1,8 @@
-"""A data file to packed rows, in one call: read, rendered, linted, packed."""
+"""Data files to packed rows, in one call: read, rendered, linted, packed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,26 +11,26 @@ from llama.data.lint import LintReport, lint
 from llama.data.packing import PackedRow, pack_examples
 from llama.data.rows import Row, read_rows
 from llama.data.types import Example
-from llama.files.inputs import sha256_of
-from llama.tokenizer.base import Tokenizer
-from llama.tokenizer.templates import Template
+from llama.files.shards import sha256_of_files
+from llama.tokenizer.base import Template, Tokenizer
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A data file, ready to be cut into batches."""
+    """The data of one option, ready to be cut into batches."""
 
-    path: Path
+    files: tuple[Path, ...]
     rows: list[Row]
     examples: list[Example]
     """In the order of the rows."""
     packed: list[PackedRow]
     report: LintReport
     sha256: str
+    """Of the files in their order."""
 
 
 def prepare(
-    path: Path,
+    paths: Sequence[Path],
     template: Template,
     tokenizer: Tokenizer,
     seq_len: int,
@@ -37,15 +38,16 @@ def prepare(
     first: int | None = None,
 ) -> Prepared:
     """Of the `first` rows alone, if that is given. Raises `UserError` with all that is wrong with
-    the file."""
-    rows = read_rows(path)[:first]
-    built = build_examples(path, rows, template, tokenizer, seq_len)
+    the files."""
+    data = read_rows(paths)
+    rows = data.rows[:first]
+    built = build_examples(data.source, rows, template, tokenizer, seq_len)
     report = lint(built, tokenizer)
     return Prepared(
-        path=path,
+        files=data.source.files,
         rows=rows,
         examples=built.examples,
         packed=pack_examples(built.examples, seq_len, pack),
         report=report,
-        sha256=sha256_of(path),
+        sha256=sha256_of_files(data.source.files),
     )

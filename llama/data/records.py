@@ -1,20 +1,32 @@
-"""A data file's records: JSON, JSONL or Parquet, told apart by what the file holds."""
+"""A data file's records: JSON, JSONL, CSV, Parquet or Arrow, told apart by what the file holds."""
 
 from __future__ import annotations
 
 import codecs
+import csv
+import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 
-from llama.errors import UserError
-from llama.files.kinds import ERROR, JSON, PARQUET, TEXT
+from llama.errors import UserError, raise_if
+from llama.files.kinds import CSV, ERROR, HEAD, JSON, PARQUET, TEXT, kind_of
 from llama.files.outside import read_bytes, refused
 
-WANTED = "a JSON list of objects, JSONL or Parquet"
+WANTED = "a JSON list of objects, JSONL, CSV, Parquet or Arrow"
+TABLES: dict[str, Callable[[pyarrow.BufferReader], pyarrow.Table]] = {
+    PARQUET: lambda data: pyarrow.parquet.ParquetFile(data).read(),
+    "an Arrow file": lambda data: pyarrow.ipc.open_file(data).read_all(),
+    "an Arrow stream": lambda data: pyarrow.ipc.open_stream(data).read_all(),
+}
+"""How each kind of file that holds columns is read."""
+LONGEST_CELL = 1 << 30
+"""Characters of one value of a CSV file; Python's own limit is 131,072."""
 SHOWN = 20
 """Problems of one file that are told one by one."""
 
@@ -24,44 +36,104 @@ class Problems:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lines: list[str] = []
+        self._lines: dict[str, int] = {}
+        """Each line, and how many more rows it stands for."""
+        self._first: dict[str, str] = {}
         self._more = 0
 
     def add(self, place: str, problem: str) -> None:
         """`place` is a row or line, or empty for the file as a whole."""
         if len(self._lines) < SHOWN:
             where = f"{self._path}: {place}: " if place else f"{self._path}: "
-            self._lines.append(where + problem)
+            self._lines.setdefault(where + problem, 0)
+        else:
+            self._more += 1
+
+    def add_kind(self, place: str, problem: str) -> None:
+        """A problem that other rows are likely to share: told of the first, the rest counted."""
+        if problem in self._first:
+            self._lines[self._first[problem]] += 1
+        elif len(self._lines) < SHOWN:
+            self._first[problem] = f"{self._path}: {place}: {problem}"
+            self._lines[self._first[problem]] = 0
         else:
             self._more += 1
 
     def raise_any(self) -> None:
         """Raise all of them as one UserError, if there are any."""
+        lines = [f"{line}; so {_are(n)} more" if n else line for line, n in self._lines.items()]
         if self._more:
-            self._lines.append(f"{self._path}: and {self._more:,} more problems like these")
-        if self._lines:
-            raise UserError(self._lines)
+            lines.append(f"{self._path}: and {self._more:,} more problems like these")
+        raise_if(lines)
+
+
+def _are(count: int) -> str:
+    return f"{'is' if count == 1 else 'are'} {count:,}"
 
 
 def read_records(path: Path) -> tuple[list[tuple[int, Any]], str]:
     """The records of `path`, each with its number from 1, and what the numbers count: `row`, or
     `line` of a JSONL file. A record may still be anything that JSON can hold. Raises UserError."""
-    data = read_bytes(path, WANTED, kinds=(JSON, PARQUET, ERROR, TEXT))
-    if data.startswith(b"PAR1"):
-        return list(enumerate(_parquet(path, data), start=1)), "row"
+    data = read_bytes(path, WANTED, kinds=(JSON, CSV, ERROR, TEXT, *TABLES))
+    kind = kind_of(data[:HEAD])
+    if kind in TABLES:
+        return list(enumerate(_table(path, data, kind), start=1)), "row"
     data = data.removeprefix(codecs.BOM_UTF8)
-    if data.lstrip().startswith(b"["):
-        return list(enumerate(_json(path, data), start=1)), "row"
     if not data.strip():
         raise UserError(f"{path}: holds no rows; give {WANTED}")
+    if kind == CSV:
+        return list(enumerate(_csv(path, data), start=1)), "row"
+    if data.lstrip().startswith(b"[") and not _is_lines_of_lists(data):
+        return list(enumerate(_json(path, data), start=1)), "row"
     return _json_lines(path, data), "line"
 
 
-def _parquet(path: Path, data: bytes) -> list[dict[str, Any]]:
-    with refused(path, "is not a readable Parquet file"):
-        table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data)).read()
+def _table(path: Path, data: bytes, kind: str) -> list[dict[str, Any]]:
+    with refused(path, f"is not a readable {kind.removeprefix('a ').removeprefix('an ')}"):
+        table = TABLES[kind](pyarrow.BufferReader(data))
         table.validate(full=True)  # Among the rest, that texts are UTF-8.
-        return table.to_pylist()
+        return [_without_nulls(row) for row in table.to_pylist()]
+
+
+def _without_nulls(value: Any) -> Any:
+    """A table's rows all have the fields of any: null stands where a row has none of its own."""
+    if isinstance(value, dict):
+        return {k: _without_nulls(item) for k, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
+
+
+def _csv(path: Path, data: bytes) -> list[dict[str, str]]:
+    """Rows of a CSV file whose first line names the columns, parted by comma, semicolon or tab."""
+    problems = Problems(path)
+    _check_bytes(data, problems)
+    problems.raise_any()
+    text = data.decode("utf-8")
+    heading = text.partition("\n")[0]
+    mark = max(",;\t", key=heading.count)
+    csv.field_size_limit(LONGEST_CELL)
+    with refused(path, "is not valid CSV"):
+        names, *lines = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
+    names = [name.strip() for name in names]
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}: its first line names a column twice: {', '.join(names)}")
+    lines = [line for line in lines if line]
+    for number, line in enumerate(lines, start=1):
+        if len(line) != len(names):
+            found = f"has {len(line)} values where the first line names {len(names)} columns"
+            problems.add(f"row {number}", f"{found}; put a value with {mark!r} in quotes")
+    problems.raise_any()
+    return [dict(zip(names, line, strict=True)) for line in lines]
+
+
+def _is_lines_of_lists(data: bytes) -> bool:
+    """Whether it is JSONL, of lists: its first line is a list of its own, and not the last."""
+    line, _, rest = data.lstrip().partition(b"\n")
+    try:
+        return bool(rest.strip()) and isinstance(json.loads(line), list)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _json(path: Path, data: bytes) -> list[Any]:

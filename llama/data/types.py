@@ -17,7 +17,7 @@ class Example:
     input_ids: list[int]
     labels: list[int]
     row: int
-    """Its row in the file, from 1."""
+    """The number of its row, as `llama.data.source` counts."""
 
     @property
     def supervised(self) -> int:

@@ -5,7 +5,7 @@ A kind is one file of this folder with a class of these methods, and one line in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -13,8 +13,7 @@ import torch
 
 from llama.data.prepare import Prepared
 from llama.data.types import Batch
-from llama.tokenizer.base import Tokenizer
-from llama.tokenizer.templates import Template
+from llama.tokenizer.base import Template, Tokenizer
 
 Model = Callable[..., torch.Tensor]
 """A `Transformer`, or DeepSpeed's engine around one."""
@@ -24,10 +23,15 @@ class Objective(Protocol):
     """What is learnt from the data."""
 
     def prepare(
-        self, path: Path, template: Template, tokenizer: Tokenizer, seq_len: int, pack: bool
+        self,
+        paths: Sequence[Path],
+        template: Template,
+        tokenizer: Tokenizer,
+        seq_len: int,
+        pack: bool,
     ) -> Prepared:
-        """The examples of a data file, checked and packed into rows of `seq_len` tokens. Raises
-        `UserError` with all that is wrong with the file."""
+        """The examples of the files and folders at `paths`, checked and packed into rows of
+        `seq_len` tokens. Raises `UserError` with all that is wrong with them."""
         ...
 
     def count(self, batch: Batch) -> int:

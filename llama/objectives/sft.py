@@ -3,6 +3,7 @@ from those before it in its own document."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,17 +12,21 @@ from llama.data.feed import model_inputs
 from llama.data.prepare import Prepared, prepare
 from llama.data.types import Batch
 from llama.objectives.objective import Model
-from llama.tokenizer.base import Tokenizer
-from llama.tokenizer.templates import Template
+from llama.tokenizer.base import Template, Tokenizer
 
 
 class SupervisedFineTuning:
     """`Objective` of rows that hold the answers to be learnt."""
 
     def prepare(
-        self, path: Path, template: Template, tokenizer: Tokenizer, seq_len: int, pack: bool
+        self,
+        paths: Sequence[Path],
+        template: Template,
+        tokenizer: Tokenizer,
+        seq_len: int,
+        pack: bool,
     ) -> Prepared:
-        return prepare(path, template, tokenizer, seq_len, pack)
+        return prepare(paths, template, tokenizer, seq_len, pack)
 
     def count(self, batch: Batch) -> int:
         """The supervised tokens."""

@@ -49,12 +49,13 @@ class TrainOptions(ModelOptions):
 
     deepspeed: Path
     """The DeepSpeed JSON, as ds_configs/lora.json: precision, batch, optimizer, schedule, ZeRO."""
-    data: Path | None = field(default=None, metadata=BY_CONTENT)
-    """Training rows, JSON, JSONL or Parquet: Alpaca, prompt/completion, messages or text; none
-    means the 200 bundled examples."""
-    eval_data: Path | None = field(default=None, metadata=BY_CONTENT)
-    """Held-out rows, in any form --data takes; none means the bundled set where --data is also
-    none, else no evaluation."""
+    data: list[Path] = field(default_factory=list, metadata=BY_CONTENT)
+    """Training rows: a file (JSON, JSONL, CSV, Parquet or Arrow) or a folder of shards; may be
+    repeated. Alpaca, Dolly, prompt/completion, messages, ShareGPT or text; none means the 200
+    bundled examples."""
+    eval_data: list[Path] = field(default_factory=list, metadata=BY_CONTENT)
+    """Held-out rows, as --data takes them; none means the bundled set where --data is also none,
+    else no evaluation."""
     output_dir: Path | None = None
     """Folder the run writes; none means runs/<time>. What --resume does with one that holds a run
     already is said there."""
@@ -123,8 +124,8 @@ class GenerateOptions(ModelOptions):
 class EvaluateOptions(ModelOptions):
     """Settings of `evaluate`."""
 
-    data: Path
-    """Rows to evaluate on: JSON, JSONL or Parquet, in any form that train takes."""
+    data: list[Path]
+    """Rows to evaluate on: files or folders of shards, as train takes them; may be repeated."""
     adapter: Path | None = None
     """A PEFT folder; none means the model alone."""
     seq_len: int = 1024
@@ -143,9 +144,9 @@ class EvaluateOptions(ModelOptions):
 class BenchmarkOptions(ModelOptions):
     """Settings of `benchmark`."""
 
-    data: Path | None = None
-    """Rows to train on, in any form that train takes; none means random tokens, each row of the
-    batch one document with every position supervised."""
+    data: list[Path] = field(default_factory=list)
+    """Rows to train on, as train takes them; may be repeated. None means random tokens, each row
+    of the batch one document with every position supervised."""
     rows: int | None = None
     """Take this many rows from the start of --data; none means all."""
     batch: int | None = None

@@ -10,6 +10,7 @@ from typing import Any
 
 from llama.errors import UserError, raise_if
 from llama.files.inputs import file_problem, nearest, not_found
+from llama.files.shards import data_problems
 from llama.model.config import LINEARS
 from llama.settings import deepspeed_json
 from llama.settings.commands import (
@@ -36,7 +37,8 @@ def check_train(options: TrainOptions, world_size: int) -> list[str]:
         *check_lora(options.lora),
         *_check_degree(options.tensor_parallel, world_size),
         *_check_seed(options.seed),
-        *_check_files(data=options.data, eval_data=options.eval_data),
+        *data_problems("data", options.data),
+        *data_problems("eval_data", options.eval_data),
     ]
     if not 0 < options.hang_timeout < math.inf:
         expected = "expected a finite number above 0"
@@ -104,7 +106,8 @@ def check_evaluate(options: EvaluateOptions) -> list[str]:
     return [
         *_check_model(options),
         *_check_adapter(options.adapter),
-        *_check_files(data=options.data),
+        *data_problems("data", options.data),
+        *([] if options.data else ["--data: expected one or more files, found none"]),
         *_at_least(2, seq_len=options.seq_len),
         *_at_least(1, micro_batch=options.micro_batch),
     ]
@@ -114,7 +117,7 @@ def check_benchmark(options: BenchmarkOptions, world_size: int) -> list[str]:
     """Every problem of `benchmark`'s own settings on `world_size` ranks."""
     problems = [
         *_check_model(options),
-        *_check_files(data=options.data),
+        *data_problems("data", options.data),
         *_at_least(1, rows=options.rows, batch=options.batch, steps=options.steps),
         *_at_least(0, warmup=options.warmup),
         *_at_least(2, seq_len=options.seq_len),
@@ -122,7 +125,7 @@ def check_benchmark(options: BenchmarkOptions, world_size: int) -> list[str]:
         *_check_degree(options.tensor_parallel, world_size),
         *_check_seed(options.seed),
     ]
-    if options.rows is not None and options.data is None:
+    if options.rows is not None and not options.data:
         problems.append("--rows: has no effect without --data")
     if options.deepspeed is not None:
         owned = {"batch": options.batch, "precision": options.precision}
@@ -177,14 +180,6 @@ def _check_degree(tensor_parallel: int, world_size: int) -> list[str]:
             "start a multiple of it (deepspeed --num_gpus N)"
         ]
     return _at_least(1, tensor_parallel=tensor_parallel)
-
-
-def _check_files(**paths: Path | None) -> list[str]:
-    return [
-        f"--{name}: {path} {problem}"
-        for name, path in paths.items()
-        if path is not None and (problem := file_problem(path))
-    ]
 
 
 def _check_model(options: ModelOptions) -> list[str]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol, TypedDict
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypedDict
+
+Tools = Sequence[Any] | None
 
 Follows = Literal["nothing", "special", "text"]
 """What stands before a text: nothing (or BOS alone), a control token, or more text."""
@@ -21,10 +24,15 @@ END_OF_ANSWER = (
 """Control tokens that end an answer in the known chat formats, besides a model's own EOS."""
 
 
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Names under which a message holds what was thought before the answer."""
+
+
 class Turn(TypedDict):
     """What every message has."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Role
     content: str
 
 
@@ -33,6 +41,60 @@ class Message(Turn, total=False):
 
     input: str
     """What the instruction in `content` works on, where a row keeps the two apart (Alpaca)."""
+    reasoning_content: str
+    thinking: str
+    reasoning: str
+    tool_calls: list[dict[str, Any]]
+    name: str
+    tool_call_id: str
+    learn: bool
+    """False on an assistant turn that is context and is not learnt."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A conversation as ids, and what of it the ids do not say."""
+
+    ids: list[int]
+    labels: list[int]
+    """As `ids` where supervised, else -100."""
+    left_out: tuple[str, ...] = ()
+    """Roles of the turns, one for each, whose content the template does not write."""
+    unwritten: tuple[str, ...] = ()
+    """Fields of turns, and `tools`, that the template does not write."""
+    lost: int = 0
+    """Characters for which the tokenizer gave no token."""
+
+
+class Template(Protocol):
+    """Writes conversations as ids. The ids of a prompt are the same in `write` and `prompt`, and
+    text that looks like a control token is one in no message.
+
+    `tools` are the functions that the model may call, as a row's `tools` describes them.
+    """
+
+    name: str
+
+    def write(
+        self, messages: Sequence[Message], tokenizer: Tokenizer, tools: Tools = None
+    ) -> Written:
+        """Supervised is what the format writes of every assistant turn that is to be learnt, and
+        the token that ends it. What follows the last assistant turn is left out. Raises UserError
+        where the format cannot express `messages`."""
+        ...
+
+    def prompt(
+        self, messages: Sequence[Message], tokenizer: Tokenizer, tools: Tools = None
+    ) -> list[int]:
+        """Ids up to where the assistant's next turn begins."""
+        ...
+
+    def render(
+        self, messages: Sequence[Message], tokenizer: Tokenizer, tools: Tools = None
+    ) -> tuple[list[int], list[int]]:
+        """`(input_ids, labels)` of `write`."""
+        written = self.write(messages, tokenizer, tools)
+        return written.ids, written.labels
 
 
 class Tokenizer(Protocol):

@@ -17,6 +17,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llama.errors import UserError
+from llama.tokenizer.marks import texts_of
 
 ALLOWANCE = 1_000_000
 """Characters that a template may add to the contents it is given."""
@@ -54,7 +55,8 @@ def compile_template(source: str, name: str) -> Callable[[Mapping[str, Any]], st
         raise UserError(f"{name}: is not a valid Jinja template ({_one_line(error)})") from None
 
     def render(variables: Mapping[str, Any]) -> str:
-        room = ALLOWANCE + 4 * sum(len(turn["content"]) for turn in variables["messages"])
+        given = texts_of([variables["messages"], variables.get("tools")])
+        room = ALLOWANCE + 4 * sum(map(len, given))
         parts: list[str] = []
         try:
             for part in template.generate(variables):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -15,6 +16,8 @@ class Segment:
 
     value: str | int
     supervised: bool = False
+    muted: bool = False
+    """Of an answer that is not to be learnt: it has the ids that it would have if it were."""
 
 
 def encode_segments(
@@ -33,8 +36,8 @@ def encode_segments(
     labels = [IGNORE] * len(ids)
     follows: Follows = "nothing"
     filled = (segment for segment in segments if segment.value != "")
-    for (supervised, is_text), group in groupby(
-        filled, key=lambda segment: (segment.supervised, isinstance(segment.value, str))
+    for (supervised, muted, is_text), group in groupby(
+        filled, key=lambda s: (s.supervised, s.muted, isinstance(s.value, str))
     ):
         if is_text:
             new = tokenizer.encode("".join(str(segment.value) for segment in group), follows)
@@ -42,5 +45,12 @@ def encode_segments(
             new = [int(segment.value) for segment in group]
         follows = "text" if is_text else "special"
         ids += new
-        labels += new if supervised else [IGNORE] * len(new)
+        labels += new if supervised and not muted else [IGNORE] * len(new)
     return ids, labels
+
+
+def lost_characters(text: str, ids: Sequence[int], tokenizer: Tokenizer) -> int:
+    """Characters of `text` that its `ids` do not give back. Spaces that a tokenizer puts before a
+    text of its own accord are no loss."""
+    given_back = tokenizer.decode(ids)
+    return 0 if given_back == text else (Counter(text) - Counter(given_back)).total()

@@ -5,36 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from llama.errors import UserError
 from llama.files.outside import TOKENIZER_BYTES, read_bytes, refused
-from llama.tokenizer.base import Message, Tokenizer
+from llama.tokenizer.base import REASONING, Message, Template, Tokenizer, Tools, Written
 from llama.tokenizer.built_in_templates import BUILT_IN, TEMPLATES
-from llama.tokenizer.chat import ChatTemplate
-from llama.tokenizer.segments import Segment, encode_segments
+from llama.tokenizer.chat import CALLS, ChatTemplate
+from llama.tokenizer.segments import Segment, encode_segments, lost_characters
 
 
-class Template(Protocol):
-    """Writes conversations as ids. The ids of a prompt are the same in `render` and `prompt`, and
-    text that looks like a control token is one in no message."""
-
-    name: str
-
-    def render(
-        self, messages: Sequence[Message], tokenizer: Tokenizer
-    ) -> tuple[list[int], list[int]]:
-        """`(input_ids, labels)`: supervised are the content of every assistant turn and the token
-        that ends it. What follows the last assistant turn is left out. Raises UserError where the
-        format cannot express `messages`."""
-        ...
-
-    def prompt(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
-        """Ids up to where the assistant's next turn begins."""
-        ...
-
-
-class AlpacaTemplate:
+class AlpacaTemplate(Template):
     """Stanford Alpaca's prompt, then the answer, then EOS.
 
     A system message takes the place of the introduction. Each later turn goes on after EOS with
@@ -52,16 +32,24 @@ class AlpacaTemplate:
         "context. Write a response that appropriately completes the request."
     )
 
-    def render(
-        self, messages: Sequence[Message], tokenizer: Tokenizer
-    ) -> tuple[list[int], list[int]]:
+    def write(
+        self, messages: Sequence[Message], tokenizer: Tokenizer, tools: Tools = None
+    ) -> Written:
         last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=-1)
         if last < 0:
             raise UserError("alpaca: the conversation has no assistant turn")
         segments = self._segments(messages[: last + 1], tokenizer)
-        return encode_segments(segments, tokenizer, _begin(tokenizer))
+        ids, labels = encode_segments(segments, tokenizer, _begin(tokenizer))
+        text = "".join(segment.value for segment in segments if isinstance(segment.value, str))
+        given = {field for message in messages[: last + 1] for field in message}
+        unwritten = [field for field in (*REASONING, *CALLS) if field in given]
+        unwritten += ["tools"] if tools else []
+        lost = lost_characters(text, ids, tokenizer)
+        return Written(ids, labels, unwritten=tuple(unwritten), lost=lost)
 
-    def prompt(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+    def prompt(
+        self, messages: Sequence[Message], tokenizer: Tokenizer, tools: Tools = None
+    ) -> list[int]:
         segments = self._segments(messages, tokenizer)
         return encode_segments(segments, tokenizer, _begin(tokenizer))[0]
 
@@ -71,13 +59,17 @@ class AlpacaTemplate:
         expected = "user"
         for i, message in enumerate(messages):
             content, given = message["content"], message.get("input")
-            if i == 0 and message["role"] == "system":
+            if i == 0 and message["role"] in ("system", "developer"):
                 introduction = content
                 continue
             if message["role"] != expected:
                 raise UserError(f"alpaca: turn {i + 1} is {message['role']}, not {expected}")
             if message["role"] == "assistant":
-                segments += [Segment(content, True), Segment(tokenizer.eos_id, True)]
+                if "tool_calls" in message:
+                    raise UserError(f"alpaca: turn {i + 1} has tool_calls, which it cannot write")
+                muted = message.get("learn") is False
+                answer = (content, tokenizer.eos_id)
+                segments += [Segment(value, True, muted) for value in answer]
                 expected = "user"
                 continue
             if not segments:

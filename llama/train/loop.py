@@ -91,7 +91,7 @@ class Run:
         self.summary.setdefault("checkpoint_seconds", 0.0)
         config = inputs.source.config
         self.report = Reporter(self.start, config, plan.total_steps, mesh, device)
-        for line in [inputs.training.report.text(), *plan.resolved.notes, *self.start.notes]:
+        for line in [*inputs.reports(), *plan.resolved.notes, *self.start.notes]:
             self.report.say(line)
         self.engine = build_engine(inputs.source, self.options, plan.resolved, mesh, device)
         if self.options.checkpointing == "auto":

@@ -55,7 +55,7 @@ def run_record(
         **trainable(inputs),
         "model": dataclasses.asdict(inputs.source.config),
         "model_fingerprint": inputs.source.reader.fingerprint(),
-        "data": [{"path": str(d.path), "sha256": d.sha256} for d in data if d],
+        "data": [{"files": list(map(str, d.files)), "sha256": d.sha256} for d in data if d],
         **environment(device),
     }
 

@@ -41,7 +41,7 @@ def choose_prompts(
             before_answer.append(message)
         if before_answer and len(prompts) < COUNT:
             text = "\n\n".join(joined_content(message) for message in before_answer)
-            ids = template.prompt(before_answer, tokenizer)
+            ids = template.prompt(before_answer, tokenizer, row.tools)
             if can_answer(ids, MAX_NEW_TOKENS, config):
                 prompts.append(Prompt(text, ids))
     return prompts

@@ -146,6 +146,7 @@ def _meta_tokenizer(folder: Path) -> Path | None:
 
 
 def _open_file(path: Path) -> tuple[WeightReader, Path]:
+    """A GGUF file is a model with its tokenizer; of other formats a single file is not enough."""
     if problem := file_problem(path, (GGUF, *_PARTS)):
         raise UserError(f"{path}: {problem}; give {_WANTED}")
     with path.open("rb") as file:

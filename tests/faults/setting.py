@@ -14,7 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults.forked import Run, Spoil
-from tests.support.tiny_runs import deepspeed_json, read_lines, write_json, write_model, write_rows
+from tests.support.tiny_runs import (
+    deepspeed_json,
+    merged,
+    read_lines,
+    write_json,
+    write_model,
+    write_rows,
+)
 
 Outcome = tuple[str, list[tuple[int, float]]]
 
@@ -59,14 +66,14 @@ class Setting:
         settings = self.folder / f"ds-{shape.name}.json"
         if not settings.exists():
             write_json(settings, deepspeed_json(shape.zero_stage, 2))
-        return [
+        argv = [
             *("--deepspeed", str(settings), "--model", str(self.folder / "model")),
             *("--data", str(self.folder / "rows.json"), "--template", "chatml"),
             *("--seq_len", "64", "--pack", "false", "--lora.rank", "4", "--lora.dropout", "0.1"),
             *("--tensor_parallel", str(shape.tensor_parallel), "--epochs", str(shape.epochs)),
             *("--save_every", "1", "--keep", "2", "--output_dir", str(out)),
-            *more,
         ]
+        return merged(argv, more)
 
     def start(self, shape: Shape, out: Path, *more: str, spoil: Spoil | None = None) -> Run:
         return Run(self.argv(shape, out, *more), out.with_suffix(".log"), shape.ranks, spoil)

@@ -106,7 +106,7 @@ def adapter(path: Path) -> None:
 
 def rows(path: Path) -> None:
     tokenizer = byte_tokenizer(path.parent / "bytes")
-    prepare(path, load_template("chatml", tokenizer), tokenizer, 64, True)
+    prepare([path], load_template("chatml", tokenizer), tokenizer, 64, True)
 
 
 def tokenizer(path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from tests.bad_inputs.setting import Setting, build
 from tests.bad_inputs.setting import launched as launched_as
 from tests.support.model_files import ROOT
-from tests.support.tiny_runs import Launcher, free_port, launched, write_json, write_rows
+from tests.support.tiny_runs import Launcher, free_port, launched, merged, write_json, write_rows
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_as_a_process_it_ends_with_2(
     launcher: Launcher, ranks: int, arguments: list[str], tmp_path: Path
 ) -> None:
     """Nothing but the errors is ours; each is said once, however many ranks there are."""
-    argv = [*arguments, "--data", "absent", "--lora.targets", "wx"]
+    argv = merged(arguments, ["--data", "absent", "--lora.targets", "wx"])
     done = launched(launcher, "train.py", *argv, ranks=ranks)
     assert done.returncode == 2, done.stdout + done.stderr
     said = done.stdout + done.stderr
@@ -74,7 +74,11 @@ def test_ranks_that_were_not_given_the_same(
     port = str(free_port())
     runs = [
         subprocess.Popen(
-            [sys.executable, ROOT / "launcher/train.py", *arguments, *(change if rank else [])],
+            [
+                sys.executable,
+                ROOT / "launcher/train.py",
+                *merged(arguments, change if rank else []),
+            ],
             cwd=tmp_path,
             env=os.environ
             | launched_as(rank, 2)

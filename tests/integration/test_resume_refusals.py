@@ -17,7 +17,7 @@ from llama.tokenizer.built_in_templates import CHATML
 from llama.train.loop import train
 from tests.support.model_files import write_huggingface
 from tests.support.resume_case import STEPS, Case, settings
-from tests.support.tiny_runs import CONFIG, launched, write_json, write_rows
+from tests.support.tiny_runs import CONFIG, launched, merged, write_json, write_rows
 from tests.support.tokenizer_files import write_tokenizer_json
 
 pytestmark = pytest.mark.slow
@@ -38,7 +38,7 @@ class Trial:
 
     def run(self, *more: str, name: str = "stopped", kind: str = "zero1-fp32") -> int:
         argv = [*self.case.argv(name, settings(kind)), "--output_dir", str(self.folder / name)]
-        argv = _merged(argv, more)
+        argv = merged(argv, more)
         self._capsys.readouterr()
         return run_command(train, TrainOptions, "train.py", "", argv)
 
@@ -54,14 +54,6 @@ class Trial:
         with pytest.raises(ReachedError):
             self.run(*more, **changes)
         return self._capsys.readouterr().err
-
-
-def _merged(argv: list[str], more: tuple[str, ...]) -> list[str]:
-    """`more` in place of what `argv` says of the same options; a value of None takes one out."""
-    given = dict(zip(argv[::2], argv[1::2], strict=True)) | dict(
-        zip(more[::2], more[1::2], strict=True)
-    )
-    return [part for pair in given.items() if pair[1] != "-" for part in pair]
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -289,7 +281,7 @@ def test_every_rank_refuses_alike(case: Case, tmp_path: Path) -> None:
     shutil.copytree(case.out("stopped"), tmp_path / "stopped")
     two = write_json(tmp_path / "two.json", settings("zero1-fp32", 1))
     argv = case.argv("x", {})
-    argv = _merged(argv, ("--deepspeed", str(two), "--output_dir", str(tmp_path / "stopped")))
+    argv = merged(argv, ("--deepspeed", str(two), "--output_dir", str(tmp_path / "stopped")))
     done = launched("deepspeed", "train.py", *argv, "--seed", "5", ranks=2)
     assert done.returncode == 2, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,14 @@ CONFIG = replace(TINY, vocab_size=264, max_seq_len=256)
 Launcher = Literal["python", "torchrun", "deepspeed"]
 
 _OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
+
+
+def merged(argv: Sequence[str], more: Sequence[str]) -> list[str]:
+    """`more` in place of what `argv` says of the same options; a value of `-` takes one out. Both
+    hold an option and its value in turn."""
+    given = dict(zip(argv[::2], argv[1::2], strict=True))
+    given |= dict(zip(more[::2], more[1::2], strict=True))
+    return [part for pair in given.items() if pair[1] != "-" for part in pair]
 
 
 def write_model(folder: Path, config: ModelConfig = CONFIG) -> Path:

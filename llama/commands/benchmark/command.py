@@ -79,7 +79,7 @@ def benchmark(options: BenchmarkOptions) -> int:
 
 def row_length(options: BenchmarkOptions) -> int:
     """Tokens of a row: by default 256 where they are random, 1024 where examples are packed."""
-    return options.seq_len or (256 if options.data is None else 1024)
+    return options.seq_len or (1024 if options.data else 256)
 
 
 def read_job(options: BenchmarkOptions) -> Job:
@@ -107,7 +107,7 @@ def deepspeed_config(options: BenchmarkOptions) -> dict[str, Any]:
     """What is run without --deepspeed: as ds_configs/, at a constant rate, one micro-batch."""
     params = {"lr": 1e-3, "weight_decay": 0.0, "torch_adam": True}
     config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": options.batch or (4 if options.data is None else 1),
+        "train_micro_batch_size_per_gpu": options.batch or (1 if options.data else 4),
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 1.0,
         "optimizer": {"type": "AdamW", "params": params},
@@ -124,7 +124,7 @@ def deepspeed_config(options: BenchmarkOptions) -> dict[str, Any]:
 
 
 def _read_data(options: BenchmarkOptions, source: ModelSource) -> Prepared | None:
-    if options.data is None:
+    if not options.data:
         check_length(row_length(options), source.config)
         return None
     tokenizer = find_tokenizer(source, options.tokenizer)
@@ -132,7 +132,7 @@ def _read_data(options: BenchmarkOptions, source: ModelSource) -> Prepared | Non
     length = row_length(options)
     data = prepare(options.data, template, tokenizer, length, pack=True, first=options.rows)
     print(data.report.text(), file=sys.stderr)
-    check_examples(data.path, data.packed, source.config, tokenizer)
+    check_examples(data.report.source, data.packed, source.config, tokenizer)
     return data
 
 
@@ -250,7 +250,7 @@ def describe(job: Job, resolved: Resolved, mesh: Mesh, device: torch.device) -> 
     options = job.options
     return {
         "model": options.model,
-        "data": options.data and str(options.data),
+        "data": [str(path) for path in options.data] or None,
         "micro_batch": resolved.micro_batch,
         "accumulation": resolved.accumulation,
         "seq_len": job.row_length,

@@ -61,7 +61,7 @@ class Ways:
             "master_addr": options.master_addr or (None if self.by_ssh else "127.0.0.1"),
             "port": options.master_port,
             "output_dir": str(options.output_dir),
-            "data": None if options.data is None else str(options.data),
+            "data": [str(path) for path in options.data],
             "model": options.model,
         }
         replies = self._run("probe", [request] * len(self.hosts))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from llama.errors import UserError, raise_if
@@ -18,8 +18,8 @@ class DoctorOptions:
     """The hostfile that deepspeed will be given, asked over ssh; none means this machine."""
     model: str | None = None
     """A model, named as in train, whose files must be the same on every host."""
-    data: Path | None = None
-    """A file that must be the same on every host."""
+    data: list[Path] = field(default_factory=list)
+    """Files or folders of shards, as in train, that must be the same on every host."""
     output_dir: Path = Path("runs")
     """Folder that the run will write, on the first host."""
     master_addr: str | None = None

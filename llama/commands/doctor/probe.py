@@ -18,12 +18,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from llama.files.inputs import sha256_of
+from llama.files.shards import data_files, sha256_of_files
 from llama.launch.packages import COMPUTING
 
 MARK = "llama-doctor: "
@@ -37,8 +37,8 @@ def say(record: dict[str, Any]) -> None:
 
 
 def probe(request: dict[str, Any]) -> dict[str, Any]:
-    """`request` holds `port`, `output_dir`, and `master_addr`, `data` and `model`, which are None
-    where they were not given."""
+    """`request` holds `port`, `output_dir`, the paths `data`, and `master_addr` and `model`, which
+    are None where they were not given."""
     found: dict[str, Any] = {
         "boot": boot_id(),
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in COMPUTING},
@@ -54,8 +54,8 @@ def probe(request: dict[str, Any]) -> dict[str, Any]:
         "disk": _disk(Path(request["output_dir"])),
         **_devices(),
     }
-    if request["data"] is not None:
-        found["data"] = _attempt(lambda: _file(Path(request["data"])))
+    if request["data"]:
+        found["data"] = _attempt(lambda: _data([Path(path) for path in request["data"]]))
     if request["model"] is not None:
         found["model"] = _attempt(lambda: _model(request["model"]))
     return found | {"clock": time.time()}  # last: it is compared with the time of arrival
@@ -153,8 +153,10 @@ def _devices() -> dict[str, Any]:
         return {"devices": [], "devices_error": str(error).partition("\n")[0]}
 
 
-def _file(path: Path) -> dict[str, Any]:
-    return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+def _data(paths: Sequence[Path]) -> dict[str, Any]:
+    files = [file for path in paths for file in data_files(path)]
+    size = sum(file.stat().st_size for file in files)
+    return {"sha256": sha256_of_files(files), "bytes": size}
 
 
 def _model(name: str) -> dict[str, Any]:

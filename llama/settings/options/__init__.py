@@ -7,9 +7,11 @@ A field's type decides what the option takes:
     X | None                      an X; absent (in YAML also `null`) means None
     tuple[str, ...]               names joined by commas: `wq,wv`
     list[str]                     the option repeated: `--override a=1 --override b=2`
+    list[Path]                    the same, or several joined by commas: `--data a,b --data c`
     a dataclass                   its fields, dotted: `--lora.rank`
 
-`--config FILE.yaml` takes the same options, nested or dotted; the command line wins.
+Any other option may stand on a command line once. `--config FILE.yaml` takes the same options,
+nested or dotted; the command line wins.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Option:
         if typing.get_origin(self.kind) is tuple:
             return "NAME,NAME"
         if self.repeated:
-            return "KEY=VALUE"
+            return "PATH" if typing.get_args(self.kind) == (Path,) else "KEY=VALUE"
         names = {str: "TEXT", int: "N", float: "X", bool: "true|false", Path: "PATH"}
         return names[self.kind]
 

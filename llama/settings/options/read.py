@@ -33,7 +33,7 @@ class Given:
 def read_arguments(
     argv: list[str], options: Mapping[str, Option], problems: list[str]
 ) -> dict[str, Given]:
-    """`--name value` and `--name=value` by name; of an option that is not a list the last wins.
+    """`--name value` and `--name=value` by name; only an option that is a list may stand twice.
 
     The next word is the value unless it looks like an option, so `--lora.alpha -1` and `--prompt
     '- x'` mean what they say; a value such as `--x` is written `--prompt=--x`."""
@@ -58,7 +58,10 @@ def read_arguments(
         if name not in known:
             problems.append(f"--{name}: unknown option{nearest(name, known, '--')}")
             continue
-        earlier = given[name].texts if name in given and options[name].repeated else []
+        earlier = given[name].texts if name in given else []
+        if earlier and name != LOCAL_RANK and not (name in options and options[name].repeated):
+            problems.append(f"--{name}: given twice; keep one")
+            continue
         given[name] = Given(f"--{name}", [*earlier, text])
     given.pop(LOCAL_RANK, None)
     return given

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import typing
 from collections.abc import Callable, Sequence
@@ -22,10 +23,15 @@ def value_of(option: Option, texts: Sequence[str | None]) -> Any:
     if None in texts:
         if option.optional:
             return None
+        if option.repeated and texts == [None]:
+            return []
         raise ValueError("expected a value, found nothing")
     given = [text for text in texts if text is not None]
     if option.repeated:
-        return given
+        (kind,) = typing.get_args(option.kind)
+        if kind is Path:
+            given = [part for text in given for part in _paths(text)]
+        return [_SCALARS[kind](text) for text in given]
     origin = typing.get_origin(option.kind)
     if origin is tuple:
         return _names(given)
@@ -66,6 +72,11 @@ def _boolean(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise ValueError(f"expected true or false, found {text!r}")
     return text.lower() == "true"
+
+
+def _paths(text: str) -> list[str]:
+    """Paths joined by commas, or one that has a comma in its name."""
+    return [text] if os.path.exists(text) else text.split(",")
 
 
 def _path(text: str) -> Path:

@@ -34,6 +34,12 @@ class Inputs:
     training: Prepared
     held_out: Prepared | None
 
+    def reports(self) -> list[str]:
+        """What the user is told of the rows; of the held-out ones, where something befell any."""
+        held_out = self.held_out and self.held_out.report
+        said = [] if held_out is None or held_out.is_plain else [f"held-out: {held_out.text()}"]
+        return [self.training.report.text(), *said]
+
 
 def read_inputs(options: TrainOptions, deepspeed: dict[str, Any], mesh: Mesh) -> Inputs:
     """Read the model's headers, the tokenizer and the data. Raises `UserError`: what is wrong on
@@ -50,14 +56,14 @@ def _read(options: TrainOptions, deepspeed: dict[str, Any]) -> Inputs:
     raise_if(degree_problems(options.tensor_parallel, options.lora.rank, source.config))
     tokenizer = find_tokenizer(source, options.tokenizer)
     template = load_template(options.template, tokenizer)
-    training_path, held_out_path = _data_paths(options)
     prepared: list[Prepared | None] = []
     problems: list[str] = []
-    for path in (training_path, held_out_path):
+    for paths in _data_paths(options):
         try:
-            found = path and SFT.prepare(path, template, tokenizer, options.seq_len, options.pack)
-            if found:
-                check_examples(found.path, found.packed, source.config, tokenizer)
+            found = None
+            if paths:
+                found = SFT.prepare(paths, template, tokenizer, options.seq_len, options.pack)
+                check_examples(found.report.source, found.packed, source.config, tokenizer)
             prepared.append(found)
         except UserError as error:
             problems += error.problems
@@ -67,10 +73,10 @@ def _read(options: TrainOptions, deepspeed: dict[str, Any]) -> Inputs:
     return Inputs(options, deepspeed, source, tokenizer, template, training, held_out)
 
 
-def _data_paths(options: TrainOptions) -> tuple[Path, Path | None]:
+def _data_paths(options: TrainOptions) -> tuple[list[Path], list[Path]]:
     """The bundled held-out rows go with the bundled training rows, and with no others."""
-    if options.data is None:
-        return bundled("instructions_200"), options.eval_data or bundled("heldout_40")
+    if not options.data:
+        return [bundled("instructions_200")], options.eval_data or [bundled("heldout_40")]
     return options.data, options.eval_data
 
 

@@ -116,6 +116,11 @@ CASES = [
     ),
     Case("a YAML file that is not there", words("--config", "run.yml"), ("run.yml: ",)),
     Case("a YAML file with an unknown option", yaml("seqlen: 64\n"), ("did you mean seq_len?",)),
+    Case(
+        "an option twice",
+        words("--seed", "1", "--seed=2", "--model", "model"),
+        ("--seed: given twice; keep one", "--model: given twice; keep one"),
+    ),
     Case("a YAML file with an option twice", yaml("seed: 1\nseed: 2\n"), ("given twice",)),
     Case("a YAML list", yaml("- seed\n"), ("expected a mapping",)),
     Case("a YAML file with an alias", yaml("data: &a x\nmodel: *a\n"), ("aliases are not",)),

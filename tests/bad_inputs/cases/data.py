@@ -44,6 +44,20 @@ def parquet_cut(setting: Setting) -> None:
     setting.path("rows.json").write_bytes(data[:-20])
 
 
+def folder(*names: str) -> Callable[[Setting], None]:
+    def make(setting: Setting) -> None:
+        setting.path("set").mkdir()
+        for name in names:
+            (setting.path("set") / name).write_text(json.dumps([PAIR]))
+        setting.options["data"] = "set"
+
+    return make
+
+
+def given_twice(setting: Setting) -> None:
+    setting.more += ["--data", "./rows.json"]
+
+
 def both_files(setting: Setting) -> None:
     setting.edit_rows((1, {"prompt": "a"}))
     setting.path("held_out.json").write_text("[]")
@@ -58,14 +72,22 @@ PAIR = {"prompt": "a", "completion": "b"}
 USER, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 CASES = [
     Case("a file that is not there", named("row.json"), ("did you mean rows.json?",)),
-    Case("a folder", named("model"), ("--data: model is a folder",)),
+    Case("a model's folder", named("model"), ("--data: model: holds a model (config.json)",)),
+    Case(
+        "a shard missing",
+        folder("train-00000-of-00002.json"),
+        ("set: these of its shards are missing: train-00001-of-00002.json",),
+    ),
+    Case("two splits", folder("train.json", "test.json"), ("set: holds several splits (test, tr",)),
+    Case("a folder without data", folder("notes.txt"), ("set: holds no data file among its 1",)),
+    Case("one file twice", given_twice, ("--data: rows.json is given twice",)),
     Case("a FIFO", fifo, ("--data: pipe is not a regular file",)),
     Case("an empty file", content(""), ("rows.json: is empty",)),
     Case("an empty list", content("[]"), ("holds no rows",)),
     Case("a line cut short", third_line_cut, ("rows.json: line 3: malformed JSON",)),
     Case("a list cut short", content('[{"prompt": "a"'), ("rows.json: is not valid JSON",)),
     Case("one object over several lines", content('{"a": [\n1]}'), ("one JSON object",)),
-    Case("CSV", content("prompt,completion\na,b\n"), ("is CSV text",)),
+    Case("CSV of other columns", content("a,b\n1,2\n"), ("row 1: has none of the known",)),
     Case("a Parquet file cut short", parquet_cut, ("is not a readable Parquet file",)),
     Case("bad UTF-8", content(b'{"text": "a"}\n{"text": "\xff"}\n'), ("line 2: is not UTF-8",)),
     Case("a NUL", content('{"text": "a"}\n{"text": "\0"}\n'), ("line 2: holds a NUL character",)),
@@ -79,6 +101,18 @@ CASES = [
     ),
     Case("a row that is no object", lambda s: s.edit_rows((7, "a")), ("row 7: is a string",)),
     Case("fields of no known form", rows({"question": "a", "answer": "b"}), ("known fields",)),
+    Case("a gzip file", content(b"\x1f\x8b\x08" + bytes(9)), ("is gzip-compressed: unpack it",)),
+    Case("UTF-16", content('[{"text": "a"}]'.encode("utf-16")), ("is UTF-16 text, not UTF-8",)),
+    Case("lines of lists", content('["a"]\n["b"]\n'), ("line 1: is a list, not an object",)),
+    Case("a CSV row with a value too many", content("text,id\na,b,c\n"), ("row 1: has 3 values",)),
+    Case(
+        "preference pairs",
+        rows({"prompt": "a", "chosen": "a", "rejected": "b"}),
+        ("row 1: is a preference pair",),
+    ),
+    Case("judged answers", rows({**PAIR, "label": True}), ("row 1: is a judged answer (KTO",)),
+    Case("tokens in place of text", rows({"input_ids": [1]}), ("row 1: holds tokens (input_ids)",)),
+    Case("images", rows({**PAIR, "images": ["a.png"]}), ("row 1: holds images, sound or film",)),
     Case("two forms in one file", rows(PAIR, {"text": "a"}), ("row 2: is text, but",)),
     Case("an unknown role", rows({"messages": [{**USER, "role": "gpt"}, ANSWER]}), ("'gpt'",)),
     Case("a chat without an answer", rows({"messages": [USER]}), ("no assistant turn",)),
@@ -86,6 +120,31 @@ CASES = [
         "a turn without content",
         rows({"messages": [{"role": "user"}, ANSWER]}),
         ("turn 1, field 'content' is missing",),
+    ),
+    Case(
+        "a part that is no text",
+        rows({"messages": [{**USER, "content": [{"type": "image_url"}]}, ANSWER]}),
+        ("turn 1, field 'content', part 1 is of type 'image_url'",),
+    ),
+    Case(
+        "a weight of a half",
+        rows({"messages": [USER, {**ANSWER, "weight": 0.5}]}),
+        ("turn 2, field 'weight' is 0.5; known are 0 and 1",),
+    ),
+    Case(
+        "another switch of a turn",
+        rows({"messages": [USER, {**ANSWER, "loss": False}]}),
+        ("turn 2 has `loss`, which is not read",),
+    ),
+    Case(
+        "calls that the template does not write",
+        rows({"messages": [USER, {**ANSWER, "tool_calls": [{"function": {"name": "f"}}]}]}),
+        ("rows.json: row 1: chatml: turn 2 has tool_calls, which the template does not write",),
+    ),
+    Case(
+        "a history that is no list of pairs",
+        rows({"instruction": "a", "output": "b", "history": ["a"]}),
+        ("field 'history', pair 1 is a string, not [question, answer]",),
     ),
     Case("every row longer than `--seq_len`", all_longer, ("rows.json: none of its 11 rows",)),
     Case("both data files wrong", both_files, ("rows.json: row 1", "held_out.json: holds no")),

@@ -28,7 +28,7 @@ CASES = [
         "a degree that one rank cannot have", words("--tensor_parallel", "2"), ("groups of 2",)
     ),
     Refused("a rank above the width", words("--lora.rank", "65"), ("above the model's width 64",)),
-    Refused("no such model", words("--model", "absent"), ("absent",)),
+    Refused("no such model", lambda s: s.options.update(model="absent"), ("absent",)),
     Refused("an unknown key", no_such_key, ("zero_optimisation",)),
     Refused("WORLD_SIZE `two`", variables(WORLD_SIZE="two"), ("WORLD_SIZE: expected",)),
     Refused("more ranks than devices", cuda(2, 4, "0,1", "2"), ("sees 2 CUDA devices",)),

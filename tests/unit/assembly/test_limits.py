@@ -15,6 +15,7 @@ from llama.assembly.limits import (
     check_prompt,
     check_tokenizer,
 )
+from llama.data.source import Source
 from llama.data.types import Example
 from llama.errors import UserError
 from llama.model.scaling import DynamicScaling
@@ -24,6 +25,7 @@ from tests.support.model_files import TINY
 from tests.support.tokenizer_files import byte_description, byte_tokenizer, write_tokenizer_json
 
 ROWS = Path("rows.jsonl")
+SOURCE = Source((ROWS,))
 SHORT = replace(TINY, vocab_size=264, max_seq_len=16)
 DYNAMIC = replace(SHORT, rope_scaling=DynamicScaling(4.0))
 
@@ -40,7 +42,7 @@ def example(length: int, row: int, id_: int = 5) -> Example:
 def test_what_fits_is_not_spoken_of(tokenizer: Tokenizer, capsys: Any) -> None:
     for config in (SHORT, DYNAMIC):
         check_tokenizer(ROWS, tokenizer, config, "model")
-        check_examples(ROWS, [[example(16, 1), example(3, 2, id_=263)]], config, tokenizer)
+        check_examples(SOURCE, [[example(16, 1), example(3, 2, id_=263)]], config, tokenizer)
         check_prompt([263] * 6, 10, config, tokenizer)
         check_length(16, config)
     assert capsys.readouterr().err == ""
@@ -48,7 +50,7 @@ def test_what_fits_is_not_spoken_of(tokenizer: Tokenizer, capsys: Any) -> None:
 
 def test_positions_past_the_model_s_are_counted(tokenizer: Tokenizer, capsys: Any) -> None:
     rows = [[example(17, 3), example(16, 1)], [example(40, 2)]]
-    check_examples(ROWS, rows, SHORT, tokenizer)
+    check_examples(SOURCE, rows, SHORT, tokenizer)
     check_prompt([5] * 6, 11, SHORT, tokenizer)
     check_prompt([5] * 20, 11, SHORT, tokenizer)
     check_length(17, SHORT)
@@ -63,7 +65,7 @@ def test_positions_past_the_model_s_are_counted(tokenizer: Tokenizer, capsys: An
 
 def test_a_rotation_that_changes_with_the_length_ends_there(tokenizer: Tokenizer) -> None:
     for check in (
-        lambda: check_examples(ROWS, [[example(17, 3)]], DYNAMIC, tokenizer),
+        lambda: check_examples(SOURCE, [[example(17, 3)]], DYNAMIC, tokenizer),
         lambda: check_prompt([5] * 6, 11, DYNAMIC, tokenizer),
         lambda: check_length(17, DYNAMIC),
     ):
@@ -82,9 +84,9 @@ def test_a_token_without_a_row_is_refused_where_it_is_used(tmp_path: Path) -> No
     tokenizer = _tokenizer(tmp_path / "added", description)
     config = replace(SHORT, vocab_size=261)
     check_tokenizer(Path("t"), tokenizer, config, "model")
-    check_examples(ROWS, [[example(4, 1)]], config, tokenizer)
+    check_examples(SOURCE, [[example(4, 1)]], config, tokenizer)
     with pytest.raises(UserError) as caught:
-        check_examples(ROWS, [[example(4, 7, 262)], [example(4, 2, 261)]], config, tokenizer)
+        check_examples(SOURCE, [[example(4, 7, 262)], [example(4, 2, 261)]], config, tokenizer)
     first, second = caught.value.problems
     assert first.startswith("rows.jsonl: row 2: uses the token '[PAD]' of id 261")
     assert second.startswith("rows.jsonl: row 7: uses the token '<extra>' of id 262")

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llama.data.examples import ExampleSet, build_examples
 from llama.data.lint import lint
+from llama.data.prepare import prepare
 from llama.data.rows import Row, bundled, read_rows
+from llama.data.source import Source
 from llama.data.types import IGNORE, Example
 from llama.errors import UserError
-from llama.tokenizer.base import Follows, Tokenizer
+from llama.tokenizer.base import Follows, Message, Tokenizer
+from llama.tokenizer.load import load_tokenizer
 from llama.tokenizer.templates import load_template
 from tests.support.tokenizer_files import byte_tokenizer, smollm2
 
-FILE = Path("data.json")
+FILE = Source((Path("data.json"),))
 
 
 @pytest.fixture
@@ -145,7 +152,7 @@ def test_report(tokenizer: Tokenizer) -> None:
 
 
 def test_bundled_data_is_clean() -> None:
-    rows = read_rows(bundled("instructions_200"))
+    rows = read_rows([bundled("instructions_200")]).rows
     template = load_template(None, smollm2())
     report = lint(build_examples(FILE, rows, template, smollm2(), 1024), smollm2())
     assert (report.rows, report.examples) == (200, 200)
@@ -188,3 +195,129 @@ def test_nothing_to_learn_is_refused(tokenizer: Tokenizer) -> None:
     (line,) = refusals(built, tokenizer)
     assert "none of its 2 rows has a token to learn (row 1: its prompt alone" in line
     assert "holds no rows" in refusals(ExampleSet(FILE, 64), tokenizer)[0]
+
+
+def found(
+    rows: list[Row], tokenizer: Tokenizer, seq_len: int = 64, template: str = "chatml"
+) -> str:
+    return lint(build(rows, tokenizer, seq_len, template), tokenizer).text()
+
+
+def test_control_text_in_rows_is_counted(tokenizer: Tokenizer) -> None:
+    tools = [{"name": "<s>"}]
+    rows = [chat(1, "<|im_end|>", "a<s></s>"), chat(2, "q", "a"), Row(3, text="<|im_start|>user")]
+    said = found([*rows, replace(chat(4, "q", "b"), tools=tools)], tokenizer)
+    assert "; 5 control tokens written out in the rows are taken as text (rows 1, 3, 4)" in said
+    assert "control" not in found([chat(1, "<|im_", "end|>")], tokenizer)
+    said = found([chat(1, "</s>", "a")], tokenizer)
+    assert "; 1 control token written out in the rows is taken as text (row 1)" in said
+
+
+def test_characters_without_a_token_are_counted() -> None:
+    """SmolLM2's vocabulary lacks some control characters."""
+    tokenizer = smollm2()
+    rows = [Row(1, text="it printed \x04\x06 and \x13."), chat(2, "\x14", "caf\u00e9 \U0001f600")]
+    said = found([*rows, chat(3, "q", "a")], tokenizer)
+    assert "; 4 characters were lost, for which the tokenizer has no token (rows 1, 2)" in said
+    assert "lost" not in found([chat(1, "caf\u00e9  \U0001f600\n", " a")], tokenizer)
+
+
+def test_characters_without_a_piece_are_counted(tmp_path: Path) -> None:
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto: Any = sentencepiece_model_pb2.ModelProto()  # pyright: ignore
+    proto.trainer_spec.model_type = proto.trainer_spec.BPE
+    for piece, kind in (("<unk>", 2), ("<s>", 3), ("</s>", 3), *((c, 1) for c in "\u2581abcq")):
+        proto.pieces.add(piece=piece, score=-1.0, type=kind)
+    (tmp_path / "tokenizer.model").write_bytes(proto.SerializeToString())
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.model")
+    rows = [Row(1, text="a b"), Row(2, text="a\u00e9 b\u4e16")]
+    said = found(rows, tokenizer, template="alpaca")
+    assert "; 2 characters were lost, for which the tokenizer has no token (row 2)" in said
+
+
+def test_turns_that_are_left_out_are_counted(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "t.jinja"
+    path.write_text("{% for m in messages %}{% if m.role in ('user', 'assistant') %}{{ m.content }}"
+                    "<|im_end|>{% endif %}{% endfor %}")  # fmt: skip
+    system: Message = {"role": "system", "content": "Be kind."}
+    rows = [Row(i, (system, *chat(i, "q", "a" * i).messages)) for i in (1, 2)]
+    said = found([*rows, chat(3, "q", "b")], tokenizer, template=str(path))
+    assert "; 2 turns of the role system that the template leaves out (rows 1, 2)" in said
+
+
+def test_empty_answers_and_open_ends_are_counted(tokenizer: Tokenizer) -> None:
+    question: Message = {"role": "user", "content": "and?"}
+    muted: Message = {"role": "assistant", "content": "", "learn": False}
+    call: Message = {"role": "assistant", "content": "", "reasoning_content": "so"}
+    rows = [
+        chat(1, "q", ""),
+        chat(2, "q", " \n"),
+        Row(3, (*chat(3, "q", "a").messages, question, question)),
+        Row(4, (question, muted, *chat(4, "q", "a").messages)),
+        Row(5, (question, call)),
+    ]
+    said = found(rows, tokenizer)
+    assert "; 2 answers without text teach their end token alone (rows 1, 2)" in said
+    assert "; 1 row ends on a user turn, after the last answer, which is left out (row 3)" in said
+
+
+def test_what_a_cut_costs_is_told(tokenizer: Tokenizer) -> None:
+    first = chat(1, "q", "ab").messages
+    rows = [
+        chat(1, "q", "a"),
+        Row(2, (*first, *chat(2, "q", "b" * 60).messages)),
+        Row(3, (*first, *chat(3, "q" * 60, "cc").messages)),
+        chat(4, "q" * 80, "a"),
+    ]
+    built = build(rows, tokenizer)
+    said = lint(built, tokenizer).text()
+    assert "; 3 truncated (rows 2, 3, 4); " in said
+    assert "; 1 answer is cut short and lost its end (row 2)" in said
+    assert "; 2 answers are lost whole (rows 3, 4)" in said
+    kept = sum(example.supervised for example in built.examples)
+    whole = sum(example.supervised for example in build(rows, tokenizer, 512).examples)
+    assert f"; {whole - kept} supervised tokens are lost with that; " in said
+    (cut,) = [example for example in built.examples if example.row == 2]
+    assert cut.labels[-1] == tokenizer.encode("b")[0], "no end is put where the answer has none"
+    assert "most answers lost their end" not in said
+    assert "most answers lost their end" in found(
+        [rows[0], *rows[3:], chat(5, "r" * 90, "a")], tokenizer
+    )
+    assert "lost" not in found(rows, tokenizer, 512)
+
+
+def test_rows_are_named_with_their_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    def file(name: str, *texts: str) -> Path:
+        lines = [json.dumps({"text": text, "id": text}) + "\n\n" for text in texts]
+        (tmp_path / name).write_text("".join(lines))
+        return tmp_path / name
+
+    paths = [file("b.jsonl", "x", "y"), file("a.jsonl", "z", "<s>", "z")]
+    data = read_rows(paths)
+    assert [row.text for row in data.rows] == ["x", "y", "z", "<s>", "z"]
+    said = found_in(paths, tokenizer)
+    assert "5 rows gave 5 examples" in said and "1 are duplicates" in said
+    assert "is taken as text (a.jsonl row 3)" in said
+    assert "(b.jsonl rows 1, 3; a.jsonl rows 1, 3, 5)" in said
+    bad = file("c.jsonl", "x")
+    bad.write_text('{"text": 1}\n')
+    with pytest.raises(UserError) as caught:
+        read_rows([*paths, bad])
+    assert caught.value.problems == [f"{bad}: line 1: field 'text' is a number, not a string"]
+
+
+def found_in(paths: list[Path], tokenizer: Tokenizer) -> str:
+    return prepare(paths, load_template("chatml", tokenizer), tokenizer, 64, True).report.text()
+
+
+def test_the_hash_covers_every_file_in_order(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).write_text(json.dumps([{"text": name}]))
+
+    def sha256(*names: str) -> str:
+        paths = [tmp_path / name for name in names]
+        return prepare(paths, load_template(None, tokenizer), tokenizer, 64, True).sha256
+
+    assert sha256("a") == hashlib.sha256((tmp_path / "a").read_bytes()).hexdigest()
+    assert len({sha256("a"), sha256("b"), sha256("a", "b"), sha256("b", "a")}) == 4

@@ -29,9 +29,13 @@ def write(tmp_path: Path, data: Any, name: str = "data") -> Path:
     return path
 
 
+def read(*paths: Path) -> list[Row]:
+    return read_rows(paths).rows
+
+
 def problems(path: Path) -> list[str]:
     with pytest.raises(UserError) as caught:
-        read_rows(path)
+        read(path)
     assert all(line.startswith(str(path)) and "\n" not in line for line in caught.value.problems)
     return [line.removeprefix(f"{path}: ") for line in caught.value.problems]
 
@@ -42,49 +46,49 @@ def problems(path: Path) -> list[str]:
         (ALPACA, Row(1, ALPACA_MESSAGES)),
         (
             {"instruction": "Add", "input": "", "output": "3", "text": "published so", "id": 7},
-            Row(1, ({"role": "user", "content": "Add"}, ALPACA_MESSAGES[1])),
+            Row(1, ({"role": "user", "content": "Add"}, ALPACA_MESSAGES[1]), unread=("text", "id")),
         ),
         (
             {"instruction": "Add", "input": None, "output": ""},
             Row(1, ({"role": "user", "content": "Add"}, {"role": "assistant", "content": ""})),
         ),
         ({"prompt": "u", "completion": "a"}, Row(1, tuple(TURNS))),
-        ({"messages": TURNS, "text": "ignored"}, Row(1, tuple(TURNS))),
+        ({"messages": TURNS, "text": "more"}, Row(1, tuple(TURNS), unread=("text",))),
         ({"text": "once"}, Row(1, text="once")),
     ],
 )
 def test_formats(tmp_path: Path, record: dict[str, Any], row: Row) -> None:
-    assert read_rows(write(tmp_path, [record])) == [row]
-    assert read_rows(write(tmp_path, json.dumps(record).encode())) == [row]
+    assert read(write(tmp_path, [record])) == [row]
+    assert read(write(tmp_path, json.dumps(record).encode())) == [row]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([record]), tmp_path / "parquet")
-    assert read_rows(tmp_path / "parquet") == [row]
+    assert read(tmp_path / "parquet") == [row]
 
 
 def test_content_decides_not_the_name(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([ALPACA] * 3), tmp_path / "a.json")
-    assert [row.number for row in read_rows(tmp_path / "a.json")] == [1, 2, 3]
-    assert len(read_rows(write(tmp_path, [ALPACA] * 2, "a.parquet"))) == 2
+    assert [row.number for row in read(tmp_path / "a.json")] == [1, 2, 3]
+    assert len(read(write(tmp_path, [ALPACA] * 2, "a.parquet"))) == 2
 
 
 def test_bom_crlf_and_blank_lines(tmp_path: Path) -> None:
     line = json.dumps({"text": "caf\u00e9 \u2028 x"}, ensure_ascii=False).encode()
     path = write(tmp_path, b"\xef\xbb\xbf" + line + b"\r\n\r\n" + line + b"\r\n")
-    rows = read_rows(path)
+    rows = read(path)
     assert [(row.number, row.text) for row in rows] == [
         (1, "caf\u00e9 \u2028 x"),
         (3, "caf\u00e9 \u2028 x"),
     ]
     pretty = json.dumps([ALPACA], indent=2).replace("\n", "\r\n").encode()
-    assert len(read_rows(write(tmp_path, b"\xef\xbb\xbf\r\n" + pretty))) == 1
+    assert len(read(write(tmp_path, b"\xef\xbb\xbf\r\n" + pretty))) == 1
 
 
 def test_bundled() -> None:
-    counts = {name: len(read_rows(bundled(name))) for name in BUNDLED}
+    counts = {name: len(read(bundled(name))) for name in BUNDLED}
     assert counts == {"instructions_200": 200, "heldout_40": 40}
 
 
 def test_real_alpaca() -> None:
-    assert len(read_rows(outside("alpaca_2000.json"))) == 2000
+    assert len(read(outside("alpaca_2000.json"))) == 2000
 
 
 @pytest.mark.parametrize("source", ["made here", "published"])
@@ -115,7 +119,11 @@ def test_tasks_of_another_shape_are_refused(source: str, tmp_path: Path) -> None
         ({"text": ""}, "row 1: field 'text' is empty"),
         ({"text": "a\0b"}, "row 1: field 'text' holds a NUL"),
         ({"text": "\ud800"}, "row 1: field 'text' holds half of a surrogate"),
-        ({"conversations": []}, "row 1: has none of the known fields; expected `messages`"),
+        (
+            {"question": 1, "b": 2},
+            "row 1: has none of the known fields (it has question, b); expected",
+        ),
+        ({"conversations": []}, "row 1: field 'conversations' has no assistant turn"),
         ({}, "row 1: has none of the known fields"),
         (["a"], "row 1: is a list, not an object"),
         (None, "row 1: is null, not an object"),
@@ -125,7 +133,8 @@ def test_tasks_of_another_shape_are_refused(source: str, tmp_path: Path) -> None
         ({"messages": [1, *TURNS]}, "row 1: field 'messages', turn 1 is a number"),
         (
             {"messages": [*TURNS, {"role": "gpt", "content": "x"}]},
-            "row 1: field 'messages', turn 3 has the role 'gpt'; known are system, user, assistant",
+            "row 1: field 'messages', turn 3 has the role 'gpt'; known are system, developer, "
+            "user, assistant, tool",
         ),
         (
             {"messages": [*TURNS, {"role": ["user"], "content": "x"}]},
@@ -187,16 +196,24 @@ def test_malformed_lines_have_their_numbers(tmp_path: Path) -> None:
         (b"[" * 100_000, "is nested too deeply"),
         (b"[" + b"1" * 5000 + b"]", "row 1: is|is not valid JSON"),
         (b'{"data": [\n1]}', "holds one JSON object over several lines"),
-        (b"instruction,output\na,b\n", "is CSV text"),
+        (b"instruction,output\na,b\n1,2,3\n", "row 2: has 3 values where the first line names 2"),
+        (b'instruction,output\n"a,b\n', "is not valid CSV"),
+        (b"instruction,output,output\na,b,c\n", "names a column twice"),
+        (b"a,b\n1,2\n", "row 1: has none of the known fields (it has a, b)"),
+        (b"ARROW1 and nothing", "is not a readable Arrow file"),
+        (b"\x1f\x8b\x08" + bytes(9), "is gzip-compressed: unpack it first"),
+        (b"PK\3\4" + bytes(40), "is a zip archive"),
+        (b'["a", "b"]\n["c", "d"]\n["e", "f"]\n', "line 1: is a list, not an object"),
         (b"PAR1 and nothing", "is not a readable Parquet"),
         (b'[{"text": "\xc3\x28"}]', "line 1: is not UTF-8"),
         (b'[{"text":\n "\0"}]', "line 2: holds a NUL"),
-        ('[{"text": "x"}]'.encode("utf-16"), "UTF-8|NUL"),
+        ('[{"text": "x"}]'.encode("utf-16"), "is UTF-16 text"),
     ],
 )
 def test_bad_files(tmp_path: Path, content: bytes, said: str) -> None:
     found = problems(write(tmp_path, content))
     assert any(word in found[0] for word in said.split("|")), found
+    assert len(found) == 1
 
 
 def test_parquet_problems(tmp_path: Path) -> None:
@@ -220,7 +237,6 @@ def test_what_is_no_regular_file(tmp_path: Path) -> None:
     (line,) = problems(tmp_path / "trian.json")
     assert "does not exist" in line
     assert f"did you mean {tmp_path / 'train.json'}?" in line
-    assert "is a folder" in problems(tmp_path)[0]
     os.mkfifo(tmp_path / "pipe")
     assert "not a regular file" in problems(tmp_path / "pipe")[0]
     assert "cannot be read" in problems(tmp_path / "train.json" / "x")[0]

@@ -94,7 +94,7 @@ DOORS: dict[str, tuple[Callable[[Path], Path], str, Callable[[Path], object]]] =
     "tokenizer_config.json": (_tokenizer, "tokenizer_config.json", load_tokenizer),
     "chat_template.jinja": (_tokenizer, "chat_template.jinja", load_tokenizer),
     "template": (_empty, "template.jinja", _template),
-    "rows": (_empty, "rows.jsonl", lambda folder: read_rows(folder / "rows.jsonl")),
+    "rows": (_empty, "rows.jsonl", lambda folder: read_rows([folder / "rows.jsonl"])),
     "deepspeed": (_empty, "ds.json", lambda folder: deepspeed_json.load(folder / "ds.json", [])),
     "yaml": (_empty, "options.yaml", _yaml),
     "hostfile": (_empty, "hosts", lambda folder: read_hostfile(folder / "hosts")),

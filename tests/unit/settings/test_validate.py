@@ -35,7 +35,7 @@ def train(**changes: Any) -> TrainOptions:
 def test_the_defaults_are_sound():
     assert check_train(train(), world_size=1) == []
     assert check_generate(GenerateOptions(prompt="")) == []
-    assert check_evaluate(EvaluateOptions(data=LORA_JSON)) == []
+    assert check_evaluate(EvaluateOptions(data=[LORA_JSON])) == []
 
 
 def test_every_option_has_help(capsys: pytest.CaptureFixture[str]):
@@ -58,9 +58,9 @@ def test_every_option_has_help(capsys: pytest.CaptureFixture[str]):
         ({"tensor_parallel": -2}, "--tensor_parallel: expected at least 1, found -2"),
         ({"tensor_parallel": 3}, "4 processes cannot be divided into groups of 3"),
         ({"tensor_parallel": 8}, "4 processes cannot be divided into groups of 8"),
-        ({"data": Path("/nowhere/x")}, "--data: /nowhere/x does not exist"),
-        ({"eval_data": Path("/tmp")}, "--eval_data: /tmp is a folder"),
-        ({"data": Path("/dev/null")}, "--data: /dev/null is not a regular file"),
+        ({"data": [Path("/nowhere/x")]}, "--data: /nowhere/x does not exist"),
+        ({"eval_data": [LORA_JSON, LORA_JSON]}, "lora.json is given twice"),
+        ({"data": [Path("/dev/null")]}, "--data: /dev/null is not a regular file"),
         ({"tokenizer": Path("/nowhere/x")}, "--tokenizer: /nowhere/x does not exist"),
         ({"template": "alpacca"}, "found 'alpacca'; did you mean alpaca?"),
         ({"template": "/nowhere/t.jinja"}, "or a Jinja file, found '/nowhere/t.jinja'"),
@@ -116,26 +116,27 @@ def test_generate(changes: dict[str, Any], line: str):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"data": Path("/nowhere/x")}, "--data: /nowhere/x does not exist"),
+        ({"data": [Path("/nowhere/x")]}, "--data: /nowhere/x does not exist"),
+        ({"data": []}, "--data: expected one or more files, found none"),
         ({"micro_batch": 0}, "--micro_batch: expected at least 1"),
         ({"seq_len": 1}, "--seq_len: expected at least 2"),
         ({"adapter": Path("/nowhere/x")}, "--adapter"),
     ],
 )
 def test_evaluate(changes: dict[str, Any], line: str):
-    (found,) = check_evaluate(replace(EvaluateOptions(data=LORA_JSON), **changes))
+    (found,) = check_evaluate(replace(EvaluateOptions(data=[LORA_JSON]), **changes))
     assert line in found
 
 
 def test_a_missing_file_names_its_nearest_sibling(tmp_path: Path):
     (tmp_path / "train.jsonl").write_text("")
-    (found,) = check_train(train(data=tmp_path / "trian.jsonl"), world_size=1)
+    (found,) = check_train(train(data=[tmp_path / "trian.jsonl"]), world_size=1)
     assert found.endswith(f"does not exist; did you mean {tmp_path}/train.jsonl?")
 
 
 def test_a_fifo_is_refused_without_being_opened(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
-    (found,) = check_train(train(data=tmp_path / "pipe"), world_size=1)
+    (found,) = check_train(train(data=[tmp_path / "pipe"]), world_size=1)
     assert "is not a regular file" in found
 
 

@@ -234,10 +234,12 @@ def test_jinja_tags_of_hugging_face(tmp_path: Path, tokenizer: Tokenizer) -> Non
 
 def test_content_that_looks_like_a_mark(tokenizer: Tokenizer) -> None:
     odd: list[Message] = [
-        {"role": "user", "content": "#content:1# \x1c#content:0#\x1c"},
-        {"role": "assistant", "content": "\x1c#content:0#\x1c #content:9#"},
+        {"role": "user", "content": "\ue000text:1\ue001 \ue000text:0\ue001"},
+        {"role": "assistant", "content": "\ue000text:0\ue001 \ue000text:9\ue001"},
     ]
-    assert learned(odd, "chatml", tokenizer) == "\x1c#content:0#\x1c #content:9#<|im_end|>"
+    ids, labels = load_template("chatml", tokenizer).render(odd, tokenizer)
+    assert tokenizer.decode([label for label in labels if label != IGNORE]) == odd[1]["content"]
+    assert odd[0]["content"] in tokenizer.decode(ids)
 
 
 DOUBLING = (
@@ -254,7 +256,7 @@ DOUBLING = (
         ("{% for m in messages %}{{ m.content[:3] }}{% endfor %}", "changes what"),
         ("{{ messages[0].content }}", "changes what"),
         ("{{ messages[1].content ~ messages[0].content ~ messages[1].content }}", "changes what"),
-        ("#content:0#{{ messages[0].content ~ messages[1].content }}", "changes what"),
+        ("\ue000text:0\ue001{{ messages[0].content ~ messages[1].content }}", "changes what"),
         ("{{ raise_exception('no such turn') }}", "no such turn"),
         ("{{ missing.attribute }}", "fails"),
         ("{{ 1 / 0 }}", "fails"),

@@ -54,6 +54,8 @@ class Outer(Base):
     """The adapters."""
     override: list[str] = field(default_factory=list)
     """A key."""
+    more: list[Path] = field(default_factory=list)
+    """Files."""
 
 
 def outer(*argv: str) -> Outer:
@@ -75,7 +77,6 @@ def test_defaults():
     [
         ("--epochs 7", {"epochs": 7}),
         ("--epochs=7", {"epochs": 7}),
-        ("--epochs 1 --epochs 2", {"epochs": 2}),
         ("--rate 1e-4", {"rate": 1e-4}),
         ("--rate -1", {"rate": -1.0}),
         ("--rate .5", {"rate": 0.5}),
@@ -90,12 +91,21 @@ def test_defaults():
         ("--lora.rank 4", {"lora": Inner(rank=4)}),
         ("--lora.targets wq,wo", {"lora": Inner(targets=("wq", "wo"))}),
         ("--override a=1 --override b=2", {"override": ["a=1", "b=2"]}),
+        ("--more a --more=b", {"more": [Path("a"), Path("b")]}),
+        ("--more a,b --more c", {"more": [Path("a"), Path("b"), Path("c")]}),
         ("--local_rank 0", {}),
+        ("--local_rank 0 --local_rank 0", {}),
         ("--local_rank=3", {}),
     ],
 )
 def test_values(argv: str, expected: dict):
     assert outer(*argv.split()) == Outer(data=Path("rows"), **expected)
+
+
+def test_a_path_may_hold_a_comma(tmp_path: Path):
+    (tmp_path / "a,b").touch()
+    assert outer("--more", f"{tmp_path}/a,b").more == [tmp_path / "a,b"]
+    assert problems("--more", "a,,b") == ["--more: expected a path, found ''"]
 
 
 def test_a_value_may_begin_with_dashes_that_name_no_option():
@@ -112,6 +122,11 @@ def test_a_value_may_begin_with_dashes_that_name_no_option():
         ("--lora_rank 7", "--lora_rank: unknown option; did you mean --lora.rank?"),
         ("--lora-rank 7", "--lora-rank: unknown option; did you mean --lora.rank?"),
         ("--zzzzzzzz", "--zzzzzzzz: unknown option"),
+        ("--epochs 1 --epochs 2", "--epochs: given twice; keep one"),
+        ("--epochs 1 --epochs=1", "--epochs: given twice; keep one"),
+        ("--json --json", "--json: given twice; keep one"),
+        ("--lora.targets wq --lora.targets wv", "--lora.targets: given twice; keep one"),
+        ("--data more", "--data: given twice; keep one"),
         ("stray", "unexpected argument 'stray'"),
         ("--json stray", "unexpected argument 'stray'"),
         ("-e", "unexpected argument '-e'"),
@@ -148,7 +163,7 @@ def test_yaml_nested_dotted_and_overridden(tmp_path: Path):
     file = tmp_path / "run.yaml"
     file.write_text(
         "data: 007\nepochs: 3\nrate: 1e-4\npack: false\nprompt: no\ntokenizer: null\n"
-        "lora:\n  rank: 8\nlora.targets: [wk, wo]\noverride: [a=1, b=2]\n"
+        "lora:\n  rank: 8\nlora.targets: [wk, wo]\noverride: [a=1, b=2]\nmore: [a, b]\n"
     )
     found = parse(Outer, ["--config", str(file), "--epochs", "9"], "prog", "")
     assert found == Outer(
@@ -159,7 +174,13 @@ def test_yaml_nested_dotted_and_overridden(tmp_path: Path):
         prompt="no",
         lora=Inner(8, ("wk", "wo")),
         override=["a=1", "b=2"],
+        more=[Path("a"), Path("b")],
     )
+    file.write_text("data: rows\nmore: null\n")
+    assert parse(Outer, ["--config", str(file)], "prog", "") == Outer(data=Path("rows"))
+    file.write_text("data: rows\nmore: [a, b]\n")
+    found = parse(Outer, ["--config", str(file), "--more", "c"], "prog", "")
+    assert found.more == [Path("c")], "the command line's list takes the place of the file's"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,326 @@
+"""Forms of row: the same conversation in each gives the same tokens; no field goes unnoticed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.ipc
+import pyarrow.parquet
+import pytest
+
+from llama.data.examples import build_examples
+from llama.data.lint import lint
+from llama.data.rows import Row, read_rows
+from llama.data.types import IGNORE, Example
+from llama.errors import UserError
+from llama.tokenizer.base import Tokenizer
+from llama.tokenizer.templates import load_template
+from tests.support.tokenizer_files import byte_tokenizer
+
+USER, ANSWER = {"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}
+SYSTEM = {"role": "system", "content": "Count."}
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Tokenizer:
+    return byte_tokenizer(tmp_path / "tokenizer")
+
+
+def write(tmp_path: Path, *records: Any) -> Path:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+def row(tmp_path: Path, record: Any) -> Row:
+    (found,) = read_rows([write(tmp_path, record)]).rows
+    return found
+
+
+def examples(path: Path, tokenizer: Tokenizer, template: str = "chatml") -> list[Example]:
+    data = read_rows([path])
+    chosen = load_template(template, tokenizer)
+    return build_examples(data.source, data.rows, chosen, tokenizer, 512).examples
+
+
+def report(path: Path, tokenizer: Tokenizer, seq_len: int = 512) -> str:
+    data = read_rows([path])
+    template = load_template("chatml", tokenizer)
+    return lint(
+        build_examples(data.source, data.rows, template, tokenizer, seq_len), tokenizer
+    ).text()
+
+
+def problem(tmp_path: Path, record: Any) -> str:
+    path = write(tmp_path, record)
+    with pytest.raises(UserError) as caught:
+        read_rows([path])
+    (line,) = caught.value.problems
+    return line.removeprefix(f"{path}: ")
+
+
+PARTS = [{"type": "text", "text": "o"}, {"type": "text", "text": "ne"}]
+SAME = {
+    "one question": [
+        {"messages": [USER, ANSWER]},
+        {"messages": [{**USER, "content": PARTS}, ANSWER]},
+        {"conversations": [{"from": "human", "value": "one"}, {"from": "gpt", "value": "two"}]},
+        {"conversations": [{"from": "user", "value": "one"}, {"from": "gpt", "content": "two"}]},
+        {"conversations": [USER, ANSWER]},
+        {"instruction": "one", "output": "two"},
+        {"instruction": "one", "input": "", "output": "two", "history": []},
+        {"instruction": "one", "context": "", "response": "two", "category": "open_qa"},
+        {"prompt": "one", "completion": "two"},
+        {"prompt": [USER], "completion": [ANSWER]},
+        {"prompt": [USER], "completion": "two"},
+        {"prompt": "one", "completion": [ANSWER]},
+    ],
+    "after a system turn": [
+        {"messages": [SYSTEM, USER, ANSWER]},
+        {"messages": [USER, ANSWER], "system": "Count."},
+        {
+            "conversations": [
+                {"from": "system", "value": "Count."},
+                {"from": "human", "value": "one"},
+                {"from": "gpt", "value": "two"},
+            ]
+        },
+        {"instruction": "one", "output": "two", "system": "Count."},
+        {"prompt": [SYSTEM, USER], "completion": [ANSWER]},
+    ],
+    "after a history": [
+        {"messages": [USER, ANSWER, {**USER, "content": "three"}, {**ANSWER, "content": "four"}]},
+        {"instruction": "three", "output": "four", "history": [["one", "two"]]},
+    ],
+    "on something": [
+        {"instruction": "Add", "input": "1 2", "output": "3"},
+        {"instruction": "Add", "context": "1 2", "response": "3"},
+    ],
+    "of a tool": [
+        {
+            "conversations": [
+                {"from": "human", "value": "one"},
+                {"from": "gpt", "value": "I ask."},
+                {"from": name, "value": "1"},
+                {"from": "gpt", "value": "two"},
+            ]
+        }
+        for name in ("function", "observation", "tool")
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAME)
+@pytest.mark.parametrize("template", ["chatml", "alpaca"])
+def test_the_same_conversation_in_every_form(
+    tmp_path: Path, tokenizer: Tokenizer, name: str, template: str
+) -> None:
+    if (name, template) == ("of a tool", "alpaca"):
+        pytest.skip("Alpaca has no turn of a tool")
+    first, *others = SAME[name]
+    expected = examples(write(tmp_path, first), tokenizer, template)
+    assert sum(example.supervised for example in expected) > 1
+    for other in others:
+        assert examples(write(tmp_path, other), tokenizer, template) == expected, other
+
+
+def test_what_was_answered_in_a_prompt_is_not_learnt_again(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    three = {**USER, "content": "three"}
+    pair = {"prompt": [USER, ANSWER, three], "completion": [{**ANSWER, "content": "four"}]}
+    chat = {"messages": [USER, ANSWER, three, {**ANSWER, "content": "four"}]}
+    (of_pair,) = examples(write(tmp_path, pair), tokenizer)
+    (of_chat,) = examples(write(tmp_path, chat), tokenizer)
+    assert of_pair.input_ids == of_chat.input_ids
+    assert tokenizer.decode([i for i in of_pair.labels if i != IGNORE]) == "four"
+
+
+@pytest.mark.parametrize("switch", [{"weight": 0}, {"weight": 0.0}, {"train": False}])
+def test_a_turn_can_be_switched_off(
+    tmp_path: Path, tokenizer: Tokenizer, switch: dict[str, Any]
+) -> None:
+    on = {"weight": 1} if "weight" in switch else {"train": True}
+    turns = [USER, {**ANSWER, **switch}, USER, {**ANSWER, "content": "good", **on}]
+    for record in (
+        {"messages": turns},
+        {"conversations": [{**t, "from": t["role"], "value": t["content"]} for t in turns]},
+    ):
+        for turn in record.get("conversations", []):
+            del turn["role"], turn["content"]
+        path = write(tmp_path, record)
+        (example,) = examples(path, tokenizer)
+        assert tokenizer.decode([i for i in example.labels if i != IGNORE]) == "good"
+        assert example.supervised == 5, "the end token too"
+        assert "not read" not in report(path, tokenizer)
+
+
+def test_a_row_with_every_answer_switched_off_is_skipped(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    off = {"messages": [USER, {**ANSWER, "weight": 0}]}
+    path = write(tmp_path, off, {"messages": [USER, ANSWER]})
+    assert "1 skipped, no answer in it is to be learnt (row 1)" in report(path, tokenizer)
+
+
+def test_what_a_turn_holds_besides_its_content(tmp_path: Path) -> None:
+    turns = [
+        {**USER, "name": "Ann"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "content": "1", "tool_call_id": "c1"},
+        {"role": "assistant", "reasoning_content": "so", "content": "two", "tool_calls": []},
+    ]
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    expected = (
+        {**USER, "name": "Ann"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        turns[2],
+        {"role": "assistant", "content": "two", "reasoning_content": "so"},
+    )
+    for given in (tools, json.dumps(tools)):
+        found = row(tmp_path, {"messages": turns, "tools": given})
+        assert (found.messages, found.tools, found.unread) == (expected, tools, ())
+
+
+def test_fields_that_are_not_read_are_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    said = report(
+        write(
+            tmp_path,
+            {"messages": [USER, {**ANSWER, "rating": 3}], "id": 7, "source": ""},
+            {"messages": [{**USER, "weight": 1, "tool_calls": [CALL]}, ANSWER], "id": 8},
+            {
+                "messages": [{**USER, "content": [{**PARTS[0], "cache": 1}]}, ANSWER],
+                "tools": [CALL],
+            },
+        ),
+        tokenizer,
+    )
+    for line in (
+        '2 rows have "id", which is not read (rows 1, 2)',
+        '1 row has "rating of a turn", which is not read (row 1)',
+        '1 row has "weight of a turn", which is not read (row 2)',
+        '1 row has "tool_calls of a turn", which is not read (row 2)',
+        '1 row has "cache of a part of a turn", which is not read (row 3)',
+        '1 row has "tools", which the template does not write (row 3)',
+    ):
+        assert f"; {line}" in said
+    assert "source" not in said, "an empty field says nothing"
+
+
+def test_columns_of_a_table_that_a_row_does_not_have(tmp_path: Path) -> None:
+    """A table fills them with null: they are not this row's, down to the arguments of a call."""
+    other = {"function": {"name": "g", "arguments": {"b": 2}}, "type": "function"}
+    records = [
+        {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [call]}]}
+        for call in (CALL, other)
+    ]
+    table = pyarrow.Table.from_pylist(records)
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    with pyarrow.ipc.new_stream(tmp_path / "rows.arrow", table.schema) as stream:
+        stream.write_table(table)
+    with pyarrow.ipc.new_file(tmp_path / "rows.feather", table.schema) as file:
+        file.write_table(table)
+    expected = read_rows([write(tmp_path, *records)]).rows
+    assert expected[0].messages[1].get("tool_calls") == [CALL]
+    for name in ("rows.parquet", "rows.arrow", "rows.feather"):
+        assert read_rows([tmp_path / name]).rows == expected
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_csv(tmp_path: Path, mark: str) -> None:
+    path = tmp_path / "rows.csv"
+    lines = ["\ufeffprompt,completion", "007,two", "", '"a, ""b""\nc",', ""]
+    path.write_text("\r\n".join(lines).replace(",", mark), encoding="utf-8")
+    rows = read_rows([path]).rows
+    said = [(row.messages[0]["content"], row.messages[1]["content"]) for row in rows]
+    assert said == [("007", "two"), (f'a{mark} "b"\nc', "")]
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "is a preference pair (chosen and"),
+        ({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, "is a preference pair"),
+        ({"prompt": "a", "completion": "b", "label": False}, "is a judged answer (KTO"),
+        ({"input_ids": [1, 2], "labels": [1, 2]}, "holds tokens (input_ids), not text"),
+        ({"messages": [USER, ANSWER], "images": ["x.png"]}, "holds images"),
+        ({"messages": [USER, ANSWER], "functions": [CALL]}, "has `functions`, which is not read"),
+        ({"messages": [USER, ANSWER], "documents": [{"text": "x"}]}, "has `documents`"),
+        ({"messages": [USER, ANSWER], "tools": "f"}, "field 'tools' is a string, not a list"),
+        ({"messages": [USER, ANSWER], "tools": ["f"]}, "field 'tools' is a list, not a list of"),
+        ({"messages": [SYSTEM, USER, ANSWER], "system": "x"}, "has a field 'system' and a system"),
+        (
+            {"messages": [USER, {**ANSWER, "weight": 0.5}]},
+            "field 'messages', turn 2, field 'weight' is 0.5; known are 0 and 1",
+        ),
+        ({"messages": [USER, {**ANSWER, "train": 1}]}, "field 'messages', turn 2, field 'train'"),
+        (
+            {"messages": [USER, {**ANSWER, "train": True, "weight": 0}]},
+            "field 'messages', turn 2 has `weight` 0 and `train` true; keep one",
+        ),
+        (
+            {"messages": [USER, {**ANSWER, "loss": False}]},
+            "field 'messages', turn 2 has `loss`, which is not read; say which turns are learnt by",
+        ),
+        (
+            {"messages": [USER, {**ANSWER, "function_call": {"name": "f"}}]},
+            "field 'messages', turn 2 has `function_call`, which is not read; give it as `tool_ca",
+        ),
+        (
+            {"messages": [USER, {**ANSWER, "thinking": "a", "reasoning_content": "b"}]},
+            "field 'messages', turn 2 has several fields of reasoning that differ",
+        ),
+        (
+            {"messages": [{**USER, "content": [{"type": "image_url", "url": "x"}]}, ANSWER]},
+            "field 'messages', turn 1, field 'content', part 1 is of type 'image_url'; only text",
+        ),
+        (
+            {"messages": [USER, {**ANSWER, "tool_calls": "f()"}]},
+            "field 'messages', turn 2, field 'tool_calls' is a string, not a list of objects",
+        ),
+        (
+            {"messages": [USER, {**ANSWER, "tool_calls": [{"f": "\ud800"}]}]},
+            "field 'messages', turn 2, field 'tool_calls' holds half of a surrogate pair",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "bot", "value": "b"}]},
+            "field 'conversations', turn 2 has the role 'bot'; known are system, human, user, gpt",
+        ),
+        ({"conversations": [{"from": "gpt"}]}, "field 'conversations', turn 1, field 'valu"),
+        ({"instruction": "a", "output": "b", "history": "x"}, "field 'history' is a string, not"),
+        (
+            {"instruction": "a", "output": "b", "history": [["x"]]},
+            "field 'history', pair 1 is a list of 1, not [question, answer]",
+        ),
+        (
+            {"instruction": "a", "output": "b", "history": [["x", 1]]},
+            "field 'history', pair 1, answer is a number, not a string",
+        ),
+        ({"prompt": [USER], "completion": [USER]}, "field 'completion' has no assistant turn"),
+        ({"instruction": "a", "context": "b"}, "field 'response' is missing"),
+        ({"instruction": "a", "response": None}, "field 'response' is missing"),
+        ({"instruction": "a", "input": "b"}, "field 'output' is missing"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_says_what_it_is(tmp_path: Path, record: Any, said: str) -> None:
+    assert problem(tmp_path, record).startswith(f"row 1: {said}")
+
+
+def test_a_file_of_another_form_is_one_line(tmp_path: Path) -> None:
+    path = write(tmp_path, *[{"prompt": "a", "chosen": "b", "rejected": "c"}] * 40)
+    with pytest.raises(UserError) as caught:
+        read_rows([path])
+    (line,) = caught.value.problems
+    assert "row 1: is a preference pair" in line and line.endswith("; so are 39 more")
+
+
+def test_tools_nested_without_end(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    tools = '[{"a":' + "[" * 400 + "]" * 400 + "}]"
+    path.write_text(f'[{{"messages": {json.dumps([USER, ANSWER])}, "tools": {tools}}}]')
+    with pytest.raises(UserError, match="row 1: field 'tools' is nested deeper than 50"):
+        read_rows([path])
