@@ -10,6 +10,7 @@ from llama.data.rows import Row
 from llama.data.types import Example
 from llama.errors import UserError, raise_if
 from llama.tokenizer.base import Message, Tokenizer
+from llama.tokenizer.segments import plain_text
 from llama.tokenizer.templates import Template
 
 NAMED = 5
@@ -105,8 +106,7 @@ def _text_examples(text: str, number: int, tokenizer: Tokenizer, seq_len: int) -
 
         seq_len 4    <s> a b c | c d e f | f </s>
     """
-    ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    ids += [*tokenizer.encode(text), tokenizer.eos_id]
+    ids = plain_text(text, tokenizer)
     for start in range(0, len(ids) - 1, seq_len - 1):
         piece = ids[start : start + seq_len]
         yield Example(piece, list(piece), number)

@@ -62,15 +62,13 @@ class ChatTemplate:
         generation: bool = False,
     ) -> str:
         """What the template makes of `messages` with `contents` in place of their own."""
-        names = {id_: text for text, id_ in tokenizer.special_tokens.items()}
         turns = [
             {"role": message["role"], "content": content}
             for message, content in zip(messages, contents, strict=True)
         ]
         variables: dict[str, Any] = {
             "messages": turns,
-            "bos_token": "" if tokenizer.bos_id is None else names.get(tokenizer.bos_id, ""),
-            "eos_token": names.get(tokenizer.eos_id, ""),
+            **tokenizer.template_variables,
             "add_generation_prompt": generation,
         }
         return self._render(variables)

@@ -11,6 +11,7 @@ from llama.errors import UserError
 from llama.files.outside import TOKENIZER_BYTES, read_bytes, refused
 from llama.tokenizer.base import Message, Tokenizer
 from llama.tokenizer.chat import ChatTemplate
+from llama.tokenizer.named_templates import DEFAULT, choose
 from llama.tokenizer.segments import Segment, encode_segments
 
 LLAMA2 = """\
@@ -39,8 +40,9 @@ LLAMA3 = """\
 {%- if add_generation_prompt %}
 {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
 {%- endif %}"""
+CHATML_BEGIN = "{{- '' if bos_token == '<|im_start|>' else bos_token }}\n"
+"""Before ChatML's first turn, where the tokenizer puts BOS before texts: the format has none."""
 CHATML = """\
-{{- '' if bos_token == '<|im_start|>' else bos_token }}
 {%- for message in messages %}
 {{- '<|im_start|>' ~ message.role ~ '\\n' ~ message.content ~ '<|im_end|>\\n' }}
 {%- endfor %}
@@ -100,11 +102,11 @@ class AlpacaTemplate:
         if last < 0:
             raise UserError("alpaca: the conversation has no assistant turn")
         segments = self._segments(messages[: last + 1], tokenizer)
-        return encode_segments(segments, tokenizer, _begin(tokenizer))
+        return encode_segments(segments, tokenizer, tokenizer.text_begins)
 
     def prompt(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
         segments = self._segments(messages, tokenizer)
-        return encode_segments(segments, tokenizer, _begin(tokenizer))[0]
+        return encode_segments(segments, tokenizer, tokenizer.text_begins)[0]
 
     def _segments(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[Segment]:
         segments: list[Segment] = []
@@ -132,10 +134,13 @@ class AlpacaTemplate:
 
 
 def load_template(name_or_path: str | None, tokenizer: Tokenizer) -> Template:
-    """The template of that name, or in that Jinja file. None: the model's own chat template where
-    the tokenizer has one, else `alpaca`. Raises UserError."""
-    if name_or_path is None and tokenizer.chat_template is not None:
-        return ChatTemplate("the model's chat template", tokenizer.chat_template)
+    """The template of that name, the model's own before those here, or in that Jinja file. None:
+    the model's default where it has chat templates, else `alpaca`. Raises UserError."""
+    own = choose(tokenizer.chat_templates, name_or_path)
+    if own is not None:
+        name, source = own
+        kind = "" if name == DEFAULT else f" {name}"
+        return ChatTemplate(f"the model's chat template{kind}", source)
     if name_or_path is None or name_or_path == "alpaca":
         return AlpacaTemplate()
     if name_or_path in BUILT_IN:
@@ -146,16 +151,14 @@ def load_template(name_or_path: str | None, tokenizer: Tokenizer) -> Template:
                 f"template {name_or_path}: the tokenizer has no token {', '.join(missing)}; "
                 "use --template alpaca"
             )
-        return ChatTemplate(name_or_path, source)
+        begins = source is CHATML and tokenizer.text_begins
+        return ChatTemplate(name_or_path, CHATML_BEGIN + source if begins else source)
     path = Path(name_or_path)
-    close = difflib.get_close_matches(name_or_path, NAMES, n=1)
+    names = (*NAMES, *tokenizer.chat_templates)
+    close = difflib.get_close_matches(name_or_path, names, n=1)
     if close and not path.exists():
         raise UserError(f"template {name_or_path}: no such name; did you mean {close[0]}?")
-    what = f"a Jinja file or one of {', '.join(NAMES)}"
+    what = f"a Jinja file or one of {', '.join(names)}"
     data = read_bytes(path, what, TOKENIZER_BYTES)
     with refused(path, f"is not UTF-8 text; give {what}"):
         return ChatTemplate(str(path), data.decode("utf-8-sig"))
-
-
-def _begin(tokenizer: Tokenizer) -> list[int]:
-    return [] if tokenizer.bos_id is None else [tokenizer.bos_id]
