@@ -33,6 +33,7 @@ class BpeTokenizer:
                 "special": after_special,
                 "text": goes_on,
             }
+            self._each_word = _prefixes_each_word(description)
             vocabulary = begins.get_vocab(with_added_tokens=True)
             self.text_begins, self.text_ends = _around(begins)
         self.special_tokens = {
@@ -50,7 +51,19 @@ class BpeTokenizer:
         self.template_variables = beside.named
 
     def encode(self, text: str, follows: Follows = "nothing") -> list[int]:
+        if follows == "text" and self._each_word:
+            return self._words_after_text(text)
         return self._engines[follows].encode(text, add_special_tokens=False).ids
+
+    def _words_after_text(self, text: str) -> list[int]:
+        """Where each word is given a space, going on takes it from the first one alone."""
+        made = self._engines["nothing"].encode(text, add_special_tokens=False)
+        first = [i for i, word in enumerate(made.word_ids) if word == 0]
+        if not first:
+            return made.ids
+        end = made.offsets[first[-1]][1]
+        word = self._engines["text"].encode(text[:end], add_special_tokens=False)
+        return word.ids + made.ids[first[-1] + 1 :]
 
     def decode(self, ids: Sequence[int]) -> str:
         texts = [i for i in ids if i < self.vocab_size and i not in self._control]
@@ -120,6 +133,12 @@ def _by_what_they_follow(description: dict[str, Any]) -> tuple[Engine, Engine, E
     goes_on = _engine(without)
     first_only = '"prepend_scheme": "first"' in json.dumps(description["pre_tokenizer"])
     return begins, (goes_on if first_only else begins), goes_on
+
+
+def _prefixes_each_word(description: dict[str, Any]) -> bool:
+    """Whether the space is put where other steps have cut the text up already."""
+    steps = (description["pre_tokenizer"] or {}).get("pretokenizers", [])
+    return any(step.get("add_prefix_space") for step in steps[1:])
 
 
 def _engine(description: dict[str, Any]) -> Engine:

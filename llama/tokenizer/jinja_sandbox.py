@@ -256,8 +256,8 @@ def _raise_exception(message: str) -> NoReturn:
 
 
 def _strftime_now(format_: str) -> str:
-    """Now, in local time; where SOURCE_DATE_EPOCH is set, that time in UTC: a run of several days then
-    writes one date (https://reproducible-builds.org/specs/source-date-epoch/)."""
+    """Now, in local time; where SOURCE_DATE_EPOCH is set, that time in UTC, which gives a run
+    of several days one date (https://reproducible-builds.org/specs/source-date-epoch/)."""
     if len(format_) > DEEPEST_INDENT or _too_wide(format_):
         raise jinja2.exceptions.SecurityError("strftime_now makes too much")
     epoch = os.environ.get("SOURCE_DATE_EPOCH")

@@ -121,21 +121,24 @@ def _llama3_control_tokens() -> list[str]:
 
 
 def _control_tokens(path: Path, first: int, beside: Sidecar) -> dict[int, AddedToken]:
-    """By id, from `first` on: Meta's, under the names that the files beside give them."""
-    names = enumerate(_llama3_control_tokens(), start=first)
-    tokens = {id_: AddedToken(name, special=True, id=id_) for id_, name in names}
+    """By id, from `first` on: those that the files beside give, else Meta's."""
     for token in beside.added:
         if token.id is not None and token.id < first:
             raise UserError(
                 f"{beside.source}: gives {token.content[:60]!r} the id {token.id}, which is "
                 f"a text's in {path.name}; the two belong to different models"
             )
-        if token.id is not None:
-            tokens[token.id] = replace(token, special=True)
+    given = {token.id: token for token in beside.added if token.id is not None}
+    if given:  # Ids between them have names that nothing writes, as transformers gives them.
+        names = [f"<|reserved_token_{id_}|>" for id_ in range(first, max(given) + 1)]
+    else:
+        names = _llama3_control_tokens()
+    tokens = {id_: AddedToken(name, True, id=id_) for id_, name in enumerate(names, first)}
+    tokens |= {id_: replace(token, special=True) for id_, token in given.items()}
     refuse_words(tokens.values(), beside.source)
     contents = {token.content for token in tokens.values()}
     missing = [token.content for token in beside.added if token.content not in contents]
-    if missing or len(contents) < len(tokens) or 1 + max(tokens) != first + len(tokens):
+    if missing or len(contents) < len(tokens):
         what = missing[0] if missing else "one of its tokens"
         raise UserError(
             f"{beside.source}: {what[:60]} has no id, or one that is another's; give each control "

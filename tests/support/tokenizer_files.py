@@ -127,7 +127,7 @@ def write_gguf(path: Path, **metadata: Any) -> Path:
     """A GGUF file with no tensors; keys are given without `tokenizer.ggml.`."""
     writer = gguf.GGUFWriter(path, "llama")
     for key, value in metadata.items():
-        name = key if key == "chat_template" else f"ggml.{key}"
+        name = key if key.startswith("chat_template") else f"ggml.{key}"
         if isinstance(value, list):
             writer.add_array(f"tokenizer.{name}", value)
         elif isinstance(value, bool):
