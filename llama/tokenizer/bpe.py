@@ -13,7 +13,7 @@ from llama.errors import UserError
 from llama.files.outside import refused
 from llama.tokenizer.added import FLAGS, AddedToken, place, refuse_words, trims_of
 from llama.tokenizer.base import END_OF_ANSWER, Follows
-from llama.tokenizer.sidecar import Sidecar, note_unplaced
+from llama.tokenizer.sidecar import Sidecar, settle_unplaced
 
 
 class BpeTokenizer:
@@ -36,6 +36,12 @@ class BpeTokenizer:
             self._each_word = _prefixes_each_word(description)
             vocabulary = begins.get_vocab(with_added_tokens=True)
             self.text_begins, self.text_ends = _around(begins)
+        moved = [token for token in added if vocabulary[token.content] != token.id]
+        if moved:
+            raise UserError(
+                f"{path}: gives the added token {moved[0].content[:60]!r} the id {moved[0].id}, "
+                f"and its place in the file gives it {vocabulary[moved[0].content]}; mend the file"
+            )
         self.special_tokens = {
             token.content: vocabulary[token.content] for token in added if token.special
         }
@@ -84,7 +90,9 @@ def _eos(path: Path, vocabulary: dict[str, int], eos: str | None, beside: Sideca
 def _with_added(path: Path, description: dict[str, Any], beside: Sidecar) -> list[AddedToken]:
     """All added tokens, which `description` holds afterwards. Where `beside` describes one that it
     has, the flags are those of `beside`, as in transformers."""
-    model = description["model"]["vocab"]
+    if "vocab" not in description["model"]:
+        Engine.from_str(json.dumps(description))  # Raises what says best what is wrong.
+    model = description["model"].get("vocab", {})
     pieces = model if isinstance(model, dict) else {piece: i for i, (piece, _) in enumerate(model)}
     own = description.get("added_tokens") or []
     vocabulary = {**pieces, **{token["content"]: token["id"] for token in own}}
@@ -102,7 +110,7 @@ def _with_added(path: Path, description: dict[str, Any], beside: Sidecar) -> lis
     ]
     placed = place([*wanted, *beside.added], vocabulary, len(pieces), beside.source)
     refuse_words(placed, str(path))
-    note_unplaced(placed, vocabulary, beside)
+    settle_unplaced(path, placed, vocabulary, beside)
     description["added_tokens"] = [
         {"id": t.id, "content": t.content, **{name: getattr(t, name) for name in FLAGS}}
         for t in sorted(placed, key=lambda token: token.id or 0)

@@ -69,7 +69,7 @@ def compile_template(source: str, name: str) -> Callable[[Mapping[str, Any]], st
         room = ALLOWANCE + 4 * _written(variables)
         parts: list[str] = []
         try:
-            for part in template.generate(variables):
+            for part in template.generate({"tools": None, "documents": None, **variables}):
                 parts.append(part)
                 room -= len(part)
                 if room < 0:

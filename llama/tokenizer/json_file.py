@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llama.errors import UserError
 from llama.files.outside import refused
 from llama.notes import note
 from llama.tokenizer.bpe import BpeTokenizer
@@ -17,14 +16,8 @@ AS_IT_STANDS = frozenset({"PreTrainedTokenizer", "TokenizersBackend", "PythonBac
 """Classes of transformers that follow the file alone (`PreTrainedTokenizerFast` without `Fast`)."""
 
 
-def load_json(path: Path, data: bytes, beside: Sidecar) -> BpeTokenizer:
-    """The tokenizer in `data`, read from `path`. Raises UserError."""
-    with refused(path, "is not valid JSON; download it again"):
-        description = json.loads(data.decode("utf-8-sig"))
-    if "model" not in description:
-        raise UserError(
-            f"{path}: is JSON but no tokenizer (no `model`); give a tokenizer.json with --tokenizer"
-        )
+def load_json(path: Path, description: dict[str, Any], beside: Sidecar) -> BpeTokenizer:
+    """The tokenizer that `description` holds, read from `path`. Raises UserError."""
     byte_level = '"ByteLevel"' in json.dumps(description)
     if beside.tokenizer_class == LLAMA and not byte_level:
         beside = with_defaults(beside)

@@ -29,4 +29,9 @@ def with_defaults(beside: Sidecar) -> Sidecar:
     named = {**beside.named, **missing}
     ordered = {name: named[name] for name in ATTRIBUTES if name in named}
     tokens = tuple(AddedToken(text, special=True) for text in missing.values())
-    return replace(beside, named={**ordered, **named}, added=(*beside.added, *tokens))
+    return replace(
+        beside,
+        named={**ordered, **named},
+        added=(*beside.added, *tokens),
+        unlisted=beside.unlisted | set(missing.values()),
+    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from llama.errors import UserError
-from llama.files.outside import TOKENIZER_BYTES, read_bytes, require_file
+from llama.files.outside import TOKENIZER_BYTES, read_bytes, refused, require_file
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.gguf_file import load_gguf
 from llama.tokenizer.json_file import load_json
@@ -33,7 +35,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     if is_ranks(data):
         return TiktokenTokenizer(path, data, read_sidecar(path.parent))
     if data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
-        return load_json(path, data, read_sidecar(path.parent))
+        return load_json(path, _described(path, data), read_sidecar(path.parent))
     proto = parse_sentencepiece(data)
     if proto is None:
         raise UserError(f"{path}: is not a tokenizer, or is truncated; give {WANTED}")
@@ -53,6 +55,14 @@ def _in_folder(folder: Path) -> Path:
         names = ", ".join(path.name for path in ggufs[:4])
         raise UserError(f"{folder}: holds several GGUF files ({names}); give one of them")
     return ggufs[0]
+
+
+def _described(path: Path, data: bytes) -> dict[str, Any]:
+    with refused(path, "is not valid JSON; download it again"):
+        description = json.loads(data.decode("utf-8-sig"))
+    if "model" not in description:
+        raise UserError(f"{path}: is JSON but no tokenizer (no `model`); give {WANTED}")
+    return description
 
 
 def _begins(path: Path, length: int) -> bytes:

@@ -23,7 +23,7 @@ from llama.tokenizer.added import (
 )
 from llama.tokenizer.base import END_OF_ANSWER, Follows
 from llama.tokenizer.llama_class import LLAMA, PrependScheme, prepend_scheme, with_defaults
-from llama.tokenizer.sidecar import Sidecar, note_unplaced
+from llama.tokenizer.sidecar import Sidecar, settle_unplaced
 
 ModelProto: Any = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
 """The protobuf message; its module has no types."""
@@ -154,7 +154,7 @@ def _added(path: Path, proto: Any, beside: Sidecar, spaces: Spaces) -> list[Adde
     pieces = {piece.piece: id_ for id_, piece in enumerate(proto.pieces)}
     placed = place(beside.added, pieces, len(proto.pieces), beside.source)
     refuse_words(placed, beside.source)
-    note_unplaced(placed, pieces, beside)
+    settle_unplaced(path, placed, pieces, beside)
     known = {token.content for token in placed}
     for id_, piece in enumerate(proto.pieces):
         if piece.type != KINDS.USER_DEFINED:

@@ -50,6 +50,8 @@ class Sidecar:
     """Whether `added` goes before what a tokenizer.json says of the same tokens."""
     unnamed: frozenset[str] = frozenset()
     """Names that are said to have no token."""
+    unlisted: frozenset[str] = frozenset()
+    """Tokens that a name is given to, and that no list of tokens holds."""
     eos_ids: tuple[int, ...] = ()
     """`eos_token_id` of generation_config.json, or of GGUF's metadata: ids that end an answer."""
     add_bos: bool | None = None
@@ -91,6 +93,10 @@ def read_sidecar(folder: Path) -> Sidecar:
         named={name: token.content for name, token in tokens.items()},
         added=tuple(added),
         redescribes="added_tokens_decoder" in settings,
+        unlisted=frozenset(
+            {token.content for token in tokens.values()}
+            - {token.content for token in (*extra, *(t for t in added if t.id is not None))}
+        ),
         unnamed=frozenset(name for name in ATTRIBUTES if name in settings and not settings[name]),
         eos_ids=tuple(id_ for id_ in listed if type(id_) is int and id_ >= 0),
         add_bos=_switch(folder, settings, "add_bos_token"),
@@ -101,12 +107,17 @@ def read_sidecar(folder: Path) -> Sidecar:
     )
 
 
-def note_unplaced(
-    placed: Sequence[AddedToken], vocabulary: Mapping[str, int], beside: Sidecar
+def settle_unplaced(
+    path: Path, placed: Sequence[AddedToken], vocabulary: Mapping[str, int], beside: Sidecar
 ) -> None:
-    """Names the tokens whose id no file gives."""
+    """Names the tokens whose id no file gives. UserError, naming the vocabulary's file `path`,
+    where BOS or EOS is named and nowhere to be found: it is more likely another model's."""
     told = {token.content for token in beside.added if token.id is not None}
     new = [t for t in placed if t.content not in vocabulary and t.content not in told]
+    for kind in ("BOS", "EOS"):
+        text = beside.named.get(f"{kind.lower()}_token")
+        if text in beside.unlisted and any(token.content == text for token in new):
+            raise UserError(f"{path}: its {kind} token {text[:60]!r} is not in the vocabulary")
     if new:
         which = ", ".join(f"{token.content} {token.id}" for token in new)
         note(f"{beside.source}: no file gives an id to these tokens; they get the next: {which}")
@@ -132,9 +143,10 @@ def _settings(folder: Path, config: dict[str, Any], special: dict[str, Any]) -> 
             f"{path}: `split_special_tokens` is true, by which the control tokens of a chat "
             "template are cut into ordinary ones; set it to false"
         )
-    if files := [name for name in config.get("fast_tokenizer_files") or [] if name != JSON]:
+    files = config.get("fast_tokenizer_files") or []
+    if files != [JSON] and files:
         raise UserError(
-            f"{path}: `fast_tokenizer_files` names {', '.join(map(str, files))[:200]}, for other "
+            f"{path}: `fast_tokenizer_files` names {str(files)[:200]}, for other "
             "versions of transformers; give the file you mean with --tokenizer, without that field"
         )
     unused = sorted(name for name, value in config.items() if not _acted_on(name, value))
