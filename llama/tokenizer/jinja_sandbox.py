@@ -29,7 +29,7 @@ DEEPEST_INDENT = 64
 LEFT_OUT = frozenset({"random"})
 """Of Jinja's filters: a prompt must be the same whenever it is written."""
 GROWING = frozenset(
-    {"batch", "center", "filesizeformat", "format", "indent", "join", "replace", "slice", "sum"}
+    {"batch", "center", "format", "indent", "join", "replace", "slice", "sum"}
     | {"truncate", "urlize", "wordwrap", "xmlattr"}
 )
 """Filters that can make much out of little: of their arguments' sizes the product is bounded."""
@@ -62,7 +62,7 @@ def compile_template(source: str, name: str) -> Callable[[Mapping[str, Any]], st
     environment.globals["strftime_now"] = _strftime_now
     try:
         template = environment.from_string(source)
-    except (jinja2.TemplateError, RecursionError) as error:
+    except Exception as error:  # Python's own too: `break` outside a loop is its SyntaxError.
         raise UserError(f"{name}: is not a valid Jinja template ({_one_line(error)})") from None
 
     def render(variables: Mapping[str, Any]) -> str:
