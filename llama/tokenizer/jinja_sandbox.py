@@ -15,6 +15,7 @@ import jinja2
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension, loopcontrols
+from jinja2.filters import do_format
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -30,7 +31,7 @@ LEFT_OUT = frozenset({"random"})
 """Of Jinja's filters: a prompt must be the same whenever it is written."""
 GROWING = frozenset(
     {"batch", "center", "format", "indent", "join", "replace", "slice", "sum"}
-    | {"truncate", "urlize", "wordwrap", "xmlattr"}
+    | {"urlize", "wordwrap", "xmlattr"}
 )
 """Filters that can make much out of little: of their arguments' sizes the product is bounded."""
 _WIDTH = re.compile(r"\d{6}|\*|:[^}]*\{")
@@ -155,6 +156,10 @@ def _too_wide(format_: str) -> bool:
     return _WIDTH.search(format_) is not None
 
 
+_PLAIN = (str, int, float, list, tuple, dict)
+"""Arguments that are looked at; others are Jinja's own, or functions."""
+
+
 def _checked(value: Any) -> Any:
     """`value`, which is about to be written."""
     if not isinstance(value, str | jinja2.Undefined) and _written(value) > LARGEST:
@@ -173,21 +178,11 @@ def _guarded(function: Callable[..., Any], grows: bool) -> Callable[..., Any]:
             raise jinja2.exceptions.SecurityError(f"{function.__name__} makes too much")
         if grows:
             _check_made(function.__name__, given)
-            formats = (
-                [v for v in given if isinstance(v, str)] if "format" in _name(function) else []
-            )
-            if any(map(_too_wide, formats)):
-                raise jinja2.exceptions.SecurityError("format makes too much")
+        if function is do_format and _too_wide(str(values[0])):
+            raise jinja2.exceptions.SecurityError("format makes too much")
         return function(*values, **kwargs)
 
     return guarded
-
-
-_PLAIN = (str, int, float, list, tuple, dict)
-
-
-def _name(function: Callable[..., Any]) -> str:
-    return function.__name__.removeprefix("do_")
 
 
 def _written(value: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -155,9 +156,12 @@ def load_template(name_or_path: str | None, tokenizer: Tokenizer) -> Template:
         return ChatTemplate(name_or_path, CHATML_BEGIN + source if begins else source)
     path = Path(name_or_path)
     names = (*NAMES, *tokenizer.chat_templates)
-    close = difflib.get_close_matches(name_or_path, names, n=1)
-    if close and not path.exists():
-        raise UserError(f"template {name_or_path}: no such name; did you mean {close[0]}?")
+    if path.name == name_or_path and not os.path.exists(path):
+        close = difflib.get_close_matches(name_or_path, names, n=1)
+        raise UserError(
+            f"--template: expected one of {', '.join(names)}, or a Jinja file, found "
+            f"{name_or_path!r}" + (f"; did you mean {close[0]}?" if close else "")
+        )
     what = f"a Jinja file or one of {', '.join(names)}"
     data = read_bytes(path, what, TOKENIZER_BYTES)
     with refused(path, f"is not UTF-8 text; give {what}"):
