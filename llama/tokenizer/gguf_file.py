@@ -10,6 +10,7 @@ from llama.errors import UserError
 from llama.files.gguf import read_metadata
 from llama.files.outside import refused
 from llama.notes import note
+from llama.tokenizer.added import AddedToken
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.bpe import BpeTokenizer
 from llama.tokenizer.named_templates import DEFAULT, templates_of
@@ -148,11 +149,14 @@ def _beside(path: Path, metadata: dict[str, Any], tokens: list[str]) -> Sidecar:
         note(f"{path}: not used here: {', '.join(sorted(unread))[:300]}")
     names = {**NAMED, "unk": "unknown", "pad": "padding"}
     ids = {f"{name}_token": metadata.get(ID.format(key)) for name, key in names.items()}
-    ends = [metadata.get(ID.format(end)) for end in ("eot", "eom")]
+    stops = [metadata.get(ID.format(end)) for end in ("eot", "eom")]
+    named = {name: tokens[id_] for name, id_ in ids.items() if id_ is not None}
+    ends = [named[name] for name in ("bos_token", "eos_token") if name in named]
     return Sidecar(
         folder=path,
-        named={name: tokens[id_] for name, id_ in ids.items() if id_ is not None},
-        eos_ids=tuple(id_ for id_ in ends if id_ is not None),
+        named=named,
+        added=tuple(AddedToken(text, special=True) for text in ends),
+        eos_ids=tuple(id_ for id_ in stops if id_ is not None),
         add_bos=metadata.get(ADD.format("bos")),
         add_eos=metadata.get(ADD.format("eos")),
         chat_templates=_chat_templates(path, metadata),

@@ -22,7 +22,12 @@ from tests.support.tokenizer_files import (
     write_tokenizer_json,
 )
 from tests.support.tokenizer_folders import AS_IT_STANDS, LLAMA, decoder, llama3_config
-from tests.support.trained_tokenizers import byte_level, sentencepiece_model, write_folder
+from tests.support.trained_tokenizers import (
+    byte_level,
+    sentencepiece_metadata,
+    sentencepiece_model,
+    write_folder,
+)
 
 SIZE = 440
 CHATML_TOKENS = {"<|im_start|>": SIZE, "<|im_end|>": SIZE + 1}
@@ -264,3 +269,14 @@ def test_named_templates_of_gguf(tmp_path: Path) -> None:
     named = {"chat_template.rag": "r", "chat_template": "d"}
     path = write_gguf(tmp_path / "x", **gguf_of(byte_description(), **named))
     assert load_tokenizer(path).chat_templates == {"default": "d", "rag": "r"}
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pieces"])
+def test_ends_in_gguf_that_are_not_marked_as_control_tokens(tmp_path: Path, kind: str) -> None:
+    metadata = gguf_of(byte_description()) if kind == "bytes" else sentencepiece_metadata()
+    types = list(metadata["token_type"])
+    types[metadata["eos_token_id"]] = 1
+    path = write_gguf(tmp_path / "x", **{**metadata, "token_type": types})
+    tokenizer = load_tokenizer(path)
+    assert tokenizer.eos_id == metadata["eos_token_id"]
+    assert tokenizer.eos_id not in tokenizer.encode("a</s>b")
