@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
-from llama.adapters.lora import LoRAAdapter
+from llama.adapters.adapter import Adapter
+from llama.adapters.kinds import KINDS
 from llama.errors import raise_if
 from llama.model.config import LINEARS
-from llama.parallel.layers import (
-    ColumnParallelLinear,
-    RowParallelLinear,
-    mark_shard,
-    shard_dim,
-)
+from llama.parallel.layers import ParallelLinear
+from llama.settings import LoRAOptions
 
 
-def attach(
-    model: nn.Module, rank: int, alpha: float, dropout: float, targets: tuple[str, ...]
-) -> None:
-    """Give every linear layer named in `targets` an adapter (on the meta device if the model is
-    there), and freeze every parameter that is not an adapter's.
+def attach(model: nn.Module, options: LoRAOptions) -> None:
+    """Give every linear layer named in `options.targets` an adapter (on the meta device if the
+    model is there), and freeze every parameter that is not an adapter's.
 
     Raises `UserError` for a target that matches no layer."""
     for parameter in model.parameters():
@@ -31,14 +27,14 @@ def attach(
     matched = set()
     for name, module in list(model.named_modules()):
         target = name.rpartition(".")[2]
-        if isinstance(module, ColumnParallelLinear | RowParallelLinear) and target in targets:
+        if isinstance(module, ParallelLinear) and target in options.targets:
             matched.add(target)
-            with torch.device(module.weight.device):
-                module.lora = LoRAAdapter(module, rank, alpha, dropout)
+            with torch.device(module.get_parameter("weight").device):
+                module.lora = KINDS[options.kind](module, options)
     raise_if(
         [
             f"--lora.targets: {target!r} matches no layer of the model: {', '.join(LINEARS)} do"
-            for target in targets
+            for target in options.targets
             if target not in matched
         ]
     )
@@ -50,27 +46,24 @@ def initialise(model: nn.Module, seed: int, device: torch.device) -> None:
     for name, adapter in adapters(model):
         digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        if adapter.a.is_meta:
-            _materialise(adapter, device)
+        if any(parameter.is_meta for parameter in adapter.parameters()):
+            adapter.materialise(device)
         adapter.reset(generator)
 
 
-def _materialise(adapter: LoRAAdapter, device: torch.device) -> None:
-    """`to_empty` keeps the Parameter's attributes only if it keeps the object; it does not."""
-    for name in ("a", "b"):
-        old = getattr(adapter, name)
-        new = nn.Parameter(torch.empty_like(old, device=device))
-        mark_shard(new, shard_dim(old))
-        setattr(adapter, name, new)
-
-
-def adapters(model: nn.Module) -> Iterator[tuple[str, LoRAAdapter]]:
+def adapters(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
     """`(layer name, adapter)` of every adapter, e.g. `layers.0.attention.wq`."""
     for name, module in model.named_modules():
-        if isinstance(module, LoRAAdapter):
+        if isinstance(module, Adapter):
             yield name.removesuffix(".lora"), module
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Name to parameter, of all that train."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """All that trains, in the groups that the optimizer gives a rate each, as torch's optimizers
+    take them. A checkpoint keeps what the schedule has set for each group, in this order."""
+    return [{"params": list(trainable_parameters(model).values())}]

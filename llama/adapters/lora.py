@@ -1,7 +1,9 @@
-"""The arithmetic of one LoRA adapter, whole or sharded with the layer that it sits on.
+"""Low-rank adaptation.
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, section 4.1:
-`y = W x + (alpha / r) B A dropout(x)`, with B zero at the start: training begins at the base.
+`y = W x + scale B A dropout(x)`, with B zero at the start: training begins at the base. The scale
+is alpha / r, or alpha / sqrt(r) as in Kalajdzievski, "A Rank Stabilization Scaling Factor for
+Fine-Tuning with LoRA", 2023, under which an update's size does not shrink as the rank grows.
 
 Shapes: T tokens, R rank, I in_features, O out_features; `/p` marks a sharded one.
 """
@@ -9,21 +11,31 @@ Shapes: T tokens, R rank, I in_features, O out_features; `/p` marks a sharded on
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 
+from llama.adapters.adapter import Adapter, Shapes
 from llama.parallel.dropout import dropout
 from llama.parallel.layers import (
     ColumnParallelLinear,
-    RowParallelLinear,
+    ParallelLinear,
     copy_to_shards,
     reduce_from_shards,
     sharded_parameter,
 )
-from llama.parallel.side_path import LowRank, SidePath
+from llama.parallel.side_path import LowRank
+from llama.settings import LoRAOptions
+
+SCALES = {
+    "alpha/r": lambda alpha, rank: alpha / rank,
+    "alpha/sqrt(r)": lambda alpha, rank: alpha / math.sqrt(rank),
+}
+"""What `--lora.scale` takes, of alpha and the rank."""
 
 
-class LoRAAdapter(SidePath):
+class LoRAAdapter(Adapter):
     """A low-rank side path. What is communicated between shards is only ever of width R:
 
     - on a column-parallel layer, A[R, I] is replicated and B[O/p, R] is sharded. The gradient of
@@ -32,23 +44,28 @@ class LoRAAdapter(SidePath):
       the shards, so that B sees the whole of it.
     """
 
-    def __init__(
-        self, base: ColumnParallelLinear | RowParallelLinear, rank: int, alpha: float, p: float
-    ) -> None:
-        super().__init__()
-        self.scale = alpha / rank
-        self.dropout = p
-        self.tp = base.tp
+    PEFT_TENSORS: ClassVar[Mapping[str, str]] = {"a": "lora_A.weight", "b": "lora_B.weight"}
+    PEFT_REFUSED: ClassVar[tuple[str, ...]] = (
+        *("use_dora", "use_qalora", "use_bdlora", "fan_in_fan_out", "lora_bias"),
+        *("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config"),
+    )
+
+    def __init__(self, base: ParallelLinear, options: LoRAOptions) -> None:
+        super().__init__(base, options)
+        self.scale = SCALES[options.scale](options.alpha, options.rank)
+        self.dropout = options.dropout
         self.column = isinstance(base, ColumnParallelLinear)
-        # Not the weight's own shape: under ZeRO-3 it lies elsewhere.
         rows, columns = base.shard_shape
-        self.a = sharded_parameter(rank, columns, dim=None if self.column else 1)
-        self.b = sharded_parameter(rows, rank, dim=0 if self.column else None)
+        self.a = sharded_parameter(options.rank, columns, dim=None if self.column else 1)
+        self.b = sharded_parameter(rows, options.rank, dim=0 if self.column else None)
         self.in_features = base.in_features
 
+    @staticmethod
+    def shapes(rows: int, columns: int, rank: int) -> Shapes:
+        return {"a": (rank, columns), "b": (rows, rank)}
+
     def reset(self, generator: torch.Generator) -> None:
-        """A uniform in +-1/sqrt(I), as PEFT draws it; B zero. The draw is of A's full width, and a
-        shard takes its slice, so that any degree starts from the same adapter."""
+        """A uniform in +-1/sqrt(I), as PEFT draws it; B zero."""
         rank, columns = self.a.shape
         bound = 1.0 / math.sqrt(self.in_features)
         full = torch.empty(rank, self.in_features).uniform_(-bound, bound, generator=generator)
@@ -67,6 +84,20 @@ class LoRAAdapter(SidePath):
         # In place: nothing else has seen the base layer's output, nor reads it in the backward.
         return base_output.addmm_(hidden_TR, self.b.to(x.dtype).t(), alpha=self.scale)
 
+    @torch.no_grad()
+    def delta(self) -> torch.Tensor:
+        """`scale B A`. Of a sharded layer either factor is whole on each rank, so that the
+        product is this rank's share."""
+        return self.scale * (self.b.float() @ self.a.float())
+
     def low_rank(self) -> LowRank:
         """The factors as they are."""
         return LowRank(self.a, self.b, self.scale, self.dropout)
+
+    @classmethod
+    def to_peft(cls, options: LoRAOptions) -> dict[str, Any]:
+        return {"peft_type": "LORA", "use_rslora": options.scale == "alpha/sqrt(r)"}
+
+    @classmethod
+    def from_peft(cls, document: Mapping[str, Any]) -> dict[str, Any]:
+        return {"scale": "alpha/sqrt(r)" if document.get("use_rslora") else "alpha/r"}

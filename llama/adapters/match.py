@@ -2,40 +2,47 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 
+from llama.adapters.adapter import Shapes
+from llama.adapters.kinds import KINDS
 from llama.adapters.peft_format import CONFIG, WEIGHTS, AdapterConfig, peft_name
-from llama.model.config import ModelConfig
+from llama.model.config import PART_OF, ModelConfig
+from llama.settings import LoRAOptions
 from llama.weights.shapes import summarise
 
-Shapes = dict[str, tuple[int, ...]]
-"""By native name, as `layers.0.attention.wq.lora.a`."""
 _BY_ROWS = ("wq", "wk", "wv", "w1", "w3")
 """Layers that tensor parallelism cuts by rows, and so the rows of B; of the others, A's columns."""
 
 
-def expected_shapes(config: ModelConfig, rank: int, targets: tuple[str, ...]) -> Shapes:
-    """Unsharded shapes of both factors of every adapter: A is rank x in, B is out x rank."""
+def expected_shapes(config: ModelConfig, options: LoRAOptions) -> Shapes:
+    """Unsharded shapes of every tensor of every adapter, by native name."""
     shapes: Shapes = {}
-    for layer in range(config.n_layers):
-        for target in targets:
-            part = "attention" if target in ("wq", "wk", "wv", "wo") else "feed_forward"
-            rows, columns = config.linear_shape(target)
-            shapes[f"layers.{layer}.{part}.{target}.lora.a"] = (rank, columns)
-            shapes[f"layers.{layer}.{part}.{target}.lora.b"] = (rows, rank)
+    for target in options.targets:
+        of_layer = KINDS[options.kind].shapes(*config.linear_shape(target), options.rank)
+        for layer in range(config.n_layers):
+            for name, shape in of_layer.items():
+                shapes[f"layers.{layer}.{PART_OF[target]}.{target}.lora.{name}"] = shape
     return shapes
+
+
+def parameter_count(config: ModelConfig, options: LoRAOptions) -> int:
+    """Parameters of all adapters, unsharded."""
+    return sum(prod(shape) for shape in expected_shapes(config, options).values())
 
 
 def misfits(folder: Path, adapter: AdapterConfig, found: Shapes, config: ModelConfig) -> list[str]:
     """One line for each thing that keeps the tensors `found` in `folder` from this model, of many
     alike the first few and a count."""
     ranks = {shape[0 if name.endswith(".a") else -1] for name, shape in found.items() if shape}
-    if len(ranks) == 1 and ranks != {adapter.rank}:
+    options = adapter.options
+    if len(ranks) == 1 and ranks != {options.rank}:
         return [
-            f"{folder / CONFIG}: r is {adapter.rank}, but the tensors of {WEIGHTS} have rank "
+            f"{folder / CONFIG}: r is {options.rank}, but the tensors of {WEIGHTS} have rank "
             f"{ranks.pop()}: one of the two files is another adapter's"
         ]
-    expected = expected_shapes(config, adapter.rank, adapter.targets)
+    expected = expected_shapes(config, options)
     where = str(folder / WEIGHTS)
     alone = [name for name in found if name in expected and _other(name) not in found]
     missing = expected.keys() - found.keys() - {_other(name) for name in alone}

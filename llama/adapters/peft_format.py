@@ -14,39 +14,29 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from llama.adapters.kinds import KINDS
 from llama.errors import UserError, raise_if
 from llama.files.safetensors import FLOATS, open_safetensors
+from llama.settings import LoRAOptions
 from llama.weights.fields import Fields, read_json_object, shorten
 from llama.weights.names import from_huggingface, to_huggingface
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
-_FACTOR = {"a": "lora_A", "b": "lora_B"}
-_OTHER_ARITHMETIC = (
-    "use_dora",
-    "use_rslora",
-    "use_qalora",
-    "use_bdlora",
-    "fan_in_fan_out",
-    "lora_bias",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "monteclora_config",
-)
-"""PEFT's fields under which the same tensors mean another sum."""
+_NATIVE = {peft: name for kind in KINDS.values() for name, peft in kind.PEFT_TENSORS.items()}
+"""A tensor's name on its layer, in PEFT's words to ours."""
+_PEFT = {name: peft for peft, name in _NATIVE.items()}
+_KIND = "lora"
+"""What an `adapter_config.json` of peft_type LORA describes."""
 _PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 """Values of `init_lora_weights` that leave the base model as it was."""
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What an adapter is, apart from its weights. `targets` are this project's names."""
+    """What an adapter is, apart from its weights."""
 
-    rank: int
-    alpha: float
-    dropout: float
-    targets: tuple[str, ...]
+    options: LoRAOptions
     base_model: str
 
 
@@ -57,14 +47,15 @@ def to_peft(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def peft_name(name: str) -> str:
-    """PEFT's name of the factor `name`."""
-    layer, _, factor = name.partition(".lora.")
-    return f"{_PREFIX}{_module_to_huggingface(layer)}.{_FACTOR[factor]}.weight"
+    """PEFT's name of the tensor `name`."""
+    layer, _, tensor = name.partition(".lora.")
+    return f"{_PREFIX}{_module_to_huggingface(layer)}.{_PEFT[tensor]}"
 
 
 def from_peft(state: dict[str, torch.Tensor], file: str) -> dict[str, torch.Tensor]:
     """The inverse of `to_peft`. Raises `UserError` for a name that is no LoRA factor of a LLaMA."""
-    pattern = re.compile(re.escape(_PREFIX) + r"(.+)\.lora_([AB])\.weight")
+    tensors = "|".join(map(re.escape, _NATIVE))
+    pattern = re.compile(rf"{re.escape(_PREFIX)}(.+)\.({tensors})")
     renamed, problems = {}, []
     for name, tensor in state.items():
         match = pattern.fullmatch(name)
@@ -72,7 +63,7 @@ def from_peft(state: dict[str, torch.Tensor], file: str) -> dict[str, torch.Tens
         if match is None or native is None:
             problems.append(f"{file}: {name} is not a LoRA factor of a LLaMA layer")
             continue
-        renamed[f"{native.removesuffix('.weight')}.lora.{match[2].lower()}"] = tensor
+        renamed[f"{native.removesuffix('.weight')}.lora.{_NATIVE[match[2]]}"] = tensor
     if problems:
         raise UserError(problems)
     return renamed
@@ -88,13 +79,14 @@ def contents(state: dict[str, torch.Tensor], config: AdapterConfig) -> dict[str,
     modules = sorted(
         {_module_to_huggingface(name.partition(".lora.")[0]).rpartition(".")[2] for name in state}
     )
+    options = config.options
     document: dict[str, Any] = {
-        "peft_type": "LORA",
+        **KINDS[options.kind].to_peft(options),
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": config.base_model,
-        "r": config.rank,
-        "lora_alpha": config.alpha,
-        "lora_dropout": config.dropout,
+        "r": options.rank,
+        "lora_alpha": options.alpha,
+        "lora_dropout": options.dropout,
         "target_modules": modules,
         "bias": "none",
         "fan_in_fan_out": False,
@@ -133,13 +125,15 @@ def load_config(folder: Path) -> AdapterConfig:
     rank, alpha = fields.integer("r"), fields.number("lora_alpha")
     raise_if(problems + fields.problems)
     dropout = document.get("lora_dropout")
-    return AdapterConfig(
+    options = LoRAOptions(
+        kind=_KIND,
         rank=rank,
         alpha=alpha,
         dropout=float(dropout) if isinstance(dropout, int | float) else 0.0,
         targets=tuple(targets),
-        base_model=str(document.get("base_model_name_or_path")),
+        **KINDS[_KIND].from_peft(document),
     )
+    return AdapterConfig(options, str(document.get("base_model_name_or_path")))
 
 
 def _native_target(module: str) -> str | None:
@@ -157,7 +151,7 @@ def _unsupported(file: Path, document: dict[str, object]) -> list[str]:
         problems.append(f"{file}: peft_type: expected LORA, found {found}")
     if not isinstance(document.get("target_modules"), list) or not document["target_modules"]:
         problems.append(f"{file}: target_modules: expected a list of layer names")
-    for field in _OTHER_ARITHMETIC:
+    for field in KINDS[_KIND].PEFT_REFUSED:
         if document.get(field):
             problems.append(f"{file}: {field}: not supported here")
     start = document.get("init_lora_weights", True)

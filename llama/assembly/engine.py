@@ -11,6 +11,7 @@ from llama.engine import Engine, ZeRO3Placement
 from llama.fused.install import install
 from llama.kernels.compiled import compile_kernels
 from llama.notes import note
+from llama.parallel.agreement import on_every
 from llama.parallel.mesh import Mesh
 from llama.settings import BenchmarkOptions, TrainOptions, VerifyOptions
 from llama.settings.deepspeed_json import Resolved
@@ -32,11 +33,12 @@ def build_engine(
     UserError, on every rank, where any rank finds its weights damaged."""
     if options.compile:
         compile_kernels()
-    dtype, lora, tp = DTYPES[resolved.precision], options.lora, mesh.tensor_parallel
+    dtype, tp = DTYPES[resolved.precision], mesh.tensor_parallel
     placement = ZeRO3Placement(resolved, mesh) if resolved.zero_stage == 3 else None
-    with mesh.agreement():
-        model = build_model(source, dtype, device, tp, options.checkpointing, placement)
-    attach(model, lora.rank, lora.alpha, lora.dropout, lora.targets)
+    model = on_every(
+        mesh, lambda: build_model(source, dtype, device, tp, options.checkpointing, placement)
+    )
+    attach(model, options.lora)
     initialise(model, options.seed, device)
     for _, adapter in adapters(model):
         adapter.to(dtype)

@@ -14,7 +14,8 @@ from llama.adapters.peft_format import AdapterConfig
 from llama.errors import UserError, raise_if
 from llama.kernels.products import cpu_has_bf16
 from llama.model.config import ModelConfig
-from llama.model.transformer import Checkpointing, Transformer
+from llama.model.kept import Checkpointing
+from llama.model.transformer import Transformer
 from llama.parallel.mesh import SINGLE, TensorParallel
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.load import load_tokenizer
@@ -99,13 +100,13 @@ def ready_model(source: ModelSource, adapter: Path | None, precision: str) -> Tr
 def load_adapter(model: Transformer, folder: Path) -> None:
     """Attach the adapter of a PEFT folder. UserError where it is another model's, or incomplete."""
     config, state = _read_adapter(folder, model.config)
-    attach(model, config.rank, config.alpha, 0.0, config.targets)
+    attach(model, config.options)
     dtype = model.tok_embeddings.weight.dtype
     with torch.no_grad():
         for layer, adapter in adapters(model):
             adapter.to(dtype)
-            adapter.a.copy_(state[f"{layer}.lora.a"])
-            adapter.b.copy_(state[f"{layer}.lora.b"])
+            for name, tensor in adapter.tensors():
+                tensor.copy_(state[f"{layer}.lora.{name}"])
 
 
 def check_adapter(folder: Path, config: ModelConfig) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 import torch
 
-from llama.data.feed import model_inputs
 from llama.data.types import Batch
 from llama.model.decoding import Sampling, decode
 from llama.model.transformer import Transformer
+from llama.objectives.kinds import SFT
 from llama.tokenizer.base import Tokenizer
 
 
@@ -22,8 +22,8 @@ def summed_loss(
     model.eval()
     total, supervised = 0.0, 0
     for batch in batches:
-        total += float(model(**model_inputs(batch, device)))
-        supervised += batch.supervised
+        total += float(SFT.loss(model, batch, device))
+        supervised += SFT.count(batch)
     model.train(was_training)
     return total, supervised
 

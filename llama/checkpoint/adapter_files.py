@@ -6,8 +6,8 @@ from pathlib import Path
 
 from llama.adapters import peft_format
 from llama.adapters.peft_format import AdapterConfig
-from llama.checkpoint.files import write_folder
 from llama.engine import Engine
+from llama.files.atomic import write_folder
 from llama.parallel.agreement import on_main
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,11 @@ from safetensors import SafetensorError
 
 from llama.adapters import peft_format
 from llama.adapters.peft_format import AdapterConfig
-from llama.checkpoint.files import is_folder, read_file
 from llama.engine.state import MOMENTS, EngineState
 from llama.errors import TrainingError, UserError, raise_if
-from llama.files.inputs import read_text
+from llama.files.inputs import file_problem, is_folder, read_text
 
-FORMAT = 1
+FORMAT = 2
 """Raised when an older program could not read what is written."""
 MANIFEST, OPTIMIZER, TRAINER = "manifest.json", "optimizer.safetensors", "trainer.json"
 _ADAPTER = f"adapter/{peft_format.WEIGHTS}"
@@ -164,11 +164,11 @@ def read(folder: Path, most: int) -> Checkpoint:
         ) from None
     if moments or len(steps) > 1:
         raise UserError(f"{folder}: its files are of different checkpoints")
-    raise_if([f"{folder}: {problem}" for problem in _misfits(checkpoint.engine)])
+    raise_if([f"{folder}: {problem}" for problem in _state_problems(checkpoint.engine)])
     return checkpoint
 
 
-def _misfits(state: EngineState) -> list[str]:
+def _state_problems(state: EngineState) -> list[str]:
     problems = []
     for name, master in state.masters.items():
         for what in ("masters", *MOMENTS):
@@ -198,17 +198,21 @@ def _read_manifest(folder: Path, most: int) -> dict[str, Any]:
     text = read_text(path)
     try:
         document = json.loads(text)
-        newer = document["format"] > FORMAT
-        known = document["format"] == FORMAT
+        newer, older = document["format"] > FORMAT, document["format"] < FORMAT
         listed = {name: entry["bytes"] for name, entry in document["files"].items()}
         canonical = _manifest_text({k: document[k] for k in ("format", "step", "files")})
         sizes = list(listed.values())
-        sound = known and text.encode() == canonical and all(type(size) is int for size in sizes)
+        sound = text.encode() == canonical and all(type(size) is int for size in sizes)
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         raise UserError(f"{path}: damaged: it is not a checkpoint's list of files") from None
     if newer:
         raise UserError(
             f"{path}: format {document['format']} is a newer program's; this one reads {FORMAT}"
+        )
+    if older and sound:
+        raise UserError(
+            f"{path}: format {document['format']} is an older program's; this one reads {FORMAT}: "
+            "go on with the program that wrote it"
         )
     if not sound:
         raise UserError(f"{path}: damaged: its own SHA-256 does not agree")
@@ -223,7 +227,31 @@ def _read_listed(folder: Path, name: str, entry: dict[str, Any]) -> bytes:
     path = folder / name
     if path.parent.is_symlink():
         raise UserError(f"{path.parent}: is a link; a folder is expected")
-    content = read_file(path, entry["bytes"])
+    content = _read_file(path, entry["bytes"])
     if hashlib.sha256(content).hexdigest() != entry.get("sha256"):
         raise UserError(f"{path}: damaged, or another checkpoint's: its SHA-256 does not agree")
     return content
+
+
+def _read_file(path: Path, size: int) -> bytes:
+    """All of a regular file of `size` bytes, no link followed; `UserError` where it is not that."""
+    if path.is_symlink():
+        raise UserError(f"{path}: is a link; a file is expected")
+    if problem := file_problem(path):
+        raise UserError(f"{path}: {problem}")
+    found = path.stat().st_size
+    if found != size:
+        raise UserError(f"{path}: damaged: {size:,} bytes were saved, and it has {found:,}")
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        with os.fdopen(descriptor, "rb") as file:
+            _forget(descriptor)
+            return file.read(size)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _forget(descriptor: int) -> None:
+    """Have what is read come from the disk, not from the memory it was written from."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from llama.adapters.peft_format import AdapterConfig
 from llama.checkpoint.content import Checkpoint, contents, most_bytes, read
-from llama.checkpoint.files import remove_folder, remove_leftovers, write_folder
 from llama.errors import TrainingError, UserError
+from llama.files.atomic import remove_folder, remove_leftovers, write_folder
 
 _NAME = re.compile(r"step-(0|[1-9][0-9]{0,17})")
 

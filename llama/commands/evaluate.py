@@ -9,8 +9,8 @@ import sys
 from llama.assembly.model import check_adapter, default_device, find_tokenizer, ready_model
 from llama.assembly.use import summed_loss
 from llama.data.batches import eval_batches
-from llama.data.prepare import prepare
 from llama.errors import raise_if
+from llama.objectives.kinds import SFT
 from llama.settings import EvaluateOptions, check_evaluate
 from llama.tokenizer.templates import load_template
 from llama.weights.open_model import open_model
@@ -24,7 +24,7 @@ def evaluate(options: EvaluateOptions) -> int:
     source = open_model(options.model, device)
     tokenizer = find_tokenizer(source, options.tokenizer)
     template = load_template(options.template, tokenizer)
-    data = prepare(options.data, template, tokenizer, options.seq_len, options.pack)
+    data = SFT.prepare(options.data, template, tokenizer, options.seq_len, options.pack)
     if options.adapter is not None:
         check_adapter(options.adapter, source.config)
     print(data.report.text(), file=sys.stderr)

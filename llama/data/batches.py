@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import accumulate, chain
+from itertools import accumulate, chain, count, islice
 
 import numpy as np
 import torch
@@ -60,14 +60,20 @@ class Epochs:
             yield list(eval_batches(rows, self._micro_batch, self._rank, self._size))
 
 
+def first_windows(epochs: Epochs, number: int) -> list[list[Batch]]:
+    """The first `number` windows, epoch after epoch."""
+    every = chain.from_iterable(epochs.windows(epoch) for epoch in count())
+    return list(islice(every, number))
+
+
 def eval_batches(
     rows: Sequence[PackedRow], micro_batch: int, rank: int = 0, size: int = 1
 ) -> Iterator[Batch]:
     """One pass over `rows` in their order: micro-batch j goes to rank j % size, and every rank
     yields the same number."""
-    count = -(-len(rows) // micro_batch)
-    for stream in range(rank, -(-count // size) * size, size):
-        if stream < count:
+    number = -(-len(rows) // micro_batch)
+    for stream in range(rank, -(-number // size) * size, size):
+        if stream < number:
             yield make_batch(rows[stream * micro_batch : (stream + 1) * micro_batch], stream)
         else:
             yield _nothing_supervised(rows[0], stream)

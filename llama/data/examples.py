@@ -14,11 +14,13 @@ from llama.tokenizer.segments import plain_text
 from llama.tokenizer.templates import Template
 
 NAMED = 5
-"""Row numbers that a message names."""
+"""A message that concerns many rows names the numbers of the first so many."""
 CHARACTERS = 256
-"""Twice those of the longest token that a LLaMA tokenizer has."""
+"""More than any token stands for, as far as we know: the longest in LLaMA's tokenizers has half as
+many."""
 REFUSED = 20
-"""Rows that the template cannot express after which the rest are not looked at."""
+"""After more rows than this that the template cannot express, the rest are not looked at: they are
+most likely of the same kind, and the user needs no longer list."""
 
 
 @dataclass
@@ -44,8 +46,8 @@ def build_examples(
     with no label left is skipped: both are noted. A plain text is BOS, text, EOS with every
     position supervised, and gives as many examples as it needs.
 
-    Raises UserError with the rows that the template cannot express, one line for each reason; it
-    stops looking after the first few.
+    `seq_len` is in tokens, at least 2. Raises UserError with the rows that the template cannot
+    express, one line for each reason; after `REFUSED` of them it stops looking.
     """
     assert seq_len >= 2, "a position predicts the next one"
     built = ExampleSet(path, seq_len)
@@ -71,9 +73,8 @@ def build_examples(
         if example.supervised:
             built.examples.append(example)
         else:
-            reason = (
-                f"its prompt alone has {seq_len} tokens or more" if ids[seq_len:] else "no label"
-            )
+            was_cut = len(ids) > seq_len
+            reason = f"its prompt alone has {seq_len} tokens or more" if was_cut else "no label"
             built.skipped.append((row.number, reason))
     raise_if([f"{path}: {numbers(at)}: {reason}" for reason, at in refused.items()])
     return built
@@ -82,9 +83,14 @@ def build_examples(
 def _rendered(
     messages: Sequence[Message], template: Template, tokenizer: Tokenizer, seq_len: int
 ) -> tuple[list[int], list[int]]:
-    """What `template` makes of `messages`, as far as it is kept. Of a content far longer than
-    `seq_len` tokens can be, only the start is tokenised: the whole of ten megabytes would take
-    seconds and a gigabyte. (Should a token be longer yet, nothing is saved.)"""
+    """`(ids, labels)` that `template` makes of `messages`, right in the first `seq_len`; there are
+    more than `seq_len` of them if the whole has more.
+
+    To tokenise a content of ten megabytes takes seconds and a gigabyte, to keep its first thousand
+    tokens. So each content is first cut to as many characters as `seq_len` of the longest tokens
+    have. What that gives is returned if it has more than `seq_len` tokens with one to spare, since
+    the cut may have changed the last. Else, as where one token stands for more characters than we
+    know of, the whole is tokenised."""
     most = CHARACTERS * seq_len
     if any(len(message["content"]) > most for message in messages):
         cut: list[Message] = [{**m, "content": m["content"][:most]} for m in messages]
@@ -101,8 +107,9 @@ def numbers(rows: Sequence[int]) -> str:
 
 
 def _text_examples(text: str, number: int, tokenizer: Tokenizer, seq_len: int) -> Iterator[Example]:
-    """Pieces of BOS + text + EOS. Each begins with the last token of the one before, as no piece
-    predicts its first: so every token but the very first is predicted exactly once.
+    """BOS + text + EOS in pieces of at most `seq_len` tokens. The model predicts every token of a
+    piece but its first. So each piece begins with the last token of the one before, and every token
+    of the whole but the very first is predicted exactly once.
 
         seq_len 4    <s> a b c | c d e f | f </s>
     """

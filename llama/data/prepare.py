@@ -9,6 +9,7 @@ from llama.data.examples import build_examples
 from llama.data.lint import LintReport, lint
 from llama.data.packing import PackedRow, pack_examples
 from llama.data.rows import Row, read_rows
+from llama.data.types import Example
 from llama.files.inputs import sha256_of
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.templates import Template
@@ -20,21 +21,30 @@ class Prepared:
 
     path: Path
     rows: list[Row]
+    examples: list[Example]
+    """In the order of the rows."""
     packed: list[PackedRow]
     report: LintReport
     sha256: str
 
 
 def prepare(
-    path: Path, template: Template, tokenizer: Tokenizer, seq_len: int, pack: bool
+    path: Path,
+    template: Template,
+    tokenizer: Tokenizer,
+    seq_len: int,
+    pack: bool,
+    first: int | None = None,
 ) -> Prepared:
-    """Raises `UserError` with all that is wrong with the file."""
-    rows = read_rows(path)
+    """Of the `first` rows alone, if that is given. Raises `UserError` with all that is wrong with
+    the file."""
+    rows = read_rows(path)[:first]
     built = build_examples(path, rows, template, tokenizer, seq_len)
     report = lint(built, tokenizer)
     return Prepared(
         path=path,
         rows=rows,
+        examples=built.examples,
         packed=pack_examples(built.examples, seq_len, pack),
         report=report,
         sha256=sha256_of(path),

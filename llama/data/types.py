@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-IGNORE = -100
-"""The label of a position that is not supervised."""
+from llama.tokenizer.base import IGNORE
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from llama.adapters.attach import trainable_parameters
-from llama.data.feed import model_inputs
+from llama.adapters.attach import parameter_groups, trainable_parameters
 from llama.data.types import Batch
 from llama.engine.backend import LOGGER
 from llama.engine.gradients import check_all_at_once
@@ -23,6 +22,8 @@ from llama.engine.optimizer_state import OptimizerState
 from llama.engine.owners import send_gradients_to_owners
 from llama.engine.state import MOMENTS, EngineState, Tensors
 from llama.errors import TrainingError
+from llama.objectives.kinds import SFT
+from llama.objectives.objective import Objective
 from llama.parallel.layers import shard_dim
 from llama.parallel.mesh import DeepSpeedTopology, Mesh
 from llama.settings.deepspeed_json import Resolved
@@ -57,14 +58,23 @@ class Engine:
     """A model with adapters under DeepSpeed. Only what requires a gradient is optimized."""
 
     def __init__(
-        self, model: nn.Module, resolved: Resolved, mesh: Mesh, device: torch.device, seed: int
+        self,
+        model: nn.Module,
+        resolved: Resolved,
+        mesh: Mesh,
+        device: torch.device,
+        seed: int,
+        objective: Objective = SFT,
     ) -> None:
+        """Hand `model` to DeepSpeed; `seed` is that of the dropout."""
         self.mesh = mesh
         self.device = device
         self.seed = seed
+        self._objective = objective
         self.steps = 0
         """Optimizer steps taken, skipped ones included."""
         self.skipped = 0
+        self._gathered: Tensors | None = None
         self._skipped_in_a_row = 0
         self._scale_is_spent = False
         self.zero_stage = resolved.zero_stage
@@ -73,7 +83,7 @@ class Engine:
         LOGGER.setLevel(logging.ERROR)  # it asks its own schedule for a rate too early, and warns
         self._engine, self._optimizer, _, self._schedule = initialize(
             model=model,
-            model_parameters=list(self.trainable.values()),
+            model_parameters=parameter_groups(model),
             config=resolved.engine,
             mpu=DeepSpeedTopology(mesh),
             dist_init_required=False,
@@ -93,9 +103,11 @@ class Engine:
 
         Raises `TrainingError` where steps are skipped for ever."""
         supervised, tokens = self._total(
-            sum(b.supervised for b in window),
-            sum(len(b.tokens) for b in window if b.supervised),  # a filler's are nobody's
+            sum(map(self._objective.count, window)),
+            # The tokens of a batch that only fills a rank's turn are nobody's.
+            sum(len(b.tokens) for b in window if self._objective.count(b)),
         )
+        self._gathered = None
         weight = self.mesh.data_parallel_size / max(supervised, 1)
         loss_sum = torch.zeros((), device=self.device)
         if not self.model.training:
@@ -127,7 +139,7 @@ class Engine:
     def _loss(self, model: Callable[..., torch.Tensor], batch: Batch) -> torch.Tensor:
         """The summed loss of one micro-batch, with the dropout that belongs to it."""
         torch.manual_seed(dropout_seed(self.seed, self.steps, batch.stream))
-        return model(**model_inputs(batch, self.device))
+        return self._objective.loss(model, batch, self.device)
 
     def _scale(self) -> float | None:
         """The loss scale in use, in fp16."""
@@ -224,6 +236,7 @@ class Engine:
     def load_state(self, state: EngineState) -> None:
         """Go on from `state`, bit for bit on the topology it was taken on. Every rank gives the
         same whole state."""
+        self._gathered = None
         moments = {MOMENTS[0]: self._own(state.exp_avg), MOMENTS[1]: self._own(state.exp_avg_sq)}
         self._state.load(self._own(state.masters), moments, state.counters)
         if self._schedule and state.counters["schedule"]:
@@ -234,8 +247,11 @@ class Engine:
 
     def own_values(self) -> Tensors:
         """Name to float32 value of every trainable parameter of this rank: a tensor-parallel shard,
-        but whole under any ZeRO stage. Every rank must call it."""
-        return self._state.masters()
+        but whole under any ZeRO stage. Every rank must call it. They are gathered once between two
+        steps, whoever asks for them; nobody may change them."""
+        if self._gathered is None:
+            self._gathered = self._state.masters()
+        return dict(self._gathered)
 
     def whole_adapter(self) -> Tensors:
         """Name to float32 value of every trainable parameter, the shards joined, on the CPU; from

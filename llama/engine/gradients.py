@@ -1,8 +1,8 @@
-"""Norm and overflow of all gradients at once.
+"""The norm of all gradients, and whether any overflowed, each in a few kernels.
 
-DeepSpeed's ZeRO-1 and 2 visit each gradient by itself: of a model of 32 layers 128 tensors and over
-a thousand kernels a step, while the device has nothing else to do. The same numbers come from
-torch's `_foreach_norm` over the list.
+DeepSpeed's ZeRO-1 and 2 visit the gradients one by one: adapters on two layers of each of 32 blocks
+are 128 tensors, and take over a thousand small kernels a step while the device has nothing else to
+do. torch's `_foreach_norm` takes the whole list and gives the same numbers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ _FOREACH_NORM: Any = torch._foreach_norm  # type: ignore[attr-defined]
 
 
 def check_all_at_once(optimizer: Any) -> None:
-    """Give DeepSpeed's ZeRO-1 or 2 optimizer these two; any other is left as it is."""
+    """Have DeepSpeed's optimizer of ZeRO-1 or 2 use `has_overflow` and the norm below in place of
+    its own two methods. Any other optimizer, and one whose states are offloaded to the CPU, is left
+    as it is."""
     if isinstance(optimizer, DeepSpeedZeroOptimizer) and not optimizer.cpu_offload:
         hooks: Any = optimizer
         hooks.has_overflow_partitioned_grads_serial = lambda: has_overflow(
@@ -31,8 +33,8 @@ def check_all_at_once(optimizer: Any) -> None:
 
 
 def has_overflow(gradients: Iterable[torch.Tensor | None]) -> torch.Tensor:
-    """Whether any has an infinity or NaN, `[1]`, on their device: the largest magnitude of a
-    tensor shows either."""
+    """Whether any holds an infinity or NaN: boolean `[1]` on their device. It looks at the largest
+    magnitude of each tensor, which is infinite or NaN where one of its elements is."""
     held = [gradient for gradient in gradients if gradient is not None and gradient.numel()]
     largest = torch.stack([x.float() for x in _FOREACH_NORM(held, float("inf"))])
     return largest.isfinite().all().logical_not().reshape(1)
@@ -42,8 +44,12 @@ def _norm_of(optimizer: Any, one_by_one: Callable[..., torch.Tensor]) -> Callabl
     def norm(
         gradients: list[torch.Tensor], parameters: list[nn.Parameter], norm_type: float = 2
     ) -> torch.Tensor:
-        """The norm over this rank's gradients, a replicated one counted on the first rank alone;
-        summed over ranks by DeepSpeed's own function, which sees it as one gradient."""
+        """In the place of DeepSpeed's `get_grad_norm_direct`. As there, a gradient that every
+        tensor-parallel rank has is counted on the first of them alone, and padding nowhere. The
+        norms of the tensors that count here are then given to DeepSpeed's own function as if they
+        were one gradient: their norm is the norm of all, and it alone knows over which ranks the
+        squares are to be summed. Norms other than the Euclidean one are left to it wholly, and so
+        is a rank on which nothing counts, since it must take part in that sum."""
         counted = [
             gradient
             for gradient, parameter in zip(
@@ -62,6 +68,7 @@ def _norm_of(optimizer: Any, one_by_one: Callable[..., torch.Tensor]) -> Callabl
 
 
 class _Counted:
-    """A parameter that every rank counts."""
+    """Stands for the parameter of the gradient made of norms: marked as sharded, so that DeepSpeed
+    counts it on every rank."""
 
     model_parallel = True

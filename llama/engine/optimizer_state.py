@@ -26,7 +26,7 @@ from llama.engine.state import MOMENTS, Tensors
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """All that changes in a dynamic loss scaler."""
 RATES = ("lr", "betas")
-"""All that a schedule changes in the optimizer's group."""
+"""All that a schedule changes in a group of the optimizer's."""
 
 
 class OptimizerState:
@@ -67,7 +67,7 @@ class OptimizerState:
         scaler = getattr(self.optimizer, "loss_scaler", None)
         return {
             "optimizer_step": int(states[0]["step"]) if states else 0,
-            "rates": {key: self.inner.param_groups[0][key] for key in RATES},
+            "rates": [{key: group[key] for key in RATES} for group in self.inner.param_groups],
             "loss_scaler": {key: getattr(scaler, key) for key in SCALER if hasattr(scaler, key)},
         }
 
@@ -83,8 +83,8 @@ class OptimizerState:
         for name, parameter in self.trainable.items():
             self._set(parameter, masters[name], None)
             self._set_parameter(parameter, masters[name])
-        for group in self.inner.param_groups:
-            group.update(counters["rates"], betas=tuple(counters["rates"]["betas"]))
+        for group, rates in zip(self.inner.param_groups, counters["rates"], strict=True):
+            group.update(rates, betas=tuple(rates["betas"]))
         scaler = getattr(self.optimizer, "loss_scaler", None)
         for key, value in counters["loss_scaler"].items():
             if hasattr(scaler, key):

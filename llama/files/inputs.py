@@ -33,6 +33,14 @@ def not_found(path: Path) -> str:
     return "does not exist" + nearest(path.name, siblings, f"{path.parent}/".removeprefix("./"))
 
 
+def is_folder(path: Path) -> bool:
+    """Whether `path` is a folder itself, and not a link to one."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
 def file_problem(path: Path) -> str | None:
     """Why `path` cannot be read as a file, or None."""
     try:

@@ -1,4 +1,7 @@
-"""Attention that keeps its own graph, for a block whose backward pass is written by hand.
+"""Attention with its own small autograd graph, for a block whose backward pass is written by hand.
+
+Attention has several kernels, and each comes with its own backward pass, which saves what it likes.
+The fused block leaves that to autograd, and decides only how long q, k and v are held.
 
 Shapes: T tokens, H query heads, K kv heads, E head_dim.
 """
@@ -15,24 +18,33 @@ from llama.model.documents import Documents
 
 
 class Attended:
-    """Attention with a small graph of its own, so that any of its kernels serves. With
-    `keep_inputs` False the graph holds places for q, k and v, to be filled before `backward`."""
+    """Attention of one batch: run when made, gone back through by `backward`, once.
+
+    Autograd would keep q, k and v alive for as long as the graph is. Here they are taken out of
+    what it saves: in their stead it gets the number of the tensor with its size and strides, and
+    asks for the tensor back only in the backward pass. With `keep_inputs` they are held until then;
+    without, they are freed, and the caller computes them again and gives them to `fill`."""
 
     def __init__(
         self, qkv: tuple[torch.Tensor, ...], documents: Documents, keep_inputs: bool
     ) -> None:
+        """`qkv`: `[T, H, E]`, `[T, K, E]`, `[T, K, E]`, without a graph of their own."""
         self._held = held = list(qkv) if keep_inputs else []
-        places = [(x.data_ptr(), x.numel()) for x in qkv]
+        memory = [(x.data_ptr(), x.numel()) for x in qkv]
 
         def pack(x: torch.Tensor) -> Any:
-            place = (x.data_ptr(), x.numel())
-            return (places.index(place), x.size(), x.stride()) if place in places else x
+            """What the graph is to save for `x`: a kernel saves views of q, k and v as well, told
+            by the memory that they lie in."""
+            lies_in = (x.data_ptr(), x.numel())
+            return (memory.index(lies_in), x.size(), x.stride()) if lies_in in memory else x
 
-        def unpack(packed: Any) -> torch.Tensor:  # holds the list and not self: no cycle
+        # It refers to the list and not to self: the graph hangs on self, and a circle of references
+        # would hold the memory until Python's collector comes by.
+        def unpack(packed: Any) -> torch.Tensor:
             if isinstance(packed, torch.Tensor):
                 return packed
-            place, size, stride = packed
-            return held[place].as_strided(size, stride)
+            number, size, stride = packed
+            return held[number].as_strided(size, stride)
 
         with torch.enable_grad():
             inputs: Any = _Inputs.apply(torch.empty(0, requires_grad=True), *qkv)
@@ -42,24 +54,31 @@ class Attended:
                 self._out = document_attention(q, k, v, documents)
 
     def out(self) -> torch.Tensor:
-        """`[T, H E]`"""
+        """The attention's output, `[T, H E]`, without a graph."""
         return self._out.detach().flatten(1)
 
     @property
     def needs_inputs(self) -> bool:
+        """Whether `fill` must be called before `backward`."""
         return not self._held
 
     def fill(self, qkv: tuple[torch.Tensor, ...]) -> None:
+        """Give q, k and v anew, laid out as they were."""
         self._held.extend(qkv)
 
     def backward(self, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The gradients to q, k and v, in their shapes, from that of the output, `[T, H E]`; lets
+        go of q, k and v."""
         grads = torch.autograd.grad(self._out, self._edges, grad.view_as(self._out))
         self._held.clear()
         return grads
 
 
 class _Inputs(torch.autograd.Function):
-    """The start of a graph that holds none of its inputs, as leaves would be held."""
+    """Where the graph begins: gives q, k and v as tensors that need a gradient. Plain leaves would
+    do so too, but the graph holds its leaves, and with them the memory; the outputs of a node it
+    does not hold. The first argument is empty, and there only because autograd makes a node where
+    an input needs a gradient."""
 
     @staticmethod
     def forward(ctx: Any, _: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -19,6 +19,7 @@ from torch import nn
 from llama.fused import kernels
 from llama.fused.attended import Attended
 from llama.model.attention import document_attention
+from llama.model.config import PART_OF
 from llama.model.documents import Documents
 from llama.model.kept import Kept
 from llama.model.rope import Rotation
@@ -55,8 +56,7 @@ class Saved:
 
 def linears(block: Any) -> list[tuple[Any, str]]:
     """The linear layers of a block with their names, in `ORDER`."""
-    parts = {"wo": block.attention, **dict.fromkeys(QKV, block.attention)}
-    return [(getattr(parts.get(name, block.feed_forward), name), name) for name in ORDER]
+    return [(getattr(getattr(block, PART_OF[name]), name), name) for name in ORDER]
 
 
 def fused_block(
@@ -100,7 +100,7 @@ class _Run:
     ) -> None:
         dtype = x.dtype
         self.rotation, self.documents = rotation, documents
-        self.weights = {name: layer.weight for layer, name in linears(block)}
+        self.weights = {name: layer.kind(layer.weight).dense() for layer, name in linears(block)}
         self.heads = [block.attention.n_heads, *[block.attention.n_kv_heads] * 2]
         self.norms = block.attention_norm, block.ffn_norm
         self.p = next((path.dropout for path in adapters.values()), 0.0) if block.training else 0.0

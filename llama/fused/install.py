@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from llama.base.dense import Dense
 from llama.fused.block import fused_block, linears
 from llama.model.attention import Attention
 from llama.model.documents import Documents
@@ -28,6 +29,8 @@ PARTS = {
 }
 """Name to type of each part of a block."""
 LINEARS = (ColumnParallelLinear, RowParallelLinear)
+WEIGHTS = (Dense,)
+"""The ways of holding a frozen weight that it multiplies by."""
 
 
 def install(model: Transformer) -> str | None:
@@ -75,6 +78,8 @@ def _uncovered_linear(layer: Any) -> str | None:
         return "has a bias"
     if layer.weight.requires_grad:
         return "is trained itself"
+    if layer.kind not in WEIGHTS:
+        return f"is held as {layer.kind.__name__}"
     if hasattr(layer.weight, "ds_id"):  # ZeRO-3 gathers it only within its own module's call
         return "is partitioned by ZeRO-3"
     if layer.lora is not None and layer.lora.low_rank() is None:

@@ -6,17 +6,16 @@ Shapes: T tokens, D dim, F feed-forward width, H heads, E head_dim.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
+from llama.kernels import formulas
 from llama.kernels.compiled import kernel
 from llama.parallel.dropout import dropped
 
+swiglu = kernel(formulas.swiglu)
+
 
 def _norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """As `elementwise.rms_norm`."""
-    wide = x.float()
-    scale = (wide.square().mean(dim=-1, keepdim=True) + eps).rsqrt()
-    return (wide * scale).to(x.dtype) * weight.to(x.dtype)
+    return formulas.rms_norm(x, weight, eps)[0]
 
 
 def _norm_backward(
@@ -25,9 +24,7 @@ def _norm_backward(
     """`residual` and the gradient through the norm, summed in float32: the scale is found again
     from `x`, which is read anyway."""
     wide_grad, wide = grad.float() * weight.float(), x.float()
-    scale = (wide.square().mean(dim=-1, keepdim=True) + eps).rsqrt()
-    dot = (wide_grad * wide).mean(dim=-1, keepdim=True)
-    through = (wide_grad - wide * (dot * scale * scale)) * scale
+    through = formulas.rms_norm_backward(wide_grad, wide, formulas.inverse_rms(wide, eps))
     return (residual.float() + through).to(x.dtype)
 
 
@@ -90,20 +87,12 @@ def norm_backward_dropped(
 
 
 @kernel
-def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    return F.silu(gate) * up
-
-
-@kernel
 def swiglu_backward_(
     grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradients to `gate` and `up`, in their place: with `grad` these are the largest tensors
-    of a block, and nothing reads them again."""
-    wide, slope = gate.float(), torch.sigmoid(gate.float())
-    silu = wide * slope
-    grad_gate = grad.float() * up.float() * (slope + silu * (1.0 - slope))
-    grad_up = grad.float() * silu
+    """The gradients to `gate` and `up`, taken in float32 and written in their place: with `grad`
+    these are the largest tensors of a block, and nothing reads them again."""
+    grad_gate, grad_up = formulas.swiglu_backward(grad.float(), gate.float(), up.float())
     return gate.copy_(grad_gate), up.copy_(grad_up)
 
 
@@ -111,10 +100,5 @@ def swiglu_backward_(
 def rotate_both(
     q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `elementwise.rotate`, of queries and keys at once."""
-    return _rotate(q, cos, signed_sin), _rotate(k, cos, signed_sin)
-
-
-def _rotate(x: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), signed_sin)
+    """Queries and keys turned at once."""
+    return formulas.rotate(q, cos, signed_sin), formulas.rotate(k, cos, signed_sin)

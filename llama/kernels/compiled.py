@@ -1,4 +1,8 @@
-"""Which functions of tensors torch.compile makes into single kernels, and whether it does."""
+"""The one switch for torch.compile, and the decorator of the functions that it applies to.
+
+A `kernel` is a function of tensors whose operations should become one GPU kernel. As long as
+`compile_kernels` has not been called it runs as it is written, operation by operation.
+"""
 
 from __future__ import annotations
 
@@ -12,34 +16,40 @@ _compiled = False
 
 
 def compile_kernels() -> None:
-    """From now on in this process, fuse each `kernel` with torch.compile (on CUDA it writes Triton
-    kernels and needs a C compiler; the first step then takes some seconds longer)."""
+    """From now on in this process, compile each `kernel` with torch.compile at its next call. On
+    CUDA that writes Triton kernels, needs a C compiler, and makes the first step some seconds
+    longer. There is no way back within the process."""
     global _compiled
     _compiled = True
 
 
 def compiled() -> bool:
+    """Whether `compile_kernels` has been called."""
     return _compiled
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` of tensors, compiled at its first call after `compile_kernels`. It has no part in
-    autograd: it is called within forward and backward passes written by hand."""
-    fused: list[Callable[..., Any]] = []
-    seen: set[Any] = set()
+    """`function`, compiled once the switch is on. Arguments are tensors whose dimension 0 is the
+    tokens, tuples of such, and numbers; all are given by position. Autograd does not see through
+    it: it is for use within forward and backward passes that are written by hand, so gradients of
+    its arguments are never asked for."""
+    made: list[Callable[..., Any]] = []  # by torch.compile, at the first call that needs it
+    known: set[Any] = set()  # forms of arguments whose varying dimension was marked
 
     @wraps(function)
     def call(*args: Any) -> Any:
         if not _compiled:
             return function(*args)
-        if not fused:
-            fused.append(torch.compile(function))
-        args = _detached(args)  # or one that needs a gradient would ask for a kernel of its own
+        if not made:
+            made.append(torch.compile(function))
+        # Whether an argument needs a gradient makes no difference here, but torch.compile would
+        # compile the function once more for it. Detached, all look the same.
+        args = _detached(args)
         form = _form(args)
-        if form not in seen:
-            _only_tokens_vary(args)
-            seen.add(form)
-        return fused[0](*args)
+        if form not in known:
+            _mark_what_varies(args)
+            known.add(form)
+        return made[0](*args)
 
     return call
 
@@ -56,7 +66,8 @@ def _detached(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _form(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What one kernel serves: all but the number of tokens."""
+    """What two calls must have in common for one compiled kernel to serve both: types, numbers, and
+    every size but the number of tokens (dimension 0 of what has more dimensions than one)."""
     return tuple(
         (arg.dtype, arg.shape[1:] if arg.dim() > 1 else arg.shape)
         if isinstance(arg, torch.Tensor)
@@ -67,12 +78,14 @@ def _form(args: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
-def _only_tokens_vary(args: tuple[Any, ...]) -> None:
-    """Have torch.compile make one kernel for every number of tokens; the widths are constants of
-    it, or each element's place would be found by dividing 64-bit integers."""
+def _mark_what_varies(args: tuple[Any, ...]) -> None:
+    """Tell torch.compile which sizes change from call to call. The number of tokens does: without
+    the mark it would compile anew for another number. The widths do not, and are to be constants of
+    the kernel: to find an element's row and column by a width that is known only at run time takes
+    a 64-bit division for each element."""
     for arg in args:
         if isinstance(arg, tuple):
-            _only_tokens_vary(arg)
+            _mark_what_varies(arg)
         elif isinstance(arg, torch.Tensor):
             if arg.dim() > 1:
                 torch._dynamo.maybe_mark_dynamic(arg, 0)

@@ -1,4 +1,4 @@
-"""Matrix products with frozen weights, taken in the arithmetic that the device is good at.
+"""Matrix products, taken in the arithmetic that the device is good at.
 
 Shapes: T tokens, I in_features, O out_features.
 """
@@ -6,13 +6,12 @@ Shapes: T tokens, I in_features, O out_features.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 FEW_TOKENS = 4
-"""Up to here a product is bound by reading the weight, and widening it first would only cost."""
+"""Up to this many tokens a product takes as long as reading the weight does. Making a wider copy of
+the weight first, which pays with more tokens, would only add to that."""
 
 
 @lru_cache(maxsize=1)
@@ -23,38 +22,23 @@ def cpu_has_bf16() -> bool:
 
 
 def compute_dtype(weight: torch.Tensor) -> torch.dtype:
-    """The type that activations have beside `weight`: its own, or float32 where products in its
-    own would be emulated (half precision on a CPU without it: several times slower, and no more
-    exact). The weight itself is then held in half and widened for each product."""
+    """The type that activations have beside `weight`: that of the weight itself, or float32 where
+    the device would only emulate products in it (half precision on a CPU without such
+    instructions: several times slower, and no more exact). The weight then stays in half precision
+    and a float32 copy of it is made for each product."""
     if weight.device.type != "cpu" or weight.dtype == torch.float32:
         return weight.dtype
     emulated = weight.dtype == torch.float16 or not cpu_has_bf16()
     return torch.float32 if emulated else weight.dtype
 
 
-def linear(x_TI: torch.Tensor, weight_OI: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """`x W^T + b` in the type of `x`, keeping nothing for the backward pass where W is frozen."""
-    if bias is not None:
-        bias = bias.to(x_TI.dtype)
-    if weight_OI.requires_grad:
-        return F.linear(x_TI, weight_OI.to(x_TI.dtype), bias)
-    y_TO = _FrozenLinear.apply(x_TI, weight_OI)
-    return y_TO if bias is None else y_TO + bias  # type: ignore[operator]
+def times(x_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
+    """`x W^T`, `[T, O]` in the type of `x`."""
+    if x_TI.dtype != weight_OI.dtype and x_TI.shape[0] <= FEW_TOKENS:
+        return (x_TI.to(weight_OI.dtype) @ weight_OI.t()).to(x_TI.dtype)
+    return x_TI @ weight_OI.to(x_TI.dtype).t()
 
 
-class _FrozenLinear(torch.autograd.Function):
-    """Only the input has a gradient, and that needs only the weight. The weight is kept on the
-    context, not saved: a recomputed block then stops before its last product, whose output
-    nothing in the backward pass reads, and ZeRO-3 finds the parameter gathered again."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        ctx.weight = weight
-        if x.dtype != weight.dtype and x.shape[0] <= FEW_TOKENS:
-            return (x.to(weight.dtype) @ weight.t()).to(x.dtype)
-        return x @ weight.to(x.dtype).t()
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
-        (grad_output,) = grad_outputs
-        return grad_output @ ctx.weight.to(grad_output.dtype), None
+def times_transposed(g_TO: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
+    """`g W`, `[T, I]` in the type of `g`."""
+    return g_TO @ weight_OI.to(g_TO.dtype)

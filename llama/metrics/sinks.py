@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import torch
 
+from llama.files.atomic import write_file
+
 
 class Sink(Protocol):
     """Takes the numbers of one moment of a run."""
@@ -43,9 +45,7 @@ class JSONLSink(NullSink):
     def __init__(self, path: Path, lines: list[str] | None = None) -> None:
         """`lines` are those that the file begins with."""
         self.lines = len(lines or [])
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text("".join(lines or []), encoding="utf-8")
-        os.replace(partial, path)
+        write_file(path, "".join(lines or []).encode())
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def scalars(self, step: int, values: dict[str, Any]) -> None:

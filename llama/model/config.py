@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-LINEARS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
-"""The linear layers of one block, by Meta's names: all that a LoRA adapter can be attached to."""
+PART_OF = {
+    **dict.fromkeys(("wq", "wk", "wv", "wo"), "attention"),
+    **dict.fromkeys(("w1", "w2", "w3"), "feed_forward"),
+}
+"""The part of a block that each of its linear layers belongs to, by Meta's names of both."""
+LINEARS = tuple(PART_OF)
+"""The linear layers of one block: all that a LoRA adapter can be attached to."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class ModelConfig:
 
     def has_bias(self, name: str) -> bool:
         """Whether the linear layer `name` carries a bias."""
-        return self.attention_bias if name in ("wq", "wk", "wv", "wo") else self.mlp_bias
+        return self.attention_bias if PART_OF[name] == "attention" else self.mlp_bias
 
     def parameter_count(self) -> int:
         """Parameters of the whole model; a tied output matrix is counted once."""
@@ -62,10 +67,6 @@ class ModelConfig:
             block += rows * columns + (rows if self.has_bias(name) else 0)
         embeddings = (1 if self.tied_embedding else 2) * self.vocab_size * self.dim
         return embeddings + self.n_layers * block + self.dim
-
-    def lora_parameter_count(self, rank: int, targets: tuple[str, ...]) -> int:
-        """Parameters of adapters on `targets` in every block: A (rank x in) and B (out x rank)."""
-        return self.n_layers * sum(rank * sum(self.linear_shape(name)) for name in targets)
 
     def with_layers(self, n_layers: int) -> ModelConfig:
         """The same widths at another depth."""

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Literal
+
+Checkpointing = Literal["none", "ffn", "block", "auto"]
+"""What is recomputed in the backward pass instead of kept: nothing, each feed-forward (the report's
+placement), each whole block (the least memory), or what memory does not hold (`keeping.choose`)."""
 
 
 class Kept(IntEnum):
@@ -19,3 +24,12 @@ class Kept(IntEnum):
     """q, k, v, 2 (H + 2 K) E: all but the feed-forward's first two products."""
     ALL = 4
     """Those too, 4 F."""
+
+
+KEPT: dict[Checkpointing, Kept] = {
+    "none": Kept.ALL,
+    "ffn": Kept.FFN_INPUTS,
+    "block": Kept.INPUT,
+    "auto": Kept.INPUT,
+}
+"""`auto` begins with the least, until the memory that is left is known."""

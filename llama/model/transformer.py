@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from llama.kernels.elementwise import rms_norm, swiglu
-from llama.kernels.products import compute_dtype, linear
+from llama.kernels.products import compute_dtype
 from llama.model.attention import Attention
 from llama.model.config import ModelConfig
 from llama.model.documents import Documents
-from llama.model.kept import Kept
+from llama.model.kept import KEPT, Checkpointing, Kept
 from llama.model.kv_cache import KVCache
 from llama.model.loss import summed_cross_entropy
 from llama.model.rope import Rotation, inverse_frequencies
@@ -29,14 +28,9 @@ from llama.parallel.layers import (
     VocabParallelEmbedding,
     copy_to_shards,
     gather_from_shards,
+    linear,
 )
 from llama.parallel.mesh import SINGLE, TensorParallel
-
-Checkpointing = Literal["none", "ffn", "block", "auto"]
-"""What is recomputed in the backward pass instead of kept: nothing, each feed-forward (the report's
-placement), each whole block (the least memory), or what memory does not hold (`keeping.choose`)."""
-
-KEPT = {"none": Kept.ALL, "ffn": Kept.FFN_INPUTS, "block": Kept.INPUT, "auto": Kept.INPUT}
 
 
 @dataclass(frozen=True)
@@ -133,7 +127,7 @@ class OutputHead(nn.Module):
     def forward(self, hidden_TD: torch.Tensor, labels: Supervision | None) -> torch.Tensor:
         """The summed loss of the supervised positions; without labels the logits `[T, V]`."""
         if labels is None:
-            return gather_from_shards(linear(hidden_TD, self.weight, None), self.tp)
+            return gather_from_shards(linear(hidden_TD, self.weight), self.tp)
         hidden_ND = hidden_TD.index_select(0, labels.index_N)
         return summed_cross_entropy(hidden_ND, self.weight, labels.labels_N, self.tp)
 

@@ -1,4 +1,11 @@
-"""Dropout that draws the same mask however the model is sharded."""
+"""Dropout that draws the same mask however the model is sharded.
+
+There are two ways to the same end. Uncompiled, each rank draws random numbers for the full width
+and uses those of its own columns. Compiled on CUDA, a mask is no drawn tensor but a function of one
+seed and of each element's place (`keep_mask`), which a kernel evaluates where it needs it.
+
+Shapes: T tokens, I in_features; with tensor parallelism over p ranks a slice is I/p wide.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +18,14 @@ from llama.parallel.mesh import TensorParallel
 
 
 def dropout(x: torch.Tensor, p: float, tp: TensorParallel, sharded: bool) -> torch.Tensor:
-    """Drop elements of `x[T, I or I/p]` with probability `p` and scale the rest by 1 / (1 - p).
+    """Set elements of `x[T, I or I/p]` to 0 with probability `p` and scale the rest by 1 / (1 - p).
+    The result has the shape and type of `x`.
 
-    `sharded`: `x` is this rank's slice of the last dimension. Every rank then draws the mask of the
-    full width from the generator that all ranks share, and takes its slice, so that the masks are
-    those of one process and the generators stay in step. The default generator is used because
-    activation checkpointing restores no other. Compiled, masks are `keep_mask`'s."""
+    `sharded` says that `x` is this rank's slice of the last dimension. The ranks of a
+    tensor-parallel group hold the same seed: each advances its generator by the full width,
+    whatever its slice, so that together they drop what one process would, and go on from equal
+    states. Only the default generators serve: activation checkpointing restores no others before
+    it computes a block again."""
     if p == 0.0:
         return x
     tokens, width = x.shape
@@ -36,20 +45,25 @@ def dropout(x: torch.Tensor, p: float, tp: TensorParallel, sharded: bool) -> tor
 
 
 def draw_seed(device: torch.device) -> torch.Tensor:
-    """A mask's seed, int64 `[1]` on `device`, from the CPU's default generator: no waiting for the
-    device, and activation checkpointing restores it."""
+    """A seed for `keep_mask`, int64 `[1]` on `device`. The CPU's default generator gives it: to
+    read a number back from a GPU's would mean waiting for the GPU. Activation checkpointing
+    restores that generator before it computes a block again."""
     return torch.full((1,), int(torch.randint(2**62, ())), dtype=torch.int64, device=device)
 
 
 def keep_mask(
     seed: torch.Tensor, shape: torch.Size, p: float, full_width: int, start: int
 ) -> torch.Tensor:
-    """Which elements of `shape = [T, I]` stay, where they are the columns from `start` on of
-    `full_width`: a function of the seed and of each element's place in the whole, so that a mask
-    is never stored and a shard computes its own part.
+    """Which elements stay, boolean `[T, I]` for `shape = [T, I]`: the columns from `start` on of a
+    mask that is `full_width` wide. An element's fate is a hash of `seed` (int64 `[1]`) and of its
+    place, row x full_width + column, compared with `p`. So no mask is stored between the passes,
+    and a shard computes its own columns of the whole.
 
-    The place is hashed with Wellons' `lowbias32`, the seed's halves put in before it. They come
-    first: products of places by constants alone, inductor would fold beyond 32 bits."""
+    The hash is Chris Wellons' `lowbias32` ("Prospecting for Hash Functions", 2018) in 32-bit
+    integers that wrap around: shifts are masked because they are to fill with zeros, and two of the
+    constants are written as the negative numbers that have their bits. The seed is mixed in ahead
+    of the first multiplication, and must be: a product of places and constants alone inductor takes
+    for index arithmetic, and simplifies it as if integers were unbounded."""
     device = seed.device
     rows = torch.arange(shape[0], dtype=torch.int32, device=device).unsqueeze(1)
     columns = torch.arange(shape[1], dtype=torch.int32, device=device)
@@ -61,18 +75,22 @@ def keep_mask(
     return (n & 0x7FFFFFFF) >= int(p * 2**31)
 
 
-def dropped(x: torch.Tensor, seed: torch.Tensor, p: float) -> torch.Tensor:
-    """`x[T, I]` without what the mask of the whole width drops; to be part of a `kernel`."""
-    return torch.where(keep_mask(seed, x.shape, p, x.shape[1], 0), x * (1.0 / (1.0 - p)), 0.0)
+def dropped(
+    x: torch.Tensor, seed: torch.Tensor, p: float, place: tuple[int, int] | None = None
+) -> torch.Tensor:
+    """`x[T, I]` without what the seed's mask drops, the rest scaled by 1 / (1 - p); to be part of a
+    `kernel`. `place`: the mask's full width and the column of it at which `x` starts; by default
+    `x` has the full width."""
+    full_width, start = place or (x.shape[1], 0)
+    keep = keep_mask(seed, x.shape, p, full_width, start)
+    return torch.where(keep, x * (1.0 / (1.0 - p)), 0.0)
 
 
-@kernel
-def _dropped(x: torch.Tensor, seed: torch.Tensor, p: float, place: Any) -> torch.Tensor:
-    return torch.where(keep_mask(seed, x.shape, p, *place), x * (1.0 / (1.0 - p)), 0.0)
+_dropped = kernel(dropped)
 
 
 class _Dropped(torch.autograd.Function):
-    """Linear in x, so that the gradient goes through the same mask."""
+    """The gradient is dropped by the same mask, computed again from the seed."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, seed: torch.Tensor, p: float, place: Any) -> Any:

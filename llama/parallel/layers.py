@@ -1,8 +1,9 @@
-"""fairscale's model-parallel layers, as this model needs them.
+"""Linear layers and the embedding, each rank holding its shard (Shoeybi et al., "Megatron-LM",
+2019, section 3).
 
-They are built empty, each rank its own shard (fairscale's constructors allocate the whole matrix on
-every rank), on whatever device is the default, `meta` included. Each sharded parameter says along
-which dimension in `shard_dim`; each linear layer may carry a low-rank side path in `lora`.
+They are built empty on whatever device is the default, `meta` included, and filled from the files
+slice by slice. Each sharded parameter says along which dimension in `shard_dim`. What ranks
+exchange goes through `TensorParallel`, which a layer is given.
 
 Shapes: T tokens, I in_features, O out_features, V vocabulary, D dim; `/p` marks a sharded one.
 """
@@ -11,15 +12,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from fairscale.nn.model_parallel import layers as fairscale_layers
-from fairscale.nn.model_parallel.mappings import (
-    copy_to_model_parallel_region,
-    gather_from_model_parallel_region,
-    reduce_from_model_parallel_region,
-)
 from torch import nn
 
-from llama.kernels.products import linear
+from llama.base.dense import Dense
+from llama.base.frozen import FrozenWeight, frozen_product
 from llama.parallel.mesh import TensorParallel
 from llama.parallel.side_path import SidePath
 
@@ -46,20 +42,54 @@ def shard_dim(parameter: nn.Parameter) -> int | None:
 
 def copy_to_shards(x: torch.Tensor, tp: TensorParallel) -> torch.Tensor:
     """Identity; the gradient is summed over the shards."""
-    return copy_to_model_parallel_region(x) if tp.size > 1 else x
+    return tp.copied(x)
 
 
 def reduce_from_shards(x: torch.Tensor, tp: TensorParallel) -> torch.Tensor:
     """Sum over the shards; the gradient passes as it is."""
-    return reduce_from_model_parallel_region(x) if tp.size > 1 else x
+    return tp.reduced(x)
 
 
 def gather_from_shards(x: torch.Tensor, tp: TensorParallel) -> torch.Tensor:
     """Join the shards along the last dimension; the gradient is cut up again."""
-    return gather_from_model_parallel_region(x) if tp.size > 1 else x
+    return tp.gathered(x)
 
 
-class ColumnParallelLinear(fairscale_layers.ColumnParallelLinear):
+def linear(
+    x_TI: torch.Tensor,
+    weight_OI: nn.Parameter,
+    bias_O: torch.Tensor | None = None,
+    kind: type[FrozenWeight] = Dense,
+) -> torch.Tensor:
+    """`x W^T + b`, `[T, O]` in the type of `x`. A frozen weight is multiplied as its `kind` does
+    and keeps nothing of `x`; a trained one by plain autograd."""
+    if bias_O is not None:
+        bias_O = bias_O.to(x_TI.dtype)
+    if weight_OI.requires_grad:
+        return F.linear(x_TI, weight_OI.to(x_TI.dtype), bias_O)
+    y_TO = frozen_product(x_TI, kind(weight_OI))
+    return y_TO if bias_O is None else y_TO + bias_O
+
+
+class ParallelLinear(nn.Module):
+    """What the two linear layers share: a weight `[O, I]` cut along one dimension, a bias, and room
+    for an adapter."""
+
+    shard_shape: tuple[int, int]
+    """`(O, I)` of this rank's weight. The weight's own shape does not say it under ZeRO-3."""
+
+    def __init__(self, in_features: int, out_features: int, tp: TensorParallel) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.tp = tp
+        self.kind: type[FrozenWeight] = Dense
+        """How the weight is held where it is frozen."""
+        self.lora: SidePath | None = None
+        """The adapter, whatever its kind."""
+
+
+class ColumnParallelLinear(ParallelLinear):
     """`y[T, O/p] = x[T, I] W[O/p, I]^T + b[O/p]`: each rank computes some of the outputs.
 
     Layers with the same input are called by `on`, with one `shared = copy_to_shards(x)`, so that
@@ -67,20 +97,11 @@ class ColumnParallelLinear(fairscale_layers.ColumnParallelLinear):
     gradient from there is whole on every rank."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool, tp: TensorParallel) -> None:
-        nn.Module.__init__(self)
-        self.in_features = in_features
-        self.out_features = out_features
-        self.gather_output = False
-        self.tp = tp
-        self.output_size_per_partition = tp.divide(out_features, "the outputs of a linear layer")
-        self.weight = sharded_parameter(self.output_size_per_partition, in_features, dim=0)
-        self.bias = sharded_parameter(self.output_size_per_partition, dim=0) if bias else None
-        self.lora: SidePath | None = None
-
-    @property
-    def shard_shape(self) -> tuple[int, int]:
-        """`(O/p, I)`, this rank's."""
-        return self.output_size_per_partition, self.in_features
+        super().__init__(in_features, out_features, tp)
+        rows = tp.divide(out_features, "the outputs of a linear layer")
+        self.shard_shape = rows, in_features
+        self.weight = sharded_parameter(rows, in_features, dim=0)
+        self.bias = sharded_parameter(rows, dim=0) if bias else None
 
     def on(self, x: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
         """`self(x)` for a layer that shares its input. It is given no tensor that it does not use:
@@ -93,55 +114,43 @@ class ColumnParallelLinear(fairscale_layers.ColumnParallelLinear):
         """`shared` is `copy_to_shards(input_)`; `copied` says that `input_` itself is."""
         if shared is None:
             shared = input_ if copied else copy_to_shards(input_, self.tp)
-        output = linear(shared, self.weight, self.bias)
+        output = linear(shared, self.weight, self.bias, self.kind)
         return output if self.lora is None else self.lora(input_, output)
 
 
-class RowParallelLinear(fairscale_layers.RowParallelLinear):
+class RowParallelLinear(ParallelLinear):
     """`y[T, O] = sum over ranks of x[T, I/p] W[O, I/p]^T, + b[O]`: each rank takes some inputs."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool, tp: TensorParallel) -> None:
-        nn.Module.__init__(self)
-        self.in_features = in_features
-        self.out_features = out_features
-        self.input_is_parallel = True
-        self.tp = tp
-        self.input_size_per_partition = tp.divide(in_features, "the inputs of a linear layer")
-        self.weight = sharded_parameter(out_features, self.input_size_per_partition, dim=1)
+        super().__init__(in_features, out_features, tp)
+        columns = tp.divide(in_features, "the inputs of a linear layer")
+        self.shard_shape = out_features, columns
+        self.weight = sharded_parameter(out_features, columns, dim=1)
         self.bias = sharded_parameter(out_features, dim=None) if bias else None
-        self.lora: SidePath | None = None
-
-    @property
-    def shard_shape(self) -> tuple[int, int]:
-        """`(O, I/p)`, this rank's."""
-        return self.out_features, self.input_size_per_partition
 
     def forward(self, input_: torch.Tensor) -> torch.Tensor:
-        output = reduce_from_shards(linear(input_, self.weight, None), self.tp)
+        output = reduce_from_shards(linear(input_, self.weight, None, self.kind), self.tp)
         if self.bias is not None:
             output = output + self.bias
         return output if self.lora is None else self.lora(input_, output)
 
 
-class VocabParallelEmbedding(fairscale_layers.VocabParallelEmbedding):
-    """`y[T, D]` from `weight[V/p, D]`: each rank looks up the tokens of its range."""
+class VocabParallelEmbedding(nn.Module):
+    """`y[T, D]` from `weight[V/p, D]`: each rank looks up the tokens of its range, gives zeros for
+    the others, and the ranks' results are summed."""
 
     def __init__(self, num_embeddings: int, embedding_dim: int, tp: TensorParallel) -> None:
-        nn.Module.__init__(self)
-        self.num_embeddings = num_embeddings
-        self.embedding_dim = embedding_dim
-        self.padding_idx = None
-        self.max_norm = None
-        self.norm_type = 2.0
-        self.scale_grad_by_freq = False
-        self.sparse = False
+        super().__init__()
         self.tp = tp
-        self.num_embeddings_per_partition = tp.divide(num_embeddings, "the vocabulary")
-        self.vocab_start_index = tp.rank * self.num_embeddings_per_partition
-        self.vocab_end_index = self.vocab_start_index + self.num_embeddings_per_partition
-        self.weight = sharded_parameter(self.num_embeddings_per_partition, embedding_dim, dim=0)
+        rows = tp.divide(num_embeddings, "the vocabulary")
+        self.rows = rows
+        self.first = tp.rank * rows
+        self.weight = sharded_parameter(rows, embedding_dim, dim=0)
 
-    def forward(self, input_: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens_T: torch.Tensor) -> torch.Tensor:
         if self.tp.size == 1:
-            return F.embedding(input_, self.weight)
-        return super().forward(input_)
+            return F.embedding(tokens_T, self.weight)
+        local_T = tokens_T - self.first
+        outside_T = (local_T < 0) | (local_T >= self.rows)
+        found_TD = F.embedding(local_T.masked_fill(outside_T, 0), self.weight)
+        return reduce_from_shards(found_TD.masked_fill(outside_T.unsqueeze(-1), 0.0), self.tp)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from fairscale.nn.model_parallel import initialize as fairscale_groups
+from fairscale.nn.model_parallel import mappings
 
-from llama.errors import TrainingError, UserError, raise_if
+from llama.errors import TrainingError, UserError
 
 PATIENCE = timedelta(hours=2)
 """How long ranks wait for one that reads or hashes files: 800 GB at 200 MB/s take over an hour."""
@@ -27,6 +26,26 @@ class TensorParallel:
     rank: int = 0
     size: int = 1
     group: dist.ProcessGroup | None = None
+
+    def copied(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` itself; its gradient is summed over the group."""
+        return mappings.copy_to_model_parallel_region(x) if self._exchanges() else x
+
+    def reduced(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum of `x` over the group; its gradient passes as it is."""
+        return mappings.reduce_from_model_parallel_region(x) if self._exchanges() else x
+
+    def gathered(self, x: torch.Tensor) -> torch.Tensor:
+        """The `x` of all ranks joined along the last dimension; the gradient is cut up again."""
+        return mappings.gather_from_model_parallel_region(x) if self._exchanges() else x
+
+    def _exchanges(self) -> bool:
+        """Whether there is anyone to exchange with. fairscale's differentiable collectives know one
+        group, its own, which therefore has to be this one."""
+        if self.size == 1:
+            return False
+        assert self.group is fairscale_groups.get_model_parallel_group()
+        return True
 
     def all_reduce_(self, tensor: torch.Tensor, op: dist.ReduceOp.RedOpType | None = None) -> None:
         """Reduce `tensor` in place over the group; `op` defaults to the sum."""
@@ -93,24 +112,6 @@ class Mesh:
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise TrainingError(f"rank {self.rank} waited for another in vain: {reason}") from error
-
-    @contextlib.contextmanager
-    def agreement(self) -> Iterator[None]:
-        """Make one verdict of what each rank finds in this block: if any raises `UserError`, all
-        do, with the problems of all. Every rank must come to the end of the block; those that are
-        there first wait for the others."""
-        if self.world_size == 1:
-            yield
-            return
-        problems: list[str] = []
-        try:
-            yield
-        except UserError as error:
-            problems = error.problems
-        self.wait()
-        found: list[Any] = [None] * self.world_size
-        dist.all_gather_object(found, problems)
-        raise_if(list(dict.fromkeys(problem for of_rank in found for problem in of_rank)))
 
     def as_json(self) -> dict[str, int]:
         """The topology, for `run.json`."""

@@ -1,19 +1,9 @@
 """The settings of each command, and every check of them that needs no model.
 
 What DeepSpeed understands (precision, batch, optimizer, schedule, ZeRO) is not here: the DeepSpeed
-JSON owns it (`llama/deepspeed_json`), so nothing is set in two places.
+JSON owns it (`llama/settings/deepspeed_json`), so nothing is set in two places.
 """
 
-from llama.settings.checks import (
-    TEMPLATES,
-    check_benchmark,
-    check_evaluate,
-    check_generate,
-    check_lora,
-    check_train,
-    checked_train,
-    checked_verify,
-)
 from llama.settings.commands import (
     BenchmarkOptions,
     EvaluateOptions,
@@ -23,9 +13,17 @@ from llama.settings.commands import (
     TrainOptions,
     VerifyOptions,
 )
+from llama.settings.validate import (
+    check_benchmark,
+    check_evaluate,
+    check_generate,
+    check_lora,
+    check_train,
+    checked_train,
+    checked_verify,
+)
 
 __all__ = [
-    "TEMPLATES",
     "BenchmarkOptions",
     "EvaluateOptions",
     "GenerateOptions",

@@ -6,31 +6,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from llama.model.kept import Checkpointing
+from llama.settings.options.marks import BY_CONTENT, BY_VALUE
+
 
 @dataclass(frozen=True)
 class LoRAOptions:
-    """The adapters: W becomes W + (alpha / rank) B A."""
+    """The adapters: W becomes W + scale B A."""
 
-    rank: int = 16
+    rank: int = field(default=16, metadata=BY_VALUE)
     """Rank of the adapters: A is rank x in, B is out x rank."""
-    alpha: float = 32.0
-    """An adapter's output is scaled by alpha / rank."""
-    dropout: float = 0.05
+    alpha: float = field(default=32.0, metadata=BY_VALUE)
+    """An adapter's output is scaled by it; see --lora.scale."""
+    dropout: float = field(default=0.05, metadata=BY_VALUE)
     """Share of an adapter's inputs dropped in training, from 0 to below 1."""
-    targets: tuple[str, ...] = ("wq", "wv")
+    targets: tuple[str, ...] = field(default=("wq", "wv"), metadata=BY_VALUE)
     """Linear layers of each block that get an adapter: any of wq, wk, wv, wo, w1, w2, w3."""
+    kind: Literal["lora"] = field(default="lora", metadata=BY_VALUE)
+    """How an adapter is computed: lora, W + scale B A."""
+    scale: Literal["alpha/r", "alpha/sqrt(r)"] = field(default="alpha/r", metadata=BY_VALUE)
+    """What an adapter's output is scaled by: alpha over the rank, or over its square root (rsLoRA),
+    under which large ranks learn as fast as small ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """Which model, for every command."""
 
-    model: str = "smollm2-135m"
+    model: str = field(default="smollm2-135m", metadata=BY_CONTENT)
     """A folder or file (Meta, Hugging Face or GGUF), a hub name, the bundled smollm2-135m, or
     random:NAME, the shape of NAME (as llama-7b) with random weights."""
-    tokenizer: Path | None = None
+    tokenizer: Path | None = field(default=None, metadata=BY_CONTENT)
     """A tokenizer's file or folder; none means the one found beside the model."""
-    template: str | None = None
+    template: str | None = field(default=None, metadata=BY_CONTENT)
     """How a prompt is laid out: alpaca, llama2, llama3, chatml, or a Jinja file; none means the
     model's own, else alpaca."""
 
@@ -41,10 +49,10 @@ class TrainOptions(ModelOptions):
 
     deepspeed: Path
     """The DeepSpeed JSON, as ds_configs/lora.json: precision, batch, optimizer, schedule, ZeRO."""
-    data: Path | None = None
+    data: Path | None = field(default=None, metadata=BY_CONTENT)
     """Training rows, JSON, JSONL or Parquet: Alpaca, prompt/completion, messages or text; none
     means the 200 bundled examples."""
-    eval_data: Path | None = None
+    eval_data: Path | None = field(default=None, metadata=BY_CONTENT)
     """Held-out rows, in any form --data takes; none means the bundled set where --data is also
     none, else no evaluation."""
     output_dir: Path | None = None
@@ -54,20 +62,20 @@ class TrainOptions(ModelOptions):
     """Passes over the training rows."""
     max_steps: int | None = None
     """Stop after this many optimizer steps; none means all the epochs."""
-    seq_len: int = 1024
+    seq_len: int = field(default=1024, metadata=BY_VALUE)
     """Tokens of one row of a batch; a longer example is cut."""
-    pack: bool = True
+    pack: bool = field(default=True, metadata=BY_VALUE)
     """Whether examples share a row, each seeing only itself."""
     tensor_parallel: int = 1
     """Ranks each layer is split over; it divides the number of processes."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)
     """The adapters."""
-    checkpointing: Literal["none", "ffn", "block", "auto"] = "block"
+    checkpointing: Checkpointing = "block"
     """What is recomputed in the backward pass to save memory: nothing, the feed-forward layers, or
     whole blocks; auto keeps as much as the device's free memory holds."""
     compile: bool = False
     """Whether norm, rotary turn and SwiGLU are fused by torch.compile; needs a C compiler."""
-    seed: int = 0
+    seed: int = field(default=0, metadata=BY_VALUE)
     """Seed of the adapters, the order of rows and the dropout."""
     save_every: int | None = None
     """Optimizer steps between checkpoints; none means one at the end of each epoch. There is always
@@ -154,7 +162,7 @@ class BenchmarkOptions(ModelOptions):
     """Ranks each layer is split over; it divides the number of processes."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)
     """The adapters."""
-    checkpointing: Literal["none", "ffn", "block", "auto"] = "block"
+    checkpointing: Checkpointing = "block"
     """What is recomputed in the backward pass, as in train."""
     compile: bool = False
     """Whether norm, rotary turn and SwiGLU are fused by torch.compile, as in train."""
@@ -183,7 +191,7 @@ class VerifyOptions:
     """Ranks each layer is split over; it divides the number of processes."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)
     """The adapters."""
-    checkpointing: Literal["none", "ffn", "block", "auto"] = "block"
+    checkpointing: Checkpointing = "block"
     """What is recomputed in the backward pass, as in train."""
     compile: bool = False
     """Whether norm, rotary turn and SwiGLU are fused by torch.compile, as in train."""

@@ -8,6 +8,9 @@ from typing import Literal, Protocol, TypedDict
 Follows = Literal["nothing", "special", "text"]
 """What stands before a text: nothing (or BOS alone), a control token, or more text."""
 
+IGNORE = -100
+"""The label of a position that is not supervised."""
+
 END_OF_ANSWER = (
     "<|im_end|>",
     "<|eot_id|>",

@@ -10,7 +10,7 @@ from typing import Any
 from llama.errors import UserError
 from llama.files.outside import TOKENIZER_BYTES, read_bytes, refused, require_file
 from llama.tokenizer.base import Tokenizer
-from llama.tokenizer.gguf_file import load_gguf
+from llama.tokenizer.gguf_vocabulary import load_gguf
 from llama.tokenizer.json_file import load_json
 from llama.tokenizer.sentencepiece_file import load_sentencepiece, parse_sentencepiece
 from llama.tokenizer.sidecar import read_sidecar

@@ -6,10 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from llama.tokenizer.base import Follows, Tokenizer
-
-UNSUPERVISED = -100
-"""The label of a position that is not supervised."""
+from llama.tokenizer.base import IGNORE, Follows, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ def encode_segments(
         encoded  --one-- ----one-----  -one-  ----one----  one || -one-  -one-
     """
     ids = list(begin)
-    labels = [UNSUPERVISED] * len(ids)
+    labels = [IGNORE] * len(ids)
     follows: Follows = "nothing"
     filled = _trimmed([segment for segment in segments if segment.value != ""], tokenizer.trims)
     for (supervised, is_text), group in groupby(
@@ -46,7 +43,7 @@ def encode_segments(
             new = [int(segment.value) for segment in group]
         follows = "text" if is_text else "special"
         ids += new
-        labels += new if supervised else [UNSUPERVISED] * len(new)
+        labels += new if supervised else [IGNORE] * len(new)
     return ids, labels
 
 

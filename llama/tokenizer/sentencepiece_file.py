@@ -36,23 +36,29 @@ OWN = ("own", "each")
 
 
 class SentencePieceTokenizer:
-    """A sentencepiece model, with the tokens added beside it. User-defined pieces written
-    `<|like_this|>` are taken as control pieces, which are never recognised in text.
+    """A sentencepiece model, as its protobuf message, with the tokens added beside it.
 
-    With `spaces` other than `own`, user-defined pieces are added tokens; with those of the class of
-    transformers, texts are not normalised either, as there.
-    """
+    User-defined pieces written `<|like_this|>` are made control pieces: sentencepiece finds
+    user-defined ones in any text, and control pieces in none, so that no user's words can forge the
+    end of a turn. With `spaces` other than `own`, other user-defined pieces are added tokens; with
+    those of the class of transformers, texts are not normalised either, as there.
+
+    sentencepiece puts a space before every text it encodes (its "dummy prefix"). A text that goes
+    on from another must not get one, and a loaded model cannot be told so: the model is loaded
+    twice, with the dummy prefix for texts that begin and without it for texts that go on."""
 
     def __init__(self, path: Path, proto: Any, beside: Sidecar, spaces: Spaces = "own") -> None:
-        """`beside` with `add_bos` and `add_eos` as they are to be. Raises UserError."""
+        """`beside` with `add_bos` and `add_eos` as they are to be; `path` is named in messages.
+        Raises `UserError` where the model does not load or has no EOS. `proto` is changed."""
         self._spaces = spaces
         added = _added(path, proto, beside, spaces)
         with refused(path, "is not a usable sentencepiece model; download it again"):
             own_prefix = proto.normalizer_spec.add_dummy_prefix if spaces in OWN else True
             self._begins = _processor(proto, own_prefix)
             self._goes_on = _processor(proto, dummy_prefix=False)
-        # A model that drops the spaces a text begins with would drop one that parts two words: its
-        # dummy prefix then stands for that one.
+        # Where a model removes the spaces at the start of a text, " word" after other text would
+        # lose the space that parts the two. Encoded as a text that begins, it loses that space too
+        # but gets the dummy prefix, which is a space again.
         normalizer = proto.normalizer_spec
         self._trims = normalizer.remove_extra_whitespaces and normalizer.add_dummy_prefix
         self._splitter = Splitter(added)
@@ -89,6 +95,7 @@ class SentencePieceTokenizer:
         return own if own >= 0 and not beside.configured else None
 
     def encode(self, text: str, follows: Follows = "nothing") -> list[int]:
+        """Ids of `text`, without BOS or EOS."""
         ids: list[int] = []
         for part in self._splitter.split(text):
             if isinstance(part, int):
@@ -112,6 +119,7 @@ class SentencePieceTokenizer:
         return self._goes_on if goes_on else self._begins
 
     def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`; control pieces, and ids beyond the vocabulary, give none."""
         control = set(self.special_tokens.values())
         texts = [i for i in ids if i < self.vocab_size and i not in control]
         decoded: list[str] = []
@@ -180,6 +188,7 @@ def parse_sentencepiece(data: bytes) -> Any | None:
 
 
 def _processor(proto: Any, dummy_prefix: bool) -> SentencePieceProcessor:
+    """The model loaded with its dummy prefix on or off."""
     copy = ModelProto()
     copy.CopyFrom(proto)
     copy.normalizer_spec.add_dummy_prefix = dummy_prefix

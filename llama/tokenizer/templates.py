@@ -11,52 +11,10 @@ from typing import Protocol
 from llama.errors import UserError
 from llama.files.outside import TOKENIZER_BYTES, read_bytes, refused
 from llama.tokenizer.base import Message, Tokenizer
+from llama.tokenizer.built_in_templates import BUILT_IN, CHATML, CHATML_BEGIN, TEMPLATES
 from llama.tokenizer.chat import ChatTemplate
 from llama.tokenizer.named_templates import DEFAULT, choose
 from llama.tokenizer.segments import Segment, encode_segments
-
-LLAMA2 = """\
-{%- if messages and messages[0].role == 'system' %}
-{%- set system = '<<SYS>>\\n' ~ messages[0].content ~ '\\n<</SYS>>\\n\\n' %}
-{%- set messages = messages[1:] %}
-{%- else %}
-{%- set system = '' %}
-{%- endif %}
-{%- for message in messages %}
-{%- if message.role != ['user', 'assistant'][loop.index0 % 2] %}
-{{- raise_exception('user and assistant must take turns') }}
-{%- elif message.role == 'user' %}
-{%- set content = (system if loop.first else '') ~ message.content %}
-{{- bos_token ~ '[INST] ' ~ content | trim ~ ' [/INST]' }}
-{%- else %}
-{{- ' ' ~ message.content | trim ~ ' ' ~ eos_token }}
-{%- endif %}
-{%- endfor %}"""
-LLAMA3 = """\
-{{- bos_token }}
-{%- for message in messages %}
-{{- '<|start_header_id|>' ~ message.role ~ '<|end_header_id|>\\n\\n' }}
-{{- message.content | trim ~ '<|eot_id|>' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
-{%- endif %}"""
-CHATML_BEGIN = "{{- '' if bos_token == '<|im_start|>' else bos_token }}\n"
-"""Before ChatML's first turn, where the tokenizer puts BOS before texts: the format has none."""
-CHATML = """\
-{%- for message in messages %}
-{{- '<|im_start|>' ~ message.role ~ '\\n' ~ message.content ~ '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-{{- '<|im_start|>assistant\\n' }}
-{%- endif %}"""
-BUILT_IN = {
-    "llama2": (LLAMA2, ()),
-    "llama3": (LLAMA3, ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")),
-    "chatml": (CHATML, ("<|im_start|>", "<|im_end|>")),
-}
-"""Jinja source, and the control tokens without which the format cannot be written."""
-NAMES = ("alpaca", *BUILT_IN)
 
 
 class Template(Protocol):
@@ -155,7 +113,7 @@ def load_template(name_or_path: str | None, tokenizer: Tokenizer) -> Template:
         begins = source is CHATML and tokenizer.text_begins
         return ChatTemplate(name_or_path, CHATML_BEGIN + source if begins else source)
     path = Path(name_or_path)
-    names = (*NAMES, *tokenizer.chat_templates)
+    names = (*TEMPLATES, *tokenizer.chat_templates)
     if path.name == name_or_path and not os.path.exists(path):
         close = difflib.get_close_matches(name_or_path, names, n=1)
         raise UserError(

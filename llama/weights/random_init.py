@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from llama.model.config import ModelConfig
+from llama.weights.reader import slice_of
 from llama.weights.shapes import expected_shapes
 
 _STD = 0.02
@@ -37,9 +38,7 @@ class RandomReader:
         self, name: str, dim: int | None = None, start: int = 0, length: int | None = None
     ) -> torch.Tensor:
         shape = self._shapes[name]
-        axis = 0 if dim is None else dim
-        length = shape[axis] - start if length is None else length
-        assert 0 <= start and 0 <= length and start + length <= shape[axis], (name, start, length)
+        axis, length = slice_of(shape, dim, start, length)
         if len(shape) == 1:
             value = 0.0 if name.endswith(".bias") else 1.0
             return torch.full((length,), value, device=self._device)

@@ -47,6 +47,17 @@ class WeightReader(Protocol):
         ...
 
 
+def slice_of(
+    shape: tuple[int, ...], dim: int | None, start: int, length: int | None
+) -> tuple[int, int]:
+    """`(axis, length)` of the slice that `WeightReader.read` was asked for; by default the whole of
+    the first axis, and all from `start` on."""
+    axis = 0 if dim is None else dim
+    length = shape[axis] - start if length is None else length
+    assert 0 <= start and 0 <= length and start + length <= shape[axis], (shape, start, length)
+    return axis, length
+
+
 class FileReader(ABC):
     """A reader of files: bounds, rotary layout and fingerprint. A format adds `_stored`."""
 
@@ -75,10 +86,7 @@ class FileReader(ABC):
     def read(
         self, name: str, dim: int | None = None, start: int = 0, length: int | None = None
     ) -> torch.Tensor:
-        shape = self._shapes[name]
-        axis = 0 if dim is None else dim
-        length = shape[axis] - start if length is None else length
-        assert 0 <= start and 0 <= length and start + length <= shape[axis], (name, start, length)
+        axis, length = slice_of(self._shapes[name], dim, start, length)
         if not (self.interleaved and rotary.is_rotary(name)):
             return self._stored(name, axis, start, length)
         head_dim = self.config.head_dim

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from llama.model.config import LINEARS, ModelConfig
+from llama.model.config import LINEARS, PART_OF, ModelConfig
 from llama.weights.names import layer_index
 
 _SHOWN = 5
@@ -26,11 +26,10 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"tok_embeddings.weight": (config.vocab_size, config.dim)}
     for layer in range(config.n_layers):
         for name in LINEARS:
-            part = "attention" if name in ("wq", "wk", "wv", "wo") else "feed_forward"
             shape = config.linear_shape(name)
-            shapes[f"layers.{layer}.{part}.{name}.weight"] = shape
+            shapes[f"layers.{layer}.{PART_OF[name]}.{name}.weight"] = shape
             if config.has_bias(name):
-                shapes[f"layers.{layer}.{part}.{name}.bias"] = shape[:1]
+                shapes[f"layers.{layer}.{PART_OF[name]}.{name}.bias"] = shape[:1]
         shapes[f"layers.{layer}.attention_norm.weight"] = (config.dim,)
         shapes[f"layers.{layer}.ffn_norm.weight"] = (config.dim,)
     shapes["norm.weight"] = (config.dim,)

@@ -26,6 +26,7 @@ from llama.settings import (
     BenchmarkOptions,
     EvaluateOptions,
     GenerateOptions,
+    LoRAOptions,
     TrainOptions,
     VerifyOptions,
 )
@@ -161,7 +162,9 @@ def write_adapter(folder: Path, rank: int = 4) -> None:
             name = f"layers.{layer}.attention.{target}.lora"
             state[f"{name}.a"] = torch.randn(rank, columns, generator=generator)
             state[f"{name}.b"] = torch.randn(rows, rank, generator=generator)
-    peft_format.save(folder, state, peft_format.AdapterConfig(rank, 8.0, 0.0, ("wq", "wv"), "m"))
+    peft_format.save(
+        folder, state, peft_format.AdapterConfig(LoRAOptions(rank, 8.0, 0.0, ("wq", "wv")), "m")
+    )
 
 
 def run(case: Case, sound: Path, folder: Path) -> Outcome:

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from llama.assembly.model import check_adapter
 from llama.checkpoint import content, read
 from llama.checkpoint.content import MANIFEST, contents
-from llama.checkpoint.files import write_folder
 from llama.data.prepare import prepare
 from llama.errors import UserError
+from llama.files.atomic import write_folder
 from llama.launch.hostfile import HOST_NAME, read_hostfile
 from llama.settings import TrainOptions, deepspeed_json
 from llama.settings.options import parse

@@ -30,12 +30,12 @@ from llama.assembly.engine import build_engine
 from llama.commands.benchmark.command import (
     describe,
     epochs,
-    first_windows,
     read_job,
     resolve,
     timed,
 )
 from llama.commands.benchmark.report import speed
+from llama.data.batches import first_windows
 from llama.data.types import Batch
 from llama.engine import Engine, start_processes
 from llama.launch.processes import stop_processes

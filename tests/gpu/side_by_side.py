@@ -40,8 +40,8 @@ from llama.fused.keeping import summary
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
 from llama.metrics.speed import step_flops
-from llama.model.kept import Kept
-from llama.model.transformer import KEPT, Transformer
+from llama.model.kept import KEPT, Kept
+from llama.model.transformer import Transformer
 from llama.parallel.mesh import Mesh, create_mesh
 
 GIB = 2**30

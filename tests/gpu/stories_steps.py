@@ -17,11 +17,12 @@ from typing import Any
 import torch
 
 from llama.adapters.attach import attach, initialise
+from llama.assembly.device_settings import resolve_here
 from llama.assembly.engine import DTYPES
 from llama.assembly.model import build_model, find_tokenizer
 from llama.data.batches import make_batch
 from llama.data.types import IGNORE, Batch, Example
-from llama.engine import Engine, bf16_supported, fp16_supported, start_processes
+from llama.engine import Engine, start_processes
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
 from llama.model.config import LINEARS
@@ -81,16 +82,9 @@ def build(
 ) -> Engine:
     mesh = create_mesh(1)
     model = build_model(source, DTYPES[precision], device, checkpointing="block")
-    attach(model, LORA.rank, LORA.alpha, LORA.dropout, LORA.targets)
+    attach(model, LORA)
     initialise(model, 0, device)
-    resolved = deepspeed_json.resolve(
-        document(precision, power),
-        data_parallel=1,
-        total_steps=steps,
-        width=source.config.dim,
-        fp16_supported=fp16_supported(),
-        bf16_supported=bf16_supported(),
-    )
+    resolved = resolve_here(document(precision, power), mesh, steps, source.config)
     assert resolved.precision == precision
     return Engine(model, resolved, mesh, device, seed=0)
 

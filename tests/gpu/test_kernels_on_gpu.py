@@ -27,6 +27,7 @@ from llama.model.config import LINEARS
 from llama.model.documents import Documents
 from llama.model.rope import Rotation
 from llama.model.transformer import Transformer
+from llama.settings import LoRAOptions
 from tests.parity.test_packing import documents, loss_and_gradients
 from tests.support.model_files import TINY, random_state
 
@@ -93,7 +94,7 @@ def model(dtype: torch.dtype, rounded_to: torch.dtype) -> Transformer:
     made = Transformer(GROUPED)
     state = random_state(GROUPED)
     made.load_state_dict({n: 0.5 * t if t.dim() == 2 else t for n, t in state.items()})
-    attach(made, 8, 16.0, 0.0, LINEARS)
+    attach(made, LoRAOptions(8, 16.0, 0.0, LINEARS))
     initialise(made, 0, CPU)
     generator = torch.Generator().manual_seed(1)
     for _, adapter in adapters(made):

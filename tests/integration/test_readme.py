@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.model_files import ROOT
+from tests.support.pages import shell_lines
 from tests.support.tiny_runs import launched, read_lines, write_model, write_rows
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-LINES = [line.partition("  #")[0].strip() for block in BLOCKS for line in block.splitlines()]
+LINES = shell_lines(ROOT / "README.md")
 COMMANDS = [line for line in LINES if "launcher/" in line]
 SMALLER = {
     "train": ["--max_steps", "1", "--data", "ROWS.jsonl", "--output_dir", "OUT"],

@@ -13,7 +13,7 @@ import pytest
 
 from llama.settings import TrainOptions
 from llama.settings.options import run_command
-from llama.tokenizer.templates import CHATML
+from llama.tokenizer.built_in_templates import CHATML
 from llama.train.loop import train
 from tests.support.model_files import write_huggingface
 from tests.support.resume_case import STEPS, Case, settings

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from llama.adapters.match import parameter_count
+from llama.settings import LoRAOptions
 from tests.support.tiny_runs import (
     CONFIG,
     Launcher,
@@ -33,7 +35,7 @@ FILES = {
 }
 TARGETS = ("wq", "wv", "wo", "w2")
 """Both kinds of parallel layer."""
-ADAPTER = CONFIG.lora_parameter_count(16, TARGETS)
+ADAPTER = parameter_count(CONFIG, LoRAOptions(16, targets=TARGETS))
 
 
 class Runs:

@@ -6,12 +6,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from llama.adapters.match import parameter_count
 from llama.model.config import LINEARS
+from llama.settings import LoRAOptions
 from tests.support.tiny_runs import CONFIG
 
 MODEL = replace(CONFIG, dim=256, n_layers=4, n_heads=8, n_kv_heads=4, head_dim=32, ffn_dim=512)
 RANK, TARGETS = 64, LINEARS
-ADAPTER = MODEL.lora_parameter_count(RANK, TARGETS)
+ADAPTER = parameter_count(MODEL, LoRAOptions(RANK, targets=TARGETS))
 """Parameters: enough that they, and not headers, are what crosses."""
 BLOCK = (MODEL.parameter_count() - MODEL.with_layers(0).parameter_count()) // MODEL.n_layers
 DEPTHS = (2, MODEL.n_layers)

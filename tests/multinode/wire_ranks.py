@@ -23,7 +23,7 @@ from llama.engine import start_processes
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
 from llama.parallel.mesh import Mesh, create_mesh
-from llama.settings import LoRAOptions, VerifyOptions, deepspeed_json
+from llama.settings import LoRAOptions, VerifyOptions
 from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader
 from tests.multinode.hosts import sent_from
@@ -41,6 +41,7 @@ from tests.multinode.wire_cases import (
     Layer,
 )
 from tests.support.tiny_runs import deepspeed_json as settings
+from tests.support.tiny_runs import resolved_json
 
 WARM_UP, STEPS = 2, 6
 
@@ -85,14 +86,7 @@ def _bytes_per_step(
     device: torch.device,
 ) -> float:
     source = ModelSource("tiny", RandomReader(MODEL.with_layers(depth)), None)
-    assert not deepspeed_json.check(document, "settings", data_parallel=mesh.data_parallel_size)
-    resolved = deepspeed_json.resolve(
-        document,
-        data_parallel=mesh.data_parallel_size,
-        total_steps=0,
-        width=MODEL.dim,
-        fp16_supported=False,
-    )
+    resolved = resolved_json(document, mesh.data_parallel_size, MODEL)
     ids = [5 + i % 90 for i in range(tokens)]
     row = Example(ids, ids, row=1)
     window = [make_batch([[row]], stream=i) for i in range(resolved.accumulation)]

@@ -1,7 +1,7 @@
 """Ours of `test_training_against_peft`: takes the steps and writes what came of them.
 
 A process group lives as long as its process, so this is a process of its own:
-`python -m tests.parity.engine_steps MODEL OUT`.
+`python -m tests.parity.engine_steps MODEL OUT VARIANT`.
 """
 
 from __future__ import annotations
@@ -22,26 +22,24 @@ from llama.engine import Engine, start_processes
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
 from llama.parallel.mesh import create_mesh
-from llama.settings import deepspeed_json
+from llama.settings import LoRAOptions
 from llama.weights.open_model import open_model
-from tests.parity.training_case import ADAM, CLIP, LORA, STAGES, windows
+from tests.parity.training_case import ADAM, CLIP, STAGES, VARIANTS, windows
+from tests.support.tiny_runs import CONFIG, resolved_json
 from tests.support.tiny_runs import deepspeed_json as settings
 
 
-def main(folder: str, out: Path) -> None:
+def main(folder: str, out: Path, lora: LoRAOptions) -> None:
     device = start_processes()
     mesh = create_mesh(1)
-    adapter = AdapterConfig(LORA.rank, LORA.alpha, LORA.dropout, LORA.targets, folder)
+    adapter = AdapterConfig(lora, folder)
     results = {}
     for stage in STAGES:
         model = build_model(open_model(folder), torch.float32, device, checkpointing="block")
-        attach(model, LORA.rank, LORA.alpha, LORA.dropout, LORA.targets)
+        attach(model, lora)
         initialise(model, 0, device)
         document = settings(stage, **ADAM) | {"gradient_clipping": CLIP}
-        assert not deepspeed_json.check(document, "settings", data_parallel=1)
-        resolved = deepspeed_json.resolve(
-            document, data_parallel=1, total_steps=0, width=64, fp16_supported=False
-        )
+        resolved = resolved_json(document, 1, CONFIG)
         engine = Engine(model, resolved, mesh, device, seed=0)
         if stage == STAGES[0]:
             peft_format.save(out / "initial", engine.whole_adapter(), adapter)
@@ -60,4 +58,4 @@ def main(folder: str, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_program(main, sys.argv[1], Path(sys.argv[2]))
+    run_program(main, sys.argv[1], Path(sys.argv[2]), VARIANTS[sys.argv[3]])

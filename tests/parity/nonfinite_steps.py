@@ -27,8 +27,8 @@ from llama.errors import TrainingError
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
 from llama.parallel.mesh import Mesh, create_mesh
-from llama.settings import deepspeed_json
 from tests.parity.topologies import MODEL, case_of, document
+from tests.support.tiny_runs import resolved_json
 
 CASES = [
     (precision, stage)
@@ -66,11 +66,7 @@ def _example(seed: int) -> Example:
 
 def build(precision: str, stage: int, mesh: Mesh, device: torch.device) -> Engine:
     case, config = case_of(mesh, 2, "block"), settings(precision, stage)
-    size = mesh.data_parallel_size
-    assert not deepspeed_json.check(config, "settings", data_parallel=size)
-    resolved = deepspeed_json.resolve(
-        config, data_parallel=size, total_steps=0, width=MODEL.dim, fp16_supported=True
-    )
+    resolved = resolved_json(config, mesh.data_parallel_size, MODEL, fp16=True)
     return build_engine(case.source, case.options, resolved, mesh, device)
 
 

@@ -15,17 +15,23 @@ from llama.data.feed import model_inputs
 from llama.data.packing import pack_examples
 from llama.data.types import IGNORE, Example
 from llama.model.config import LINEARS
-from llama.model.transformer import Checkpointing, Supervision, Transformer
+from llama.model.kept import Checkpointing
+from llama.model.transformer import Supervision, Transformer
+from llama.settings import LoRAOptions
 from tests.support.model_files import TINY, random_state
 
 CPU = torch.device("cpu")
 
 
-def trained_model(dropout: float = 0.0, checkpointing: Checkpointing = "none") -> Transformer:
-    """With adapters on every layer whose B is not zero, so that A has a gradient too."""
+def trained_model(
+    dropout: float = 0.0,
+    checkpointing: Checkpointing = "none",
+    targets: tuple[str, ...] = LINEARS,
+) -> Transformer:
+    """With adapters on `targets` whose B is not zero, so that A has a gradient too."""
     model = Transformer(TINY, checkpointing=checkpointing)
     model.load_state_dict(random_state(TINY))
-    attach(model, 4, 8.0, dropout, LINEARS)
+    attach(model, LoRAOptions(4, 8.0, dropout, targets))
     initialise(model, 0, CPU)
     generator = torch.Generator().manual_seed(1)
     for _, adapter in adapters(model):

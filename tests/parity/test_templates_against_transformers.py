@@ -24,10 +24,10 @@ from transformers import AutoTokenizer
 from llama.errors import UserError
 from llama.tokenizer.added import CONTROL_LIKE
 from llama.tokenizer.base import Message, Tokenizer
+from llama.tokenizer.built_in_templates import CHATML, LLAMA2, LLAMA3
 from llama.tokenizer.chat import ChatTemplate
 from llama.tokenizer.load import load_tokenizer
 from llama.tokenizer.segments import plain_text
-from llama.tokenizer.templates import CHATML, LLAMA2, LLAMA3
 from tests.support.tokenizer_files import write_gguf
 from tests.support.tokenizer_folders import folders
 from tests.support.trained_tokenizers import (

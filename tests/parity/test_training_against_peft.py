@@ -21,15 +21,15 @@ from safetensors.torch import load_file
 
 from llama.data.packing import PackedRow
 from llama.data.types import IGNORE, Example
-from tests.parity.training_case import ADAM, CLIP, STAGES, STEPS, windows
+from tests.parity.training_case import ADAM, CLIP, STAGES, STEPS, VARIANTS, windows
 from tests.support.model_files import ROOT
 from tests.support.tiny_runs import write_model
 
 
-def ours(folder: Path, out: Path) -> dict[str, Any]:
+def ours(folder: Path, out: Path, variant: str) -> dict[str, Any]:
     out.mkdir()
     done = subprocess.run(
-        [sys.executable, "-m", "tests.parity.engine_steps", str(folder), str(out)],
+        [sys.executable, "-m", "tests.parity.engine_steps", str(folder), str(out), variant],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -87,9 +87,10 @@ def theirs(folder: Path, initial: Path) -> tuple[list[float], list[float], dict[
 
 
 @pytest.mark.slow
-def test_twenty_steps_equal_peft_s(tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_twenty_steps_equal_peft_s(variant: str, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model")
-    results = ours(folder, tmp_path / "out")
+    results = ours(folder, tmp_path / "out", variant)
     losses, norms, adapter = theirs(folder, tmp_path / "out" / "initial")
     assert len(losses) == STEPS
     assert min(norms) < CLIP < max(norms), "the clip must act, and not always"

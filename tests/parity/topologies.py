@@ -24,11 +24,12 @@ from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
 from llama.model.config import LINEARS
 from llama.parallel.mesh import Mesh, create_mesh
-from llama.settings import LoRAOptions, VerifyOptions, deepspeed_json
+from llama.settings import LoRAOptions, VerifyOptions
 from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader
 from tests.support.model_files import TINY
 from tests.support.tiny_runs import deepspeed_json as settings
+from tests.support.tiny_runs import resolved_json
 
 STAGES = (0, 1, 2, 3)
 ACCUMULATIONS = (1, 3)
@@ -82,10 +83,7 @@ def case_of(mesh: Mesh, accumulation: int, checkpointing: str) -> Case:
 def row(stage: int, case: Case, reference: Outcome | None, mesh: Mesh, device: torch.device) -> Row:
     config = document(stage, case.accumulation)
     size = mesh.data_parallel_size
-    assert not deepspeed_json.check(config, "settings", data_parallel=size)
-    resolved = deepspeed_json.resolve(
-        config, data_parallel=size, total_steps=0, width=MODEL.dim, fp16_supported=False
-    )
+    resolved = resolved_json(config, size, MODEL)
     outcome = asked_run(case, resolved, mesh, device)
     rows = {line.what: line for line in compare(outcome, reference, resolved, mesh).rows}
     deviations = [rows[what].deviation for what in ("loss", "gradient norm", "updated adapter")]

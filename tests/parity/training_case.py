@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from llama.data.packing import PackedRow
 from llama.data.types import IGNORE, Example
@@ -13,6 +14,7 @@ STEPS = 20
 STAGES = (0, 1)
 """ZeRO's; float32 goes through two quite different optimizers of DeepSpeed's."""
 LORA = LoRAOptions(rank=4, alpha=16.0, dropout=0.0, targets=("wq", "wk", "wv", "wo", "w1", "w2"))
+VARIANTS = {"lora": LORA, "rslora": replace(LORA, alpha=6.0, scale="alpha/sqrt(r)")}
 ADAM = {"lr": 5e-3, "betas": [0.9, 0.99], "eps": 1e-6, "weight_decay": 0.1}
 CLIP = 1.5
 

@@ -19,12 +19,13 @@ from llama.engine import ZeRO3Placement, start_processes
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
 from llama.parallel.mesh import create_mesh
-from llama.settings import LoRAOptions, VerifyOptions, deepspeed_json
-from llama.train.checks import FirstStepsCheck
+from llama.settings import LoRAOptions, VerifyOptions
+from llama.train.first_steps import FirstStepsCheck
 from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader
 from tests.parity.nonfinite_steps import window
 from tests.parity.topologies import MODEL, document
+from tests.support.tiny_runs import resolved_json
 
 CONFIG = replace(MODEL, n_layers=8)
 BLOCK = (CONFIG.parameter_count() - 2 * CONFIG.vocab_size * CONFIG.dim) // CONFIG.n_layers
@@ -60,9 +61,7 @@ def main() -> None:
     zero = config["zero_optimization"]
     zero.update(stage3_max_live_parameters=2 * BLOCK, stage3_max_reuse_distance=BLOCK)
     zero.update(stage3_prefetch_bucket_size=BLOCK // 2)
-    resolved = deepspeed_json.resolve(
-        config, data_parallel=2, total_steps=0, width=CONFIG.dim, fp16_supported=False
-    )
+    resolved = resolved_json(config, mesh.data_parallel_size, CONFIG)
     loading = _watch_loading()
     source = ModelSource("tiny", CountingReader(CONFIG, 0), None)
     engine = build_engine(source, options, resolved, mesh, device)

@@ -15,17 +15,19 @@ import torch
 from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
+from llama.adapters.match import parameter_count
 from llama.assembly.engine import build_engine
 from llama.engine import start_processes
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
 from llama.parallel.mesh import Mesh, create_mesh
-from llama.settings import LoRAOptions, VerifyOptions, deepspeed_json
+from llama.settings import LoRAOptions, VerifyOptions
 from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader
 from tests.parity.nonfinite_steps import window
 from tests.parity.topologies import document
 from tests.parity.zero3_gathers import BLOCK, CONFIG
+from tests.support.tiny_runs import resolved_json
 
 GATHER = "_PartitionedParameterCoordinator__all_gather_params"
 LORA = LoRAOptions(rank=2, alpha=4.0, dropout=0.0, targets=("wq", "wv"))
@@ -42,13 +44,7 @@ def gathers(checkpointing: str, reuse: int, mesh: Mesh, device: torch.device) ->
         "stage3_max_live_parameters": 2 * BLOCK,
         "stage3_max_reuse_distance": reuse * BLOCK,
     }
-    resolved = deepspeed_json.resolve(
-        config,
-        data_parallel=mesh.data_parallel_size,
-        total_steps=0,
-        width=CONFIG.dim,
-        fp16_supported=False,
-    )
+    resolved = resolved_json(config, mesh.data_parallel_size, CONFIG)
     options = VerifyOptions(deepspeed=Path("settings"), lora=LORA, checkpointing=checkpointing)
     source = ModelSource("tiny", RandomReader(CONFIG, 0), None)
     engine = build_engine(source, options, resolved, mesh, device)
@@ -66,7 +62,7 @@ def gathers(checkpointing: str, reuse: int, mesh: Mesh, device: torch.device) ->
         for number in range(STEPS):
             engine.step(window(mesh, number))
     engine.close()
-    adapter = CONFIG.lora_parameter_count(LORA.rank, LORA.targets)
+    adapter = parameter_count(CONFIG, LORA)
     micro_batches = len(window(mesh, 0))
     return elements / STEPS / micro_batches / (CONFIG.parameter_count() + adapter)
 

@@ -147,10 +147,10 @@ class Ours:
 def make_work(job: own.Job, resolved: Resolved, mesh: Mesh, options: PeerOptions) -> Work:
     epochs = own.epochs(job, resolved, mesh, options.steps)
     ours = list(epochs.windows(0))
-    if job.examples is None:
+    if job.data is None:
         batches = [_documents(batch) for window in ours for batch in window]
     else:
-        examples = random.Random(options.seed).sample(job.examples, len(job.examples))
+        examples = random.Random(options.seed).sample(job.data.examples, len(job.data.examples))
         size = options.padded_batch
         batches = [examples[i : i + size] for i in range(0, len(examples), size)]
     step = resolved.accumulation

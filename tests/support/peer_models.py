@@ -16,6 +16,7 @@ from llama.commands.benchmark.command import Job
 from llama.data.types import IGNORE, Example
 from llama.errors import raise_if
 from llama.files.inputs import nearest
+from llama.model.config import PART_OF
 from llama.settings.deepspeed_json import Resolved
 from llama.weights.names import from_huggingface, to_huggingface
 
@@ -123,8 +124,7 @@ class Theirs:
 
 
 def _their_name(target: str) -> str:
-    part = "attention" if target in ("wq", "wk", "wv", "wo") else "feed_forward"
-    return to_huggingface(f"layers.0.{part}.{target}.weight").split(".")[-2]
+    return to_huggingface(f"layers.0.{PART_OF[target]}.{target}.weight").split(".")[-2]
 
 
 def padded(examples: Sequence[Example]) -> dict[str, torch.Tensor]:

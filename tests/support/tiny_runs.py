@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llama.model.config import ModelConfig
+from llama.settings.deepspeed_json import Resolved, check, resolve
 from tests.support.model_files import ROOT, TINY, write_huggingface
 from tests.support.tokenizer_files import write_tokenizer_json
 
@@ -49,6 +50,16 @@ def deepspeed_json(zero_stage: int = 0, accumulation: int = 2, **params: Any) ->
         "optimizer": {"type": "AdamW", "params": {"lr": 5e-3, "torch_adam": True, **params}},
         "zero_optimization": {"stage": zero_stage},
     }
+
+
+def resolved_json(
+    document: dict[str, Any], data_parallel: int, config: ModelConfig, fp16: bool = False
+) -> Resolved:
+    """Settings as an engine takes them, found right first; for work cut into steps by hand."""
+    assert not check(document, "settings", data_parallel=data_parallel)
+    return resolve(
+        document, data_parallel=data_parallel, total_steps=0, width=config.dim, fp16_supported=fp16
+    )
 
 
 def write_json(path: Path, document: Any) -> Path:

@@ -1,4 +1,4 @@
-"""What the documents name is there."""
+"""What the documents and the comments of the code name is there."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tests.support.model_files import ROOT
 
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")])
 NAMED = re.compile(r"`((?:tests|launcher|llama|ds_configs|docs)/[\w./-]+?\.\w+)(?:::(\w+))?`")
+IN_CODE = re.compile(r"`((?:tests|launcher|llama|ds_configs|docs)/[\w./-]*)`")
 LINKED = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 
 
@@ -23,3 +24,14 @@ def test_files_and_tests_that_a_page_names_exist(page: Path) -> None:
         if not path.is_file() or (test and f"def {test}(" not in path.read_text()):
             missing.append(f"{file}::{test}")
     assert not missing
+
+
+def test_files_and_folders_that_the_code_names_exist() -> None:
+    sources = [*(ROOT / "llama").rglob("*.py"), *(ROOT / "launcher").glob("*.py")]
+    named = {
+        (name, str(source.relative_to(ROOT)))
+        for source in sources
+        for name in IN_CODE.findall(source.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 5
+    assert sorted(pair for pair in named if not (ROOT / pair[0]).exists()) == []

@@ -23,11 +23,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("train",),
     ("checkpoint", "assembly"),
     ("engine",),
-    ("adapters",),
+    ("objectives", "adapters"),
     ("data", "settings", "weights", "metrics", "fused"),
     ("model",),
     ("tokenizer", "launch", "parallel"),
-    ("files",),
+    ("files", "base"),
     ("kernels", "errors", "notes"),
 )
 """The top one first."""
@@ -154,13 +154,13 @@ def test_the_settings_need_no_torch() -> None:
 
 
 def test_what_is_used_of_fairscale() -> None:
-    """Its groups, layers and their autograd. Its random-number tracker and its checkpointing need
-    CUDA, and its loss changes the logits it is given."""
+    """Its groups and its differentiable collectives. Its layers allocate whole matrices, its
+    random-number tracker and its checkpointing need CUDA, and its loss changes the logits."""
     used = {
         name
         for path in FILES
         for name in imported(path)
         if within(name, "fairscale.nn.model_parallel")
     }
-    parts = ("initialize", "layers", "mappings")
+    parts = ("initialize", "mappings")
     assert used and all(name.split(".")[3] in parts for name in used), used

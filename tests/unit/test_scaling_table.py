@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from llama.adapters.match import parameter_count
 from llama.model.presets import PRESETS
+from llama.settings import LoRAOptions
 from tests.support.model_files import ROOT
 from tests.support.scaling_table import LAYOUTS, Layout, efficiency_table, traffic_table
 
@@ -18,7 +20,7 @@ def test_the_adapter_is_counted_as_the_model_counts_it() -> None:
     whole = [layout for layout in LAYOUTS if layout.tensor_parallel == 1]
     assert whole
     for layout in whole:
-        count = PRESETS[layout.model].lora_parameter_count(16, ("wq", "wv"))
+        count = parameter_count(PRESETS[layout.model], LoRAOptions(16, targets=("wq", "wv")))
         assert layout.adapter == 2 * count
 
 

@@ -13,21 +13,18 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from itertools import count, islice
 from typing import Any, TypeVar, cast
 
 import torch
 
+from llama.assembly.device_settings import resolve_here
 from llama.assembly.engine import build_engine
 from llama.assembly.model import default_device, find_tokenizer
 from llama.commands.benchmark.report import arithmetic, machine, speed, table
-from llama.data.batches import Epochs
-from llama.data.examples import build_examples
-from llama.data.lint import lint
-from llama.data.packing import pack_examples
-from llama.data.rows import read_rows
-from llama.data.types import Batch, Example
-from llama.engine import bf16_supported, fp16_supported, start_processes
+from llama.data.batches import Epochs, first_windows
+from llama.data.prepare import Prepared, prepare
+from llama.data.types import Example
+from llama.engine import start_processes
 from llama.errors import UserError, raise_if
 from llama.fused.keeping import summary
 from llama.launch.launchers import check_launch
@@ -52,7 +49,7 @@ class Job:
     options: BenchmarkOptions
     deepspeed: dict[str, Any]
     source: ModelSource
-    examples: list[Example] | None
+    data: Prepared | None
     """Of --data; None means random tokens."""
 
     @property
@@ -102,7 +99,7 @@ def read_job(options: BenchmarkOptions) -> Job:
             problems += error.problems
     raise_if(problems)
     source = open_model(options.model, default_device())
-    return Job(options, config, source, _read_examples(options, source))
+    return Job(options, config, source, _read_data(options, source))
 
 
 def deepspeed_config(options: BenchmarkOptions) -> dict[str, Any]:
@@ -125,27 +122,21 @@ def deepspeed_config(options: BenchmarkOptions) -> dict[str, Any]:
     return config
 
 
-def _read_examples(options: BenchmarkOptions, source: ModelSource) -> list[Example] | None:
+def _read_data(options: BenchmarkOptions, source: ModelSource) -> Prepared | None:
     if options.data is None:
         return None
     tokenizer = find_tokenizer(source, options.tokenizer)
     template = load_template(options.template, tokenizer)
-    rows = read_rows(options.data)[: options.rows]
-    built = build_examples(options.data, rows, template, tokenizer, row_length(options))
-    print(lint(built, tokenizer).text(), file=sys.stderr)
-    return built.examples
+    length = row_length(options)
+    data = prepare(options.data, template, tokenizer, length, pack=True, first=options.rows)
+    print(data.report.text(), file=sys.stderr)
+    return data
 
 
 def resolve(job: Job, mesh: Mesh) -> Resolved:
     """The DeepSpeed settings for this run's length on this mesh."""
-    resolved = deepspeed_json.resolve(
-        job.deepspeed,
-        data_parallel=mesh.data_parallel_size,
-        total_steps=job.options.warmup + job.options.steps,
-        width=job.source.config.dim,
-        fp16_supported=fp16_supported(),
-        bf16_supported=bf16_supported(),
-    )
+    steps = job.options.warmup + job.options.steps
+    resolved = resolve_here(job.deepspeed, mesh, steps, job.source.config)
     for note in resolved.notes if mesh.is_main else ():
         print(note, file=sys.stderr)
     return resolved
@@ -164,18 +155,13 @@ def epochs(job: Job, resolved: Resolved, mesh: Mesh, steps: int) -> Epochs:
     repeating any, or those of the data packed."""
     size = mesh.data_parallel_size
     number = steps * resolved.micro_batch * resolved.accumulation * size
-    if job.examples is None:
+    if job.data is None:
         packed = [[example] for example in random_examples(job, number)]
     else:
-        packed = pack_examples(job.examples, job.row_length)
+        packed = job.data.packed
     micro_batch, accumulation = resolved.micro_batch, resolved.accumulation
     rank, seed = mesh.data_parallel_rank, job.options.seed
     return Epochs(packed, micro_batch, accumulation, rank, size, seed)
-
-
-def first_windows(epochs: Epochs, number: int) -> list[list[Batch]]:
-    """The first `number` windows, epoch after epoch."""
-    return list(islice((window for e in count() for window in epochs.windows(e)), number))
 
 
 # Timing

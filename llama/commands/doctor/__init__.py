@@ -1,5 +1,5 @@
 """Preflight of this machine, or of every host of a hostfile: `launcher/doctor.py`.
 
-`probe` and `allreduce` run on each host, reached as training will reach it (`reach`); `checks`
-judges what they found, and `command` joins the two.
+`probe` and `allreduce` run on each host, reached as training will reach it (`reach`); `judge`
+says what of their findings is well, and `command` joins the parts.
 """

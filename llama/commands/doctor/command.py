@@ -15,7 +15,7 @@ import torch
 
 from llama.commands.doctor import reach
 from llama.commands.doctor.allreduce import bus_bandwidth
-from llama.commands.doctor.checks import Check, Report, judge_all_reduce, judge_probes
+from llama.commands.doctor.judge import Check, Report, judge_all_reduce, judge_probes
 from llama.commands.doctor.options import DoctorOptions, checked_hosts
 from llama.commands.doctor.probe import boot_id
 from llama.commands.doctor.table import table

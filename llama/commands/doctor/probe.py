@@ -24,11 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from llama.files.inputs import sha256_of
+from llama.launch.packages import COMPUTING
 
 MARK = "llama-doctor: "
 """Begins each line that is meant for doctor."""
-
-PACKAGES = ("torch", "deepspeed", "fairscale")
 
 
 def say(record: dict[str, Any]) -> None:
@@ -42,7 +41,7 @@ def probe(request: dict[str, Any]) -> dict[str, Any]:
     where they were not given."""
     found: dict[str, Any] = {
         "boot": boot_id(),
-        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+        "versions": {"python": platform.python_version()} | {p: _version(p) for p in COMPUTING},
         "code": code_hash(),
         "cores": len(os.sched_getaffinity(0)),
         "memory": _available_memory(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from llama.commands.doctor.checks import Check
+from llama.commands.doctor.judge import Check
 
 _WIDTH = 100
 _HEAD = ("check", "host", "found", "verdict", "what to do")

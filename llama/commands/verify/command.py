@@ -12,24 +12,25 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import chain, count, islice
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from llama.adapters.attach import attach, initialise, trainable_parameters
+from llama.assembly.device_settings import resolve_here
 from llama.assembly.engine import build_engine
 from llama.assembly.model import build_model, default_device
 from llama.commands.verify.report import Comparison, Outcome, compare, table
-from llama.data.batches import Epochs
-from llama.data.feed import model_inputs
+from llama.data.batches import Epochs, first_windows
 from llama.data.packing import PackedRow
-from llama.data.types import IGNORE, Batch, Example
-from llama.engine import bf16_supported, dropout_seed, fp16_supported, start_processes
+from llama.data.types import IGNORE, Example
+from llama.engine import dropout_seed, start_processes
 from llama.errors import raise_if
 from llama.launch.launchers import check_launch
 from llama.launch.processes import launched_world_size, stop_processes
+from llama.objectives.kinds import SFT
+from llama.parallel.agreement import on_every
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.settings import VerifyOptions, checked_verify, deepspeed_json
 from llama.settings.deepspeed_json import Resolved
@@ -63,9 +64,7 @@ def verify(options: VerifyOptions) -> int:
     device = start_processes()
     try:
         mesh = create_mesh(options.tensor_parallel)
-        with mesh.agreement():
-            source = open_model(options.model, default_device())
-            raise_if(degree_problems(options.tensor_parallel, options.lora.rank, source.config))
+        source = on_every(mesh, lambda: _opened(options))
         comparisons = run(options, document, reduced(source, options), mesh, device)
     finally:
         stop_processes()
@@ -76,6 +75,12 @@ def verify(options: VerifyOptions) -> int:
             verdict = {"agrees": agree, "topology": mesh.as_json()}
             print(json.dumps(verdict | {"runs": [c.as_json() for c in comparisons]}))
     return 0 if agree else 1
+
+
+def _opened(options: VerifyOptions) -> ModelSource:
+    source = open_model(options.model, default_device())
+    raise_if(degree_problems(options.tensor_parallel, options.lora.rank, source.config))
+    return source
 
 
 def reduced(source: ModelSource, options: VerifyOptions) -> ModelSource:
@@ -99,7 +104,7 @@ def run(
     reference = reference_run(case, document, mesh, device)
     comparisons = []
     for config in _precisions(document, options.precision):
-        resolved = _resolve(config, options, source, mesh)
+        resolved = resolve_here(config, mesh, options.steps, source.config)
         outcome = asked_run(case, resolved, mesh, device)
         comparisons.append(compare(outcome, reference, resolved, mesh))
     return comparisons
@@ -113,19 +118,6 @@ def _precisions(document: dict[str, Any], precision: str) -> Iterator[dict[str, 
         half = {k: v for k, v in document.items() if k in ("fp16", "bf16") and v.get("enabled")}
         if half:
             yield copy.deepcopy(plain) | copy.deepcopy(half)
-
-
-def _resolve(
-    config: dict[str, Any], options: VerifyOptions, source: ModelSource, mesh: Mesh
-) -> Resolved:
-    return deepspeed_json.resolve(
-        config,
-        data_parallel=mesh.data_parallel_size,
-        total_steps=options.steps,
-        width=source.config.dim,
-        fp16_supported=fp16_supported(),
-        bf16_supported=bf16_supported(),
-    )
 
 
 def random_rows(
@@ -148,18 +140,13 @@ def random_rows(
     return [[document(number(3, half)), document(number(3, half))] for _ in range(max(1, rows))]
 
 
-def _windows(epochs: Epochs, number: int) -> list[list[Batch]]:
-    every = chain.from_iterable(epochs.windows(epoch) for epoch in count())
-    return list(islice(every, number))
-
-
 def asked_run(case: Case, resolved: Resolved, mesh: Mesh, device: torch.device) -> Outcome:
     """Train as asked. Every rank returns the same outcome."""
     options = case.options
     engine = build_engine(case.source, options, resolved, mesh, device)
     rank, size = mesh.data_parallel_rank, mesh.data_parallel_size
     steps = []
-    for window in _windows(case.epochs(resolved.accumulation, rank, size), options.steps):
+    for window in first_windows(case.epochs(resolved.accumulation, rank, size), options.steps):
         steps.append(engine.step(window))
     outcome = Outcome(
         losses=[step.loss for step in steps],
@@ -188,7 +175,7 @@ def reference_run(
     outcome = None
     if mesh.is_main:
         plain = next(_precisions(document, "float32"))
-        resolved = _resolve(plain, case.options, case.source, mesh)
+        resolved = resolve_here(plain, mesh, case.options.steps, case.source.config)
         outcome = _plain_training(case, resolved, mesh.data_parallel_size, device)
     mesh.wait()
     return outcome
@@ -197,9 +184,9 @@ def reference_run(
 def _plain_training(
     case: Case, resolved: Resolved, data_parallel: int, device: torch.device
 ) -> Outcome:
-    options, lora = case.options, case.options.lora
+    options = case.options
     model = build_model(case.source, torch.float32, device)
-    attach(model, lora.rank, lora.alpha, lora.dropout, lora.targets)
+    attach(model, options.lora)
     initialise(model, options.seed, device)
     trainable = trainable_parameters(model)
     parameters = list(trainable.values())
@@ -207,13 +194,13 @@ def _plain_training(
     optimizer = _plain_optimizer(parameters, resolved.engine["optimizer"])
     losses, norms = [], []
     epochs = case.epochs(resolved.accumulation * data_parallel, 0, 1)
-    for step, window in enumerate(_windows(epochs, options.steps)):
+    for step, window in enumerate(first_windows(epochs, options.steps)):
         supervised = max(1, sum(batch.supervised for batch in window))
         optimizer.zero_grad()
         total = 0.0
         for batch in window:
             torch.manual_seed(dropout_seed(options.seed, step, batch.stream))
-            loss = model(**model_inputs(batch, device)) / supervised
+            loss = SFT.loss(model, batch, device) / supervised
             loss.backward()
             total += float(loss.detach())
         gradients = [p.grad for p in parameters if p.grad is not None]

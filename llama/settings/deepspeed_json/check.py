@@ -69,8 +69,9 @@ def _against_table(
     section: dict[str, Any], table: Table, prefix: str, problems: list[str]
 ) -> dict[str, Any]:
     """`section` without the keys that the table does not allow, each of which is a problem."""
-    if prefix == "scheduler." and section.get("type") in SCHEDULERS:
-        table = {**table, "params": SCHEDULERS[section["type"]]}
+    kind = section.get("type") if prefix == "scheduler." else None
+    if isinstance(kind, str) and kind in SCHEDULERS:
+        table = {**table, "params": SCHEDULERS[kind]}
     known = [name for name, node in table.items() if not isinstance(node, Refused)]
     sound: dict[str, Any] = {}
     for name, value in section.items():

@@ -56,7 +56,6 @@ def _or_auto(kind: Kind) -> Kind:
 
 BOOL = Kind("true or false", lambda value: isinstance(value, bool))
 TEXT = Kind("text", lambda value: isinstance(value, str))
-NUMBER = Kind("a finite number", _is_number)
 POSITIVE = Kind("a finite number above 0", lambda v: _is_number(v) and v > 0)
 NOT_NEGATIVE = Kind("a finite number of at least 0", lambda v: _is_number(v) and v >= 0)
 SHARE = Kind("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-from array import array
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from llama.parallel.mesh import Mesh
+from llama.settings.options.marks import BY_VALUE, marked
+from llama.train.start.facts import examples_digest, leaves
 from llama.train.start.inputs import Inputs
 from llama.train.start.schedule import Schedule
 from llama.weights.reader import fingerprint_of
 
-_CONTENT = {
-    "model": "--model",
-    "data": "--data",
-    "eval_data": "--eval_data",
-    "tokenizer": "--tokenizer",
-}
 _SECTIONS = ("optimizer", "scheduler", "gradient_clipping", "fp16", "bf16")
 """Of the DeepSpeed JSON, those that decide the arithmetic; compared as they are written, since what
 "auto" stands for follows from the length of the run, which may grow."""
@@ -29,39 +24,30 @@ _TOKENIZER_FILES = (
 )
 
 
-def identity(inputs: Inputs, plan: Schedule, mesh: Mesh) -> dict[str, Any]:
+def identity(inputs: Inputs, schedule: Schedule, mesh: Mesh) -> dict[str, Any]:
     """Name to value of everything that decides what a step computes. Files go by their SHA-256;
     reads every byte of the model's."""
-    options, held_out = inputs.options, inputs.held_out
-    found: dict[str, Any] = {
-        "model": inputs.source.reader.fingerprint(),
-        "data": inputs.training.sha256,
-        "eval_data": held_out and held_out.sha256,
-        "tokenizer": _tokenizer_hash(inputs),
-        "template": inputs.template.name,
-        "examples": _examples_hash(inputs),
-        "seq_len": options.seq_len,
-        "pack": options.pack,
-        "seed": options.seed,
-        "precision": plan.resolved.precision,
-        "rows of a step": _rows_of_a_step(plan, mesh),
-    }
-    for name in ("rank", "alpha", "dropout"):
-        found[f"lora.{name}"] = getattr(options.lora, name)
-    found["lora.targets"] = ",".join(sorted(options.lora.targets))
+    found: dict[str, Any] = {name: of(inputs) for name, of in CONTENTS.items()}
+    found["examples"] = examples_digest(inputs.training.packed)
+    found["precision"] = schedule.resolved.precision
+    found["rows of a step"] = _rows_of_a_step(schedule, mesh)
+    for name, value in marked(inputs.options, BY_VALUE):
+        found[name] = ",".join(sorted(value)) if isinstance(value, tuple) else value
     for section in _SECTIONS:
-        found |= dict(_leaves(section, inputs.deepspeed.get(section)))
+        found |= leaves(section, inputs.deepspeed.get(section))
     return found
 
 
-def topology(inputs: Inputs, plan: Schedule, mesh: Mesh, device: torch.device) -> dict[str, Any]:
+def topology(
+    inputs: Inputs, schedule: Schedule, mesh: Mesh, device: torch.device
+) -> dict[str, Any]:
     """How the run is spread, and by what it is computed: the same sums, rounded in another order
     where any of it differs."""
     return {
         **mesh.as_json(),
-        "zero_stage": plan.resolved.zero_stage,
-        "micro_batch": plan.resolved.micro_batch,
-        "accumulation": plan.resolved.accumulation,
+        "zero_stage": schedule.resolved.zero_stage,
+        "micro_batch": schedule.resolved.micro_batch,
+        "accumulation": schedule.resolved.accumulation,
         "compile": inputs.options.compile,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "torch": torch.__version__,
@@ -75,9 +61,9 @@ def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
         before, after = was.get(name), now.get(name)
         if before == after:
             continue
-        if name in _CONTENT:
+        if name in _HASHED:
             lines.append(
-                f"{_CONTENT[name]}: not what the run began with: its SHA-256 was {_short(before)} "
+                f"--{name}: not what the run began with: its SHA-256 was {_short(before)} "
                 f"and is now {_short(after)}"
             )
         elif name == "examples":
@@ -96,8 +82,8 @@ def _short(digest: object) -> str:
     return "that of none" if digest is None else f"{str(digest)[:12]}..."
 
 
-def _rows_of_a_step(plan: Schedule, mesh: Mesh) -> int:
-    return plan.resolved.micro_batch * plan.resolved.accumulation * mesh.data_parallel_size
+def _rows_of_a_step(schedule: Schedule, mesh: Mesh) -> int:
+    return schedule.resolved.micro_batch * schedule.resolved.accumulation * mesh.data_parallel_size
 
 
 def _tokenizer_hash(inputs: Inputs) -> str:
@@ -114,18 +100,16 @@ def _name(path: Path) -> str:
     return path.name
 
 
-def _examples_hash(inputs: Inputs) -> str:
-    """Of every token and label, in order: what is made of the rows, and by which template."""
-    whole = hashlib.sha256()
-    for row in inputs.training.packed:
-        for example in row:
-            for numbers in (example.input_ids, example.labels):
-                whole.update(len(numbers).to_bytes(8, "little"))
-                whole.update(array("q", numbers).tobytes())
-    return whole.hexdigest()
+def _held_out_hash(inputs: Inputs) -> str | None:
+    return inputs.held_out and inputs.held_out.sha256
 
 
-def _leaves(name: str, value: Any) -> list[tuple[str, Any]]:
-    if isinstance(value, dict):
-        return [leaf for key, inner in value.items() for leaf in _leaves(f"{name}.{key}", inner)]
-    return [(name, value)]
+CONTENTS: dict[str, Callable[[Inputs], Any]] = {
+    "model": lambda inputs: inputs.source.reader.fingerprint(),
+    "data": lambda inputs: inputs.training.sha256,
+    "eval_data": _held_out_hash,
+    "tokenizer": _tokenizer_hash,
+    "template": lambda inputs: inputs.template.name,
+}
+"""Of each option that names something outside, what stands for its content."""
+_HASHED = ("model", "data", "eval_data", "tokenizer")

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from llama.assembly.model import default_device, find_tokenizer
-from llama.data.prepare import Prepared, prepare
+from llama.data.prepare import Prepared
 from llama.data.rows import bundled
 from llama.errors import UserError, raise_if
 from llama.model.config import ModelConfig
+from llama.objectives.kinds import SFT
+from llama.parallel.agreement import on_every
 from llama.parallel.mesh import Mesh
 from llama.settings import TrainOptions
 from llama.tokenizer.base import Tokenizer
@@ -36,8 +38,7 @@ def read_inputs(options: TrainOptions, deepspeed: dict[str, Any], mesh: Mesh) ->
     """Read the model's headers, the tokenizer and the data. Raises `UserError`: what is wrong on
     one host, or not the same on all, every rank says. What can be judged without the other is
     reported together."""
-    with mesh.agreement():
-        inputs = _read(options, deepspeed)
+    inputs = on_every(mesh, lambda: _read(options, deepspeed))
     data = {"data": inputs.training, "eval_data": inputs.held_out}
     require_sameness(options, deepspeed, inputs.source, data, mesh)
     return inputs
@@ -53,7 +54,7 @@ def _read(options: TrainOptions, deepspeed: dict[str, Any]) -> Inputs:
     problems: list[str] = []
     for path in (training_path, held_out_path):
         try:
-            found = path and prepare(path, template, tokenizer, options.seq_len, options.pack)
+            found = path and SFT.prepare(path, template, tokenizer, options.seq_len, options.pack)
             prepared.append(found)
         except UserError as error:
             problems += error.problems
@@ -81,13 +82,13 @@ def degree_problems(degree: int, rank: int, config: ModelConfig) -> list[str]:
     }
     bad = {what: size for what, size in sizes.items() if size % degree}
     if bad:
-        fits = [
+        dividing = [
             d for d in range(1, config.n_kv_heads + 1) if not any(s % d for s in sizes.values())
         ]
         found = ", ".join(f"{what} {size}" for what, size in bad.items())
         problems.append(
             f"--tensor_parallel {degree} does not divide the model's {found}: "
-            f"{', '.join(map(str, fits))} would"
+            f"{', '.join(map(str, dividing))} would"
         )
     if rank > config.dim:
         problems.append(f"--lora.rank: {rank} is above the model's width {config.dim}")

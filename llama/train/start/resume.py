@@ -14,15 +14,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llama.adapters.attach import attach, trainable_parameters
+from llama.adapters.match import expected_shapes
 from llama.checkpoint import Checkpoint, RunState, Store, read
 from llama.checkpoint.content import most_bytes
-from llama.checkpoint.files import remove_leftovers
 from llama.engine import Engine
 from llama.engine.state import MOMENTS, EngineState
 from llama.errors import UserError, raise_if
+from llama.files.atomic import remove_leftovers
 from llama.files.inputs import not_found
-from llama.model.transformer import Transformer
 from llama.parallel.agreement import on_main
 from llama.parallel.mesh import Mesh
 from llama.train.start.identity import differences, identity, topology
@@ -163,11 +162,7 @@ class Resumer:
         return most_bytes(self._inputs.source.config.parameter_count())
 
     def _misfits(self, state: EngineState) -> list[str]:
-        lora = self._inputs.options.lora
-        with torch.device("meta"):
-            model = Transformer(self._inputs.source.config)
-            attach(model, lora.rank, lora.alpha, lora.dropout, lora.targets)
-        wanted = {name: tuple(p.shape) for name, p in trainable_parameters(model).items()}
+        wanted = expected_shapes(self._inputs.source.config, self._inputs.options.lora)
         found = {name: tuple(tensor.shape) for name, tensor in state.masters.items()}
         return [
             f"{name}: expected shape {wanted.get(name)}, found {found.get(name)}"

@@ -8,29 +8,28 @@ another.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import platform
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-import numpy as np
 import torch.distributed as dist
 
-from llama.data.packing import PackedRow
 from llama.data.prepare import Prepared
 from llama.errors import raise_if
+from llama.launch.packages import COMPUTING, TOKENISING
 from llama.parallel.mesh import Mesh
 from llama.settings import TrainOptions
+from llama.settings.options.marks import BY_CONTENT, marked
+from llama.train.start.facts import examples_digest, leaves
 from llama.weights.open_model import ModelSource
 
-_BY_CONTENT = ("deepspeed", "override", "model", "tokenizer", "data", "eval_data", "json")
-"""Options judged by what they name, since hosts may keep it elsewhere, or by their effect."""
-_PACKAGES = ("torch", "deepspeed", "fairscale", "numpy", "tokenizers", "sentencepiece", "tiktoken")
-"""What ranks compute and talk to one another with, and what makes tokens."""
+_APART = ("deepspeed", "override", "json")
+"""Options that may differ: the JSON that the first two give is compared itself, and the last
+changes only what is printed."""
 _SHOWN = 4
 """Ranks that a message names for each value."""
 
@@ -71,19 +70,24 @@ def facts(
     options: TrainOptions, deepspeed: dict[str, Any], source: ModelSource, data: Data
 ) -> Facts:
     """What must be the same on every rank, by the name that a message gives it."""
+    apart = {*dict(marked(options, BY_CONTENT)), *_APART}
     said = {
-        f"--{name}": value
-        for name, value in _leaves(dataclasses.asdict(options))
-        if name not in _BY_CONTENT
+        f"--{name}": json.dumps(value, default=str)
+        for name, value in leaves("", dataclasses.asdict(options))
+        if name not in apart
     }
-    said |= {f"DeepSpeed JSON: {key}": value for key, value in _leaves(deepspeed)}
-    said |= {f"model: {key}": value for key, value in _leaves(dataclasses.asdict(source.config))}
-    versions = {name: metadata.version(name) for name in _PACKAGES}
+    for what, section in (
+        ("DeepSpeed JSON", deepspeed),
+        ("model", dataclasses.asdict(source.config)),
+    ):
+        for name, value in leaves("", section):
+            said[f"{what}: {name}"] = json.dumps(value, default=str)
+    versions = {name: metadata.version(name) for name in (*COMPUTING, *TOKENISING)}
     versions["python"] = ".".join(platform.python_version_tuple()[:2])
     said |= {f"version of {name}": version for name, version in versions.items()}
     for name, prepared in data.items():
         said[f"contents of --{name}"] = prepared.sha256[:12] if prepared else "none"
-        said[f"tokens of --{name}"] = _digest(prepared.packed) if prepared else "none"
+        said[f"tokens of --{name}"] = examples_digest(prepared.packed)[:12] if prepared else "none"
     return said
 
 
@@ -110,20 +114,3 @@ def _who(indices: Sequence[int], ranks: Sequence[int], hosts: Sequence[str]) -> 
     named = ", ".join(f"{ranks[i]} ({hosts[i]})" for i in indices[:_SHOWN])
     more = f" and {len(indices) - _SHOWN} more" if len(indices) > _SHOWN else ""
     return f"rank{'s' if len(indices) > 1 else ''} {named}{more}"
-
-
-def _leaves(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in section.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, json.dumps(value, default=str)
-
-
-def _digest(rows: Sequence[PackedRow]) -> str:
-    """Of ids and labels: what the tokenizer and the template made of the rows."""
-    whole = hashlib.sha256()
-    for row in rows:
-        for example in row:
-            whole.update(np.array([example.input_ids, example.labels], dtype=np.int64).tobytes())
-    return whole.hexdigest()[:12]

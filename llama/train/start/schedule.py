@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llama.assembly.device_settings import resolve_here
 from llama.data.batches import Epochs
-from llama.engine import bf16_supported, fp16_supported
 from llama.parallel.mesh import Mesh
 from llama.settings import deepspeed_json
 from llama.settings.deepspeed_json import Resolved
@@ -38,14 +38,7 @@ def schedule(inputs: Inputs, mesh: Mesh) -> Schedule:
     total_steps = options.epochs * epochs.windows_per_epoch
     if options.max_steps is not None:
         total_steps = min(total_steps, options.max_steps)
-    resolved = deepspeed_json.resolve(
-        inputs.deepspeed,
-        data_parallel=mesh.data_parallel_size,
-        total_steps=total_steps,
-        width=inputs.source.config.dim,
-        fp16_supported=fp16_supported(),
-        bf16_supported=bf16_supported(),
-    )
+    resolved = resolve_here(inputs.deepspeed, mesh, total_steps, inputs.source.config)
     rows, batch = len(inputs.training.packed), micro_batch * accumulation * mesh.data_parallel_size
     if rows < batch:
         resolved.notes.append(

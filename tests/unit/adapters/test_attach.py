@@ -12,6 +12,7 @@ from llama.model.config import LINEARS
 from llama.model.transformer import Transformer
 from llama.parallel.layers import shard_dim
 from llama.parallel.mesh import SINGLE, TensorParallel
+from llama.settings import LoRAOptions
 from tests.support.model_files import TINY, random_state
 
 CPU = torch.device("cpu")
@@ -22,7 +23,7 @@ def adapted(
 ) -> Transformer:
     with torch.device("meta"):
         model = Transformer(TINY, tp)
-        attach(model, 4, 8.0, 0.1, targets)
+        attach(model, LoRAOptions(4, 8.0, 0.1, targets))
     initialise(model, seed, CPU)
     return model
 
@@ -34,7 +35,7 @@ def values(model: Transformer) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("targets", [("wq", "wv"), ("w2",), LINEARS])
 def test_only_the_adapters_train(targets: tuple[str, ...]) -> None:
     model = Transformer(TINY)
-    attach(model, 4, 8.0, 0.1, targets)
+    attach(model, LoRAOptions(4, 8.0, 0.1, targets))
     part = {name: "attention" if name in ("wq", "wk", "wv", "wo") else "feed_forward"
             for name in LINEARS}  # fmt: skip
     expected = {
@@ -51,14 +52,14 @@ def test_only_the_adapters_train(targets: tuple[str, ...]) -> None:
 def test_the_base_layers_keep_their_names() -> None:
     model = Transformer(TINY)
     before = set(model.state_dict())
-    attach(model, 4, 8.0, 0.1, LINEARS)
+    attach(model, LoRAOptions(4, 8.0, 0.1, LINEARS))
     assert {name for name in model.state_dict() if ".lora." not in name} == before
     model.load_state_dict(random_state(TINY), strict=False)
 
 
 def test_unmatched_targets_are_all_named() -> None:
     with pytest.raises(UserError) as raised:
-        attach(Transformer(TINY), 4, 8.0, 0.1, ("wq", "wz", "output"))
+        attach(Transformer(TINY), LoRAOptions(4, 8.0, 0.1, ("wq", "wz", "output")))
     assert len(raised.value.problems) == 2
     for name, problem in zip(("wz", "output"), raised.value.problems, strict=True):
         assert f"'{name}' matches no layer" in problem and "wq, wk" in problem

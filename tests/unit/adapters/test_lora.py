@@ -10,6 +10,7 @@ import torch
 from llama.adapters.lora import LoRAAdapter
 from llama.parallel.layers import ColumnParallelLinear, RowParallelLinear, shard_dim
 from llama.parallel.mesh import SINGLE, TensorParallel
+from llama.settings import LoRAOptions
 
 KINDS = (ColumnParallelLinear, RowParallelLinear)
 IN, OUT, RANK, ALPHA = 12, 20, 4, 6.0
@@ -21,7 +22,7 @@ def layer(kind: type[Linear], p: float = 0.0, bias: bool = True) -> Linear:
     generator = torch.Generator().manual_seed(0)
     made = kind(IN, OUT, bias, SINGLE)
     made.requires_grad_(False)
-    made.lora = LoRAAdapter(made, RANK, ALPHA, p)
+    made.lora = LoRAAdapter(made, LoRAOptions(RANK, ALPHA, p))
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.normal_(generator=generator)
@@ -82,7 +83,7 @@ def test_a_fresh_adapter_changes_nothing(kind: type[Linear]) -> None:
 def test_a_is_drawn_as_peft_draws_it() -> None:
     """kaiming_uniform_ with a = sqrt(5) is uniform in +-1/sqrt(in_features)."""
     made = ColumnParallelLinear(400, 8, False, SINGLE)
-    adapter = LoRAAdapter(made, 64, 1.0, 0.0)
+    adapter = LoRAAdapter(made, LoRAOptions(64, 1.0, 0.0))
     adapter.reset(torch.Generator().manual_seed(0))
     bound = 1 / math.sqrt(400)
     theirs = torch.nn.init.kaiming_uniform_(torch.empty(64, 400), a=math.sqrt(5))
@@ -95,7 +96,7 @@ def test_a_is_drawn_as_peft_draws_it() -> None:
 @pytest.mark.parametrize("size", [2, 4])
 def test_shards_start_as_slices_of_the_whole(kind: type[Linear], size: int) -> None:
     def started(tp: TensorParallel) -> LoRAAdapter:
-        adapter = LoRAAdapter(kind(IN, OUT, False, tp), RANK, ALPHA, 0.0)
+        adapter = LoRAAdapter(kind(IN, OUT, False, tp), LoRAOptions(RANK, ALPHA, 0.0))
         adapter.reset(torch.Generator().manual_seed(0))
         return adapter
 
@@ -114,3 +115,47 @@ def test_shards_start_as_slices_of_the_whole(kind: type[Linear], size: int) -> N
         assert torch.equal(joined, getattr(whole, factor))
         if dim is None:
             assert all(torch.equal(part, parts[0]) for part in parts)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_merging_its_delta_gives_what_it_computes(kind: type[Linear]) -> None:
+    made = layer(kind)
+    x = torch.randn(7, IN, generator=torch.Generator().manual_seed(1))
+    expected = made(x).detach()
+    adapter = made.lora
+    assert isinstance(adapter, LoRAAdapter)
+    delta = adapter.delta()
+    assert delta.dtype == torch.float32 and delta.shape == made.weight.shape
+    with torch.no_grad():
+        made.weight += delta
+    made.lora = None
+    # Float32's rounding of sums of IN terms, once in W x and once in the two small products.
+    limit = 1e-5 * float(expected.abs().max())
+    torch.testing.assert_close(made(x).detach(), expected, rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [2, 4])
+def test_shares_of_the_delta_are_cut_from_the_whole(kind: type[Linear], size: int) -> None:
+    def delta(tp: TensorParallel) -> torch.Tensor:
+        adapter = LoRAAdapter(kind(IN, OUT, False, tp), LoRAOptions(RANK, ALPHA, 0.0))
+        adapter.reset(torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(1)
+        b = torch.randn(OUT, RANK, generator=generator)
+        rows = adapter.b.shape[0]
+        with torch.no_grad():
+            adapter.b.copy_(b[tp.rank * rows : (tp.rank + 1) * rows] if rows < OUT else b)
+        return adapter.delta()
+
+    shares = [delta(TensorParallel(rank, size)) for rank in range(size)]
+    joined = torch.cat(shares, dim=0 if kind is ColumnParallelLinear else 1)
+    torch.testing.assert_close(joined, delta(SINGLE), rtol=1e-6, atol=1e-7)
+
+
+def test_the_scale_is_of_the_rank_or_of_its_root() -> None:
+    made = ColumnParallelLinear(IN, OUT, False, SINGLE)
+    scales = [
+        LoRAAdapter(made, LoRAOptions(16, 32.0, scale=scale)).scale
+        for scale in ("alpha/r", "alpha/sqrt(r)")
+    ]
+    assert scales == [2.0, 8.0]

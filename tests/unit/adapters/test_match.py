@@ -13,21 +13,22 @@ from llama.adapters.peft_format import AdapterConfig
 from llama.model.config import LINEARS
 from llama.model.transformer import Transformer
 from llama.parallel.mesh import TensorParallel
+from llama.settings import LoRAOptions
 from tests.support.model_files import TINY
 
 FOLDER = Path("adapter")
 
 
 def problems(found: Shapes, targets: tuple[str, ...] = LINEARS, rank: int = 4) -> list[str]:
-    return misfits(FOLDER, AdapterConfig(rank, 8.0, 0.0, targets, ""), found, TINY)
+    return misfits(FOLDER, AdapterConfig(LoRAOptions(rank, 8.0, 0.0, targets), ""), found, TINY)
 
 
 def test_the_shapes_are_those_that_attaching_gives() -> None:
     with torch.device("meta"):
         model = Transformer(TINY)
-        attach(model, 4, 8.0, 0.0, LINEARS)
+        attach(model, LoRAOptions(4, 8.0, 0.0, LINEARS))
     attached = {name: tuple(p.shape) for name, p in trainable_parameters(model).items()}
-    assert expected_shapes(TINY, 4, LINEARS) == attached
+    assert expected_shapes(TINY, LoRAOptions(4, targets=LINEARS)) == attached
     assert problems(attached) == []
 
 
@@ -37,25 +38,25 @@ def test_a_shard_is_called_one(targets: tuple[str, ...], degree: int) -> None:
     """What each rank holds, as attaching under tensor parallelism gives it."""
     with torch.device("meta"):
         model = Transformer(TINY, TensorParallel(1, degree))
-        attach(model, 4, 8.0, 0.0, targets)
+        attach(model, LoRAOptions(4, 8.0, 0.0, targets))
     held = {name: tuple(p.shape) for name, p in trainable_parameters(model).items()}
     (line,) = problems(held, targets)
     assert f"1/{degree} of the whole: this is one tensor-parallel shard" in line
 
 
 def test_another_width_is_no_shard() -> None:
-    found = expected_shapes(TINY, 4, ("wq",))
+    found = expected_shapes(TINY, LoRAOptions(4, targets=("wq",)))
     name = "layers.1.attention.wq.lora.a"
     (line,) = problems(found | {name: (4, 32)}, ("wq",))
     assert "made for another base" in line and "has shape [4, 32], this model needs [4, 64]" in line
 
 
 def test_many_alike_are_counted() -> None:
-    found = expected_shapes(TINY, 4, LINEARS)
+    found = expected_shapes(TINY, LoRAOptions(4, targets=LINEARS))
     lines = problems({name: shape for name, shape in found.items() if name.startswith("layers.0")})
     assert len(lines) == 6 and lines[-1].endswith("missing tensor (and 9 more)")
 
 
 def test_another_rank_is_one_line() -> None:
-    (line,) = problems(expected_shapes(TINY, 4, LINEARS), rank=8)
+    (line,) = problems(expected_shapes(TINY, LoRAOptions(4, targets=LINEARS)), rank=8)
     assert "r is 8" in line and "have rank 4" in line

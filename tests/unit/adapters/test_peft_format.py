@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,16 @@ from llama.assembly.model import check_adapter
 from llama.errors import UserError
 from llama.model.config import LINEARS
 from llama.model.transformer import Transformer
+from llama.settings import LoRAOptions
 from tests.support.model_files import TINY
 
-PLAIN = AdapterConfig(rank=4, alpha=8.0, dropout=0.1, targets=LINEARS, base_model="tiny")
+PLAIN = AdapterConfig(LoRAOptions(4, 8.0, 0.1, LINEARS), base_model="tiny")
 
 
 def state() -> dict[str, torch.Tensor]:
     with torch.device("meta"):
         model = Transformer(TINY)
-        attach(model, PLAIN.rank, PLAIN.alpha, PLAIN.dropout, PLAIN.targets)
+        attach(model, PLAIN.options)
     initialise(model, 0, torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     return {
@@ -80,8 +82,8 @@ def test_names_are_peft_s() -> None:
 
 def test_a_round_trip_keeps_everything(folder: Path) -> None:
     found = load_config(folder)
-    assert (found.rank, found.alpha, found.dropout) == (PLAIN.rank, PLAIN.alpha, PLAIN.dropout)
-    assert set(found.targets) == set(LINEARS) and found.base_model == "tiny"
+    assert replace(found.options, targets=LINEARS) == PLAIN.options
+    assert set(found.options.targets) == set(LINEARS) and found.base_model == "tiny"
     loaded, expected = load_state(folder), state()
     assert loaded.keys() == expected.keys()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
@@ -116,7 +118,7 @@ def test_a_folder_that_peft_wrote_is_read(tmp_path: Path) -> None:
     chosen = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"])
     get_peft_model(base, chosen).save_pretrained(tmp_path)
     check_adapter(tmp_path, TINY)
-    assert set(load_config(tmp_path).targets) == {"wq", "w2"}
+    assert set(load_config(tmp_path).options.targets) == {"wq", "w2"}
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,6 @@ def test_a_folder_that_peft_wrote_is_read(tmp_path: Path) -> None:
         ("target_modules", "all-linear", "expected a list of layer names"),
         ("target_modules", ["q_proj", "lm_head"], "'lm_head' is no linear layer"),
         ("use_dora", True, "not supported"),
-        ("use_rslora", True, "not supported"),
         ("fan_in_fan_out", True, "not supported"),
         ("lora_bias", True, "not supported"),
         ("alora_invocation_tokens", [5, 6], "not supported"),
@@ -191,3 +192,13 @@ def test_tensors_that_do_not_fit_are_refused(folder: Path) -> None:
     stranger = name.replace("layers.0", "layers.9")
     assert "made for another base" in refused(**fine, **{stranger: torch.ones(4, 64)})
     assert "is not a LoRA factor" in refused(**fine, **{name + ".more": torch.ones(4, 64)})
+
+
+def test_rslora_is_peft_s_field(tmp_path: Path) -> None:
+    from peft import PeftConfig
+
+    for scale, said in ("alpha/r", False), ("alpha/sqrt(r)", True):
+        options = replace(PLAIN.options, scale=scale)
+        save(tmp_path, state(), AdapterConfig(options, "tiny"))
+        assert PeftConfig.from_pretrained(tmp_path).use_rslora is said  # type: ignore[attr-defined]
+        assert load_config(tmp_path).options.scale == scale

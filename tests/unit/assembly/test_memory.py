@@ -15,6 +15,7 @@ from llama.assembly.memory import available_bytes, keep_what_fits
 from llama.model.kept import Kept
 from llama.model.transformer import Transformer
 from llama.parallel.mesh import SINGLE, Mesh
+from llama.settings import LoRAOptions
 from tests.support.model_files import TINY, random_state
 
 CPU = torch.device("cpu")
@@ -33,7 +34,7 @@ def mesh(tmp_path: Path) -> Iterator[Mesh]:
 def model() -> Transformer:
     made = Transformer(TINY, checkpointing="auto")
     made.load_state_dict(random_state(TINY))
-    attach(made, 4, 8.0, 0.1, ("wq", "wv"))
+    attach(made, LoRAOptions(4, 8.0, 0.1, ("wq", "wv")))
     initialise(made, 0, CPU)
     return made
 

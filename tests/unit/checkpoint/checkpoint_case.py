@@ -8,8 +8,9 @@ from llama.adapters.peft_format import AdapterConfig
 from llama.checkpoint import Checkpoint, RunState
 from llama.checkpoint.content import most_bytes
 from llama.engine.state import EngineState
+from llama.settings import LoRAOptions
 
-ADAPTER = AdapterConfig(2, 4.0, 0.0, ("wq",), "tiny")
+ADAPTER = AdapterConfig(LoRAOptions(2, 4.0, 0.0, ("wq",)), "tiny")
 SHAPES = {"layers.0.attention.wq.lora.a": (2, 16), "layers.0.attention.wq.lora.b": (16, 2)}
 PARAMETERS = 64
 MOST = most_bytes(PARAMETERS)

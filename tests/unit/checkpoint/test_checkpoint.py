@@ -14,7 +14,7 @@ import torch
 
 from llama.adapters import peft_format
 from llama.checkpoint import Store, read
-from llama.checkpoint.content import contents
+from llama.checkpoint.content import FORMAT, contents
 from llama.engine.state import EngineState
 from llama.errors import TrainingError, UserError
 from tests.unit.checkpoint.checkpoint_case import ADAPTER, MOST, SHAPES, checkpoint, same
@@ -120,8 +120,13 @@ def test_links_are_not_followed(saved: Path, tmp_path: Path) -> None:
 
 
 def test_a_newer_format_is_refused_by_name(saved: Path) -> None:
-    rewritten(saved, lambda document: document.update(format=2))
-    assert "format 2 is a newer program's" in refusal(saved)
+    rewritten(saved, lambda document: document.update(format=FORMAT + 1))
+    assert f"format {FORMAT + 1} is a newer program's" in refusal(saved)
+
+
+def test_an_older_format_is_refused_by_name(saved: Path) -> None:
+    rewritten(saved, lambda document: document.update(format=FORMAT - 1))
+    assert f"format {FORMAT - 1} is an older program's" in refusal(saved)
 
 
 def test_declared_sizes_are_bounded(saved: Path) -> None:

@@ -16,11 +16,12 @@ from llama.engine.owners import summed_at_owner
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
 from llama.parallel.mesh import create_mesh
-from llama.settings import deepspeed_json
+from llama.settings import LoRAOptions
 from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader
 from tests.support.model_files import TINY
 from tests.support.tiny_runs import deepspeed_json as settings
+from tests.support.tiny_runs import resolved_json
 
 SIZES = ((6, 6, 6), (1, 20, 3), (0, 5, 0))
 """Of each rank's piece: alike, as with one bucket; unlike, as with several; and none."""
@@ -37,11 +38,9 @@ def check_that_no_gradient_goes_to_all(stage: int, device: torch.device) -> None
     calls what `owners` replaces. At stage 0, which all-reduces, the count is seen to work."""
     ranks = dist.get_world_size()
     model = build_model(ModelSource("tiny", RandomReader(TINY), None), torch.float32, device)
-    attach(model, 8, 16.0, 0.0, ("wq", "wv"))
+    attach(model, LoRAOptions(8, 16.0, 0.0, ("wq", "wv")))
     initialise(model, 0, device)
-    resolved = deepspeed_json.resolve(
-        settings(stage, 1), data_parallel=ranks, total_steps=0, width=64, fp16_supported=False
-    )
+    resolved = resolved_json(settings(stage, 1), ranks, TINY)
     engine = Engine(model, resolved, create_mesh(1), device, seed=0)
     largest = 0
     all_reduce = dist.all_reduce

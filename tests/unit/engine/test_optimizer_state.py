@@ -24,3 +24,21 @@ def test_the_state_is_a_copy() -> None:
     step()
     assert all(map(torch.equal, taken, before))
     assert not torch.equal(state.masters()["a"], before[0])
+
+
+def test_each_group_keeps_the_rate_of_its_own() -> None:
+    """A resumed run goes on at the rates that the schedule had set, group by group."""
+
+    def made(rates: tuple[float, float]) -> tuple[OptimizerState, torch.optim.Optimizer]:
+        first, second = (nn.Parameter(torch.ones(3)) for _ in range(2))
+        groups = [
+            {"params": [p], "lr": rate} for p, rate in zip((first, second), rates, strict=True)
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=0.1)
+        return OptimizerState({"a": first, "b": second}, optimizer, 0), optimizer
+
+    state, _ = made((0.1, 1.6))
+    resumed, optimizer = made((0.5, 0.5))
+    moments = {key: state.moments(key) for key in ("exp_avg", "exp_avg_sq")}
+    resumed.load(state.masters(), moments, state.counters())
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 1.6]

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from llama.adapters import lora as lora_adapter
-from llama.adapters.attach import adapters, attach, initialise
 from llama.adapters.lora import LoRAAdapter
 from llama.data.batches import make_batch
 from llama.data.feed import model_inputs
@@ -26,23 +25,15 @@ from llama.model.kept import Kept
 from llama.model.transformer import Transformer, run_block
 from llama.parallel import dropout
 from llama.parallel.mesh import TensorParallel
-from tests.parity.test_packing import documents, loss_and_gradients
-from tests.support.model_files import TINY, random_state
+from tests.parity.test_packing import documents, loss_and_gradients, trained_model
+from tests.support.model_files import TINY
 
 CPU = torch.device("cpu")
 PACKINGS = {"uniform": [8, 8, 8], "mixed": [5, 9, 3]}
 
 
 def model(targets: tuple[str, ...] = LINEARS, p: float = 0.0) -> Transformer:
-    made = Transformer(TINY)
-    made.load_state_dict(random_state(TINY))
-    attach(made, 4, 8.0, p, targets)
-    initialise(made, 0, CPU)
-    generator = torch.Generator().manual_seed(1)
-    for _, adapter in adapters(made):
-        with torch.no_grad():
-            adapter.b.normal_(std=0.1, generator=generator)
-    return made.double().train()
+    return trained_model(p, targets=targets).double()
 
 
 @pytest.fixture

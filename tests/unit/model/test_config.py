@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from llama.adapters.match import parameter_count
 from llama.model.presets import PRESETS
+from llama.settings import LoRAOptions
 
 PUBLISHED = {
     "llama-7b": 6_738_415_616,
@@ -48,7 +50,7 @@ def test_counts_agree_with_transformers() -> None:
 def test_the_report_s_counts() -> None:
     """7B whose feed-forward layers carry biases, with rank-16 adapters on wq and wv."""
     config = replace(PRESETS["llama-7b"], mlp_bias=True)
-    adapters = config.lora_parameter_count(16, ("wq", "wv"))
+    adapters = parameter_count(config, LoRAOptions(16, targets=("wq", "wv")))
     assert adapters == 8_388_608
     assert config.parameter_count() + adapters == 6_747_639_808
 
@@ -99,6 +101,6 @@ def test_counts_are_those_of_the_model_built(biases: bool, tied: bool) -> None:
     with torch.device("meta"):
         model = Transformer(config)
     assert sum(p.numel() for p in model.parameters()) == config.parameter_count()
-    attach(model, 8, 16.0, 0.0, LINEARS)
+    attach(model, LoRAOptions(8, 16.0, 0.0, LINEARS))
     trainable = sum(p.numel() for p in trainable_parameters(model).values())
-    assert trainable == config.lora_parameter_count(8, LINEARS)
+    assert trainable == parameter_count(config, LoRAOptions(8, targets=LINEARS))

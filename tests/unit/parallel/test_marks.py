@@ -24,6 +24,7 @@ from llama.parallel.layers import (
     shard_dim,
 )
 from llama.parallel.mesh import SINGLE, TensorParallel
+from llama.settings import LoRAOptions
 from llama.weights.load import load_weights
 from llama.weights.random_init import RandomReader
 from tests.support.model_files import TINY
@@ -51,7 +52,7 @@ def whole_run(tp: TensorParallel) -> nn.Module:
     with torch.device("meta"):
         model = Transformer(CONFIG, tp)
     load_weights(model, RandomReader(CONFIG), torch.float32, torch.device("cpu"), tp.rank, tp.size)
-    attach(model, 4, 8.0, 0.0, LINEARS)
+    attach(model, LoRAOptions(4, 8.0, 0.0, LINEARS))
     initialise(model, 0, torch.device("cpu"))
     return model
 

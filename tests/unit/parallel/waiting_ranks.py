@@ -15,7 +15,7 @@ from llama.engine import start_processes
 from llama.errors import TrainingError, UserError
 from llama.launch.program import run_program
 from llama.parallel import mesh as mesh_module
-from llama.parallel.agreement import on_main
+from llama.parallel.agreement import on_every, on_main
 from llama.parallel.mesh import create_mesh
 
 LONG = 4.0
@@ -32,12 +32,21 @@ def main() -> None:
         return "done"
 
     assert on_main(mesh, slow) == "done"
-    with mesh.agreement():  # the weights of a host whose disk is slow
-        time.sleep(LONG * mesh.rank)
-    with pytest.raises(UserError, match="no such file"), mesh.agreement():
+    on_every(mesh, lambda: time.sleep(LONG * mesh.rank))  # the weights of a slow host
+
+    def missing() -> None:
         if mesh.rank:
             slow()
             raise UserError("no such file")
+
+    with pytest.raises(UserError, match="no such file"):
+        on_every(mesh, missing)
+
+    def broken() -> int:
+        return 1 // (1 - mesh.rank)
+
+    with pytest.raises(TrainingError, match="ZeroDivisionError"):
+        on_every(mesh, broken)
     mesh_module.PATIENCE = timedelta(seconds=LONG / 2)
     if mesh.rank:
         slow()

@@ -393,7 +393,7 @@ def test_truncated_real_files(tmp_path: Path) -> None:
 def test_gguf_metadata_equals_the_package_gguf(tmp_path: Path) -> None:
     import gguf
 
-    from llama.files.gguf import read_metadata
+    from llama.files.gguf_header import read_metadata
 
     path = write_gguf(
         tmp_path / "x",

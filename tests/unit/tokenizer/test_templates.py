@@ -9,8 +9,8 @@ import pytest
 from llama.data.types import IGNORE
 from llama.errors import UserError
 from llama.tokenizer.base import Message, Tokenizer
-from llama.tokenizer.segments import UNSUPERVISED
-from llama.tokenizer.templates import NAMES, load_template
+from llama.tokenizer.built_in_templates import TEMPLATES
+from llama.tokenizer.templates import load_template
 from tests.support.tokenizer_files import CHATML_SOURCE, byte_tokenizer, llama2, llama3, smollm2
 
 CHAT: list[Message] = [
@@ -54,10 +54,6 @@ def jinja(tmp_path: Path, source: str) -> str:
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> Tokenizer:
     return byte_tokenizer(tmp_path / "tokenizer")
-
-
-def test_unsupervised_is_ignore() -> None:
-    assert UNSUPERVISED == IGNORE
 
 
 def test_alpaca_is_stanfords(tokenizer: Tokenizer) -> None:
@@ -126,7 +122,7 @@ def test_default_is_the_models_own_else_alpaca(tmp_path: Path) -> None:
     assert load_template(None, byte_tokenizer(tmp_path / "b")).name == "alpaca"
 
 
-@pytest.mark.parametrize("name", [*NAMES, None])
+@pytest.mark.parametrize("name", [*TEMPLATES, None])
 def test_prompt_is_what_render_begins_with(name: str | None) -> None:
     for tokenizer in (llama2(), smollm2()):
         if name == "llama3" or (name == "chatml" and tokenizer is llama2()):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import torch
 
 from llama.commands.benchmark import command as benchmark
 from llama.commands.benchmark.report import arithmetic, speed, spread
+from llama.data.batches import first_windows
 from llama.data.types import IGNORE
 from llama.engine import Step
 from llama.errors import UserError
@@ -26,6 +24,7 @@ from tests.support.model_files import (
     random_state,
     write_gguf,
 )
+from tests.support.tiny_runs import resolved_json, started, succeeded
 
 ALONE = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
 
@@ -35,9 +34,7 @@ def step(tokens: int, supervised: int) -> Step:
 
 
 def resolved(config: dict[str, Any]) -> deepspeed_json.Resolved:
-    return deepspeed_json.resolve(
-        config, data_parallel=1, total_steps=13, width=64, fp16_supported=True
-    )
+    return resolved_json(config, 1, TINY, fp16=True)
 
 
 @pytest.fixture
@@ -106,7 +103,7 @@ def test_dense_rows_are_documents_with_every_prediction_supervised(model: Path) 
     options = BenchmarkOptions(model=str(model), batch=2, seq_len=8)
     job = benchmark.read_job(options)
     epochs = benchmark.epochs(job, resolved(job.deepspeed), ALONE, steps=3)
-    windows = benchmark.first_windows(epochs, 3)
+    windows = first_windows(epochs, 3)
     batches = [batch for window in windows for batch in window]
     assert len(windows) == len(batches) == 3
     for batch in batches:
@@ -121,7 +118,7 @@ def test_dense_rows_are_documents_with_every_prediction_supervised(model: Path) 
 def test_windows_go_on_into_the_next_epoch(model: Path) -> None:
     job = benchmark.read_job(BenchmarkOptions(model=str(model), batch=1, seq_len=4))
     epochs = benchmark.epochs(job, resolved(job.deepspeed), ALONE, steps=2)
-    windows = benchmark.first_windows(epochs, 5)
+    windows = first_windows(epochs, 5)
     seen = [tuple(window[0].tokens.tolist()) for window in windows]
     assert len(seen) == 5 and set(seen[:2]) == set(seen[2:4]) and len(set(seen)) == 2
 
@@ -130,7 +127,7 @@ def test_accumulation_makes_windows_of_several_micro_batches(model: Path) -> Non
     file = ROOT / "ds_configs/lora_bf16.json"
     job = benchmark.read_job(BenchmarkOptions(model=str(model), seq_len=4, deepspeed=file))
     epochs = benchmark.epochs(job, resolved(job.deepspeed), ALONE, steps=2)
-    assert [len(window) for window in benchmark.first_windows(epochs, 2)] == [2, 2]
+    assert [len(window) for window in first_windows(epochs, 2)] == [2, 2]
 
 
 # How it is counted
@@ -163,10 +160,7 @@ def test_spread_of_an_even_number_is_between_the_middle_two() -> None:
 
 
 def run(script: str, *arguments: str) -> dict[str, Any]:
-    words = [sys.executable, str(ROOT / script), *arguments]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return succeeded(started("python", script, *arguments))
 
 
 @pytest.mark.slow
@@ -192,10 +186,10 @@ def test_launcher_counts_the_tokens_of_real_rows() -> None:
     options = BenchmarkOptions(
         model=model[1], data=folder / "alpaca_2000.json", rows=6, seq_len=512
     )
-    examples = benchmark.read_job(options).examples
-    assert examples is not None
-    assert document["tokens"] == sum(len(example.input_ids) for example in examples)
-    assert document["supervised_tokens"] == sum(example.supervised for example in examples)
+    data = benchmark.read_job(options).data
+    assert data is not None
+    assert document["tokens"] == sum(len(example.input_ids) for example in data.examples)
+    assert document["supervised_tokens"] == sum(example.supervised for example in data.examples)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llama.commands.doctor.checks import GIB, Check, Report, judge_all_reduce, judge_probes
+from llama.commands.doctor.judge import GIB, Check, Report, judge_all_reduce, judge_probes
 from llama.commands.doctor.probe import code_hash
 from llama.commands.doctor.reach import Reply
 from llama.commands.doctor.table import table

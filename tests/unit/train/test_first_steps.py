@@ -10,7 +10,8 @@ from llama.data.batches import make_batch
 from llama.data.feed import model_inputs
 from llama.data.types import Example
 from llama.model.transformer import Transformer
-from llama.train.checks import FirstStepsCheck
+from llama.settings import LoRAOptions
+from llama.train.first_steps import FirstStepsCheck
 from tests.support.model_files import TINY, random_state
 
 CPU = torch.device("cpu")
@@ -22,7 +23,7 @@ INPUTS = model_inputs(make_batch([[Example(TOKENS, TOKENS, 1)]], 0), CPU)
 def adapted() -> Transformer:
     model = Transformer(TINY)
     model.load_state_dict(random_state(TINY))
-    attach(model, 4, 8.0, 0.0, ("wq", "wv"))
+    attach(model, LoRAOptions(4, 8.0, 0.0, ("wq", "wv")))
     initialise(model, 0, CPU)
     return model
 

@@ -1,15 +1,29 @@
-"""Folders that appear whole or not at all, and that outlast a power cut once they have appeared."""
+"""Files and folders that appear whole or not at all.
+
+What is written goes under another name beside its place and is renamed into it. What that gives:
+
+    to a reader   NAME holds the earlier content or the new one, never a part of either: on a local
+                  file system a rename within one folder is one act
+    to a kill     the same, at whatever moment; a half-made `.NAME.partial` may stay behind, which
+                  nobody reads and `remove_leftovers` removes
+    to a power    what has been written by the time a function returns is there afterwards, as far
+    cut           as the disk and its file system keep to what they say of fsync
+
+What it does not give: two writers of one NAME at once are not kept apart, and no folder can be
+renamed over another in one act. Where `write_folder` replaces one, there is a moment between two
+renames at which the earlier is `.NAME.old` and nothing is called NAME; ended just there, or where
+the second rename fails, NAME is missing, and `remove_leftovers` removes the earlier one too.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
-import stat
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from llama.errors import UserError
-from llama.files.inputs import file_problem
+from llama.files.inputs import is_folder
 
 _PARTIAL, _OLD = ".partial", ".old"
 
@@ -23,10 +37,10 @@ def write_folder(
 
         1  every file into .NAME.partial beside it, each synced to the disk; then the folders
         2  `verify(.NAME.partial)`, which reads them back, and raises where it would not take them
-        3  rename to NAME, which is when it appears, and sync the folder that holds it
+        3  where there is a NAME, rename it to .NAME.old
+        4  rename .NAME.partial to NAME, sync the folders above, and remove .NAME.old
 
-    Ended anywhere in between, NAME is what it was before or what it is now. Where there was a NAME
-    it is moved aside before 3 and removed after. Raises `OSError`, having tidied up."""
+    Raises `OSError`, and whatever `verify` raises; .NAME.partial is removed then."""
     partial, old = _beside(folder, _PARTIAL), _beside(folder, _OLD)
     try:
         _delete(partial)
@@ -49,6 +63,21 @@ def write_folder(
     _delete(old)
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file as one: into .NAME.partial beside it, synced to the disk, then renamed to NAME,
+    and the folder synced. Raises `OSError`; .NAME.partial is removed then."""
+    partial = _beside(path, _PARTIAL)
+    try:
+        _delete(partial)
+        _write(partial, content)
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            _delete(partial)
+        raise
+    _sync_folder(path.parent)
+
+
 def remove_folder(folder: Path) -> None:
     """Remove `folder` so that at no moment a part of it goes by its name."""
     old = _beside(folder, _OLD)
@@ -65,32 +94,6 @@ def remove_leftovers(folder: Path) -> None:
                 _delete(path)
 
 
-def read_file(path: Path, size: int) -> bytes:
-    """All of a regular file of `size` bytes, no link followed; `UserError` where it is not that."""
-    if path.is_symlink():
-        raise UserError(f"{path}: is a link; a file is expected")
-    if problem := file_problem(path):
-        raise UserError(f"{path}: {problem}")
-    found = path.stat().st_size
-    if found != size:
-        raise UserError(f"{path}: damaged: {size:,} bytes were saved, and it has {found:,}")
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-        with os.fdopen(descriptor, "rb") as file:
-            _forget(descriptor)
-            return file.read(size)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def is_folder(path: Path) -> bool:
-    """Whether `path` is a folder itself, and not a link to one."""
-    try:
-        return stat.S_ISDIR(os.lstat(path).st_mode)
-    except (OSError, ValueError):
-        return False
-
-
 def _delete(path: Path) -> None:
     """Whatever is there, if anything is."""
     if is_folder(path):
@@ -99,8 +102,8 @@ def _delete(path: Path) -> None:
         os.unlink(path)
 
 
-def _beside(folder: Path, ending: str) -> Path:
-    return folder.with_name(f".{folder.name}{ending}")
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(f".{path.name}{ending}")
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -120,9 +123,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _forget(descriptor: int) -> None:
-    """Have what is read come from the disk, not from the memory it was written from."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llama.errors import UserError
-from llama.files.gguf import read_metadata
+from llama.files.gguf_header import read_metadata
 from llama.files.outside import refused
 from llama.notes import note
 from llama.tokenizer.added import AddedToken

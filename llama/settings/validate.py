@@ -22,9 +22,7 @@ from llama.settings.commands import (
     TrainOptions,
     VerifyOptions,
 )
-
-TEMPLATES = ("alpaca", "llama2", "llama3", "chatml")
-"""Prompt templates known by name; anything else is the path of a Jinja file."""
+from llama.tokenizer.built_in_templates import TEMPLATES
 
 SEED_LIMIT = 2**63
 

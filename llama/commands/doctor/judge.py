@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llama.commands.doctor.probe import PACKAGES, code_hash
+from llama.commands.doctor.probe import code_hash
 from llama.commands.doctor.reach import Reply, printable
 from llama.launch.hostfile import Host
+from llama.launch.packages import COMPUTING
 
 Verdict = Literal["ok", "warn", "FAIL", "skip"]
 """`skip` is what could not be looked at because of a FAIL elsewhere."""
@@ -61,7 +62,7 @@ def judge_probes(reports: Sequence[Report], port: int) -> list[Check]:
     if not answered:
         return rows
     first = answered[0][1]
-    for name in ("python", *PACKAGES):
+    for name in ("python", *COMPUTING):
         rows += _each(answered, name, _same_version(name, first))
     rows += _each(answered, "code", _same_code)
     alike = [(r, p) for r, p in answered if p.get("code") == code_hash()]

@@ -1,0 +1,73 @@
+"""What every kind of adapter is asked.
+
+A kind is one file of this folder with a class of these methods, and one line in `kinds.py`. Shapes:
+R rank, I in_features, O out_features; `/p` marks a sharded one.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from llama.parallel.layers import ParallelLinear, mark_shard, shard_dim
+from llama.parallel.side_path import SidePath
+from llama.settings import LoRAOptions
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+class Adapter(SidePath):
+    """An adapter on one linear layer. Its trained tensors are its parameters, each marked with the
+    dimension along which it is sharded."""
+
+    PEFT_TENSORS: ClassVar[Mapping[str, str]]
+    """The name of each tensor here to its name in a PEFT file, as `a` to `lora_A.weight`."""
+
+    PEFT_REFUSED: ClassVar[tuple[str, ...]]
+    """Fields of `adapter_config.json` under which the same tensors are applied in another way."""
+
+    def __init__(self, base: ParallelLinear, options: LoRAOptions) -> None:
+        """Empty tensors, on the default device, for the layer `base`."""
+        super().__init__()
+        self.options = options
+        self.tp = base.tp
+
+    @staticmethod
+    @abstractmethod
+    def shapes(rows: int, columns: int, rank: int) -> Shapes:
+        """The whole (unsharded) shape of each tensor, on a layer of `[rows, columns]`."""
+
+    @abstractmethod
+    def reset(self, generator: torch.Generator) -> None:
+        """Put the first values in. They are drawn for the whole tensor, of which a shard takes its
+        part, so that every tensor-parallel degree starts from the same adapter."""
+
+    @abstractmethod
+    def delta(self) -> torch.Tensor:
+        """What merging adds to this rank's share of the layer's weight: float32, of its shape."""
+
+    @classmethod
+    @abstractmethod
+    def to_peft(cls, options: LoRAOptions) -> dict[str, Any]:
+        """The fields of `adapter_config.json` that say how its tensors are applied."""
+
+    @classmethod
+    @abstractmethod
+    def from_peft(cls, document: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of `LoRAOptions` besides rank, alpha, dropout and targets that
+        `adapter_config.json` asks for, by their names."""
+
+    def materialise(self, device: torch.device) -> None:
+        """Give each tensor memory on `device`, keeping its shape and marks."""
+        for name, old in list(self.named_parameters()):
+            new = nn.Parameter(torch.empty_like(old, device=device))
+            mark_shard(new, shard_dim(old))
+            setattr(self, name, new)
+
+    def tensors(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Name to trained tensor, this rank's share."""
+        yield from self.named_parameters()

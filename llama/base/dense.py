@@ -1,0 +1,41 @@
+"""A frozen weight held as it is, each element in floating point."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from llama.kernels import products
+
+
+class Dense:
+    """`FrozenWeight` of one plain parameter `[O, I]`."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self.parameter = parameter
+
+    @classmethod
+    def empty(cls, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+        """In `dtype` itself."""
+        return nn.Parameter(torch.empty(shape, dtype=dtype, device=device), requires_grad=False)
+
+    @torch.no_grad()
+    def fill(self, stored: torch.Tensor) -> None:
+        self.parameter.copy_(stored)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return products.compute_dtype(self.parameter)
+
+    @property
+    def nbytes(self) -> int:
+        return self.parameter.nbytes
+
+    def times(self, x_TI: torch.Tensor) -> torch.Tensor:
+        return products.times(x_TI, self.parameter)
+
+    def times_transposed(self, g_TO: torch.Tensor) -> torch.Tensor:
+        return products.times_transposed(g_TO, self.parameter)
+
+    def dense(self) -> torch.Tensor:
+        return self.parameter

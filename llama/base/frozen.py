@@ -1,0 +1,77 @@
+"""A linear layer's weight that is never trained, whatever form it is held in.
+
+What a layer registers is one parameter; a kind of this folder wraps that parameter and knows how to
+multiply by it. Kinds are listed in `kinds.py`.
+
+Shapes: T tokens, I in_features, O out_features.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+
+class FrozenWeight(Protocol):
+    """One way to hold a matrix `W[O, I]`."""
+
+    parameter: nn.Parameter
+    """What the layer registers, ZeRO-3 partitions and checkpoints of the base would hold."""
+
+    def __init__(self, parameter: nn.Parameter) -> None: ...
+
+    @classmethod
+    def empty(cls, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+        """Room on `device` for a matrix of `shape = [O, I]`, this rank's slice of it, that is to be
+        computed with in `dtype`."""
+        ...
+
+    def fill(self, stored: torch.Tensor) -> None:
+        """Put in `stored`, the slice as the file has it."""
+        ...
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The type of the activations that it multiplies."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that this rank holds."""
+        ...
+
+    def times(self, x_TI: torch.Tensor) -> torch.Tensor:
+        """`x W^T`, `[T, O]`, in the type of `x`."""
+        ...
+
+    def times_transposed(self, g_TO: torch.Tensor) -> torch.Tensor:
+        """`g W`, `[T, I]`, in the type of `g`."""
+        ...
+
+    def dense(self) -> torch.Tensor:
+        """`W`, `[O, I]`, in a floating-point type."""
+        ...
+
+
+def frozen_product(x_TI: torch.Tensor, weight: FrozenWeight) -> torch.Tensor:
+    """`x W^T`, `[T, O]`, keeping nothing of `x` for the backward pass: W has no gradient, and the
+    gradient of `x` needs W alone."""
+    return _FrozenProduct.apply(x_TI, weight)  # type: ignore[return-value]
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """The weight is put on the context as an object and not saved as a tensor, for two reasons. A
+    block that is recomputed stops as soon as all saved tensors are there again, and so leaves out
+    its last product, which the backward pass does not read. And under ZeRO-3 the parameter is empty
+    between its uses: the object finds it filled again when the backward pass comes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: FrozenWeight) -> torch.Tensor:
+        ctx.weight = weight
+        return weight.times(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
+        return ctx.weight.times_transposed(grad_outputs[0]), None

@@ -1,0 +1,9 @@
+"""The ways to hold a frozen weight, by name."""
+
+from __future__ import annotations
+
+from llama.base.dense import Dense
+from llama.base.frozen import FrozenWeight
+
+KINDS: dict[str, type[FrozenWeight]] = {"half": Dense}
+"""`half` is the run's own precision: fp16, bf16 or, where the JSON asks for neither, float32."""

@@ -1,0 +1,32 @@
+"""Supervised fine-tuning: the cross-entropy of the tokens that are to be learnt, each predicted
+from those before it in its own document."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from llama.data.feed import model_inputs
+from llama.data.prepare import Prepared, prepare
+from llama.data.types import Batch
+from llama.objectives.objective import Model
+from llama.tokenizer.base import Tokenizer
+from llama.tokenizer.templates import Template
+
+
+class SupervisedFineTuning:
+    """`Objective` of rows that hold the answers to be learnt."""
+
+    def prepare(
+        self, path: Path, template: Template, tokenizer: Tokenizer, seq_len: int, pack: bool
+    ) -> Prepared:
+        return prepare(path, template, tokenizer, seq_len, pack)
+
+    def count(self, batch: Batch) -> int:
+        """The supervised tokens."""
+        return batch.supervised
+
+    def loss(self, model: Model, batch: Batch, device: torch.device) -> torch.Tensor:
+        """Over the supervised tokens."""
+        return model(**model_inputs(batch, device))

@@ -1,0 +1,56 @@
+"""Every way to hold a frozen weight keeps the contract of `FrozenWeight`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llama.base.frozen import frozen_product
+from llama.base.kinds import KINDS
+
+ROWS, COLUMNS = 24, 16
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def stored() -> torch.Tensor:
+    return torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tokens", [1, 3, 9])
+def test_products_are_those_with_the_dense_matrix(
+    name: str, dtype: torch.dtype, tokens: int
+) -> None:
+    kind = KINDS[name]
+    held = kind(kind.empty(torch.Size((ROWS, COLUMNS)), dtype, torch.device("cpu")))
+    held.fill(stored())
+    assert held.nbytes > 0 and not held.parameter.requires_grad
+    dense = held.dense().double()
+    x = torch.randn(tokens, COLUMNS, generator=torch.Generator().manual_seed(1))
+    x = x.to(held.compute_dtype).requires_grad_()
+    g = torch.randn(tokens, ROWS, generator=torch.Generator().manual_seed(2)).to(x.dtype)
+    # The rounding of the type that is computed in: its epsilon, on sums of some tens of terms.
+    limit = 8 * torch.finfo(dtype).eps
+    found = frozen_product(x, held)
+    assert found.dtype == x.dtype
+    assert apart(found, x.detach().double() @ dense.t()) < limit
+    (gradient,) = torch.autograd.grad(found, x, g)
+    assert apart(gradient, g.double() @ dense) < limit
+    assert torch.equal(held.times_transposed(g), gradient)
+
+
+def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found.detach().double() - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_nothing_of_the_input_is_kept(name: str) -> None:
+    kind = KINDS[name]
+    held = kind(kind.empty(torch.Size((ROWS, COLUMNS)), torch.float32, torch.device("cpu")))
+    held.fill(stored())
+    kept: list[torch.Tensor] = []
+    x = torch.randn(5, COLUMNS, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        frozen_product(x, held)
+    assert not kept
