@@ -66,7 +66,6 @@ def _prompt_ids(options: GenerateOptions, tokenizer: Tokenizer) -> list[int]:
     if not options.raw:
         template = load_template(options.template, tokenizer)
         return template.prompt([{"role": "user", "content": options.prompt}], tokenizer)
-    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    ids = start + tokenizer.encode(options.prompt)
-    raise_if([] if ids else ["--prompt: this tokenizer has no BOS: give some text with --raw"])
+    ids = [*tokenizer.text_begins, *tokenizer.encode(options.prompt)]
+    raise_if([] if ids else ["--prompt: this tokenizer adds no BOS: give some text with --raw"])
     return ids

@@ -14,7 +14,7 @@ from llama.data.types import IGNORE, Example
 from llama.errors import UserError, raise_if
 from llama.tokenizer.base import REASONING, Message, Template, Tokenizer, Written
 from llama.tokenizer.marks import special_pattern, texts_of
-from llama.tokenizer.segments import lost_characters
+from llama.tokenizer.segments import lost_characters, plain_text
 
 CHARACTERS = 256
 """More than any token stands for, as far as we know: the longest in LLaMA's tokenizers has half as
@@ -81,10 +81,9 @@ def build_examples(
 
 
 def _add_text(text: str, number: int, tokenizer: Tokenizer, built: ExampleSet) -> None:
-    encoded = tokenizer.encode(text)
-    built.findings.add(findings.LOST, number, lost_characters(text, encoded, tokenizer))
-    ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    pieces = list(_pieces([*ids, *encoded, tokenizer.eos_id], number, built.seq_len))
+    ids = plain_text(text, tokenizer)
+    built.findings.add(findings.LOST, number, lost_characters(text, ids, tokenizer))
+    pieces = list(_pieces(ids, number, built.seq_len))
     built.examples += pieces
     if not pieces:
         built.skipped.append((number, "its text has no token"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -187,11 +188,11 @@ def _check_model(options: ModelOptions) -> list[str]:
     if options.tokenizer is not None and not options.tokenizer.exists():
         problems.append(f"--tokenizer: {options.tokenizer} {not_found(options.tokenizer)}")
     template = options.template
-    if template is not None and template not in TEMPLATES:
+    # A word may be a name of the model's own templates: that is judged with the tokenizer.
+    if template is not None and not re.fullmatch(r"[\w.-]+", template):
         if problem := file_problem(Path(template)):
             known = f"expected one of {', '.join(TEMPLATES)}, or a Jinja file"
-            hint = nearest(template, TEMPLATES) or f", which {problem}"
-            problems.append(f"--template: {known}, found {template!r}{hint}")
+            problems.append(f"--template: {known}, found {template!r}, which {problem}")
     return problems
 
 

@@ -107,10 +107,18 @@ class Tokenizer(Protocol):
     eos_id: int
     stop_ids: frozenset[int]
     """Ids that end an answer: EOS and any end-of-turn token of the chat format."""
-    chat_template: str | None
-    """The model's own Jinja chat template, where its file holds one."""
+    text_begins: tuple[int, ...]
+    """Ids that its files put before a text on its own: BOS, or nothing."""
+    text_ends: tuple[int, ...]
+    """Those that they put after it."""
+    chat_templates: dict[str, str]
+    """The model's own Jinja chat templates by name; a single one is `default`."""
+    template_variables: dict[str, str]
+    """What its templates can name: `bos_token`, `eos_token` and the like, to the token's text."""
     special_tokens: dict[str, int]
     """Text of each control token to its id, e.g. `<|im_start|>` or `<s>`."""
+    trims: dict[int, tuple[bool, bool]]
+    """Of the control tokens, those that take the white space before and after them."""
 
     def encode(self, text: str, follows: Follows = "nothing") -> list[int]:
         """Ids of `text`, to be placed after `follows`: sentencepiece writes a space before a text

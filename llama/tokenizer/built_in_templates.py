@@ -31,8 +31,9 @@ LLAMA3 = """\
 {%- if add_generation_prompt %}
 {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
 {%- endif %}"""
+CHATML_BEGIN = "{{- '' if bos_token == '<|im_start|>' else bos_token }}\n"
+"""Before ChatML's first turn, where the tokenizer puts BOS before texts: the format has none."""
 CHATML = """\
-{{- '' if bos_token == '<|im_start|>' else bos_token }}
 {%- for message in messages %}
 {{- '<|im_start|>' ~ message.role ~ '\\n' ~ message.content ~ '<|im_end|>\\n' }}
 {%- endfor %}

@@ -72,13 +72,11 @@ class ChatTemplate(Template):
         self, turns: Turns, tools: Tools, tokenizer: Tokenizer, generation: bool = False
     ) -> str:
         """What the template makes of `turns`."""
-        names = {id_: text for text, id_ in tokenizer.special_tokens.items()}
         variables: dict[str, Any] = {
             "messages": turns,
             "tools": tools,
             "documents": None,
-            "bos_token": "" if tokenizer.bos_id is None else names.get(tokenizer.bos_id, ""),
-            "eos_token": names.get(tokenizer.eos_id, ""),
+            **tokenizer.template_variables,
             "add_generation_prompt": generation,
         }
         return self._render(variables)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llama.errors import UserError
 from llama.files.gguf_header import read_metadata
 from llama.files.outside import refused
+from llama.notes import note
+from llama.tokenizer.added import AddedToken
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.bpe import BpeTokenizer
+from llama.tokenizer.named_templates import DEFAULT, templates_of
 from llama.tokenizer.sentencepiece_file import ModelProto, SentencePieceTokenizer
+from llama.tokenizer.sidecar import Sidecar
 from llama.tokenizer.tiktoken_file import LLAMA3_SPLIT
 
 CONTROL, USER_DEFINED, BYTE = 3, 4, 6
@@ -34,6 +39,21 @@ PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
         {**BYTE_LEVEL, "use_regex": False},
     ],
 }
+BEGIN_WITH_BOS = ("llama-bpe",)
+"""Pre-tokenizers whose texts begin with BOS where nothing says, as in llama.cpp's vocabularies."""
+ID, ADD = "tokenizer.ggml.{}_token_id", "tokenizer.ggml.add_{}_token"
+NAMED = {"bos": "bos", "eos": "eos"}
+TEMPLATE = "tokenizer.chat_template"
+READ = frozenset(
+    {
+        f"tokenizer.ggml.{key}"
+        for key in ("model", "pre", "tokens", "token_type", "merges", "scores")
+    }
+    | {ADD.format(end) for end in NAMED}
+    | {ID.format(name) for name in ("bos", "eos", "eot", "eom", "unknown", "padding")}
+    | {"tokenizer.ggml.add_space_prefix", "tokenizer.ggml.remove_extra_whitespaces"}
+    | {"tokenizer.ggml.precompiled_charsmap", "tokenizer.chat_templates"}
+)
 INSTEAD = "give the model's own tokenizer.json or tokenizer.model with --tokenizer"
 
 
@@ -81,7 +101,7 @@ def _byte_level(
         "added_tokens": added,
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": PRE_TOKENIZERS[pre]},
-        "post_processor": None,
+        "post_processor": _post_processor(metadata, tokens, pre in BEGIN_WITH_BOS),
         "decoder": BYTE_LEVEL,
         "model": {
             "type": "BPE",
@@ -90,15 +110,7 @@ def _byte_level(
             "ignore_merges": pre == "llama-bpe",
         },
     }
-    ends = [metadata.get(f"tokenizer.ggml.{end}_token_id") for end in ("eot", "eom")]
-    return BpeTokenizer(
-        path,
-        description,
-        bos=_named(metadata, tokens, "bos"),
-        eos=_named(metadata, tokens, "eos"),
-        stop_ids=[id_ for id_ in ends if id_ is not None],
-        chat_template=_chat_template(path, metadata),
-    )
+    return BpeTokenizer(path, description, _beside(path, metadata, tokens))
 
 
 def _sentencepiece(
@@ -111,23 +123,80 @@ def _sentencepiece(
     trainer.model_type = trainer.BPE
     trainer.byte_fallback = BYTE in types
     trainer.unk_piece = tokens[metadata.get("tokenizer.ggml.unknown_token_id", 0)]
-    trainer.bos_piece = _named(metadata, tokens, "bos") or "<s>"
-    trainer.eos_piece = _named(metadata, tokens, "eos") or "</s>"
+    beside = _beside(path, metadata, tokens)
+    trainer.bos_piece = beside.named.get("bos_token", "<s>")
+    trainer.eos_piece = beside.named.get("eos_token", "</s>")
     trainer.vocab_size = len(tokens)
     normalizer = proto.normalizer_spec
     normalizer.name = "identity"
-    normalizer.add_dummy_prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
-    normalizer.remove_extra_whitespaces = False
-    return SentencePieceTokenizer(path, proto, chat_template=_chat_template(path, metadata))
+    normalizer.add_dummy_prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
+    normalizer.remove_extra_whitespaces = metadata.get(
+        "tokenizer.ggml.remove_extra_whitespaces", False
+    )
+    normalizer.precompiled_charsmap = bytes(metadata.get("tokenizer.ggml.precompiled_charsmap", []))
+    beside = replace(beside, add_bos=beside.add_bos is not False)
+    return SentencePieceTokenizer(path, proto, beside, spaces="each")
 
 
-def _chat_template(path: Path, metadata: dict[str, Any]) -> str | None:
-    template = metadata.get("tokenizer.chat_template")
-    if template is not None and not isinstance(template, str):
-        raise UserError(f"{path}: its chat template is no text; {INSTEAD}")
-    return template
+def _beside(path: Path, metadata: dict[str, Any], tokens: list[str]) -> Sidecar:
+    """What the metadata says besides the vocabulary. What it says and is not read is noted."""
+    unread = [
+        key
+        for key, value in metadata.items()
+        if key.startswith("tokenizer.") and not _is_read(key) and value not in (None, False, 0)
+    ]
+    if unread:
+        note(f"{path}: not used here: {', '.join(sorted(unread))[:300]}")
+    names = {**NAMED, "unk": "unknown", "pad": "padding"}
+    ids = {f"{name}_token": metadata.get(ID.format(key)) for name, key in names.items()}
+    stops = [metadata.get(ID.format(end)) for end in ("eot", "eom")]
+    named = {name: tokens[id_] for name, id_ in ids.items() if id_ is not None}
+    ends = [named[name] for name in ("bos_token", "eos_token") if name in named]
+    return Sidecar(
+        folder=path,
+        named=named,
+        added=tuple(AddedToken(text, special=True) for text in ends),
+        eos_ids=tuple(id_ for id_ in stops if id_ is not None),
+        add_bos=metadata.get(ADD.format("bos")),
+        add_eos=metadata.get(ADD.format("eos")),
+        chat_templates=_chat_templates(path, metadata),
+    )
 
 
-def _named(metadata: dict[str, Any], tokens: list[str], end: str) -> str | None:
-    id_ = metadata.get(f"tokenizer.ggml.{end}_token_id")
-    return None if id_ is None else tokens[id_]
+def _is_read(key: str) -> bool:
+    return key in READ or key.startswith(TEMPLATE)
+
+
+def _post_processor(
+    metadata: dict[str, Any], tokens: list[str], begins: bool
+) -> dict[str, Any] | None:
+    """Puts BOS and EOS around a text as tokenizer.json does; `begins`: BOS where nothing says."""
+    added = {"bos": metadata.get(ADD.format("bos"), begins), "eos": metadata.get(ADD.format("eos"))}
+    ids = {end: metadata.get(ID.format(end)) for end in NAMED}
+    special = {end: tokens[id_] for end, id_ in ids.items() if added[end] and id_ is not None}
+    if not special:
+        return None
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    marks = {end: {"SpecialToken": {"id": t, "type_id": 0}} for end, t in special.items()}
+    single = [*([marks["bos"]] if "bos" in marks else []), text]
+    single += [marks["eos"]] if "eos" in marks else []
+    return {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {
+            t: {"id": t, "ids": [ids[end]], "tokens": [t]} for end, t in special.items()
+        },
+    }
+
+
+def _chat_templates(path: Path, metadata: dict[str, Any]) -> dict[str, str]:
+    """`tokenizer.chat_template` is the default; those named have a key each."""
+    named = {
+        key.removeprefix(f"{TEMPLATE}."): value
+        for key, value in metadata.items()
+        if key.startswith(f"{TEMPLATE}.")
+    }
+    if metadata.get(TEMPLATE):
+        named[DEFAULT] = metadata[TEMPLATE]
+    return templates_of(named, path) if named else {}

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from llama.errors import UserError
 from llama.files.kinds import GGUF, JSON, TEXT
 from llama.files.outside import TOKENIZER_BYTES, read_bytes, refused, require_file
 from llama.tokenizer.base import Tokenizer
-from llama.tokenizer.bpe import BpeTokenizer
 from llama.tokenizer.gguf_vocabulary import load_gguf
-from llama.tokenizer.sentencepiece_file import SentencePieceTokenizer, parse_sentencepiece
+from llama.tokenizer.json_file import load_json
+from llama.tokenizer.sentencepiece_file import load_sentencepiece, parse_sentencepiece
 from llama.tokenizer.sidecar import read_sidecar
 from llama.tokenizer.tiktoken_file import TiktokenTokenizer, is_ranks
 
@@ -24,9 +25,9 @@ KINDS = (JSON, GGUF, TEXT)
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer in the file `path`, or in the folder `path`.
 
-    Beside a tokenizer.json or sentencepiece model, tokenizer_config.json, special_tokens_map.json,
-    generation_config.json and chat_template.jinja are read too. Raises UserError for whatever
-    cannot be used; a malformed file raises nothing else.
+    Beside any but a GGUF file, tokenizer_config.json, special_tokens_map.json, added_tokens.json,
+    generation_config.json and the folder's chat templates are read too. Raises UserError for
+    whatever cannot be used; a malformed file raises nothing else.
     """
     if os.path.isdir(path):  # Path.is_dir raises where a name is too long.
         path = _in_folder(path)
@@ -35,14 +36,13 @@ def load_tokenizer(path: Path) -> Tokenizer:
         return load_gguf(path)
     data = read_bytes(path, WANTED, TOKENIZER_BYTES, KINDS)
     if is_ranks(data):
-        return TiktokenTokenizer(path, data)
+        return TiktokenTokenizer(path, data, read_sidecar(path.parent))
     if data.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
-        return _load_json(path, data)
+        return load_json(path, _described(path, data), read_sidecar(path.parent))
     proto = parse_sentencepiece(data)
     if proto is None:
         raise UserError(f"{path}: is not a tokenizer, or is truncated; give {WANTED}")
-    beside = read_sidecar(path.parent)
-    return SentencePieceTokenizer(path, proto, beside.bos, beside.eos, beside.chat_template)
+    return load_sentencepiece(path, proto, read_sidecar(path.parent))
 
 
 def _in_folder(folder: Path) -> Path:
@@ -60,23 +60,17 @@ def _in_folder(folder: Path) -> Path:
     return ggufs[0]
 
 
+def _described(path: Path, data: bytes) -> dict[str, Any]:
+    with refused(path, "is not valid JSON; download it again"):
+        description = json.loads(data.decode("utf-8-sig"))
+    if "model" not in description:
+        raise UserError(f"{path}: is JSON but no tokenizer (no `model`); give {WANTED}")
+    return description
+
+
 def _begins(path: Path, length: int) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(length)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give {WANTED}") from None
-
-
-def _load_json(path: Path, data: bytes) -> BpeTokenizer:
-    with refused(path, "is not valid JSON; download it again"):
-        description = json.loads(data.decode("utf-8-sig"))
-    if "model" not in description:
-        raise UserError(f"{path}: is JSON but no tokenizer (no `model`); give {WANTED}")
-    beside = read_sidecar(path.parent)
-    eos = beside.eos
-    if eos is None and beside.eos_ids:
-        added = description.get("added_tokens") or []
-        with refused(path, "is not a usable tokenizer; download it again"):
-            eos = {t["id"]: t["content"] for t in added}.get(beside.eos_ids[0])
-    return BpeTokenizer(path, description, beside.bos, eos, beside.eos_ids, beside.chat_template)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from llama.errors import UserError
 from llama.files.outside import TOKENIZER_BYTES, read_bytes, refused
 from llama.tokenizer.base import REASONING, Message, Template, Tokenizer, Tools, Written
-from llama.tokenizer.built_in_templates import BUILT_IN, TEMPLATES
+from llama.tokenizer.built_in_templates import BUILT_IN, CHATML, CHATML_BEGIN, TEMPLATES
 from llama.tokenizer.chat import CALLS, ChatTemplate
+from llama.tokenizer.named_templates import DEFAULT, choose
 from llama.tokenizer.segments import Segment, encode_segments, lost_characters
 
 
@@ -39,7 +41,7 @@ class AlpacaTemplate(Template):
         if last < 0:
             raise UserError("alpaca: the conversation has no assistant turn")
         segments = self._segments(messages[: last + 1], tokenizer)
-        ids, labels = encode_segments(segments, tokenizer, _begin(tokenizer))
+        ids, labels = encode_segments(segments, tokenizer, tokenizer.text_begins)
         text = "".join(segment.value for segment in segments if isinstance(segment.value, str))
         given = {field for message in messages[: last + 1] for field in message}
         unwritten = [field for field in (*REASONING, *CALLS) if field in given]
@@ -51,7 +53,7 @@ class AlpacaTemplate(Template):
         self, messages: Sequence[Message], tokenizer: Tokenizer, tools: Tools = None
     ) -> list[int]:
         segments = self._segments(messages, tokenizer)
-        return encode_segments(segments, tokenizer, _begin(tokenizer))[0]
+        return encode_segments(segments, tokenizer, tokenizer.text_begins)[0]
 
     def _segments(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[Segment]:
         segments: list[Segment] = []
@@ -83,10 +85,13 @@ class AlpacaTemplate(Template):
 
 
 def load_template(name_or_path: str | None, tokenizer: Tokenizer) -> Template:
-    """The template of that name, or in that Jinja file. None: the model's own chat template where
-    the tokenizer has one, else `alpaca`. Raises UserError."""
-    if name_or_path is None and tokenizer.chat_template is not None:
-        return ChatTemplate("the model's chat template", tokenizer.chat_template)
+    """The template of that name, the model's own before those here, or in that Jinja file. None:
+    the model's default where it has chat templates, else `alpaca`. Raises UserError."""
+    own = choose(tokenizer.chat_templates, name_or_path)
+    if own is not None:
+        name, source = own
+        kind = "" if name == DEFAULT else f" {name}"
+        return ChatTemplate(f"the model's chat template{kind}", source)
     if name_or_path is None or name_or_path == "alpaca":
         return AlpacaTemplate()
     if name_or_path in BUILT_IN:
@@ -97,16 +102,17 @@ def load_template(name_or_path: str | None, tokenizer: Tokenizer) -> Template:
                 f"template {name_or_path}: the tokenizer has no token {', '.join(missing)}; "
                 "use --template alpaca"
             )
-        return ChatTemplate(name_or_path, source)
+        begins = source is CHATML and tokenizer.text_begins
+        return ChatTemplate(name_or_path, CHATML_BEGIN + source if begins else source)
     path = Path(name_or_path)
-    close = difflib.get_close_matches(name_or_path, TEMPLATES, n=1)
-    if close and not path.exists():
-        raise UserError(f"template {name_or_path}: no such name; did you mean {close[0]}?")
-    what = f"a Jinja file or one of {', '.join(TEMPLATES)}"
+    names = (*TEMPLATES, *tokenizer.chat_templates)
+    if path.name == name_or_path and not os.path.exists(path):
+        close = difflib.get_close_matches(name_or_path, names, n=1)
+        raise UserError(
+            f"--template: expected one of {', '.join(names)}, or a Jinja file, found "
+            f"{name_or_path!r}" + (f"; did you mean {close[0]}?" if close else "")
+        )
+    what = f"a Jinja file or one of {', '.join(names)}"
     data = read_bytes(path, what, TOKENIZER_BYTES)
     with refused(path, f"is not UTF-8 text; give {what}"):
         return ChatTemplate(str(path), data.decode("utf-8-sig"))
-
-
-def _begin(tokenizer: Tokenizer) -> list[int]:
-    return [] if tokenizer.bos_id is None else [tokenizer.bos_id]

@@ -9,7 +9,9 @@ from llama.errors import UserError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _WANTED = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"]
-_WANTED += ["tokenizer*", "special_tokens_map.json", "chat_template*"]
+_WANTED += ["tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*"]
+_WANTED += ["additional_chat_templates/*"]
+_UNWANTED = ["[!a]*/*", "a[!d]*/*"]  # every folder but that one: a pattern cannot name it
 
 
 def is_hub_name(name: str) -> bool:
@@ -33,7 +35,7 @@ def resolve(name: str) -> Path:
     for local in (True, False):
         try:
             folder = snapshot_download(
-                name, allow_patterns=_WANTED, ignore_patterns=["*/*"], local_files_only=local
+                name, allow_patterns=_WANTED, ignore_patterns=_UNWANTED, local_files_only=local
             )
         except Exception as error:  # its errors come from several libraries
             reason = str(error).strip().partition("\n")[0] or type(error).__name__

@@ -117,14 +117,31 @@ def byte_description() -> dict[str, Any]:
     }
 
 
+def begin_with(token: str, id_: int) -> dict[str, Any]:
+    """A post-processor of tokenizer.json that puts `token` before a text."""
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    mark = {"SpecialToken": {"id": token, "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [mark, text],
+        "pair": [mark, text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {token: {"id": token, "ids": [id_], "tokens": [token]}},
+    }
+
+
 def write_tokenizer_json(
     folder: Path, description: dict[str, Any] | None = None, **config: Any
 ) -> Path:
-    """A tokenizer.json and the tokenizer_config.json beside it."""
+    """A tokenizer.json and the tokenizer_config.json beside it. The tiny tokenizer, written where
+    no description is given, begins texts with its BOS."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "tokenizer.json"
-    path.write_text(json.dumps(description or byte_description()))
     settings = {"bos_token": "<s>", "eos_token": "</s>", **config}
+    if description is None:
+        description = byte_description()
+        if settings["bos_token"] is not None:
+            description["post_processor"] = begin_with("<s>", 0)
+    path.write_text(json.dumps(description))
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return path
 
@@ -138,7 +155,7 @@ def write_gguf(path: Path, **metadata: Any) -> Path:
     """A GGUF file with no tensors; keys are given without `tokenizer.ggml.`."""
     writer = gguf.GGUFWriter(path, "llama")
     for key, value in metadata.items():
-        name = key if key == "chat_template" else f"ggml.{key}"
+        name = key if key.startswith("chat_template") else f"ggml.{key}"
         if isinstance(value, list):
             writer.add_array(f"tokenizer.{name}", value)
         elif isinstance(value, bool):
@@ -166,6 +183,7 @@ def gguf_of(description: dict[str, Any], **more: Any) -> dict[str, Any]:
         "merges": [" ".join(merge) for merge in description["model"]["merges"]],
         "bos_token_id": 0,
         "eos_token_id": 1,
+        "add_bos_token": True,
         **more,
     }
 

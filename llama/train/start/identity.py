@@ -20,7 +20,7 @@ _SECTIONS = ("optimizer", "scheduler", "gradient_clipping", "fp16", "bf16")
 "auto" stands for follows from the length of the run, which may grow."""
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
-    *("generation_config.json", "chat_template.jinja"),
+    *("added_tokens.json", "generation_config.json", "chat_template.jinja"),
 )
 
 

@@ -100,7 +100,7 @@ def test_smollm2_facts() -> None:
     tokenizer = smollm2()
     assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id) == (49152, 1, 2)
     assert tokenizer.special_tokens["<|im_end|>"] == 2
-    assert tokenizer.chat_template is not None
+    assert list(tokenizer.chat_templates) == ["default"]
     (spaces,), (two,), (four,) = map(tokenizer.encode, ("  ", "2", "4"))
     assert tokenizer.encode("  24") == [spaces, two, four], "digits are parted first"
 
@@ -185,9 +185,9 @@ def test_tokenizer_json_settings_beside_it(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(tmp_path, bos_token={"content": "<s>"}, chat_template=named)
     assert (tokenizer.bos_id, tokenizer.eos_id) == (0, 1)
     assert tokenizer.stop_ids == {1, 3}
-    assert tokenizer.chat_template == "from the file"
+    assert tokenizer.chat_templates == {"default": "from the file"}
     (tmp_path / "chat_template.jinja").unlink()
-    assert load_tokenizer(tmp_path).chat_template == "from the list"
+    assert load_tokenizer(tmp_path).chat_templates == {"default": "from the list"}
 
 
 def test_eos_from_generation_config_alone(tmp_path: Path) -> None:
@@ -243,6 +243,10 @@ def test_folder(tmp_path: Path) -> None:
 def test_the_name_does_not_matter(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.gguf").write_bytes(write_tokenizer_json(tmp_path).read_bytes())
     (tmp_path / "tokenizer.json").write_bytes(write_ranks(tmp_path / "r").read_bytes())
+    (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(UserError, match="end-of-sequence"):
+        load_tokenizer(tmp_path / "tokenizer.gguf")
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 1}')
     assert load_tokenizer(tmp_path / "tokenizer.gguf").vocab_size == 261
     assert load_tokenizer(tmp_path / "tokenizer.json").vocab_size == 128_256
 
@@ -305,7 +309,6 @@ def test_huge_file_is_refused_unread(tmp_path: Path) -> None:
 
 def test_no_eos_is_refused(tmp_path: Path) -> None:
     assert_refused(write_tokenizer_json(tmp_path / "a", eos_token=None), "end-of-sequence")
-    assert_refused(write_tokenizer_json(tmp_path / "b", eos_token="<none>"), "<none>")
     bad = gguf_of(byte_description())
     del bad["eos_token_id"]
     assert_refused(write_gguf(tmp_path / "c.gguf", **bad), "end-of-sequence")

@@ -247,6 +247,8 @@ DOUBLING = (
     "{%% for i in range(60) %%}{%% set ns.x = %s %%}{%% endfor %%}"
 )
 """A text that would have some 10^18 characters."""
+LONG_LOOP = "{% for i in range(99999) %}{{ bos_token ~ 'x' * 99999 }}{% endfor %}"
+"""Ten billion characters, which a block would gather before it writes one."""
 
 
 @pytest.mark.parametrize(
@@ -278,8 +280,22 @@ DOUBLING = (
         ("{{ 'x'.ljust(999999999) }}", "makes too much"),
         ("{{ '\t'.expandtabs(tabsize=999999999) }}", "makes too much"),
         ("{{ 'x' | indent(999999999, true) }}", "makes too much"),
-        ("{{ 'x' | center(999999999) }}", "not a valid Jinja"),
-        ("{{ [1] | batch(999999999, 'x') | list }}", "not a valid Jinja"),
+        ("{{ 'x' | center(999999999) }}", "makes too much"),
+        ("{{ [1] | batch(999999999, 'x') | list }}", "makes too much"),
+        (DOUBLING % "[ns.x, ns.x]" + "{{ ns.x }}", "makes too much"),
+        (DOUBLING % "[ns.x, ns.x]" + "{{ ns.x ~ '' }}", "makes too much"),
+        (DOUBLING % "[ns.x, ns.x]" + "{{ ns.x | tojson }}", "makes too much"),
+        (DOUBLING % "[ns.x, ns.x]" + "{{ ns.x | string | length }}", "makes too much"),
+        (DOUBLING % "[ns.x, ns.x]" + "{{ ('%s' % (ns.x,)) | length }}", "makes too much"),
+        (DOUBLING % "{'a': ns.x, 'b': ns.x}" + "{{ ns.x | pprint | length }}", "makes too much"),
+        ("{{ [1] | tojson(indent=999999999) }}", "makes too much"),
+        ("{{ [1, 2] | tojson(separators=('x' * 999999, '')) }}", "makes too much"),
+        ("{{ '%999999999d' | format(1) }}", "makes too much"),
+        ("{{ strftime_now('%Y' * 99) }}", "makes too much"),
+        (f"{{% set x %}}{LONG_LOOP}{{% endset %}}{{{{ x | length }}}}", "makes too much"),
+        (f"{{% macro f() %}}{LONG_LOOP}{{% endmacro %}}{{{{ f() | length }}}}", "makes too much"),
+        (f"{{% generation %}}{LONG_LOOP}{{% endgeneration %}}", "makes too much"),
+        (f"{{% filter length %}}{LONG_LOOP}{{% endfilter %}}", "makes too much"),
         ("{{ lipsum(n=99999) }}", "fails"),
         ("{% for i in range(99999) %}{{ 'long enough to matter' }}{% endfor %}", "no end"),
         ("{% for i in range(10**9) %}x{% endfor %}", "fails"),
@@ -319,3 +335,33 @@ def test_turns_that_a_format_cannot_express(name: str, tokenizer: Tokenizer) -> 
         template.render([CHAT[0], CHAT[0], CHAT[1]], tokenizer)
     with pytest.raises(UserError, match="no assistant turn"):
         template.render(CHAT[:1], tokenizer)
+
+
+def test_a_model_s_own_templates_by_name(tmp_path: Path) -> None:
+    named = [
+        {"name": name, "template": f"{{# {name} #}}{CHATML_SOURCE}"} for name in ("rag", "tool_use")
+    ]
+    tokenizer = byte_tokenizer(tmp_path / "a", chat_template=named)
+    for name in ("rag", "tool_use"):
+        assert load_template(name, tokenizer).name == f"the model's chat template {name}"
+    with pytest.raises(UserError, match=r"rag, tool_use, and none named default: .*--template"):
+        load_template(None, tokenizer)
+    with pytest.raises(UserError, match="did you mean tool_use"):
+        load_template("tool-use", tokenizer)
+    with pytest.raises(UserError, match="one of alpaca, llama2, llama3, chatml, rag, tool_use"):
+        load_template("nothing", tokenizer)
+    assert load_template("alpaca", tokenizer).name == "alpaca"
+    named.append({"name": "default", "template": CHATML_SOURCE})
+    tokenizer = byte_tokenizer(tmp_path / "b", chat_template=named)
+    assert load_template(None, tokenizer).name == "the model's chat template"
+    tokenizer = byte_tokenizer(tmp_path / "c", chat_template="{% if %}")
+    with pytest.raises(UserError, match="is not a valid Jinja template"):
+        load_template(None, tokenizer)
+
+
+@pytest.mark.parametrize("name", ["alpaca", "chatml"])
+def test_formats_without_bos_follow_the_tokenizer(tmp_path: Path, name: str) -> None:
+    plain = byte_tokenizer(tmp_path / "a", bos_token=None)
+    begins = byte_tokenizer(tmp_path / "b")
+    ids = load_template(name, plain).prompt(SINGLE[:1], plain)
+    assert load_template(name, begins).prompt(SINGLE[:1], begins) == [0, *ids]
