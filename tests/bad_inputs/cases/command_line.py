@@ -137,13 +137,13 @@ CASES = [
     Case("`--batch` said twice", words("--batch", "4"), ("ds.json says it",), "benchmark"),
     Case(
         "a prompt that is not UTF-8",
-        words("--prompt", "caf\udce9"),
+        lambda s: s.options.update(prompt="caf\udce9"),
         ("--prompt: not UTF-8 at byte 3",),
         "generate",
     ),
     Case(
         "a folder whose name is not UTF-8",
-        words("--output_dir", "caf\udce9"),
+        lambda s: s.options.update(output_dir="caf\udce9"),
         ("--output_dir: not UTF-8 at byte 3",),
     ),
     Case(

@@ -153,7 +153,8 @@ def test_a_rank_whose_launcher_went_before_it_looked(
         check=True,
     )
     deadline = time.monotonic() + 60
-    while "its launcher has ended" not in (tmp_path / "stderr").read_text():
+    said = tmp_path / "stderr"
+    while not said.exists() or "its launcher has ended" not in said.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)
     while psutil.pid_exists(int((tmp_path / "pid").read_text())):

@@ -247,7 +247,7 @@ def test_files_of_templates_go_before_the_field(tmp_path: Path) -> None:
     config = json.loads((folder / "tokenizer_config.json").read_text())
     config["chat_template"] = {"a": "b"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    (folder / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    (folder / "chat_template.jinja").write_bytes(b"caf\xe9")
     with pytest.raises(UserError, match=r"chat_template\.jinja: is not UTF-8"):
         load_tokenizer(folder)
 

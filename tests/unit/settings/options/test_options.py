@@ -284,7 +284,9 @@ class TestRunCommand:
     @pytest.mark.parametrize("name", ["data", "prompt", "override"])
     def test_what_is_no_text(self, name: str, text: str, at: int, capsys):
         """Python keeps bytes of the command line that are not UTF-8 as halves of pairs."""
-        assert self.run(lambda options: None, "--data", "x", f"--{name}", text) == 2
+        given = {"data": "x"} | {name: text}
+        words = [word for option, value in given.items() for word in (f"--{option}", value)]
+        assert self.run(lambda options: None, *words) == 2
         err = capsys.readouterr().err
         assert err == f"error: --{name}: not UTF-8 at byte {at}: {text!a}; give it in UTF-8\n"
 

@@ -23,7 +23,7 @@ def test_fewer_rows_than_a_batch_are_taken_and_said(
     options = TrainOptions(
         deepspeed=write_json(tmp_path / "ds.json", deepspeed_json(accumulation=4)),
         model=str(write_model(tmp_path / "model")),
-        data=write_rows(tmp_path / "rows.json", rows),
+        data=[write_rows(tmp_path / "rows.json", rows)],
         template="chatml",
         pack=False,
         epochs=1,
