@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,15 +22,13 @@ def attach(model: nn.Module, options: LoRAOptions) -> None:
     model is there), and freeze every parameter that is not an adapter's.
 
     Raises `UserError` for a target that matches no layer."""
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    matched = set()
-    for name, module in list(model.named_modules()):
-        target = name.rpartition(".")[2]
-        if isinstance(module, ParallelLinear) and target in options.targets:
-            matched.add(target)
-            with torch.device(module.get_parameter("weight").device):
-                module.lora = KINDS[options.kind](module, options)
+    chosen = {
+        name: options
+        for name, module in model.named_modules()
+        if isinstance(module, ParallelLinear) and name.rpartition(".")[2] in options.targets
+    }
+    attach_each(model, chosen)
+    matched = {name.rpartition(".")[2] for name in chosen}
     raise_if(
         [
             f"--lora.targets: {target!r} matches no layer of the model: {', '.join(LINEARS)} do"
@@ -38,6 +36,18 @@ def attach(model: nn.Module, options: LoRAOptions) -> None:
             if target not in matched
         ]
     )
+
+
+def attach_each(model: nn.Module, chosen: Mapping[str, LoRAOptions]) -> None:
+    """The same for the layers `chosen` by name, as `layers.0.attention.wq`, each by its own
+    options."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for name, options in chosen.items():
+        module = model.get_submodule(name)
+        assert isinstance(module, ParallelLinear), name
+        with torch.device(module.get_parameter("weight").device):
+            module.lora = KINDS[options.kind](module, options)
 
 
 def initialise(model: nn.Module, seed: int, device: torch.device) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
-from pathlib import Path
 
 from llama.adapters.adapter import Shapes
 from llama.adapters.kinds import KINDS
-from llama.adapters.peft_format import CONFIG, WEIGHTS, AdapterConfig, peft_name
-from llama.model.config import PART_OF, ModelConfig
+from llama.adapters.peft_config import Description
+from llama.adapters.peft_format import WEIGHTS, peft_name
+from llama.model.config import LINEARS, PART_OF, ModelConfig
 from llama.settings import LoRAOptions
 from llama.weights.shapes import summarise
 
@@ -32,26 +34,38 @@ def parameter_count(config: ModelConfig, options: LoRAOptions) -> int:
     return sum(prod(shape) for shape in expected_shapes(config, options).values())
 
 
-def misfits(folder: Path, adapter: AdapterConfig, found: Shapes, config: ModelConfig) -> list[str]:
-    """One line for each thing that keeps the tensors `found` in `folder` from this model, of many
-    alike the first few and a count."""
+def misfits(description: Description, found: Shapes, config: ModelConfig) -> list[str]:
+    """One line for each thing that keeps the tensors `found`, beside the configuration
+    `description`, from this model; of many alike the first few and a count."""
+    options, where = description.config.options, str(description.file.with_name(WEIGHTS))
     ranks = {shape[0 if name.endswith(".a") else -1] for name, shape in found.items() if shape}
-    options = adapter.options
-    if len(ranks) == 1 and ranks != {options.rank}:
+    if len(ranks) == 1 and ranks != {options.rank} and not description.document.get("rank_pattern"):
         return [
-            f"{folder / CONFIG}: r is {options.rank}, but the tensors of {WEIGHTS} have rank "
+            f"{description.file}: r is {options.rank}, but the tensors of {WEIGHTS} have rank "
             f"{ranks.pop()}: one of the two files is another adapter's"
         ]
-    expected = expected_shapes(config, options)
-    where = str(folder / WEIGHTS)
-    alone = [name for name in found if name in expected and _other(name) not in found]
-    missing = expected.keys() - found.keys() - {_other(name) for name in alone}
-    foreign = sorted(map(peft_name, found.keys() - expected.keys()))
+    possible = expected_shapes(config, replace(options, targets=LINEARS))
+    of_layers = layer_options(description, found)
+    expected = _shapes_of(of_layers, config)
+    alone = [name for name in found if name in possible and _other(name) not in found]
+    meant = _shapes_of(dict.fromkeys(description.meant(config) or (), options), config)
+    missing = meant.keys() - found.keys() - {_other(name) for name in alone}
+    foreign = sorted(map(peft_name, found.keys() - possible.keys()))
     problems = [
         *summarise(where, "one factor without the other:", sorted(map(peft_name, alone))),
         *summarise(where, "missing tensor", sorted(map(peft_name, missing))),
         *summarise(where, "made for another base, which has", foreign),
     ]
+    if not found:
+        problems.append(f"{where}: holds no tensors")
+    for layer, of_layer in of_layers.items():
+        said, rank = description.rank_of(layer), found.get(f"{layer}.lora.a", (0,))[0]
+        if said is not None and rank not in (0, said):
+            problems.append(
+                f"{description.file}: rank_pattern: says {said} for {layer}, whose tensors have "
+                f"rank {rank}: one of the two files is another adapter's"
+            )
+            expected |= _shapes_of({layer: replace(of_layer, rank=rank)}, config)
     both = sorted(found.keys() & expected.keys())
     wrong = [name for name in both if found[name] != expected[name]]
     if wrong and (count := _shards(found, expected)):
@@ -65,6 +79,25 @@ def misfits(folder: Path, adapter: AdapterConfig, found: Shapes, config: ModelCo
         for name in wrong
     ]
     return problems + summarise(where, "made for another base:", shapes)
+
+
+def layer_options(description: Description, found: Shapes) -> dict[str, LoRAOptions]:
+    """The native layers that have tensors among `found`, each with the options it is adapted by."""
+    ranks = {name.partition(".lora.")[0]: shape for name, shape in found.items()}
+    ranks |= {n.partition(".lora.")[0]: s for n, s in found.items() if n.endswith(".a")}
+    return {
+        layer: description.of_layer(layer, shape[0] if shape else 1)
+        for layer, shape in sorted(ranks.items())
+    }
+
+
+def _shapes_of(layers: Mapping[str, LoRAOptions], config: ModelConfig) -> Shapes:
+    """Unsharded shapes of every tensor on those of `layers` that the model has."""
+    shapes: Shapes = {}
+    for layer, options in layers.items():
+        for_all = expected_shapes(config, replace(options, targets=(layer.rpartition(".")[2],)))
+        shapes |= {n: s for n, s in for_all.items() if n.startswith(f"{layer}.lora.")}
+    return shapes
 
 
 def _other(name: str) -> str:

@@ -18,7 +18,6 @@ from llama.adapters.kinds import KINDS
 from llama.errors import UserError, raise_if
 from llama.files.safetensors import FLOATS, open_safetensors
 from llama.settings import LoRAOptions
-from llama.weights.fields import Fields, read_json_object, shorten
 from llama.weights.names import from_huggingface, to_huggingface
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -26,10 +25,6 @@ _PREFIX = "base_model.model."
 _NATIVE = {peft: name for kind in KINDS.values() for name, peft in kind.PEFT_TENSORS.items()}
 """A tensor's name on its layer, in PEFT's words to ours."""
 _PEFT = {name: peft for peft, name in _NATIVE.items()}
-_KIND = "lora"
-"""What an `adapter_config.json` of peft_type LORA describes."""
-_PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
-"""Values of `init_lora_weights` that leave the base model as it was."""
 
 
 @dataclass(frozen=True)
@@ -104,70 +99,6 @@ def save(folder: Path, state: dict[str, torch.Tensor], config: AdapterConfig) ->
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents(state, config).items():
         (folder / name).write_bytes(content)
-
-
-def load_config(folder: Path) -> AdapterConfig:
-    """Raises `UserError` for a configuration that is not a plain LoRA on LLaMA's linear layers."""
-    file = folder / CONFIG
-    document = read_json_object(file)
-    problems = _unsupported(file, document)
-    targets: list[str] = []
-    modules = document.get("target_modules")
-    for module in modules if isinstance(modules, list) else []:
-        native = _native_target(str(module))
-        if native is None:
-            problems.append(
-                f"{file}: target_modules: {shorten(module)} is no linear layer of a LLaMA"
-            )
-        elif native not in targets:
-            targets.append(native)
-    fields = Fields(document, str(file))
-    rank, alpha = fields.integer("r"), fields.number("lora_alpha")
-    raise_if(problems + fields.problems)
-    dropout = document.get("lora_dropout")
-    options = LoRAOptions(
-        kind=_KIND,
-        rank=rank,
-        alpha=alpha,
-        dropout=float(dropout) if isinstance(dropout, int | float) else 0.0,
-        targets=tuple(targets),
-        **KINDS[_KIND].from_peft(document),
-    )
-    return AdapterConfig(options, str(document.get("base_model_name_or_path")))
-
-
-def _native_target(module: str) -> str | None:
-    for part in ("self_attn", "mlp"):
-        native = from_huggingface(f"model.layers.0.{part}.{module}.weight")
-        if native is not None:
-            return native.split(".")[-2]
-    return None
-
-
-def _unsupported(file: Path, document: dict[str, object]) -> list[str]:
-    problems = []
-    if document.get("peft_type") != "LORA":
-        found = shorten(document.get("peft_type"))
-        problems.append(f"{file}: peft_type: expected LORA, found {found}")
-    if not isinstance(document.get("target_modules"), list) or not document["target_modules"]:
-        problems.append(f"{file}: target_modules: expected a list of layer names")
-    for field in KINDS[_KIND].PEFT_REFUSED:
-        if document.get(field):
-            problems.append(f"{file}: {field}: not supported here")
-    start = document.get("init_lora_weights", True)
-    if start not in _PLAIN_STARTS:
-        problems.append(
-            f"{file}: init_lora_weights: {shorten(start)} changes the base model's weights too: "
-            "convert the adapter to a plain one (PEFT's path_initial_model_for_weight_conversion)"
-        )
-    for pattern in ("rank_pattern", "alpha_pattern", "layers_to_transform", "modules_to_save"):
-        if document.get(pattern):
-            problems.append(f"{file}: {pattern}: one rank and scale for all layers is supported")
-    if document.get("bias", "none") != "none":
-        problems.append(
-            f"{file}: bias: only 'none' is supported, found {shorten(document['bias'])}"
-        )
-    return problems
 
 
 def load_state(folder: Path) -> dict[str, torch.Tensor]:

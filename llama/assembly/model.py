@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from llama.adapters import peft_format
-from llama.adapters.attach import adapters, attach
-from llama.adapters.match import misfits
-from llama.adapters.peft_format import AdapterConfig
+from llama.adapters.attach import adapters, attach_each
+from llama.adapters.match import layer_options, misfits
+from llama.adapters.peft_config import read_description
 from llama.assembly.limits import check_tokenizer
 from llama.errors import UserError, raise_if
 from llama.kernels.products import cpu_has_bf16
@@ -18,6 +18,7 @@ from llama.model.config import ModelConfig
 from llama.model.kept import Checkpointing
 from llama.model.transformer import Transformer
 from llama.parallel.mesh import SINGLE, TensorParallel
+from llama.settings import LoRAOptions
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.load import load_tokenizer
 from llama.weights.load import Placement, load_weights
@@ -96,8 +97,8 @@ def ready_model(source: ModelSource, adapter: Path | None, precision: str) -> Tr
 
 def load_adapter(model: Transformer, folder: Path) -> None:
     """Attach the adapter of a PEFT folder. UserError where it is another model's, or incomplete."""
-    config, state = _read_adapter(folder, model.config)
-    attach(model, config.options)
+    layers, state = _read_adapter(folder, model.config)
+    attach_each(model, layers)
     dtype = model.tok_embeddings.weight.dtype
     with torch.no_grad():
         for layer, adapter in adapters(model):
@@ -111,8 +112,11 @@ def check_adapter(folder: Path, config: ModelConfig) -> None:
     _read_adapter(folder, config)
 
 
-def _read_adapter(folder: Path, config: ModelConfig) -> tuple[AdapterConfig, dict[str, Tensor]]:
-    adapter, state = peft_format.load_config(folder), peft_format.load_state(folder)
+def _read_adapter(
+    folder: Path, config: ModelConfig
+) -> tuple[dict[str, LoRAOptions], dict[str, Tensor]]:
+    """The options of each layer that the folder adapts, and all tensors."""
+    description, state = read_description(folder), peft_format.load_state(folder)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    raise_if(misfits(folder, adapter, shapes, config))
-    return adapter, state
+    raise_if(misfits(description, shapes, config))
+    return layer_options(description, shapes), state

@@ -13,6 +13,11 @@ PART_OF = {
 """The part of a block that each of its linear layers belongs to, by Meta's names of both."""
 LINEARS = tuple(PART_OF)
 """The linear layers of one block: all that a LoRA adapter can be attached to."""
+HUGGINGFACE_NAMES = {
+    **{"wq": "q_proj", "wk": "k_proj", "wv": "v_proj", "wo": "o_proj"},
+    **{"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"},
+}
+"""What Hugging Face calls each of them."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from llama.model.kept import Checkpointing
 from llama.settings.options.marks import BY_CONTENT, BY_VALUE
+from llama.settings.targets import in_our_names
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,17 @@ class LoRAOptions:
     dropout: float = field(default=0.05, metadata=BY_VALUE)
     """Share of an adapter's inputs dropped in training, from 0 to below 1."""
     targets: tuple[str, ...] = field(default=("wq", "wv"), metadata=BY_VALUE)
-    """Linear layers of each block that get an adapter: any of wq, wk, wv, wo, w1, w2, w3."""
+    """Linear layers of each block that get an adapter: any of wq, wk, wv, wo, w1, w2, w3, by these
+    names or Hugging Face's (q_proj); all-linear, attention and feed_forward mean several."""
     kind: Literal["lora"] = field(default="lora", metadata=BY_VALUE)
     """How an adapter is computed: lora, W + scale B A."""
     scale: Literal["alpha/r", "alpha/sqrt(r)"] = field(default="alpha/r", metadata=BY_VALUE)
     """What an adapter's output is scaled by: alpha over the rank, or over its square root (rsLoRA),
     under which large ranks learn as fast as small ones."""
+
+    def __post_init__(self) -> None:
+        """So that nothing behind the options meets a layer by two names."""
+        object.__setattr__(self, "targets", in_our_names(self.targets))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from llama.settings.commands import (
     TrainOptions,
     VerifyOptions,
 )
+from llama.settings.targets import WORDS
 from llama.tokenizer.built_in_templates import TEMPLATES
 
 SEED_LIMIT = 2**63
@@ -151,7 +152,7 @@ def check_lora(lora: LoRAOptions) -> list[str]:
     for index, name in enumerate(lora.targets):
         if name not in LINEARS:
             known = f"expected among {','.join(LINEARS)}, found {name!r}"
-            problems.append(f"--lora.targets: {known}{nearest(name, LINEARS)}")
+            problems.append(f"--lora.targets: {known}{nearest(name, (*LINEARS, *WORDS))}")
         elif name in lora.targets[:index]:
             problems.append(f"--lora.targets: {name} is given twice")
     if not lora.targets:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import re
 
+from llama.model.config import HUGGINGFACE_NAMES
+
+
+def _linear(part: str, name: str) -> str:
+    return f"model.layers.{{}}.{part}.{HUGGINGFACE_NAMES[name]}"
+
+
 _TABLE = (
     # native, Hugging Face, GGUF; `{}` stands for the index of the block
     ("tok_embeddings", "model.embed_tokens", "token_embd"),
     ("layers.{}.attention_norm", "model.layers.{}.input_layernorm", "blk.{}.attn_norm"),
-    ("layers.{}.attention.wq", "model.layers.{}.self_attn.q_proj", "blk.{}.attn_q"),
-    ("layers.{}.attention.wk", "model.layers.{}.self_attn.k_proj", "blk.{}.attn_k"),
-    ("layers.{}.attention.wv", "model.layers.{}.self_attn.v_proj", "blk.{}.attn_v"),
-    ("layers.{}.attention.wo", "model.layers.{}.self_attn.o_proj", "blk.{}.attn_output"),
+    ("layers.{}.attention.wq", _linear("self_attn", "wq"), "blk.{}.attn_q"),
+    ("layers.{}.attention.wk", _linear("self_attn", "wk"), "blk.{}.attn_k"),
+    ("layers.{}.attention.wv", _linear("self_attn", "wv"), "blk.{}.attn_v"),
+    ("layers.{}.attention.wo", _linear("self_attn", "wo"), "blk.{}.attn_output"),
     ("layers.{}.ffn_norm", "model.layers.{}.post_attention_layernorm", "blk.{}.ffn_norm"),
-    ("layers.{}.feed_forward.w1", "model.layers.{}.mlp.gate_proj", "blk.{}.ffn_gate"),
-    ("layers.{}.feed_forward.w2", "model.layers.{}.mlp.down_proj", "blk.{}.ffn_down"),
-    ("layers.{}.feed_forward.w3", "model.layers.{}.mlp.up_proj", "blk.{}.ffn_up"),
+    ("layers.{}.feed_forward.w1", _linear("mlp", "w1"), "blk.{}.ffn_gate"),
+    ("layers.{}.feed_forward.w2", _linear("mlp", "w2"), "blk.{}.ffn_down"),
+    ("layers.{}.feed_forward.w3", _linear("mlp", "w3"), "blk.{}.ffn_up"),
     ("norm", "model.norm", "output_norm"),
     ("output", "lm_head", "output"),
 )

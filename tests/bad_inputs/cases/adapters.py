@@ -127,11 +127,14 @@ CASES = [
         "targets with no tensors",
         fields(target_modules=["q_proj", "o_proj"]),
         *["missing tensor"] * 4,
-        *["another"] * 4,
     ),
     generate("another kind of adapter", fields(peft_type="IA3"), "expected LORA, found 'IA3'"),
     generate("DoRA", fields(use_dora=True), "use_dora: not supported here"),
-    generate("a rank for each layer", fields(rank_pattern={"q_proj": 2}), "rank_pattern"),
+    generate(
+        "another rank for some layers",
+        fields(rank_pattern={"q_proj": 2}),
+        *["rank_pattern: says 2 for"] * 2,
+    ),
     generate("NaN", tensors(not_finite), "is not finite"),
     generate(
         "a tensor that is no factor", tensors(lambda t: t.update(x=t[A].clone())), "x is not a LoRA"

@@ -11,7 +11,8 @@ from llama.adapters.adapter import Adapter
 from llama.adapters.attach import adapters, attach, initialise, parameter_groups
 from llama.adapters.kinds import KINDS
 from llama.adapters.match import expected_shapes, parameter_count
-from llama.adapters.peft_format import AdapterConfig, contents, load_config, load_state, save
+from llama.adapters.peft_config import load_config
+from llama.adapters.peft_format import AdapterConfig, contents, load_state, save
 from llama.model.config import LINEARS
 from llama.model.transformer import Transformer
 from llama.settings import LoRAOptions

@@ -9,8 +9,9 @@ import torch
 
 from llama.adapters.attach import attach, trainable_parameters
 from llama.adapters.match import Shapes, expected_shapes, misfits
-from llama.adapters.peft_format import AdapterConfig
-from llama.model.config import LINEARS
+from llama.adapters.peft_config import Description
+from llama.adapters.peft_format import CONFIG, AdapterConfig
+from llama.model.config import HUGGINGFACE_NAMES, LINEARS
 from llama.model.transformer import Transformer
 from llama.parallel.mesh import TensorParallel
 from llama.settings import LoRAOptions
@@ -20,7 +21,9 @@ FOLDER = Path("adapter")
 
 
 def problems(found: Shapes, targets: tuple[str, ...] = LINEARS, rank: int = 4) -> list[str]:
-    return misfits(FOLDER, AdapterConfig(LoRAOptions(rank, 8.0, 0.0, targets), ""), found, TINY)
+    config = AdapterConfig(LoRAOptions(rank, 8.0, 0.0, targets), "")
+    document = {"target_modules": [HUGGINGFACE_NAMES[name] for name in targets]}
+    return misfits(Description(FOLDER / CONFIG, config, {}, False, {}, document), found, TINY)
 
 
 def test_the_shapes_are_those_that_attaching_gives() -> None:

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llama.adapters.attach import attach, initialise, trainable_parameters
+from llama.adapters.peft_config import load_config
 from llama.adapters.peft_format import (
     CONFIG,
     WEIGHTS,
     AdapterConfig,
     from_peft,
-    load_config,
     load_state,
     save,
     to_peft,
@@ -131,17 +131,20 @@ def test_a_folder_that_peft_wrote_is_read(tmp_path: Path) -> None:
         ("lora_alpha", None, "must be a positive number; it is missing"),
         ("lora_alpha", float("nan"), "must be a positive number; found NaN"),
         ("target_modules", [], "expected a list of layer names"),
-        ("target_modules", "all-linear", "expected a list of layer names"),
         ("target_modules", ["q_proj", "lm_head"], "'lm_head' is no linear layer"),
         ("use_dora", True, "not supported"),
         ("fan_in_fan_out", True, "not supported"),
         ("lora_bias", True, "not supported"),
         ("alora_invocation_tokens", [5, 6], "not supported"),
         ("init_lora_weights", "pissa_niter_4", "changes the base model's weights"),
-        ("rank_pattern", {"q_proj": 8}, "one rank and scale"),
-        ("alpha_pattern", {"q_proj": 8}, "one rank and scale"),
-        ("layers_to_transform", [0], "supported"),
-        ("modules_to_save", ["lm_head"], "supported"),
+        ("alpha_pattern", {".*q_proj": 8}, "is an expression; give the names of layers"),
+        ("alpha_pattern", {"q_proj": "8"}, "must be a positive number; found '8'"),
+        ("alpha_pattern", [8], "expected an object"),
+        ("layers_to_transform", ["0"], "expected numbers of layers"),
+        ("layer_replication", [[0, 1]], "not supported"),
+        ("modules_to_save", ["lm_head"], "only factors of linear layers are read"),
+        ("trainable_token_indices", [3], "only factors of linear layers are read"),
+        ("target_parameters", ["w"], "only factors of linear layers are read"),
         ("bias", "all", "only 'none' is supported, found 'all'"),
     ],
 )
@@ -202,3 +205,11 @@ def test_rslora_is_peft_s_field(tmp_path: Path) -> None:
         save(tmp_path, state(), AdapterConfig(options, "tiny"))
         assert PeftConfig.from_pretrained(tmp_path).use_rslora is said  # type: ignore[attr-defined]
         assert load_config(tmp_path).options.scale == scale
+
+
+def test_a_field_that_is_not_known_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_config(changed(folder, new_thing=True, other_thing={"a": 1}, off=False))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"{CONFIG}: not used here: new_thing, other_thing")

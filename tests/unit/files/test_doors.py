@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama.adapters import peft_format
+from llama.adapters import peft_config, peft_format
 from llama.checkpoint.content import read_saved
 from llama.data.rows import read_rows
 from llama.errors import UserError, raise_if
@@ -99,7 +99,7 @@ DOORS: dict[str, tuple[Callable[[Path], Path], str, Callable[[Path], object]]] =
     "yaml": (_empty, "options.yaml", _yaml),
     "hostfile": (_empty, "hosts", lambda folder: read_hostfile(folder / "hosts")),
     "adapter": (_adapter, "adapter_model.safetensors", peft_format.load_state),
-    "adapter_config": (_adapter, "adapter_config.json", peft_format.load_config),
+    "adapter_config": (_adapter, "adapter_config.json", peft_config.load_config),
     "checkpoint": (_empty, "state.json", lambda folder: read_saved(folder / "state.json", 7)),
 }
 
