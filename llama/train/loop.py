@@ -32,6 +32,7 @@ from llama.parallel.agreement import on_main
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.settings import TrainOptions, checked_train
 from llama.train.first_steps import FirstStepsCheck, optimizer_state_bytes
+from llama.train.life import show_life
 from llama.train.record import resumed_before, run_record, trainable, write_json
 from llama.train.reporter import Reporter
 from llama.train.samples import Prompt, answers, as_text, choose_prompts, write_samples
@@ -94,9 +95,10 @@ class Run:
         for line in [inputs.training.report.text(), *plan.resolved.notes, *self.start.notes]:
             self.report.say(line)
         self.engine = build_engine(inputs.source, self.options, plan.resolved, mesh, device)
+        assert isinstance(self.engine.model, Transformer)
+        self.model = self.engine.model
         if self.options.checkpointing == "auto":
-            assert isinstance(self.engine.model, Transformer)
-            self.report.say(f"checkpointing auto: {summary(self.engine.model.kept)}")
+            self.report.say(f"checkpointing auto: {summary(self.model.kept)}")
         resumer.restore(self.engine)
         self.ends = Ends(mesh.rank, self.folder, self.options.hang_timeout)
         self.check = FirstStepsCheck(self.engine.trainable, self.engine.own_values)
@@ -160,7 +162,7 @@ class Run:
 
     def _train(self) -> None:
         prompts = choose_prompts(self.inputs.held_out, self.inputs.template, self.inputs.tokenizer)
-        self._show_life()
+        show_life(self.model, self.ends.beat)
         if self.start.source is None:
             self.summary |= {"steps": 0, "eval_loss_before": self._evaluate(0), "epoch_losses": []}
             self.state.samples_before = self._answers(prompts)
@@ -170,13 +172,6 @@ class Run:
             if self.ends.status:
                 return
         self._finish(prompts)
-
-    def _show_life(self) -> None:
-        """At every block of every forward pass, recomputed ones too: a step may take long."""
-        model = self.engine.model
-        assert isinstance(model, Transformer)
-        for block in model.layers:
-            block.register_forward_pre_hook(lambda *_: self.ends.beat())
 
     def _goes_on(self) -> bool:
         epochs_left = self.state.epoch < self.options.epochs
@@ -300,9 +295,7 @@ class Run:
         return loss
 
     def _answers(self, prompts: list[Prompt]) -> list[str]:
-        model = self.engine.model
-        assert isinstance(model, Transformer)
-        return answers(model, self.inputs.tokenizer, prompts)
+        return answers(self.model, self.inputs.tokenizer, prompts)
 
     def _say_where(self) -> None:
         losses = ", ".join(f"{loss:.4f}" for loss in self.summary["epoch_losses"])
