@@ -1,4 +1,4 @@
-"""Signs of life from inside a step, which may take long: the rank's watchdog hears of every block."""
+"""Signs of life from inside a step, which may take long: a rank's watchdog hears of every block."""
 
 from __future__ import annotations
 

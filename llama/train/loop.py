@@ -101,7 +101,11 @@ class Run:
             self.report.say(f"checkpointing auto: {summary(self.model.kept)}")
         resumer.restore(self.engine)
         self.ends = Ends(mesh.rank, self.folder, self.options.hang_timeout)
-        self.check = FirstStepsCheck(self.engine.trainable, self.engine.own_values)
+        self.check = (
+            None
+            if self.state.trains
+            else FirstStepsCheck(self.engine.trainable, self.engine.own_values)
+        )
         self.watch = Stopwatch()
         self.adapter_config = AdapterConfig(self.options.lora, inputs.source.name)
         store = Store(self.folder / CHECKPOINTS)
@@ -203,11 +207,12 @@ class Run:
         """Check, report, save where it is due or the run is to stop here."""
         state, number = self.state, self.engine.steps
         self.summary["steps"] = number
-        if not state.trains:
+        if self.check is not None:
             problems = self.check.after_step(step.applied, step.learning_rate)
             if problems:
                 raise TrainingError("\n".join(problems))
-            state.trains = self.check.done
+            if self.check.done:
+                state.trains, self.check = True, None
         if "optimizer_state_bytes" not in self.summary:
             held = optimizer_state_bytes(self.engine)
             self.summary["optimizer_state_bytes"] = held
