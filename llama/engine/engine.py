@@ -41,6 +41,7 @@ class Step:
     supervised: int
     tokens: int
     learning_rate: float
+    """That the update was made with, or would have been in a skipped step."""
     grad_norm: float | None
     loss_scale: float | None
     applied: bool
@@ -120,6 +121,7 @@ class Engine:
             if index < len(window) - 1:
                 self._engine.step()
         scale = self._scale()
+        learning_rate = self._learning_rate()  # the schedule moves on in the step
         applied, grad_norm = self._take_step()
         reason = None if applied else self._skip(window, weight, scale)
         if applied:
@@ -129,7 +131,7 @@ class Engine:
             loss_sum=self._sum_over_data_parallel(loss_sum),
             supervised=supervised,
             tokens=tokens,
-            learning_rate=float(self._engine.get_lr()[0]),
+            learning_rate=learning_rate,
             grad_norm=grad_norm,
             loss_scale=self._scale(),
             applied=applied,
@@ -144,6 +146,10 @@ class Engine:
     def _scale(self) -> float | None:
         """The loss scale in use, in fp16."""
         return float(self._optimizer.cur_scale) if self._engine.fp16_enabled() else None
+
+    def _learning_rate(self) -> float:
+        """Of the next update."""
+        return float(self._engine.get_lr()[0])
 
     def _take_step(self) -> tuple[bool, float | None]:
         """The optimizer's step at the end of a window: whether it was taken, by all ranks or by
