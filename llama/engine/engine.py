@@ -243,13 +243,23 @@ class Engine:
         """Go on from `state`, bit for bit on the topology it was taken on. Every rank gives the
         same whole state."""
         self._gathered = None
+        counters = dict(state.counters)
+        if self._schedule and counters["schedule"]:
+            counters["rates"] = self._rates_after(counters["schedule"])
         moments = {MOMENTS[0]: self._own(state.exp_avg), MOMENTS[1]: self._own(state.exp_avg_sq)}
-        self._state.load(self._own(state.masters), moments, state.counters)
-        if self._schedule and state.counters["schedule"]:
-            self._schedule.load_state_dict(state.counters["schedule"])
+        self._state.load(self._own(state.masters), moments, counters)
         self.steps = self._engine.global_steps = state.counters["steps"]
         self.skipped = self._engine.skipped_steps = state.counters["skipped"]
         self._skipped_in_a_row = state.counters["skipped_in_a_row"]
+
+    def _rates_after(self, position: dict[str, Any]) -> list[dict[str, Any]]:
+        """What the schedule of this run, taken up at `position`, has set for the next step. It need
+        not be what was saved there: a run may have been given more steps since. Before its first
+        step a schedule has set what it starts with."""
+        self._schedule.load_state_dict(position)
+        if (last := self._schedule.last_batch_iteration) >= 0:
+            self._schedule.step(last)
+        return self._state.counters()["rates"]
 
     def own_values(self) -> Tensors:
         """Name to float32 value of every trainable parameter of this rank: a tensor-parallel shard,
