@@ -7,14 +7,14 @@ import fcntl
 import json
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from llama.adapters.match import expected_shapes
+from llama.adapters.match import expected_shapes, parameter_count
 from llama.checkpoint import Checkpoint, RunState, Store, read
 from llama.checkpoint.content import most_bytes
 from llama.engine import Engine
@@ -22,6 +22,7 @@ from llama.engine.state import MOMENTS, EngineState
 from llama.errors import UserError, raise_if
 from llama.files.atomic import remove_leftovers
 from llama.files.inputs import not_found
+from llama.model.config import LINEARS
 from llama.parallel.agreement import on_main
 from llama.parallel.mesh import Mesh
 from llama.train.start.identity import differences, identity, topology
@@ -158,8 +159,11 @@ class Resumer:
         return Start(folder, found.step, found.run, notes, finished, source)
 
     def _most(self) -> int:
-        """Bytes of a checkpoint: an adapter larger than the model it adapts is none."""
-        return most_bytes(self._inputs.source.config.parameter_count())
+        """Bytes of a checkpoint of the largest adapter that a run is begun with: this run's, or
+        another's, which is then refused for what differs."""
+        config = self._inputs.source.config
+        largest = replace(self._inputs.options.lora, rank=config.dim, targets=LINEARS)
+        return most_bytes(parameter_count(config, largest))
 
     def _misfits(self, state: EngineState) -> list[str]:
         wanted = expected_shapes(self._inputs.source.config, self._inputs.options.lora)

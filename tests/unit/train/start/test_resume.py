@@ -1,0 +1,105 @@
+"""Where a run starts, in one process and with no engine: checkpoints of zeros are found and judged
+as those of a run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llama.adapters.match import expected_shapes
+from llama.adapters.peft_format import AdapterConfig
+from llama.checkpoint import Checkpoint, RunState, Store
+from llama.engine.state import EngineState
+from llama.model.config import LINEARS
+from llama.parallel.mesh import SINGLE, Mesh
+from llama.settings import LoRAOptions, TrainOptions
+from llama.settings.deepspeed_json import load
+from llama.train.start.identity import identity, topology
+from llama.train.start.inputs import Inputs, read_inputs
+from llama.train.start.resume import Resumer, Start
+from llama.train.start.schedule import Schedule, schedule
+from tests.support.tiny_runs import CONFIG, deepspeed_json, write_json, write_model, write_rows
+
+ALONE = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
+CPU = torch.device("cpu")
+DEEP = replace(CONFIG, n_layers=16)
+"""Deep enough for adapters of full rank on all its layers to outgrow it."""
+
+
+@dataclass
+class Run:
+    """A run's inputs and folder."""
+
+    inputs: Inputs
+    folder: Path
+
+    @property
+    def plan(self) -> Schedule:
+        return schedule(self.inputs, ALONE)
+
+    @property
+    def store(self) -> Store:
+        return Store(self.folder / "checkpoints")
+
+    def given(self, **options: Any) -> Run:
+        inputs = replace(self.inputs, options=replace(self.inputs.options, **options))
+        return Run(inputs, self.folder)
+
+    def save(self, step: int, **run: Any) -> Path:
+        """A checkpoint as the run makes it at `step`, and the run's record."""
+        options = self.inputs.options
+        shapes = expected_shapes(self.inputs.source.config, options.lora)
+        zeros = [{name: torch.zeros(shape) for name, shape in shapes.items()} for _ in range(3)]
+        checkpoint = Checkpoint(
+            engine=EngineState(*zeros, counters={"steps": step}),
+            run=RunState(**run),
+            total_steps=self.plan.total_steps,
+            identity=identity(self.inputs, self.plan, ALONE),
+            topology=topology(self.inputs, self.plan, ALONE, CPU),
+            random={"torch": "00"},
+        )
+        (self.folder / "run.json").parent.mkdir(exist_ok=True)
+        (self.folder / "run.json").write_text("{}")
+        return self.store.save(checkpoint, AdapterConfig(options.lora, "tiny"), keep=3)
+
+    @contextlib.contextmanager
+    def resumed(self) -> Iterator[Start]:
+        with contextlib.closing(Resumer(self.inputs, self.plan, ALONE, CPU)) as resumer:
+            yield resumer.start
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    options = TrainOptions(
+        deepspeed=write_json(tmp_path / "ds.json", deepspeed_json(accumulation=1)),
+        model=str(write_model(tmp_path / "model", DEEP)),
+        data=write_rows(tmp_path / "rows.json", 8),
+        template="chatml",
+        pack=False,
+        epochs=1,
+        output_dir=tmp_path / "run",
+    )
+    return Run(read_inputs(options, load(options.deepspeed, []), ALONE), tmp_path / "run")
+
+
+def test_adapters_larger_than_the_model_are_taken_up_again(run: Run) -> None:
+    """The highest rank that a run is begun with, on every layer."""
+    wide = run.given(lora=LoRAOptions(DEEP.dim, 8.0, 0.0, LINEARS))
+    wide.save(3)
+    with wide.resumed() as start:
+        assert (start.step, start.source) == (3, wide.store.path(3))
+
+
+def test_a_long_run_s_summary_is_taken_up_again(run: Run) -> None:
+    """Its text is longer than the adapter is, and than a file of settings may be."""
+    losses = [k / 7 for k in range(200_000)]
+    run.save(3, summary={"epoch_losses": losses})
+    assert (run.store.path(3) / "trainer.json").stat().st_size > 4 << 20
+    with run.resumed() as start:
+        assert start.run.summary["epoch_losses"] == losses
