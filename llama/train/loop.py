@@ -300,7 +300,7 @@ class Run:
         return loss
 
     def _answers(self, prompts: list[Prompt]) -> list[str]:
-        return answers(self.model, self.inputs.tokenizer, prompts)
+        return answers(self.model, self.inputs.tokenizer, prompts, self.mesh)
 
     def _say_where(self) -> None:
         losses = ", ".join(f"{loss:.4f}" for loss in self.summary["epoch_losses"])

@@ -9,6 +9,7 @@ from pathlib import Path
 from llama.assembly.use import answer
 from llama.data.prepare import Prepared
 from llama.model.transformer import Transformer
+from llama.parallel.mesh import Mesh
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.chat import joined_content
 from llama.tokenizer.templates import Template
@@ -42,9 +43,15 @@ def choose_prompts(
     return prompts
 
 
-def answers(model: Transformer, tokenizer: Tokenizer, prompts: list[Prompt]) -> list[str]:
-    """What the model says now, greedily."""
-    return [answer(model, tokenizer, p.ids, MAX_NEW_TOKENS).strip() for p in prompts]
+def answers(
+    model: Transformer, tokenizer: Tokenizer, prompts: list[Prompt], mesh: Mesh
+) -> list[str]:
+    """What the model says now, greedily, by the main rank's choice of each token. Every rank must
+    call it: all take part in each forward pass, where the model is spread over them."""
+    return [
+        answer(model, tokenizer, p.ids, MAX_NEW_TOKENS, agreed=mesh.of_main).strip()
+        for p in prompts
+    ]
 
 
 def write_samples(path: Path, prompts: list[Prompt], before: list[str], after: list[str]) -> None:
