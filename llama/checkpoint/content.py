@@ -18,6 +18,7 @@ from llama.adapters.peft_format import AdapterConfig
 from llama.engine.state import MOMENTS, EngineState
 from llama.errors import TrainingError, UserError, raise_if
 from llama.files.inputs import file_problem, is_folder, read_text
+from llama.files.json_text import json_text
 
 FORMAT = 2
 """Raised when an older program could not read what is written."""
@@ -106,7 +107,7 @@ def contents(checkpoint: Checkpoint, config: AdapterConfig) -> dict[str, bytes]:
     files = {
         **{f"adapter/{name}": content for name, content in adapter.items()},
         OPTIMIZER: safetensors.torch.save(moments),
-        TRAINER: (json.dumps(trainer, indent=1) + "\n").encode(),
+        TRAINER: (json_text(trainer, indent=1) + "\n").encode(),
     }
     files[MANIFEST] = _manifest(checkpoint.step, files)
     return files
@@ -141,8 +142,8 @@ def _manifest(step: int, files: dict[str, bytes]) -> bytes:
 
 def _manifest_text(document: dict[str, Any]) -> bytes:
     """The one way to write a manifest, so that no bit of it can change unseen."""
-    own = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-    return (json.dumps({**document, "sha256": own}, indent=1, sort_keys=True) + "\n").encode()
+    own = hashlib.sha256(json_text(document, sort_keys=True).encode()).hexdigest()
+    return (json_text({**document, "sha256": own}, indent=1, sort_keys=True) + "\n").encode()
 
 
 def read(folder: Path, most: int) -> Checkpoint:

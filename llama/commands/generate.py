@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 
@@ -13,6 +12,7 @@ from llama.assembly.model import (
     ready_model,
 )
 from llama.errors import raise_if
+from llama.files.json_text import json_text
 from llama.model.decoding import Sampling, decode
 from llama.settings import GenerateOptions, check_generate
 from llama.tokenizer.base import Tokenizer
@@ -49,7 +49,7 @@ def generate(options: GenerateOptions) -> int:
             "tokens": len(ids),
             "seconds": round(seconds, 3),
         }
-        print(json.dumps(document, ensure_ascii=False))
+        print(json_text(document, ensure_ascii=False))
     else:
         print(text[len(shown) :])
         rate = len(ids) / seconds

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import math
 import sys
 import time
@@ -22,6 +21,7 @@ from llama.data.batches import eval_batches
 from llama.engine import Step, start_processes
 from llama.engine.state import EngineState
 from llama.errors import TrainingError
+from llama.files.json_text import json_text
 from llama.fused.keeping import summary
 from llama.launch.launchers import check_launch
 from llama.launch.processes import launched_world_size, stop_processes
@@ -34,7 +34,7 @@ from llama.settings import TrainOptions, checked_train
 from llama.train.first_steps import FirstStepsCheck, optimizer_state_bytes
 from llama.train.life import show_life
 from llama.train.record import resumed_before, run_record, trainable, write_json
-from llama.train.reporter import Reporter
+from llama.train.reporter import Reporter, shown
 from llama.train.samples import Prompt, answers, as_text, choose_prompts, write_samples
 from llama.train.start.inputs import Inputs, read_inputs
 from llama.train.start.resume import ADAPTER, CHECKPOINTS, RECORD, SUMMARY, Resumer, random_state
@@ -61,7 +61,7 @@ def train(options: TrainOptions) -> int:
     finally:
         stop_processes()
     if mesh.is_main and options.json:
-        print(json.dumps(summary))
+        print(json_text(summary))
     return status
 
 
@@ -306,8 +306,11 @@ class Run:
         losses = ", ".join(f"{loss:.4f}" for loss in self.summary["epoch_losses"])
         self.report.say(f"average loss of each epoch: {losses}")
         if self.inputs.held_out is not None:
-            before, after = self.summary["eval_loss_before"], self.summary["eval_loss"]
-            self.report.say(f"held-out loss: {before:.4f} before, {after:.4f} after")
+            before, after = (
+                shown(self.summary["eval_loss_before"]),
+                shown(self.summary["eval_loss"]),
+            )
+            self.report.say(f"held-out loss: {before} before, {after} after")
         self.report.say(f"adapter (PEFT): {self.folder / ADAPTER}")
         board = self.folder / "tensorboard"
         self.report.say(f"watch: tensorboard --logdir {board} --host localhost")

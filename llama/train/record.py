@@ -14,6 +14,7 @@ import torch
 
 from llama.adapters.match import parameter_count
 from llama.files.atomic import write_file
+from llama.files.json_text import json_text
 from llama.launch import packages
 from llama.parallel.mesh import Mesh
 from llama.train.start.inputs import Inputs
@@ -34,7 +35,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write a JSON file as one: a reader sees the old one, or the new one whole."""
-    text = json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n"
+    text = json_text(document, indent=2, ensure_ascii=False, default=str) + "\n"
     write_file(path, text.encode())
 
 

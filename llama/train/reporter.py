@@ -119,6 +119,11 @@ class Reporter:
             self.failed = self.failed or error
 
 
+def shown(loss: float | None) -> str:
+    """A loss of the summary, which has none where it was no number and went through a file."""
+    return "nan" if loss is None else f"{loss:.4f}"
+
+
 def lines_before(start: Start) -> list[str]:
     """The lines of metrics.jsonl that were written before the checkpoint: those after it are
     written again."""

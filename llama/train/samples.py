@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from llama.assembly.use import answer
 from llama.data.prepare import Prepared
+from llama.files.atomic import write_file
+from llama.files.json_text import json_text
 from llama.model.transformer import Transformer
 from llama.parallel.mesh import Mesh
 from llama.tokenizer.base import Tokenizer
@@ -55,11 +56,13 @@ def answers(
 
 
 def write_samples(path: Path, prompts: list[Prompt], before: list[str], after: list[str]) -> None:
-    """`samples.jsonl`: prompt, before, after."""
-    with path.open("w", encoding="utf-8") as file:
-        for prompt, old, new in zip(prompts, before, after, strict=True):
-            row = {"prompt": prompt.text, "before": old, "after": new}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    """`samples.jsonl`: prompt, before, after. Raises `OSError`; the file is then as it was."""
+    rows = [
+        {"prompt": prompt.text, "before": old, "after": new}
+        for prompt, old, new in zip(prompts, before, after, strict=True)
+    ]
+    lines = [json_text(row, ensure_ascii=False) + "\n" for row in rows]
+    write_file(path, "".join(lines).encode())
 
 
 def as_text(prompts: list[Prompt], before: list[str], after: list[str]) -> str:

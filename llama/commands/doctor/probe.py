@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from llama.files.inputs import sha256_of
+from llama.files.json_text import json_text
 from llama.launch.packages import COMPUTING
 
 MARK = "llama-doctor: "
@@ -32,7 +33,7 @@ MARK = "llama-doctor: "
 
 def say(record: dict[str, Any]) -> None:
     """One write, so that lines of several processes do not mix."""
-    sys.stdout.write(f"{MARK}{json.dumps(record)}\n")
+    sys.stdout.write(f"{MARK}{json_text(record)}\n")
     sys.stdout.flush()
 
 
