@@ -258,7 +258,8 @@ def _check_branch(asked: Path, folder: Path, store: Store, step: int) -> None:
     """A run is continued from its newest checkpoint; from another, in a folder of its own."""
     if asked.resolve().parent != store.folder.resolve():
         raise UserError(f"--output_dir: {folder} holds another run than {asked}; give a new folder")
-    if (newest := store.steps()[0]) > step:
+    newest = max(store.steps(), default=step)  # `asked` may go by a name of the user's own
+    if newest > step:
         raise UserError(
             f"--resume: {asked} is not the newest of its run, {store.path(newest)} is: give a new "
             "--output_dir to go on from it, so that nothing is overwritten"

@@ -103,3 +103,28 @@ def test_a_long_run_s_summary_is_taken_up_again(run: Run) -> None:
     assert (run.store.path(3) / "trainer.json").stat().st_size > 4 << 20
     with run.resumed() as start:
         assert start.run.summary["epoch_losses"] == losses
+
+
+@pytest.mark.parametrize("name", ["best", "step-03"])
+def test_a_checkpoint_under_another_name_beside_none_is_taken_up(run: Run, name: str) -> None:
+    """Named by its user, it is the only one that the run has: there is no newest to compare with."""
+    saved = run.save(3)
+    kept = saved.rename(saved.with_name(name))
+    with run.given(resume=str(kept)).resumed() as start:
+        assert (start.step, start.source) == (3, kept)
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_the_position_at_the_end_of_an_epoch_s_windows(run: Run, epoch: int) -> None:
+    """All its windows are done and the epoch is not ended: what is left of it is its end, and the
+    next window is the first of the next epoch."""
+    two = run.given(epochs=2)
+    windows = two.plan.epochs.windows_per_epoch
+    two.save((epoch + 1) * windows, epoch=epoch, window=windows)
+    with two.resumed() as start:
+        state = start.run
+        assert (state.epoch, state.window) == (epoch, windows)
+        assert list(two.plan.epochs.windows(state.epoch, state.window)) == []
+        following = next(two.plan.epochs.windows(state.epoch + 1))
+        whole = [w for e in range(3) for w in two.plan.epochs.windows(e)]
+        assert torch.equal(following[0].tokens, whole[start.step][0].tokens)
