@@ -37,7 +37,15 @@ from llama.train.record import resumed_before, run_record, trainable, write_json
 from llama.train.reporter import Reporter, shown
 from llama.train.samples import Prompt, answers, as_text, choose_prompts, write_samples
 from llama.train.start.inputs import Inputs, read_inputs
-from llama.train.start.resume import ADAPTER, CHECKPOINTS, RECORD, SUMMARY, Resumer, random_state
+from llama.train.start.resume import (
+    ADAPTER,
+    CHECKPOINTS,
+    RECORD,
+    SAMPLES,
+    SUMMARY,
+    Resumer,
+    random_state,
+)
 from llama.train.start.schedule import Schedule, schedule
 
 
@@ -236,7 +244,7 @@ class Run:
         after = self._answers(prompts)
         before = self.state.samples_before
         if prompts:
-            path = self.folder / "samples.jsonl"
+            path = self.folder / SAMPLES
             on_main(self.mesh, lambda: write_samples(path, prompts, before, after))
             self.report.samples(self.engine.steps, as_text(prompts, before, after))
 

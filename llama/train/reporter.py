@@ -17,9 +17,7 @@ from llama.metrics.sinks import JSONLSink, NullSink, Sink, Sinks, TensorBoardSin
 from llama.metrics.speed import mfu, peak_memory_bytes, step_flops
 from llama.model.config import ModelConfig
 from llama.parallel.mesh import Mesh
-from llama.train.start.resume import CHECKPOINTS, Start
-
-METRICS = "metrics.jsonl"
+from llama.train.start.resume import CHECKPOINTS, METRICS, Start
 
 
 class Reporter:

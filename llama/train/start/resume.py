@@ -30,6 +30,9 @@ from llama.train.start.inputs import Inputs
 from llama.train.start.schedule import Schedule
 
 CHECKPOINTS, ADAPTER, RECORD, SUMMARY = "checkpoints", "adapter", "run.json", "summary.json"
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+_WRITTEN = (ADAPTER, RECORD, SUMMARY, METRICS, SAMPLES)
+"""In a run's folder, each as one."""
 _LOCK = ".lock"
 
 
@@ -75,6 +78,7 @@ class Resumer:
         used = holds_run(folder)
         if used:
             self._lock = _lock(folder)
+            self._tidy(folder, store)
         try:
             self.identity = identity(self._inputs, self._plan, self._mesh)
             start = self._choose(folder, store, asked, used)
@@ -88,9 +92,13 @@ class Resumer:
                 why = error.strerror or error
                 raise UserError(f"--output_dir: {folder} cannot be made: {why}") from None
             self._lock = _lock(folder)
-        remove_leftovers(folder)
-        store.tidy()
+            self._tidy(folder, store)
         return start
+
+    def _tidy(self, folder: Path, store: Store) -> None:
+        """After a run that was killed; the folder is this process's own."""
+        remove_leftovers(folder, _WRITTEN.__contains__)
+        store.tidy()
 
     def _choose(self, folder: Path, store: Store, asked: Path | None, used: bool) -> Start:
         if asked is not None:

@@ -4,6 +4,7 @@ as those of a run."""
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,7 +108,7 @@ def test_a_long_run_s_summary_is_taken_up_again(run: Run) -> None:
 
 @pytest.mark.parametrize("name", ["best", "step-03"])
 def test_a_checkpoint_under_another_name_beside_none_is_taken_up(run: Run, name: str) -> None:
-    """Named by its user, it is the only one that the run has: there is no newest to compare with."""
+    """Named by its user, it is the only one that the run has: there is no newest to compare."""
     saved = run.save(3)
     kept = saved.rename(saved.with_name(name))
     with run.given(resume=str(kept)).resumed() as start:
@@ -128,3 +129,24 @@ def test_the_position_at_the_end_of_an_epoch_s_windows(run: Run, epoch: int) -> 
         following = next(two.plan.epochs.windows(state.epoch + 1))
         whole = [w for e in range(3) for w in two.plan.epochs.windows(e)]
         assert torch.equal(following[0].tokens, whole[start.step][0].tokens)
+
+
+def test_a_checkpoint_that_was_being_replaced_is_taken_up(run: Run) -> None:
+    """Killed between two renames: the earlier one is set aside, and nothing goes by its name."""
+    saved = run.save(3)
+    saved.rename(saved.with_name(".step-3.old"))
+    (saved.with_name(".step-3.partial")).mkdir()
+    with run.resumed() as start:
+        assert start.step == 3
+    assert os.listdir(saved.parent) == ["step-3"]
+
+
+def test_what_a_killed_run_left_is_removed_and_what_the_user_has_is_not(run: Run) -> None:
+    run.save(3)
+    ours = (".adapter.partial", ".samples.jsonl.partial", ".run.json.partial", ".adapter.old")
+    theirs = (".bashrc.old", ".thesis.partial", "adapter.old", ".old")
+    (run.folder / "adapter").mkdir()
+    for name in (*ours, *theirs):
+        (run.folder / name).write_text("")
+    with run.resumed():
+        assert {*os.listdir(run.folder)} == {*theirs, "adapter", "run.json", "checkpoints", ".lock"}
