@@ -3,7 +3,6 @@ before any weights load, and the same on every rank."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
@@ -25,6 +24,7 @@ from llama.files.inputs import not_found
 from llama.model.config import LINEARS
 from llama.parallel.agreement import on_main
 from llama.parallel.mesh import Mesh
+from llama.train.start.folder import lock, require_room, writing_in
 from llama.train.start.identity import differences, identity, topology
 from llama.train.start.inputs import Inputs
 from llama.train.start.schedule import Schedule
@@ -33,7 +33,6 @@ CHECKPOINTS, ADAPTER, RECORD, SUMMARY = "checkpoints", "adapter", "run.json", "s
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 _WRITTEN = (ADAPTER, RECORD, SUMMARY, METRICS, SAMPLES)
 """In a run's folder, each as one."""
-_LOCK = ".lock"
 
 
 @dataclass
@@ -76,29 +75,38 @@ class Resumer:
         folder = folder or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
         store = Store(folder / CHECKPOINTS)
         used = holds_run(folder)
-        if used:
-            self._lock = _lock(folder)
-            self._tidy(folder, store)
         try:
+            if used:
+                self._take(folder, store)
             self.identity = identity(self._inputs, self._plan, self._mesh)
             start = self._choose(folder, store, asked, used)
+            if start.finished is None:
+                require_room(folder, store.folder, self._to_write(store, start.step))
+            if not used:
+                with writing_in(folder):
+                    folder.mkdir(parents=True, exist_ok=True)
+                self._take(folder, store)
         except BaseException:
             self.close()
             raise
-        if not used:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                why = error.strerror or error
-                raise UserError(f"--output_dir: {folder} cannot be made: {why}") from None
-            self._lock = _lock(folder)
-            self._tidy(folder, store)
         return start
 
-    def _tidy(self, folder: Path, store: Store) -> None:
-        """After a run that was killed; the folder is this process's own."""
-        remove_leftovers(folder, _WRITTEN.__contains__)
-        store.tidy()
+    def _take(self, folder: Path, store: Store) -> None:
+        """Make `folder` this process's own, and put right what a run left there that was killed."""
+        self._lock = lock(folder)
+        with writing_in(folder):
+            remove_leftovers(folder, _WRITTEN.__contains__)
+            store.tidy()
+
+    def _to_write(self, store: Store, step: int) -> int:
+        """Bytes of tensors, in float32, that the run adds to what it has saved by `step`: the
+        adapter, and its checkpoints with two moments. One is written before an older one goes."""
+        options, total = self._inputs.options, self._plan.total_steps
+        every = options.save_every or self._plan.epochs.windows_per_epoch
+        saves = total // every - step // every + bool(total % every and step < total)
+        more = options.keep + 1 - min(len(store.steps()), options.keep)
+        parameters = parameter_count(self._inputs.source.config, options.lora)
+        return 4 * parameters * (1 + (1 + len(MOMENTS)) * min(saves, more))
 
     def _choose(self, folder: Path, store: Store, asked: Path | None, used: bool) -> Start:
         if asked is not None:
@@ -284,19 +292,3 @@ def _finished(folder: Path, source: Path, step: int) -> dict[str, Any] | None:
     whole = ours and isinstance(summary, dict) and (folder / ADAPTER).is_dir()
     at_its_end = whole and (summary.get("status"), summary.get("steps")) == ("finished", step)
     return summary if at_its_end else None
-
-
-def _lock(folder: Path) -> int | None:
-    """Hold `folder` until this process ends, however it ends: two runs would spoil each other."""
-    descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UserError(
-            f"--output_dir: {folder} is being written by another process; wait for its end, or "
-            "give another folder"
-        ) from None
-    except OSError:  # a file system without locks
-        pass
-    return descriptor

@@ -5,18 +5,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from llama.adapters.match import expected_shapes
+from llama.adapters.match import expected_shapes, parameter_count
 from llama.adapters.peft_format import AdapterConfig
 from llama.checkpoint import Checkpoint, RunState, Store
 from llama.engine.state import EngineState
+from llama.errors import UserError
 from llama.model.config import LINEARS
 from llama.parallel.mesh import SINGLE, Mesh
 from llama.settings import LoRAOptions, TrainOptions
@@ -150,3 +154,75 @@ def test_what_a_killed_run_left_is_removed_and_what_the_user_has_is_not(run: Run
         (run.folder / name).write_text("")
     with run.resumed():
         assert {*os.listdir(run.folder)} == {*theirs, "adapter", "run.json", "checkpoints", ".lock"}
+
+
+def refusal(run: Run) -> str:
+    with pytest.raises(UserError) as refused, run.resumed():
+        pass
+    (line,) = refused.value.problems
+    return line
+
+
+def with_free(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = SimpleNamespace(total=1 << 40, used=0, free=number)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+
+
+def test_a_disk_without_room_for_the_run_is_refused(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps and a save after each: the two checkpoints, 12 bytes a parameter, and the adapter,
+    4. What is saved already needs no more room."""
+    short = run.given(max_steps=2, save_every=1, keep=1)
+    config, lora = short.inputs.source.config, short.inputs.options.lora
+    need = (2 * 12 + 4) * parameter_count(config, lora)
+    with_free(need - 1, monkeypatch)
+    assert refusal(short) == (
+        f"--output_dir: {run.folder} has room for {need - 1:,} bytes, and the run is to write at "
+        f"least {need:,}: make room, lower --keep or --lora.rank, or give another folder"
+    )
+    assert not run.folder.exists(), "nothing is written by a run that is refused"
+    with_free(need, monkeypatch)
+    with short.resumed() as start:
+        assert start.step == 0
+    short.save(1)
+    with_free(need // 28 * 16, monkeypatch)
+    with short.resumed() as start:
+        assert start.step == 1
+    with_free(need // 28 * 16 - 1, monkeypatch)
+    assert f"at least {need // 28 * 16:,}" in refusal(short)
+
+
+def test_a_finished_run_needs_no_room(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.save(run.plan.total_steps)
+    (run.folder / "adapter").mkdir()
+    write_json(run.folder / "summary.json", {"status": "finished", "steps": run.plan.total_steps})
+    with_free(0, monkeypatch)
+    with run.resumed() as start:
+        assert start.finished is not None
+
+
+@pytest.mark.parametrize("where", ["", "checkpoints"])
+def test_a_folder_in_which_nothing_can_be_written_is_refused(
+    run: Run, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """As a quota that is used up, or a file system mounted read-only, has it."""
+    run.save(3)
+    temporary_file = tempfile.TemporaryFile
+
+    def made(dir: Path) -> Any:
+        if dir == run.folder / where:
+            raise OSError(122, "Disk quota exceeded")
+        return temporary_file(dir=dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", made)
+    assert refusal(run) == (
+        f"--output_dir: {run.folder / where} cannot be written in: Disk quota exceeded; give "
+        "another folder"
+    )
+
+
+def test_a_folder_that_cannot_be_locked_is_refused(run: Run) -> None:
+    (run.folder / ".lock").mkdir(parents=True)
+    line = refusal(run)
+    assert line.startswith(f"--output_dir: {run.folder} cannot be written in: Is a directory")
