@@ -5,7 +5,6 @@ Rotary halves are laid out inside as Hugging Face has them, so no row is moved o
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 
 from llama.adapters.kinds import KINDS
 from llama.errors import UserError, raise_if
+from llama.files.json_text import json_text
 from llama.files.safetensors import FLOATS, open_safetensors
 from llama.settings import LoRAOptions
 from llama.weights.names import from_huggingface, to_huggingface
@@ -90,7 +90,7 @@ def contents(state: dict[str, torch.Tensor], config: AdapterConfig) -> dict[str,
     tensors = {name: t.float().contiguous() for name, t in sorted(to_peft(state).items())}
     return {
         WEIGHTS: safetensors.torch.save(tensors, metadata={"format": "pt"}),
-        CONFIG: (json.dumps(document, indent=2) + "\n").encode(),
+        CONFIG: (json_text(document, indent=2) + "\n").encode(),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -96,9 +97,10 @@ def ready_model(source: ModelSource, adapter: Path | None, precision: str) -> Tr
 
 
 def load_adapter(model: Transformer, folder: Path) -> None:
-    """Attach the adapter of a PEFT folder. UserError where it is another model's, or incomplete."""
+    """Attach the adapter of a PEFT folder, to be used and not trained: nothing of it is dropped,
+    whatever mode the model is in. UserError where it is another model's, or incomplete."""
     layers, state = _read_adapter(folder, model.config)
-    attach_each(model, layers)
+    attach_each(model, {name: replace(options, dropout=0.0) for name, options in layers.items()})
     dtype = model.tok_embeddings.weight.dtype
     with torch.no_grad():
         for layer, adapter in adapters(model):

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 
 from llama.data.types import Batch
-from llama.model.decoding import Sampling, decode
+from llama.model.decoding import Agreed, Sampling, decode, own
 from llama.model.transformer import Transformer
 from llama.objectives.kinds import SFT
 from llama.tokenizer.base import Tokenizer
@@ -34,11 +34,12 @@ def answer(
     prompt: list[int],
     max_new_tokens: int,
     sampling: Sampling | None = None,
+    agreed: Agreed = own,
 ) -> str:
-    """The text that follows `prompt`."""
+    """The text that follows `prompt`; `agreed` as `decode` takes it."""
     was_training = model.training
     model.eval()
     stop = tokenizer.stop_ids
-    tokens = list(decode(model, prompt, max_new_tokens, stop, sampling or Sampling()))
+    tokens = list(decode(model, prompt, max_new_tokens, stop, sampling or Sampling(), agreed))
     model.train(was_training)
     return tokenizer.decode(tokens)

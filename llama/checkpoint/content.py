@@ -18,11 +18,17 @@ from llama.adapters.peft_format import AdapterConfig
 from llama.engine.state import MOMENTS, EngineState
 from llama.errors import TrainingError, UserError, raise_if
 from llama.files.inputs import file_problem, is_folder, read_text
+from llama.files.json_text import json_text
 from llama.files.kinds import SAFETENSORS, TEXTS
 
 FORMAT = 2
 """Raised when an older program could not read what is written."""
 MANIFEST, OPTIMIZER, TRAINER = "manifest.json", "optimizer.safetensors", "trainer.json"
+_TENSORS = 1 + len(MOMENTS)
+"""Of each adapter tensor."""
+_BESIDE = 1 << 26
+"""Bytes that what is no tensor may take: the names of some thousand tensors, thrice, and a summary
+with the losses of two million epochs."""
 _ADAPTER = f"adapter/{peft_format.WEIGHTS}"
 _ILL_FORMED = (
     AttributeError,
@@ -79,9 +85,10 @@ class Checkpoint:
 
 
 def contents(checkpoint: Checkpoint, config: AdapterConfig) -> dict[str, bytes]:
-    """Name to content of a checkpoint's files. Raises `TrainingError` for a size that only
-    something besides the adapter can explain."""
+    """Name to content of a checkpoint's files. Raises `TrainingError` where its tensors are more
+    than the adapter's."""
     state = checkpoint.engine
+    _check_tensors(state)
     moments = {
         f"{name}.{moment}": tensor.contiguous()
         for moment in MOMENTS
@@ -101,25 +108,28 @@ def contents(checkpoint: Checkpoint, config: AdapterConfig) -> dict[str, bytes]:
     files = {
         **{f"adapter/{name}": content for name, content in adapter.items()},
         OPTIMIZER: safetensors.torch.save(moments),
-        TRAINER: (json.dumps(trainer, indent=1) + "\n").encode(),
+        TRAINER: (json_text(trainer, indent=1) + "\n").encode(),
     }
     files[MANIFEST] = _manifest(checkpoint.step, files)
-    _check_size(files, sum(tensor.numel() for tensor in state.masters.values()))
     return files
 
 
 def most_bytes(parameters: int) -> int:
-    """What a checkpoint of so many adapter parameters may take: a float32 master and two moments
-    of each, and a small rest. The base model is never in it."""
-    return int(3.1 * 4 * parameters) + 1_000_000
+    """What a checkpoint of so many adapter parameters may take on the disk: a float32 master and
+    two moments of each, and the names and numbers beside them."""
+    return _TENSORS * 4 * parameters + _BESIDE
 
 
-def _check_size(files: dict[str, bytes], parameters: int) -> None:
-    size, most = sum(map(len, files.values())), most_bytes(parameters)
-    if size > most:
+def _check_tensors(state: EngineState) -> None:
+    """The base model is never in a checkpoint, nor anything else but the adapter."""
+    adapter, found = (
+        sum(tensor.numel() for kind in kinds for tensor in getattr(state, kind).values())
+        for kinds in (("masters",), ("masters", *MOMENTS))
+    )
+    if found != _TENSORS * adapter:
         raise TrainingError(
-            f"the checkpoint would hold {size:,} bytes, and {parameters:,} adapter parameters need "
-            f"at most {most:,}: something other than the adapter is in it"
+            f"the checkpoint would hold {4 * found:,} bytes of tensors, and {adapter:,} adapter "
+            f"parameters need {_TENSORS * 4 * adapter:,}: something other than the adapter is in it"
         )
 
 
@@ -133,8 +143,8 @@ def _manifest(step: int, files: dict[str, bytes]) -> bytes:
 
 def _manifest_text(document: dict[str, Any]) -> bytes:
     """The one way to write a manifest, so that no bit of it can change unseen."""
-    own = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-    return (json.dumps({**document, "sha256": own}, indent=1, sort_keys=True) + "\n").encode()
+    own = hashlib.sha256(json_text(document, sort_keys=True).encode()).hexdigest()
+    return (json_text({**document, "sha256": own}, indent=1, sort_keys=True) + "\n").encode()
 
 
 def read(folder: Path, most: int) -> Checkpoint:

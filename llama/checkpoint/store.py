@@ -62,5 +62,5 @@ class Store:
         return None, refused
 
     def tidy(self) -> None:
-        """Remove what a killed run left half-made."""
-        remove_leftovers(self.folder)
+        """Put right what a killed run left half done. To be called before anything is read."""
+        remove_leftovers(self.folder, lambda name: _NAME.fullmatch(name) is not None)

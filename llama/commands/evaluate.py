@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 
@@ -11,10 +10,19 @@ from llama.assembly.model import check_adapter, default_device, find_tokenizer, 
 from llama.assembly.use import summed_loss
 from llama.data.batches import eval_batches
 from llama.errors import raise_if
+from llama.files.json_text import json_text
 from llama.objectives.kinds import SFT
 from llama.settings import EvaluateOptions, check_evaluate
 from llama.tokenizer.templates import load_template
 from llama.weights.open_model import open_model
+
+
+def perplexity(loss: float) -> float:
+    """`e ** loss`; infinite beyond what a float holds."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 def evaluate(options: EvaluateOptions) -> int:
@@ -33,9 +41,9 @@ def evaluate(options: EvaluateOptions) -> int:
     model = ready_model(source, options.adapter, options.precision)
     total, supervised = summed_loss(model, eval_batches(data.packed, options.micro_batch), device)
     loss = total / supervised
-    document = {"loss": loss, "perplexity": math.exp(loss), "supervised_tokens": supervised}
+    document = {"loss": loss, "perplexity": perplexity(loss), "supervised_tokens": supervised}
     if options.json:
-        print(json.dumps(document))
+        print(json_text(document))
     else:
         print(
             f"loss {loss:.4f}, perplexity {document['perplexity']:.3f}, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 
@@ -14,6 +13,7 @@ from llama.assembly.model import (
     ready_model,
 )
 from llama.errors import raise_if
+from llama.files.json_text import json_text
 from llama.launch.streams import lost_output
 from llama.model.decoding import Sampling, decode
 from llama.settings import GenerateOptions, check_generate
@@ -54,7 +54,7 @@ def generate(options: GenerateOptions) -> int:
             "tokens": len(ids),
             "seconds": round(seconds, 3),
         }
-        print(json.dumps(document))
+        print(json_text(document))
     else:
         print(text[len(shown) :])
         rate = len(ids) / seconds

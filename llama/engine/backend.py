@@ -24,6 +24,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.ops import __compatible_ops__
 
+from llama.engine.known import require_known
 from llama.launch.processes import meet_processes
 
 LOGGER = logging.getLogger("DeepSpeed")
@@ -31,7 +32,9 @@ LOGGER = logging.getLogger("DeepSpeed")
 
 def start_processes() -> torch.device:
     """Meet the other processes of the run and have DeepSpeed use the same groups; gives this
-    process's device. Raises `TrainingError` where they do not meet."""
+    process's device. Raises `TrainingError` where they do not meet, and `UserError` where the
+    DeepSpeed that is installed is not one that this program knows."""
+    require_known()
     _log_to_stderr()
     for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):  # DeepSpeed's to rename
         warnings.filterwarnings("ignore", f"`torch.distributed.{name}` is deprecated")

@@ -41,6 +41,7 @@ class Step:
     supervised: int
     tokens: int
     learning_rate: float
+    """That the update was made with, or would have been in a skipped step."""
     grad_norm: float | None
     loss_scale: float | None
     applied: bool
@@ -120,6 +121,7 @@ class Engine:
             if index < len(window) - 1:
                 self._engine.step()
         scale = self._scale()
+        learning_rate = self._learning_rate()  # the schedule moves on in the step
         applied, grad_norm = self._take_step()
         reason = None if applied else self._skip(window, weight, scale)
         if applied:
@@ -129,7 +131,7 @@ class Engine:
             loss_sum=self._sum_over_data_parallel(loss_sum),
             supervised=supervised,
             tokens=tokens,
-            learning_rate=float(self._engine.get_lr()[0]),
+            learning_rate=learning_rate,
             grad_norm=grad_norm,
             loss_scale=self._scale(),
             applied=applied,
@@ -144,6 +146,10 @@ class Engine:
     def _scale(self) -> float | None:
         """The loss scale in use, in fp16."""
         return float(self._optimizer.cur_scale) if self._engine.fp16_enabled() else None
+
+    def _learning_rate(self) -> float:
+        """Of the next update."""
+        return float(self._engine.get_lr()[0])
 
     def _take_step(self) -> tuple[bool, float | None]:
         """The optimizer's step at the end of a window: whether it was taken, by all ranks or by
@@ -237,13 +243,23 @@ class Engine:
         """Go on from `state`, bit for bit on the topology it was taken on. Every rank gives the
         same whole state."""
         self._gathered = None
+        counters = dict(state.counters)
+        if self._schedule and counters["schedule"]:
+            counters["rates"] = self._rates_after(counters["schedule"])
         moments = {MOMENTS[0]: self._own(state.exp_avg), MOMENTS[1]: self._own(state.exp_avg_sq)}
-        self._state.load(self._own(state.masters), moments, state.counters)
-        if self._schedule and state.counters["schedule"]:
-            self._schedule.load_state_dict(state.counters["schedule"])
+        self._state.load(self._own(state.masters), moments, counters)
         self.steps = self._engine.global_steps = state.counters["steps"]
         self.skipped = self._engine.skipped_steps = state.counters["skipped"]
         self._skipped_in_a_row = state.counters["skipped_in_a_row"]
+
+    def _rates_after(self, position: dict[str, Any]) -> list[dict[str, Any]]:
+        """What the schedule of this run, taken up at `position`, has set for the next step. It need
+        not be what was saved there: a run may have been given more steps since. Before its first
+        step a schedule has set what it starts with."""
+        self._schedule.load_state_dict(position)
+        if (last := self._schedule.last_batch_iteration) >= 0:
+            self._schedule.step(last)
+        return self._state.counters()["rates"]
 
     def own_values(self) -> Tensors:
         """Name to float32 value of every trainable parameter of this rank: a tensor-parallel shard,

@@ -26,16 +26,22 @@ def check_all_at_once(optimizer: Any) -> None:
     if isinstance(optimizer, DeepSpeedZeroOptimizer) and not optimizer.cpu_offload:
         hooks: Any = optimizer
         hooks.has_overflow_partitioned_grads_serial = lambda: has_overflow(
-            gradient for group in hooks.averaged_gradients.values() for gradient in group or ()
+            (gradient for group in hooks.averaged_gradients.values() for gradient in group or ()),
+            hooks.device,
         )
         one_by_one = hooks.get_grad_norm_direct
         hooks.get_grad_norm_direct = _norm_of(optimizer, one_by_one)
 
 
-def has_overflow(gradients: Iterable[torch.Tensor | None]) -> torch.Tensor:
-    """Whether any holds an infinity or NaN: boolean `[1]` on their device. It looks at the largest
-    magnitude of each tensor, which is infinite or NaN where one of its elements is."""
+def has_overflow(
+    gradients: Iterable[torch.Tensor | None], device: torch.device | str
+) -> torch.Tensor:
+    """Whether any holds an infinity or NaN: boolean `[1]` on `device`, where they are. It looks at
+    the largest magnitude of each tensor, which is infinite or NaN where one of its elements is. A
+    rank may have none: it still has a part in what the ranks then make of it."""
     held = [gradient for gradient in gradients if gradient is not None and gradient.numel()]
+    if not held:
+        return torch.zeros(1, dtype=torch.bool, device=device)
     largest = torch.stack([x.float() for x in _FOREACH_NORM(held, float("inf"))])
     return largest.isfinite().all().logical_not().reshape(1)
 

@@ -22,9 +22,8 @@ Slice = tuple[frozenset[int], torch.Tensor, torch.Tensor | None]
 def send_gradients_to_owners(optimizer: object) -> None:
     """Have DeepSpeed's `optimizer` reduce as said above, where it is that of ZeRO 1 or 2."""
     if isinstance(optimizer, DeepSpeedZeroOptimizer):
-        replaced = "allreduce_and_scatter"
-        assert callable(getattr(optimizer, replaced)), "DeepSpeed calls it by another name"
-        setattr(optimizer, replaced, functools.partial(_reduce_and_scatter, optimizer))
+        replaced: Any = optimizer  # a method that `require_known` has seen to be there
+        replaced.allreduce_and_scatter = functools.partial(_reduce_and_scatter, optimizer)
 
 
 def _reduce_and_scatter(

@@ -4,15 +4,17 @@ What is written goes under another name beside its place and is renamed into it.
 
     to a reader   NAME holds the earlier content or the new one, never a part of either: on a local
                   file system a rename within one folder is one act
-    to a kill     the same, at whatever moment; a half-made `.NAME.partial` may stay behind, which
-                  nobody reads and `remove_leftovers` removes
+    to a kill     the same, at whatever moment, once `remove_leftovers` has been there: the next
+                  process to write in a folder calls it before it reads there
     to a power    what has been written by the time a function returns is there afterwards, as far
     cut           as the disk and its file system keep to what they say of fsync
 
 What it does not give: two writers of one NAME at once are not kept apart, and no folder can be
 renamed over another in one act. Where `write_folder` replaces one, there is a moment between two
-renames at which the earlier is `.NAME.old` and nothing is called NAME; ended just there, or where
-the second rename fails, NAME is missing, and `remove_leftovers` removes the earlier one too.
+renames at which the earlier is `.NAME.old` and nothing is called NAME. A reader may come just then,
+and finds nothing. A process may be ended just then: `remove_leftovers` gives the earlier one its
+name back. What else may be left beside NAME is `.NAME.partial`, half made, and `.NAME.gone`, half
+removed; nobody reads them, and it removes them.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from pathlib import Path
 
 from llama.files.inputs import is_folder
 
-_PARTIAL, _OLD = ".partial", ".old"
+_PARTIAL, _OLD, _GONE = ".partial", ".old", ".gone"
 
 
 def write_folder(
@@ -40,7 +42,8 @@ def write_folder(
         3  where there is a NAME, rename it to .NAME.old
         4  rename .NAME.partial to NAME, sync the folders above, and remove .NAME.old
 
-    Raises `OSError`, and whatever `verify` raises; .NAME.partial is removed then."""
+    Raises `OSError`, and whatever `verify` raises; NAME is then what it was, and .NAME.partial is
+    removed."""
     partial, old = _beside(folder, _PARTIAL), _beside(folder, _OLD)
     try:
         _delete(partial)
@@ -58,6 +61,8 @@ def write_folder(
         for above in (folder.parent, folder.parent.parent):  # which may be new itself
             _sync_folder(above)
     except BaseException:
+        with suppress(OSError):
+            _put_back(old, folder)
         shutil.rmtree(partial, ignore_errors=True)
         raise
     _delete(old)
@@ -80,18 +85,31 @@ def write_file(path: Path, content: bytes) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Remove `folder` so that at no moment a part of it goes by its name."""
-    old = _beside(folder, _OLD)
-    _delete(old)
-    os.rename(folder, old)
-    _delete(old)
+    gone = _beside(folder, _GONE)
+    _delete(gone)
+    os.rename(folder, gone)
+    _delete(gone)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed run has left half-made or half-removed in `folder`."""
-    if folder.is_dir():
-        for path in folder.iterdir():
-            if path.name.startswith(".") and path.name.endswith((_PARTIAL, _OLD)):
+def remove_leftovers(folder: Path, ours: Callable[[str], bool]) -> None:
+    """Put right what a killed run has left in `folder` beside each NAME of which `ours` is true. A
+    folder that was being replaced has its name back; what is half made or half removed goes. Other
+    files that are called alike are somebody else's, and stay."""
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        for ending in (_OLD, _PARTIAL, _GONE):
+            name = path.name.removeprefix(".").removesuffix(ending)
+            if path.name == f".{name}{ending}" and ours(name):
+                if ending == _OLD:
+                    _put_back(path, folder / name)
                 _delete(path)
+
+
+def _put_back(old: Path, folder: Path) -> None:
+    """Give what was to be replaced its name back, where nothing has taken it."""
+    if os.path.lexists(old) and not os.path.lexists(folder):
+        os.rename(old, folder)
 
 
 def _delete(path: Path) -> None:

@@ -5,7 +5,7 @@ The one importer of TensorBoard. A rank that does not report has a `NullSink`.
 
 from __future__ import annotations
 
-import json
+import math
 import os
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from llama.files.atomic import write_file
+from llama.files.json_text import json_text
 
 
 class Sink(Protocol):
@@ -49,7 +50,7 @@ class JSONLSink(NullSink):
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def scalars(self, step: int, values: dict[str, Any]) -> None:
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.write(json_text({"step": step, **values}) + "\n")
         self.lines += 1
 
     def sync(self) -> None:
@@ -61,7 +62,7 @@ class JSONLSink(NullSink):
 
 
 class TensorBoardSink:
-    """Scalars, sample texts and histograms for TensorBoard."""
+    """Scalars, sample texts and histograms for TensorBoard, which are of finite numbers alone."""
 
     def __init__(self, folder: Path, step: int = 0) -> None:
         """What an earlier process wrote of the steps after `step` no longer counts."""
@@ -71,14 +72,16 @@ class TensorBoardSink:
 
     def scalars(self, step: int, values: dict[str, Any]) -> None:
         for name, value in values.items():
-            if isinstance(value, int | float):
+            if isinstance(value, int | float) and math.isfinite(value):
                 self._writer.add_scalar(name, value, step)
 
     def text(self, step: int, name: str, text: str) -> None:
         self._writer.add_text(name, text, step)
 
     def histogram(self, step: int, name: str, values: torch.Tensor) -> None:
-        self._writer.add_histogram(name, values, step)
+        finite = values[values.isfinite()]
+        if finite.numel():  # it refuses to draw none
+            self._writer.add_histogram(name, finite, step)
 
     def close(self) -> None:
         self._writer.close()

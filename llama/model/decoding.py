@@ -5,7 +5,7 @@ Top-p: Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,15 @@ class Sampling:
     seed: int = 0
 
 
+Agreed = Callable[[int], int]
+"""This rank's choice of a token to the one that all ranks take."""
+
+
+def own(token: int) -> int:
+    """The choice of a model that nobody else has a part of."""
+    return token
+
+
 @torch.no_grad()
 def decode(
     model: Transformer,
@@ -33,9 +42,13 @@ def decode(
     max_new_tokens: int,
     stop_ids: frozenset[int],
     sampling: Sampling,
+    agreed: Agreed = own,
 ) -> Iterator[int]:
     """Yield tokens that follow `prompt` (at least one token), up to `max_new_tokens` or a stop
-    token, which is not yielded. The prompt is read once; each token then costs one position."""
+    token, which is not yielded. The prompt is read once; each token then costs one position.
+
+    Where a model is spread over ranks, all are in every forward pass. Their logits may differ by
+    rounding, and with them a choice or the end: `agreed` has all take the same."""
     parameter = model.tok_embeddings.weight
     device = parameter.device
     generator = torch.Generator(device=device).manual_seed(sampling.seed)
@@ -46,7 +59,7 @@ def decode(
     for _ in range(max_new_tokens):
         positions = torch.arange(cache.length, cache.length + len(new), device=device)
         logits = model(new, positions, Documents((0, len(new))), cache=cache, last=True)
-        token = choose(logits[-1].float(), sampling, generator)
+        token = agreed(choose(logits[-1].float(), sampling, generator))
         if token in stop_ids:
             return
         yield token

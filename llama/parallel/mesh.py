@@ -98,6 +98,14 @@ class Mesh:
         dist.all_reduce(highest, op=dist.ReduceOp.MAX)
         return highest.tolist()
 
+    def of_main(self, number: int) -> int:
+        """The `number` that the main rank gives. Every rank must call it."""
+        if self.world_size == 1:
+            return number
+        told = torch.tensor([number])
+        dist.broadcast(told, src=0)
+        return int(told)
+
     def wait(self) -> None:
         """Until every rank has come here, as long as it may take one of them to read its files: a
         collective gives up after minutes. `TrainingError` at once where a rank has ended, and after

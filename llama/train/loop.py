@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import math
 import sys
 import time
@@ -22,6 +21,7 @@ from llama.data.batches import eval_batches
 from llama.engine import Step, start_processes
 from llama.engine.state import EngineState
 from llama.errors import TrainingError
+from llama.files.json_text import json_text
 from llama.fused.keeping import summary
 from llama.launch.launchers import check_launch
 from llama.launch.processes import launched_world_size, stop_processes
@@ -32,11 +32,20 @@ from llama.parallel.agreement import on_main
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.settings import TrainOptions, checked_train
 from llama.train.first_steps import FirstStepsCheck, optimizer_state_bytes
+from llama.train.life import show_life
 from llama.train.record import resumed_before, run_record, trainable, write_json
-from llama.train.reporter import Reporter
+from llama.train.reporter import Reporter, shown
 from llama.train.samples import Prompt, answers, as_text, choose_prompts, write_samples
 from llama.train.start.inputs import Inputs, read_inputs
-from llama.train.start.resume import ADAPTER, CHECKPOINTS, RECORD, SUMMARY, Resumer, random_state
+from llama.train.start.resume import (
+    ADAPTER,
+    CHECKPOINTS,
+    RECORD,
+    SAMPLES,
+    SUMMARY,
+    Resumer,
+    random_state,
+)
 from llama.train.start.schedule import Schedule, schedule
 
 
@@ -60,7 +69,7 @@ def train(options: TrainOptions) -> int:
     finally:
         stop_processes()
     if mesh.is_main and options.json:
-        print(json.dumps(summary))
+        print(json_text(summary))
     return status
 
 
@@ -94,12 +103,17 @@ class Run:
         for line in [*inputs.reports(), *plan.resolved.notes, *self.start.notes]:
             self.report.say(line)
         self.engine = build_engine(inputs.source, self.options, plan.resolved, mesh, device)
+        assert isinstance(self.engine.model, Transformer)
+        self.model = self.engine.model
         if self.options.checkpointing == "auto":
-            assert isinstance(self.engine.model, Transformer)
-            self.report.say(f"checkpointing auto: {summary(self.engine.model.kept)}")
+            self.report.say(f"checkpointing auto: {summary(self.model.kept)}")
         resumer.restore(self.engine)
         self.ends = Ends(mesh.rank, self.folder, self.options.hang_timeout)
-        self.check = FirstStepsCheck(self.engine.trainable, self.engine.own_values)
+        self.check = (
+            None
+            if self.state.trains
+            else FirstStepsCheck(self.engine.trainable, self.engine.own_values)
+        )
         self.watch = Stopwatch()
         self.adapter_config = AdapterConfig(self.options.lora, inputs.source.name)
         store = Store(self.folder / CHECKPOINTS)
@@ -162,7 +176,7 @@ class Run:
         inputs = self.inputs
         config = inputs.source.config
         prompts = choose_prompts(inputs.held_out, inputs.template, inputs.tokenizer, config)
-        self._show_life()
+        show_life(self.model, self.ends.beat)
         if self.start.source is None:
             self.summary |= {"steps": 0, "eval_loss_before": self._evaluate(0), "epoch_losses": []}
             self.state.samples_before = self._answers(prompts)
@@ -172,13 +186,6 @@ class Run:
             if self.ends.status:
                 return
         self._finish(prompts)
-
-    def _show_life(self) -> None:
-        """At every block of every forward pass, recomputed ones too: a step may take long."""
-        model = self.engine.model
-        assert isinstance(model, Transformer)
-        for block in model.layers:
-            block.register_forward_pre_hook(lambda *_: self.ends.beat())
 
     def _goes_on(self) -> bool:
         epochs_left = self.state.epoch < self.options.epochs
@@ -210,11 +217,12 @@ class Run:
         """Check, report, save where it is due or the run is to stop here."""
         state, number = self.state, self.engine.steps
         self.summary["steps"] = number
-        if not state.trains:
+        if self.check is not None:
             problems = self.check.after_step(step.applied, step.learning_rate)
             if problems:
                 raise TrainingError("\n".join(problems))
-            state.trains = self.check.done
+            if self.check.done:
+                state.trains, self.check = True, None
         if "optimizer_state_bytes" not in self.summary:
             held = optimizer_state_bytes(self.engine)
             self.summary["optimizer_state_bytes"] = held
@@ -238,7 +246,7 @@ class Run:
         after = self._answers(prompts)
         before = self.state.samples_before
         if prompts:
-            path = self.folder / "samples.jsonl"
+            path = self.folder / SAMPLES
             on_main(self.mesh, lambda: write_samples(path, prompts, before, after))
             self.report.samples(self.engine.steps, as_text(prompts, before, after))
 
@@ -302,16 +310,17 @@ class Run:
         return loss
 
     def _answers(self, prompts: list[Prompt]) -> list[str]:
-        model = self.engine.model
-        assert isinstance(model, Transformer)
-        return answers(model, self.inputs.tokenizer, prompts)
+        return answers(self.model, self.inputs.tokenizer, prompts, self.mesh)
 
     def _say_where(self) -> None:
         losses = ", ".join(f"{loss:.4f}" for loss in self.summary["epoch_losses"])
         self.report.say(f"average loss of each epoch: {losses}")
         if self.inputs.held_out is not None:
-            before, after = self.summary["eval_loss_before"], self.summary["eval_loss"]
-            self.report.say(f"held-out loss: {before:.4f} before, {after:.4f} after")
+            before, after = (
+                shown(self.summary["eval_loss_before"]),
+                shown(self.summary["eval_loss"]),
+            )
+            self.report.say(f"held-out loss: {before} before, {after} after")
         self.report.say(f"adapter (PEFT): {self.folder / ADAPTER}")
         board = self.folder / "tensorboard"
         self.report.say(f"watch: tensorboard --logdir {board} --host localhost")

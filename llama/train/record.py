@@ -14,6 +14,7 @@ import torch
 
 from llama.adapters.match import parameter_count
 from llama.files.atomic import write_file
+from llama.files.json_text import json_text
 from llama.launch import packages
 from llama.parallel.mesh import Mesh
 from llama.train.start.inputs import Inputs
@@ -34,10 +35,9 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write a JSON file as one: a reader sees the old one, or the new one whole."""
-    text = json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n"
-    write_file(
-        path, text.encode(errors="backslashreplace")
-    )  # half a surrogate pair, as JSON has it
+    text = json_text(document, indent=2, ensure_ascii=False, default=str) + "\n"
+    # Half a surrogate pair, as a file's name may hold, is written as JSON writes it.
+    write_file(path, text.encode(errors="backslashreplace"))
 
 
 def run_record(

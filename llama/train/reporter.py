@@ -17,9 +17,7 @@ from llama.metrics.sinks import JSONLSink, NullSink, Sink, Sinks, TensorBoardSin
 from llama.metrics.speed import mfu, peak_memory_bytes, step_flops
 from llama.model.config import ModelConfig
 from llama.parallel.mesh import Mesh
-from llama.train.start.resume import CHECKPOINTS, Start
-
-METRICS = "metrics.jsonl"
+from llama.train.start.resume import CHECKPOINTS, METRICS, Start
 
 
 class Reporter:
@@ -117,6 +115,11 @@ class Reporter:
             yield
         except OSError as error:
             self.failed = self.failed or error
+
+
+def shown(loss: float | None) -> str:
+    """A loss of the summary, which has none where it was no number and went through a file."""
+    return "nan" if loss is None else f"{loss:.4f}"
 
 
 def lines_before(start: Start) -> list[str]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from llama.assembly.limits import can_answer
 from llama.assembly.use import answer
 from llama.data.prepare import Prepared
+from llama.files.atomic import write_file
+from llama.files.json_text import json_text
 from llama.model.config import ModelConfig
 from llama.model.transformer import Transformer
+from llama.parallel.mesh import Mesh
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.chat import joined_content
 from llama.tokenizer.templates import Template
@@ -47,17 +49,25 @@ def choose_prompts(
     return prompts
 
 
-def answers(model: Transformer, tokenizer: Tokenizer, prompts: list[Prompt]) -> list[str]:
-    """What the model says now, greedily."""
-    return [answer(model, tokenizer, p.ids, MAX_NEW_TOKENS).strip() for p in prompts]
+def answers(
+    model: Transformer, tokenizer: Tokenizer, prompts: list[Prompt], mesh: Mesh
+) -> list[str]:
+    """What the model says now, greedily, by the main rank's choice of each token. Every rank must
+    call it: all take part in each forward pass, where the model is spread over them."""
+    return [
+        answer(model, tokenizer, p.ids, MAX_NEW_TOKENS, agreed=mesh.of_main).strip()
+        for p in prompts
+    ]
 
 
 def write_samples(path: Path, prompts: list[Prompt], before: list[str], after: list[str]) -> None:
-    """`samples.jsonl`: prompt, before, after."""
-    with path.open("w", encoding="utf-8") as file:
-        for prompt, old, new in zip(prompts, before, after, strict=True):
-            row = {"prompt": prompt.text, "before": old, "after": new}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    """`samples.jsonl`: prompt, before, after. Raises `OSError`; the file is then as it was."""
+    rows = [
+        {"prompt": prompt.text, "before": old, "after": new}
+        for prompt, old, new in zip(prompts, before, after, strict=True)
+    ]
+    lines = [json_text(row, ensure_ascii=False) + "\n" for row in rows]
+    write_file(path, "".join(lines).encode())
 
 
 def as_text(prompts: list[Prompt], before: list[str], after: list[str]) -> str:

@@ -24,7 +24,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from llama.checkpoint.store import Store
 from llama.engine import engine as engine_module
-from llama.engine import processes
+from llama.launch import processes
 from llama.model.transformer import Transformer, TransformerBlock
 from llama.parallel.layers import shard_dim
 from tests.faults.forked import Spoil

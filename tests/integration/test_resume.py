@@ -4,6 +4,7 @@ and within rounding on another."""
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,38 @@ def test_another_topology_on_the_way(other: str, more: tuple[str, ...], case: Ca
             near = value if value is None else pytest.approx(value, rel=TRAINED)
             assert ours[key] == near, (key, ours, theirs)
     assert distance(load_file(adapter(out)), load_file(adapter(straight))) <= TRAINED
+
+
+def rate(step: int, total: int) -> float:
+    """That step `step`, counted from 1, is taken with: DeepSpeed's WarmupDecayLR as
+    `settings` has it. The schedule is asked for a rate only after a step, so that the first two
+    are taken with the least."""
+    highest, warmup = 5e-3, 2
+    lowest = highest / warmup
+    if (after := step - 2) < 0:
+        return lowest
+    rising = math.log(after + 1) / math.log(warmup)
+    share = rising if after < warmup else max(0.0, (total - after) / max(1, total - warmup))
+    return lowest + (highest - lowest) * share
+
+
+def rates(out: Path) -> list[float]:
+    return [line["learning_rate"] for line in metrics(out) if "loss" in line]
+
+
+def test_each_step_is_logged_with_the_rate_it_was_taken_with(case: Case) -> None:
+    """Of a run that is then extended, too: from its first step on it follows the new schedule. And
+    a run that was seen to train is not watched again."""
+    kind, first = settings("zero1-fp32"), STEPS // 2
+    case.add("extended", kind, None, "--epochs", "1")
+    assert case.go().count("hooks on gradients: 0") == 0
+    assert rates(case.out("extended")) == pytest.approx([rate(k, first) for k in (1, 2, 3, 4)])
+    case.add("extended", kind, None, "--epochs", "2")
+    said = case.go()
+    expected = [rate(k, first if k <= first else STEPS) for k in range(1, STEPS + 1)]
+    assert rates(case.out("extended")) == pytest.approx(expected)
+    assert f"from here on the learning rate follows the schedule of {STEPS}" in said
+    assert "hooks on gradients: 0" in said
 
 
 def test_a_full_disk(case: Case) -> None:

@@ -1,6 +1,6 @@
 """Several runs of `train` in one process, or in one set of ranks: `resume_runs.py PLAN.json`, where
 the plan is a list of `{"argv": [...], "stop_at": step or null, "full_at": step or null}`, counted
-from where the run starts."""
+from where the run starts. At the first step of each it says how many hooks watch gradients."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any, ClassVar
 
+from llama.engine import Engine
 from llama.errors import TrainingError
 from llama.launch.program import run_program
 from llama.launch.stopping import Ends
@@ -28,11 +29,15 @@ class After(Ends):
     the kernel allows no file of more than `limit` bytes, as on a disk that is full."""
 
     run: ClassVar[dict[str, Any]]
+    engine: ClassVar[Engine]
     steps = 0
 
     @property
     def wish(self) -> int:
         self.steps += 1
+        if self.steps == 1:
+            hooks = sum(len(p._backward_hooks or ()) for p in self.engine.trainable.values())
+            print(f"hooks on gradients: {hooks}", file=sys.stderr, flush=True)
         if self.steps == self.run.get("full_at"):
             for thread in threading.enumerate():
                 if thread.name == "saving":  # the save before is not the one that fails
@@ -60,6 +65,13 @@ def go(run: dict[str, Any]) -> None:
 
 def main(path: Path) -> None:
     stop_processes = loop.stop_processes
+    build_engine = loop.build_engine
+
+    def built(*args: Any) -> Engine:
+        After.engine = build_engine(*args)
+        return After.engine
+
+    loop.build_engine = built
     loop.Ends = After
     loop.stop_processes = lambda: None  # DeepSpeed keeps groups of its own from run to run
     for run in json.loads(path.read_text()):

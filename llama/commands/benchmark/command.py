@@ -7,7 +7,6 @@ sides. What `train` does between steps (logging, evaluation, saving) is left out
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
@@ -27,6 +26,7 @@ from llama.data.prepare import Prepared, prepare
 from llama.data.types import Example
 from llama.engine import start_processes
 from llama.errors import UserError, raise_if
+from llama.files.json_text import json_text
 from llama.fused.keeping import summary
 from llama.launch.launchers import check_launch
 from llama.launch.processes import launched_world_size, stop_processes
@@ -70,7 +70,7 @@ def benchmark(options: BenchmarkOptions) -> int:
     if mesh.is_main:
         print(table(document), file=sys.stderr)
         if options.json:
-            print(json.dumps(document))
+            print(json_text(document))
     return 0
 
 

@@ -19,6 +19,7 @@ from llama.commands.doctor.judge import Check, Report, judge_all_reduce, judge_p
 from llama.commands.doctor.options import DoctorOptions, checked_hosts
 from llama.commands.doctor.probe import boot_id
 from llama.commands.doctor.table import table
+from llama.files.json_text import json_text
 from llama.launch.hostfile import Host
 
 _HERE = "this machine"
@@ -164,7 +165,7 @@ def _print(
             "hosts": {report.host.name: report.probe for report in reports},
             "all_reduce": measured,
         }
-        print(json.dumps(document))
+        print(json_text(document))
 
 
 def _say(text: str) -> None:

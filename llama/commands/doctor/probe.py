@@ -23,6 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from llama.files.json_text import json_text
 from llama.files.shards import data_files, sha256_of_files
 from llama.launch.packages import COMPUTING
 
@@ -32,7 +33,7 @@ MARK = "llama-doctor: "
 
 def say(record: dict[str, Any]) -> None:
     """One write, so that lines of several processes do not mix."""
-    sys.stdout.write(f"{MARK}{json.dumps(record)}\n")
+    sys.stdout.write(f"{MARK}{json_text(record)}\n")
     sys.stdout.flush()
 
 

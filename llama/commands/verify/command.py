@@ -8,7 +8,6 @@ float32 by plain torch, with neither DeepSpeed nor shards. The two are compared.
 from __future__ import annotations
 
 import copy
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from llama.data.packing import PackedRow
 from llama.data.types import IGNORE, Example
 from llama.engine import dropout_seed, start_processes
 from llama.errors import raise_if
+from llama.files.json_text import json_text
 from llama.launch.launchers import check_launch
 from llama.launch.processes import launched_world_size, stop_processes
 from llama.objectives.kinds import SFT
@@ -73,7 +73,7 @@ def verify(options: VerifyOptions) -> int:
         print(table(comparisons), file=sys.stderr if options.json else sys.stdout)
         if options.json:
             verdict = {"agrees": agree, "topology": mesh.as_json()}
-            print(json.dumps(verdict | {"runs": [c.as_json() for c in comparisons]}))
+            print(json_text(verdict | {"runs": [c.as_json() for c in comparisons]}))
     return 0 if agree else 1
 
 

@@ -3,20 +3,16 @@ before any weights load, and the same on every rank."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
-import time
-from dataclasses import dataclass, field
-from itertools import count
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from llama.adapters.match import expected_shapes
+from llama.adapters.match import expected_shapes, parameter_count
 from llama.checkpoint import Checkpoint, RunState, Store, read
 from llama.checkpoint.content import most_bytes
 from llama.engine import Engine
@@ -24,16 +20,18 @@ from llama.engine.state import MOMENTS, EngineState
 from llama.errors import UserError, raise_if
 from llama.files.atomic import remove_leftovers
 from llama.files.inputs import not_found
+from llama.model.config import LINEARS
 from llama.parallel.agreement import on_main
 from llama.parallel.mesh import Mesh
+from llama.train.start.folder import FOLDERS, lock, make_folder, require_room, writing_in
 from llama.train.start.identity import differences, identity, topology
 from llama.train.start.inputs import Inputs
 from llama.train.start.schedule import Schedule
 
 CHECKPOINTS, ADAPTER, RECORD, SUMMARY = "checkpoints", "adapter", "run.json", "summary.json"
-_LOCK = ".lock"
-_FOLDERS = Path("runs")
-"""Where a run for which no folder was named makes its own."""
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
+_WRITTEN = (ADAPTER, RECORD, SUMMARY, METRICS, SAMPLES)
+"""In a run's folder, each as one."""
 
 
 @dataclass
@@ -76,12 +74,15 @@ class Resumer:
         used = folder is not None and holds_run(folder)
         try:
             if folder is not None and used:
-                self._lock = _lock(folder)
+                self._take(folder)
             self.identity = identity(self._inputs, self._plan, self._mesh)
-            start = self._choose(folder or _FOLDERS, asked, used)
+            start = self._choose(folder or FOLDERS, asked, used)
+            if start.finished is None:
+                store = Store((folder or FOLDERS) / CHECKPOINTS)
+                require_room(folder or FOLDERS, store.folder, self._to_write(store, start.step))
             if not used:
-                start.folder = folder = _made(folder)
-                self._lock = _lock(folder)
+                start.folder = folder = make_folder(folder)
+                self._take(folder)
                 if holds_run(folder):  # another began it while this one read its inputs
                     if options.resume == "never":
                         raise UserError(f"--resume never: {folder} holds a run by now")
@@ -89,9 +90,24 @@ class Resumer:
         except BaseException:
             self.close()
             raise
-        remove_leftovers(start.folder)
-        Store(start.folder / CHECKPOINTS).tidy()
         return start
+
+    def _take(self, folder: Path) -> None:
+        """Make `folder` this process's own, and put right what a run left there that was killed."""
+        self._lock = lock(folder)
+        with writing_in(folder):
+            remove_leftovers(folder, _WRITTEN.__contains__)
+            Store(folder / CHECKPOINTS).tidy()
+
+    def _to_write(self, store: Store, step: int) -> int:
+        """Bytes of tensors, in float32, that the run adds to what it has saved by `step`: the
+        adapter, and its checkpoints with two moments. One is written before an older one goes."""
+        options, total = self._inputs.options, self._plan.total_steps
+        every = options.save_every or self._plan.epochs.windows_per_epoch
+        saves = total // every - step // every + bool(total % every and step < total)
+        more = options.keep + 1 - min(len(store.steps()), options.keep)
+        parameters = parameter_count(self._inputs.source.config, options.lora)
+        return 4 * parameters * (1 + (1 + len(MOMENTS)) * min(saves, more))
 
     def _choose(self, folder: Path, asked: Path | None, used: bool) -> Start:
         store = Store(folder / CHECKPOINTS)
@@ -161,8 +177,11 @@ class Resumer:
         return Start(folder, found.step, found.run, notes, finished, source)
 
     def _most(self) -> int:
-        """Bytes of a checkpoint: an adapter larger than the model it adapts is none."""
-        return most_bytes(self._inputs.source.config.parameter_count())
+        """Bytes of a checkpoint of the largest adapter that a run is begun with: this run's, or
+        another's, which is then refused for what differs."""
+        config = self._inputs.source.config
+        largest = replace(self._inputs.options.lora, rank=config.dim, targets=LINEARS)
+        return most_bytes(parameter_count(config, largest))
 
     def _misfits(self, state: EngineState) -> list[str]:
         wanted = expected_shapes(self._inputs.source.config, self._inputs.options.lora)
@@ -257,7 +276,8 @@ def _check_branch(asked: Path, folder: Path, store: Store, step: int) -> None:
     """A run is continued from its newest checkpoint; from another, in a folder of its own."""
     if asked.resolve().parent != store.folder.resolve():
         raise UserError(f"--output_dir: {folder} holds another run than {asked}; give a new folder")
-    if (newest := store.steps()[0]) > step:
+    newest = max(store.steps(), default=step)  # `asked` may go by a name of the user's own
+    if newest > step:
         raise UserError(
             f"--resume: {asked} is not the newest of its run, {store.path(newest)} is: give a new "
             "--output_dir to go on from it, so that nothing is overwritten"
@@ -274,43 +294,3 @@ def _finished(folder: Path, source: Path, step: int) -> dict[str, Any] | None:
     whole = ours and isinstance(summary, dict) and (folder / ADAPTER).is_dir()
     at_its_end = whole and (summary.get("status"), summary.get("steps")) == ("finished", step)
     return summary if at_its_end else None
-
-
-def _made(folder: Path | None) -> Path:
-    """`folder`, or where none was named one of this moment that no other run has, made here. Of
-    runs that begin in one second each finds another name free."""
-    try:
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            return folder
-        _FOLDERS.mkdir(exist_ok=True)
-        name = time.strftime("%Y%m%d-%H%M%S")
-        for number in count(1):
-            folder = _FOLDERS / (name if number == 1 else f"{name}-{number}")
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir()
-                return folder
-    except OSError as error:
-        what = f"{folder or _FOLDERS} cannot be made: {error.strerror or error}"
-        raise UserError(f"--output_dir: {what}") from None
-    raise AssertionError("names have no end")
-
-
-def _lock(folder: Path) -> int | None:
-    """Hold `folder` until this process ends, however it ends: two runs would spoil each other."""
-    try:
-        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        why = error.strerror or error
-        raise UserError(f"--output_dir: {folder} cannot be written: {why}") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UserError(
-            f"--output_dir: {folder} is being written by another process; wait for its end, or "
-            "give another folder"
-        ) from None
-    except OSError:  # a file system without locks
-        pass
-    return descriptor

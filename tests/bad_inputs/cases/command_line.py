@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -49,6 +50,14 @@ def ranks(count: int, *more: str) -> Callable[[Setting], None]:
 
 def resume_from_nothing(setting: Setting) -> None:
     setting.more += ["--resume", "absent"]
+    alone = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
+    setting.patches.append(mock.patch("llama.train.loop.create_mesh", lambda _: alone))
+
+
+def output_without_room(setting: Setting) -> None:
+    """It is judged where the checkpoints' sizes are known, by the main rank."""
+    usage = SimpleNamespace(total=1 << 40, used=0, free=1000)
+    setting.patches.append(mock.patch("shutil.disk_usage", lambda _: usage))
     alone = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
     setting.patches.append(mock.patch("llama.train.loop.create_mesh", lambda _: alone))
 
@@ -101,6 +110,7 @@ CASES = [
     Case("an output folder in use, with no resume", output_in_use, ("already holds a run",)),
     Case("an output folder below a file", output_in_a_file, ("is a file; a folder is expected",)),
     Case("an output folder that cannot be written", output_read_only, ("cannot be written to",)),
+    Case("a disk without room", output_without_room, ("has room for 1,000 bytes, and the run is",)),
     Case("more ranks a model than ranks", words("--tensor_parallel", "2"), ("1 process cannot",)),
     Case("ranks no multiple of the degree", ranks(3, "--tensor_parallel", "2"), ("3 processes",)),
     Case("`--tensor_parallel 0`", words("--tensor_parallel", "0"), ("expected at least 1",)),

@@ -7,52 +7,15 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from llama.checkpoint import Store, Writer
 from llama.errors import TrainingError
+from tests.support.failing_calls import At, before_each_call, killed_at
+from tests.support.failing_calls import operations as operations_of
 from tests.unit.checkpoint.checkpoint_case import ADAPTER, MOST, checkpoint, same
-
-CALLS = ("mkdir", "open", "write", "fsync", "rename", "unlink", "rmdir")
-"""Of `os`, all by which a save can change the disk; `shutil` goes through them too."""
-
-
-@contextmanager
-def before_each_call(act: Callable[[], None]) -> Iterator[None]:
-    real = {name: getattr(os, name) for name in CALLS}
-
-    def acting(name: str) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            act()
-            return real[name](*args, **kwargs)
-
-        return call
-
-    try:
-        for name in CALLS:
-            setattr(os, name, acting(name))
-        yield
-    finally:
-        for name in CALLS:
-            setattr(os, name, real[name])
-
-
-class At:
-    """Calls `what` at the `index`th operation, counted from 0."""
-
-    def __init__(self, index: int, what: Callable[[], None]) -> None:
-        self.index, self.what, self.count = index, what, 0
-
-    def __call__(self) -> None:
-        self.count += 1
-        if self.count == self.index + 1:
-            self.what()
 
 
 def store_of(folder: Path, *steps: int) -> Store:
@@ -64,11 +27,10 @@ def store_of(folder: Path, *steps: int) -> Store:
 
 def operations(folder: Path) -> int:
     """How many a save makes, the removal of an older checkpoint included."""
-    store, counter = store_of(folder, 1, 2), At(-1, lambda: None)
-    with before_each_call(counter):
-        store.save(checkpoint(3), ADAPTER, keep=2)
+    store = store_of(folder, 1, 2)
+    count = operations_of(lambda: store.save(checkpoint(3), ADAPTER, keep=2))
     assert store.steps() == [3, 2]
-    return counter.count
+    return count
 
 
 def check_one_is_valid(store: Store) -> int:
@@ -108,13 +70,7 @@ def test_sigkill_at_every_operation(tmp_path: Path) -> None:
     reached = set()
     for index in range(operations(tmp_path / "counted")):
         store = store_of(tmp_path / str(index), 1, 2)
-        child = os.fork()
-        if child == 0:
-            with before_each_call(At(index, lambda: os.kill(os.getpid(), signal.SIGKILL))):
-                store.save(checkpoint(3), ADAPTER, keep=2)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        killed_at(index, lambda store=store: store.save(checkpoint(3), ADAPTER, keep=2))
         reached.add(check_one_is_valid(store))
     assert reached == {2, 3}
 
@@ -146,7 +102,31 @@ def test_a_checkpoint_that_is_written_again(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"step-2", "step-3"}
 
 
-@pytest.mark.parametrize("name", [".step-9.partial", ".step-1.old"])
+def test_sigkill_at_every_operation_of_a_replacement(tmp_path: Path) -> None:
+    """The only checkpoint is written anew: it is the earlier or the later, and never gone."""
+    earlier, later = checkpoint(3, seed=1), checkpoint(3, seed=2)
+    before = []
+    count = 1
+    while len(before) < count:
+        store = Store(tmp_path / str(len(before)))
+        store.save(earlier, ADAPTER, keep=2)
+
+        def save(store: Store = store) -> None:
+            store.save(later, ADAPTER, keep=2)
+
+        if count == 1:
+            count = operations_of(save)
+            store.save(earlier, ADAPTER, keep=2)
+        killed_at(len(before), save)
+        store.tidy()
+        found, refused = store.newest(MOST)
+        assert found is not None and not refused and os.listdir(store.folder) == ["step-3"]
+        assert same(found, earlier) or same(found, later)
+        before.append(same(found, earlier))
+    assert count > 30 and {*before} == {True, False}
+
+
+@pytest.mark.parametrize("name", [".step-9.partial", ".step-1.gone", ".step-2.old"])
 def test_leftovers_are_removed(name: str, tmp_path: Path) -> None:
     store = store_of(tmp_path, 2)
     (tmp_path / name / "adapter").mkdir(parents=True)

@@ -65,7 +65,18 @@ def test_one_bad_element_is_an_overflow(dtype: torch.dtype, bad: float) -> None:
     assert optimizer.has_overflow_partitioned_grads_serial().tolist() == [False]
     gradients[2][1] = bad
     assert optimizer.has_overflow_partitioned_grads_serial().tolist() == [True]
-    assert has_overflow([None, *gradients]).item()
+    assert has_overflow([None, *gradients], "cpu").item()
+
+
+@pytest.mark.parametrize("group", [[], [None], [torch.zeros(0)], None], ids=str)
+def test_a_rank_without_any_gradient_has_no_overflow(group: Any) -> None:
+    """As one that owns nothing but padding, or no more than frozen tensors of a group."""
+    optimizer: Any = Optimizer([], 0)
+    optimizer.averaged_gradients = {0: group}
+    check_all_at_once(optimizer)
+    found = optimizer.has_overflow_partitioned_grads_serial()
+    assert found.tolist() == [False] and found.dtype == torch.bool
+    assert str(found.device) == optimizer.device
 
 
 def test_another_optimizer_is_left_as_it_is() -> None:

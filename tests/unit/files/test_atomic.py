@@ -1,4 +1,4 @@
-"""One file written as one; folders are in tests/unit/checkpoint, which writes them."""
+"""One file or folder written as one; tests/unit/checkpoint has the folders that matter most."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from llama.files.atomic import write_file
+from llama.files.atomic import remove_folder, remove_leftovers, write_file, write_folder
+from tests.support.failing_calls import killed_at, operations
 
 
 def test_a_file_is_replaced_whole_and_nothing_lies_beside_it(tmp_path: Path) -> None:
@@ -50,3 +51,65 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(
         monkeypatch.setattr(os, name, noted)
     write_file(tmp_path / "run.json", b"content")
     assert done == ["fsync", "replace", "fsync"], "the content, its name, the folder that has it"
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_folder_that_cannot_take_its_name_is_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, rename = tmp_path / "adapter", os.rename
+    write_folder(folder, {"a": b"earlier"})
+
+    def refused(source: Path, target: Path) -> None:
+        if Path(source).name == ".adapter.partial":
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refused)
+    with pytest.raises(OSError, match="Input/output"):
+        write_folder(folder, {"a": b"later"})
+    assert content(folder) == {"a": b"earlier"} and os.listdir(tmp_path) == ["adapter"]
+
+
+def test_a_kill_at_every_operation_leaves_one_of_the_two(tmp_path: Path) -> None:
+    """And nothing else, once the next start has tidied up."""
+    earlier, later = {"a": b"earlier", "b": b"1"}, {"a": b"later", "c": b"22"}
+
+    def replaced(folder: Path) -> None:
+        write_folder(folder, later)
+
+    def made(index: int) -> Path:
+        write_folder(folder := tmp_path / str(index) / "adapter", earlier)
+        return folder
+
+    count = operations(lambda: replaced(made(-1)))
+    found = []
+    for index in range(count - operations(lambda: made(-2))):
+        folder = made(index)
+        killed_at(index, lambda folder=folder: replaced(folder))
+        remove_leftovers(folder.parent, lambda name: name == "adapter")
+        assert os.listdir(folder.parent) == ["adapter"]
+        assert content(folder) in (earlier, later)
+        found.append(content(folder) == later)
+    assert {*found} == {False, True} and found == sorted(found), "first the one, then the other"
+
+
+def test_a_removal_that_was_killed_is_ended(tmp_path: Path) -> None:
+    """A folder of which a part may be gone is not put back."""
+
+    def made(index: int) -> Path:
+        write_folder(folder := tmp_path / str(index) / "adapter", {"a": b"1", "b": b"2"})
+        return folder
+
+    whole = made(-1)
+    left = []
+    for index in range(operations(lambda: remove_folder(whole))):
+        folder = made(index)
+        killed_at(index, lambda folder=folder: remove_folder(folder))
+        remove_leftovers(folder.parent, lambda name: name == "adapter")
+        left.append(os.listdir(folder.parent))
+        assert left[-1] in (["adapter"], []) and (not left[-1] or len(content(folder)) == 2)
+    assert left[0] == ["adapter"] and left[-1] == []

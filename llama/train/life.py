@@ -1,0 +1,40 @@
+"""Signs of life from inside a step, which may take long: a rank's watchdog hears of every block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from llama.model.documents import Documents
+from llama.model.kv_cache import KVCache
+from llama.model.rope import Rotation
+from llama.model.transformer import RunBlock, Transformer, TransformerBlock
+
+
+def show_life(model: Transformer, beat: Callable[[], None]) -> None:
+    """Have `beat` called as each block of `model` is begun, forwards and backwards, in whatever
+    form it runs. No hook is put on a module: a fused block calls none of its modules."""
+    model.run_block = _Beating(model.run_block, beat)
+
+
+class _Beating:
+    """Calls blocks as `run_block` does, with a beat before each forward and each backward pass."""
+
+    def __init__(self, run_block: RunBlock, beat: Callable[[], None]) -> None:
+        self._run_block = run_block
+        self._beat = beat
+
+    def __call__(
+        self,
+        block: TransformerBlock,
+        x_TD: torch.Tensor,
+        rotation: Rotation,
+        documents: Documents,
+        cache: KVCache | None,
+    ) -> torch.Tensor:
+        self._beat()
+        output_TD = self._run_block(block, x_TD, rotation, documents, cache)
+        if output_TD.requires_grad:  # its gradient is there: the block is next, and may recompute
+            output_TD.register_hook(lambda _gradient: self._beat())
+        return output_TD
