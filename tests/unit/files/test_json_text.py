@@ -19,6 +19,8 @@ NOT_WRITTEN = {
     "llama/settings/deepspeed_json/read.py": "a value shown in a message",
     "llama/tokenizer/bpe.py": "a tokenizer's description, for the library",
     "llama/tokenizer/jinja_sandbox.py": "what a template asks for",
+    "llama/tokenizer/json_file.py": "a description searched for a word",
+    "llama/tokenizer/marks.py": "a text as a template writes it",
     "llama/train/start/sameness.py": "values compared between ranks",
     "llama/weights/fields.py": "a value shown in a message",
 }

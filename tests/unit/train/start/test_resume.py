@@ -84,7 +84,7 @@ def run(tmp_path: Path) -> Run:
     options = TrainOptions(
         deepspeed=write_json(tmp_path / "ds.json", deepspeed_json(accumulation=1)),
         model=str(write_model(tmp_path / "model", DEEP)),
-        data=write_rows(tmp_path / "rows.json", 8),
+        data=[write_rows(tmp_path / "rows.json", 8)],
         template="chatml",
         pack=False,
         epochs=1,

@@ -12,7 +12,8 @@ import torch
 
 from llama.errors import UserError
 from llama.parallel.mesh import SINGLE, Mesh
-from llama.train.start.resume import RECORD, Resumer, _made
+from llama.train.start.folder import make_folder
+from llama.train.start.resume import RECORD, Resumer
 
 ALONE = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
 
@@ -37,6 +38,8 @@ def resumer(folder: Path | None, resume: str = "auto", meanwhile: Path | None = 
     with (
         mock.patch("llama.train.start.resume.identity", read),
         mock.patch("llama.train.start.resume.topology"),
+        mock.patch.object(Resumer, "_to_write", lambda *_: 0),
+        mock.patch.object(Resumer, "_most", lambda *_: 0),
     ):
         return Resumer(inputs, mock.Mock(), ALONE, torch.device("cpu"))
 
@@ -44,7 +47,7 @@ def resumer(folder: Path | None, resume: str = "auto", meanwhile: Path | None = 
 def test_each_of_many_finds_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "strftime", lambda _: "now")
     with ThreadPoolExecutor(16) as pool:
-        folders = list(pool.map(_made, [None] * 64))
+        folders = list(pool.map(make_folder, [None] * 64))
     assert len(set(folders)) == 64 and Path("runs/now") in folders
     assert all(folder.is_dir() for folder in folders)
 
@@ -84,5 +87,5 @@ def test_where_no_folder_can_be_made() -> None:
     with pytest.raises(UserError, match="--output_dir: runs cannot be made: File exists"):
         resumer(None)
     Path("out/.lock").mkdir(parents=True)
-    with pytest.raises(UserError, match="--output_dir: out cannot be written: Is a directory"):
+    with pytest.raises(UserError, match="--output_dir: out cannot be written in: Is a directory"):
         resumer(Path("out"))
