@@ -15,22 +15,25 @@ from llama.model.kept import Kept
 from llama.model.transformer import Supervision, Transformer
 from llama.parallel.mesh import Mesh
 
-STATES = 16
-"""Bytes a trainable parameter is still to take at the first step: two moments, its gradient."""
 UNTRIED, LESS = 0.85, 0.9
 """Of the memory that there is, what is planned with where the plan cannot be tried: the allocator
 was seen to leave 3.6 of 24 GiB in pieces too small. And the step down after a plan that failed."""
 
 
 def keep_what_fits(
-    model: Transformer, rows: int, length: int, mesh: Mesh, device: torch.device
+    model: Transformer,
+    rows: int,
+    length: int,
+    mesh: Mesh,
+    device: torch.device,
+    first_step_bytes: int,
 ) -> None:
-    """Have `model` keep what memory holds of micro-batches of `rows` of `length` tokens. The plan
-    comes from arithmetic; where a rank can run alone it is then tried, and less planned until it
-    fits. All ranks keep the same: shards compute again together. Every rank must call it."""
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    """Have `model` keep what memory holds of micro-batches of `rows` of `length` tokens, beside
+    `first_step_bytes` that the optimizer is still to take. The plan comes from arithmetic; where a
+    rank can run alone it is then tried, and less planned until it fits. All ranks keep the same:
+    shards compute again together. Every rank must call it."""
     sizes = _sizes(model, mesh)
-    available = _least(available_bytes(device) - STATES * trained, device)
+    available = _least(available_bytes(device) - first_step_bytes, device)
     alone = mesh.tensor_parallel.size == 1 and not hasattr(model.output.weight, "ds_id")  # ZeRO-3
     tried = device.type == "cuda" and alone
     share = 1.0 if tried else UNTRIED
@@ -38,7 +41,7 @@ def keep_what_fits(
         model.keep(choose(sizes, rows * length, int(available * share)))
         if not tried or max(model.kept) == Kept.INPUT:
             return
-        if _least(_fits(model, rows, length, STATES * trained, device), device):
+        if _least(_fits(model, rows, length, first_step_bytes, device), device):
             return
         share *= LESS
 

@@ -42,14 +42,14 @@ def model() -> Transformer:
 def test_with_room_nothing_is_computed_again(mesh: Mesh) -> None:
     made = model()
     assert made.kept == [Kept.INPUT] * TINY.n_layers
-    keep_what_fits(made, 2, 16, mesh, CPU)
+    keep_what_fits(made, 2, 16, mesh, CPU, 1000)
     assert made.kept == [Kept.ALL] * TINY.n_layers
 
 
 def test_without_room_each_block_is(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda device: 2**20)
     made = model()
-    keep_what_fits(made, 2, 16, mesh, CPU)
+    keep_what_fits(made, 2, 16, mesh, CPU, 1000)
     assert made.kept == [Kept.INPUT] * TINY.n_layers
 
 
@@ -98,7 +98,7 @@ def test_a_plan_that_does_not_fit_is_made_smaller(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(memory, "_fits", _on_cpu(memory._fits))
     monkeypatch.setattr(memory, "_sizes", lambda *args: None)
     mesh = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
-    keep_what_fits(made, 2, 16, mesh, torch.device("cuda"))
+    keep_what_fits(made, 2, 16, mesh, torch.device("cuda"), 1000)
     assert made.kept.count(Kept.ALL) == TINY.n_layers - 1
     assert shares[1] == pytest.approx(shares[0] * memory.LESS) and len(shares) == 2
 
