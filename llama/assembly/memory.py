@@ -7,6 +7,7 @@ import os
 import torch
 import torch.distributed as dist
 
+from llama.assembly.cgroup import cgroup_room
 from llama.fused.install import is_installed
 from llama.fused.keeping import Sizes, choose
 from llama.kernels.products import compute_dtype
@@ -89,10 +90,13 @@ def _fits(model: Transformer, rows: int, length: int, states: int, device: torch
 
 def available_bytes(device: torch.device) -> int:
     """What this process may still take: on CUDA of the device, or of its cap; on the CPU half of
-    the memory that is free, divided by the ranks on this machine."""
+    the memory that is free, or that the process's control group has left where that is less,
+    divided by the ranks on this machine."""
     if device.type == "cpu":
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return free // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        room = cgroup_room()
+        least = free if room is None else min(free, room)
+        return least // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     held = torch.cuda.memory_allocated(device)
     free, total = torch.cuda.mem_get_info(device)
     cap = int(total * torch.cuda.get_per_process_memory_fraction(device))
