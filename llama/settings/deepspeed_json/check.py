@@ -10,7 +10,8 @@ from llama.errors import UserError
 from llama.files.inputs import nearest
 from llama.settings.deepspeed_json import auto, keys
 from llama.settings.deepspeed_json.auto import AUTO
-from llama.settings.deepspeed_json.keys import BATCH, KEYS, SCHEDULERS, Kind, Refused, Table, Unused
+from llama.settings.deepspeed_json.keys import BATCH, KEYS, SCHEDULERS
+from llama.settings.deepspeed_json.kinds import Kind, Refused, Table, Unused
 
 
 def check(config: dict[str, Any], file: str, data_parallel: int | None = None) -> list[str]:

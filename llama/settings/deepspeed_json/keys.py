@@ -7,82 +7,27 @@ ignores an unknown top-level key and takes a negative learning rate or clip with
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Union
-
-
-@dataclass(frozen=True)
-class Kind:
-    """The values that a key takes, in words and as a test."""
-
-    expected: str
-    accepts: Callable[[Any], bool]
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A key that DeepSpeed knows and this trainer does not pass on, whatever it asks for."""
-
-    reason: str
-    idle: tuple[Any, ...] = ()
-    """Values, beside null, false and what is off, with which it asks for nothing."""
-    idle_keys: tuple[str, ...] = ()
-    """Of a section, keys that ask for nothing by themselves."""
-
-
-@dataclass(frozen=True)
-class Unused:
-    """A key about something that is done anyway or not there: taken with any value, and said."""
-
-    reason: str
-
-
-Table = dict[str, Union[Kind, Refused, Unused, "Table"]]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _integer(least: int, most: float = math.inf) -> Kind:
-    expected = f"an integer of at least {least}"
-    if most < math.inf:
-        expected = f"an integer from {least} to {most}"
-    return Kind(expected, lambda value: _is_integer(value) and least <= value <= most)
-
-
-def _choice(*choices: str) -> Kind:
-    return Kind("one of " + ", ".join(choices), lambda value: value in choices)
-
-
-BOOL = Kind("true or false", lambda value: isinstance(value, bool))
-TEXT = Kind("text", lambda value: isinstance(value, str))
-POSITIVE = Kind("a finite number above 0", lambda v: _is_number(v) and v > 0)
-NOT_NEGATIVE = Kind("a finite number of at least 0", lambda v: _is_number(v) and v >= 0)
-SHARE = Kind("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
-COUNT = _integer(1)
-NOT_NEGATIVE_COUNT = _integer(0)
-ELEMENTS = Kind(  # 5e8 is how DeepSpeed's own pages write it
-    "a whole number of elements above 0", lambda v: _is_number(v) and v >= 1 and v == int(v)
+from llama.settings.deepspeed_json.kinds import (
+    BETAS,
+    BOOL,
+    COUNT,
+    ELEMENTS,
+    ELEMENTS_OR_NONE,
+    EVEN_ELEMENTS,
+    NAMES,
+    NOT_NEGATIVE,
+    NOT_NEGATIVE_COUNT,
+    POSITIVE,
+    SHARE,
+    TEXT,
+    TRUE,
+    Kind,
+    Refused,
+    Table,
+    Unused,
+    choice,
+    integer,
 )
-ELEMENTS_OR_NONE = Kind(
-    "a whole number of elements of at least 0", lambda v: _is_number(v) and v >= 0 and v == int(v)
-)
-EVEN_ELEMENTS = Kind(
-    "an even number of elements above 0", lambda v: ELEMENTS.accepts(v) and v % 2 == 0
-)
-BETAS = Kind(
-    "two numbers from 0 to below 1",
-    lambda v: isinstance(v, list) and len(v) == 2 and all(_is_number(b) and 0 <= b < 1 for b in v),
-)
-NAMES = Kind("a list of text", lambda v: isinstance(v, list) and all(map(TEXT.accepts, v)))
-TRUE = Kind("true", lambda value: value is True)
 
 BATCH = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
@@ -109,7 +54,7 @@ _LAST: Table = {
 _WARMUP: Table = {
     **_LAST,
     "warmup_num_steps": COUNT,
-    "warmup_type": _choice("linear", "log"),
+    "warmup_type": choice("linear", "log"),
 }
 _WARMUP_LR: Table = {
     "warmup_min_lr": NOT_NEGATIVE,
@@ -150,7 +95,7 @@ _UNSUPPORTED = Refused("not supported")
 _MASTERS = Refused("the optimizer keeps float32 masters of the trained tensors")
 _ONLY_NVME = Unused("it is of nvme alone")
 _OFFLOAD: Table = {
-    "device": _choice("none", "cpu"),
+    "device": choice("none", "cpu"),
     "pin_memory": BOOL,
     **dict.fromkeys(("nvme_path", "buffer_count", "buffer_size", "max_in_cpu"), _ONLY_NVME),
     **dict.fromkeys(("pipeline", "pipeline_read", "pipeline_write", "fast_init"), _ONLY_NVME),
@@ -162,7 +107,7 @@ _OWN_CHECKPOINTS = Unused("checkpoints are the trainer's own, and whole")
 _PLUS_PLUS = Refused("ZeRO++ is not supported")
 _ZERO_REMOVED = Refused("no longer in DeepSpeed", idle=(-1,))
 _ZERO: Table = {
-    "stage": _integer(0, 3),
+    "stage": integer(0, 3),
     "contiguous_gradients": BOOL,
     "reduce_scatter": BOOL,
     "reduce_bucket_size": ELEMENTS,
@@ -222,15 +167,16 @@ KEYS: Table = {
             lambda v: isinstance(v, str) and v.lower() in map(str.lower, OPTIMIZERS),
         ),
         "params": OPTIMIZER_PARAMS,
+        "legacy_fusion": Unused("torch's own optimizer has none"),
     },
     "scheduler": {
-        "type": _choice(*SCHEDULERS),
+        "type": choice(*SCHEDULERS),
         "params": {name: kind for table in SCHEDULERS.values() for name, kind in table.items()},
     },
     "fp16": {
         "enabled": BOOL,
         "loss_scale": NOT_NEGATIVE,
-        "initial_scale_power": _integer(0, 32),
+        "initial_scale_power": integer(0, 32),
         "loss_scale_window": COUNT,
         "hysteresis": COUNT,
         "consecutive_hysteresis": BOOL,
@@ -264,7 +210,7 @@ KEYS: Table = {
         "enabled": BOOL,
         "recompute_fwd_factor": NOT_NEGATIVE,
         "profile_step": COUNT,
-        "module_depth": _integer(-1),
+        "module_depth": integer(-1),
         "top_modules": COUNT,
         "detailed": BOOL,
         "output_file": TEXT,
@@ -280,7 +226,7 @@ KEYS: Table = {
         "experiment_name": TEXT,
         "experiment_key": TEXT,
         "online": BOOL,
-        "mode": _choice("get", "create", "get_or_create"),
+        "mode": choice("get", "create", "get_or_create"),
         "api_key": Refused("a secret: set COMET_API_KEY (run.json keeps a copy of this file)"),
     },
     "activation_checkpointing": Refused(
@@ -326,7 +272,12 @@ KEYS: Table = {
     "data_types": _UNSUPPORTED,
     "disable_allgather": _UNSUPPORTED,
     "use_data_before_expert_parallelism": _UNSUPPORTED,
-    "legacy_fusion": Unused("torch's own optimizer has none"),
+    "timers": Unused("the trainer takes its own times"),
+    "log_level": Unused("DeepSpeed's warnings alone are shown"),
+    "disable_python_gc": _UNSUPPORTED,
+    "graph_harvesting": _UNSUPPORTED,
+    "vocabulary_size": Unused("the model says it"),
+    "seq_parallel_communication_data_type": _UNSUPPORTED,
 }
 
 MONITOR_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml"}

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from llama.settings.deepspeed_json.keys import KEYS, Refused, Table, Unused
+from llama.settings.deepspeed_json.keys import KEYS
+from llama.settings.deepspeed_json.kinds import Refused, Table, Unused
 
 
 def without_what_is_off(section: dict[str, Any], table: Table = KEYS) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def _is_off(value: Any, node: Any) -> bool:
 
 
 def _switched_off(value: Any) -> bool:
-    return isinstance(value, dict) and value.get("enabled") is False
+    return value == {} or (isinstance(value, dict) and value.get("enabled") is False)
 
 
 def _asks_for_nothing(value: Any, node: Refused) -> bool:

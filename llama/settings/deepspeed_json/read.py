@@ -35,7 +35,10 @@ def load(path: Path, overrides: list[str]) -> dict[str, Any]:
     for override in overrides:
         _apply(config, override, problems)
     raise_if(problems)
-    return without_what_is_off(config)
+    try:
+        return without_what_is_off(config)
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply") from None
 
 
 def _strict_json(text: str) -> Any:

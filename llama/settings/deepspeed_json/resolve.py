@@ -17,7 +17,8 @@ from llama.settings.deepspeed_json.check import (
     is_left_off,
     zero_stage,
 )
-from llama.settings.deepspeed_json.keys import KEYS, Refused, Table, Unused
+from llama.settings.deepspeed_json.keys import KEYS
+from llama.settings.deepspeed_json.kinds import Refused, Table, Unused
 
 Precision = Literal["fp16", "bf16", "fp32"]
 

@@ -54,6 +54,7 @@ def test_our_files_are_sound_on_any_number_of_ranks(file: Path):
         ("{'a': 1}", "line 1, column 2: expecting property name"),
         ('{"a": 1} {}', "line 1, column 10: extra data"),
         ("[" * 100_000, "nested too deeply"),
+        ('{"amp": ' + '{"a": ' * 800 + "1" + "}" * 801, "nested too deeply"),
         (" " * 2_000_000, "not a settings file"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 
 from llama.errors import UserError
 from llama.settings.deepspeed_json import check, keys, load, resolve
+from llama.settings.deepspeed_json.kinds import Kind
 from tests.unit.settings.deepspeed_json.test_check import LORA, RATE, problems
 
 
@@ -160,7 +161,7 @@ def test_every_supported_key_is_known_to_deepspeed():
         known = {field.alias or name for name, field in fields.items()}
         ours = keys.KEYS[section]
         assert isinstance(ours, dict)
-        passed_on = {name for name, node in ours.items() if isinstance(node, keys.Kind | dict)}
+        passed_on = {name for name, node in ours.items() if isinstance(node, Kind | dict)}
         assert passed_on <= known, section
     for name, table in keys.SCHEDULERS.items():
         arguments = getattr(lr_schedules, name).__init__.__code__.co_varnames
