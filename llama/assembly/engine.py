@@ -47,5 +47,6 @@ def build_engine(
         note(plain)
     if options.checkpointing == "auto":
         length = options.seq_len or LONGEST_ROW
-        keep_what_fits(model, resolved.micro_batch, length, mesh, device)
+        to_come = engine.first_step_bytes()
+        keep_what_fits(model, resolved.micro_batch, length, mesh, device, to_come)
     return engine

@@ -7,6 +7,7 @@ import os
 import torch
 import torch.distributed as dist
 
+from llama.assembly.cgroup import cgroup_room
 from llama.fused.install import is_installed
 from llama.fused.keeping import Sizes, choose
 from llama.kernels.products import compute_dtype
@@ -15,22 +16,25 @@ from llama.model.kept import Kept
 from llama.model.transformer import Supervision, Transformer
 from llama.parallel.mesh import Mesh
 
-STATES = 16
-"""Bytes a trainable parameter is still to take at the first step: two moments, its gradient."""
 UNTRIED, LESS = 0.85, 0.9
 """Of the memory that there is, what is planned with where the plan cannot be tried: the allocator
 was seen to leave 3.6 of 24 GiB in pieces too small. And the step down after a plan that failed."""
 
 
 def keep_what_fits(
-    model: Transformer, rows: int, length: int, mesh: Mesh, device: torch.device
+    model: Transformer,
+    rows: int,
+    length: int,
+    mesh: Mesh,
+    device: torch.device,
+    first_step_bytes: int,
 ) -> None:
-    """Have `model` keep what memory holds of micro-batches of `rows` of `length` tokens. The plan
-    comes from arithmetic; where a rank can run alone it is then tried, and less planned until it
-    fits. All ranks keep the same: shards compute again together. Every rank must call it."""
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    """Have `model` keep what memory holds of micro-batches of `rows` of `length` tokens, beside
+    `first_step_bytes` that the optimizer is still to take. The plan comes from arithmetic; where a
+    rank can run alone it is then tried, and less planned until it fits. All ranks keep the same:
+    shards compute again together. Every rank must call it."""
     sizes = _sizes(model, mesh)
-    available = _least(available_bytes(device) - STATES * trained, device)
+    available = _least(available_bytes(device) - first_step_bytes, device)
     alone = mesh.tensor_parallel.size == 1 and not hasattr(model.output.weight, "ds_id")  # ZeRO-3
     tried = device.type == "cuda" and alone
     share = 1.0 if tried else UNTRIED
@@ -38,7 +42,7 @@ def keep_what_fits(
         model.keep(choose(sizes, rows * length, int(available * share)))
         if not tried or max(model.kept) == Kept.INPUT:
             return
-        if _least(_fits(model, rows, length, STATES * trained, device), device):
+        if _least(_fits(model, rows, length, first_step_bytes, device), device):
             return
         share *= LESS
 
@@ -86,10 +90,13 @@ def _fits(model: Transformer, rows: int, length: int, states: int, device: torch
 
 def available_bytes(device: torch.device) -> int:
     """What this process may still take: on CUDA of the device, or of its cap; on the CPU half of
-    the memory that is free, divided by the ranks on this machine."""
+    the memory that is free, or that the process's control group has left where that is less,
+    divided by the ranks on this machine."""
     if device.type == "cpu":
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return free // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        room = cgroup_room()
+        least = free if room is None else min(free, room)
+        return least // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     held = torch.cuda.memory_allocated(device)
     free, total = torch.cuda.mem_get_info(device)
     cap = int(total * torch.cuda.get_per_process_memory_fraction(device))

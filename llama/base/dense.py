@@ -29,7 +29,7 @@ class Dense:
 
     @property
     def nbytes(self) -> int:
-        return self.parameter.nbytes
+        return getattr(self.parameter, "ds_tensor", self.parameter).nbytes  # ZeRO-3: the share
 
     def times(self, x_TI: torch.Tensor) -> torch.Tensor:
         return products.times(x_TI, self.parameter)

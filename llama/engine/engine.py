@@ -20,6 +20,7 @@ from llama.engine.gradients import check_all_at_once
 from llama.engine.nonfinite import Finding, first_nonfinite
 from llama.engine.optimizer_state import OptimizerState
 from llama.engine.owners import send_gradients_to_owners
+from llama.engine.shares import optimized_elements, whole_elements
 from llama.engine.state import MOMENTS, EngineState, Tensors
 from llama.errors import TrainingError
 from llama.objectives.kinds import SFT
@@ -80,11 +81,16 @@ class Engine:
         self._scale_is_spent = False
         self.zero_stage = resolved.zero_stage
         self.trainable = trainable_parameters(model)
+        groups = parameter_groups(model)
+        self.optimized_elements = optimized_elements(
+            groups, self.zero_stage, mesh.data_parallel_size
+        )
+        """Elements whose float32 master and two moments this rank's optimizer should hold."""
         initialize: Any = deepspeed.initialize  # its annotations are narrower than what it takes
         LOGGER.setLevel(logging.ERROR)  # it asks its own schedule for a rate too early, and warns
         self._engine, self._optimizer, _, self._schedule = initialize(
             model=model,
-            model_parameters=parameter_groups(model),
+            model_parameters=groups,
             config=resolved.engine,
             mpu=DeepSpeedTopology(mesh),
             dist_init_required=False,
@@ -296,6 +302,14 @@ class Engine:
     def optimizer_state_bytes(self) -> int:
         """Bytes that the optimizer holds on this rank: float32 masters and moments."""
         return sum(t.numel() * t.element_size() for t in self._state.state_tensors())
+
+    def first_step_bytes(self) -> int:
+        """Bytes that this rank is still to take in its first step: two float32 moments of what it
+        optimizes; and for each gradient 4, and 4 for the buffer it is summed in, of the whole
+        adapter, or under ZeRO-3, which cuts gradients up as they come, of its own share."""
+        own = self.optimized_elements
+        gradients = own if self.zero_stage == 3 else whole_elements(self.trainable.values())
+        return 8 * own + 8 * gradients
 
     def close(self) -> None:
         """Let go of the model and of what DeepSpeed keeps of it, for another to be built."""

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from llama.engine.shares import own_values
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -82,7 +84,7 @@ def first_nonfinite(
     so no rank stops early, whatever it has found."""
     watch = Watch(model)
     for name, parameter in model.named_parameters():
-        watch.look(f"the weight {name}", parameter.detach())
+        watch.look(f"the weight {name}", own_values(parameter))
     try:
         for loss in losses:
             value = loss()

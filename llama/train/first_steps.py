@@ -74,11 +74,10 @@ class FirstStepsCheck:
 
 def optimizer_state_bytes(engine: Engine) -> int:
     """Bytes that the optimizer holds on this rank, once the first step has made its states: at most
-    float32 masters and two moments of the adapter, and nothing of the base, or `TrainingError`."""
-    held = engine.optimizer_state_bytes()
-    most = 12 * sum(p.numel() for p in engine.trainable.values())
-    padding = 1 << 16  # ZeRO pads its flat buffers to the number of ranks
-    if held > most + padding:
+    a float32 master and two moments of what this rank optimizes of the adapter, and nothing of the
+    base, or `TrainingError`."""
+    held, most = engine.optimizer_state_bytes(), 12 * engine.optimized_elements
+    if held > most:
         raise TrainingError(
             f"the optimizer holds {held:,} bytes, and the adapter's states need {most:,}: "
             "something other than the adapter is being optimized"

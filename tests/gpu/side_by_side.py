@@ -76,7 +76,8 @@ class Case:
                 _free()
                 own.limit_memory(self.cap, device)
                 shape = self.resolved.micro_batch, self.job.row_length
-                keep_what_fits(model, *shape, side.engine.mesh, device)
+                to_come = side.engine.first_step_bytes()
+                keep_what_fits(model, *shape, side.engine.mesh, device, to_come)
                 self.result["kept"] = summary(model.kept)
             else:
                 named: dict[str, Kept] = {**KEPT, **{k.name.lower(): k for k in Kept}}

@@ -24,6 +24,8 @@ class Case:
 
     folder: Path
     runs: list[dict[str, Any]] = field(default_factory=list)
+    lora: tuple[str, ...] = ("--lora.targets", "wq,wo", "--lora.dropout", "0.1")
+    """The options of the adapter."""
 
     def __post_init__(self) -> None:
         self.model = write_model(self.folder / "model")
@@ -39,7 +41,7 @@ class Case:
             *("--deepspeed", str(write_json(path, settings)), "--model", str(self.model)),
             *("--data", str(self.rows), "--eval_data", str(self.held_out)),
             *("--template", "chatml", "--seq_len", "96", "--epochs", "2"),
-            *("--lora.targets", "wq,wo", "--lora.dropout", "0.1"),
+            *self.lora,
             *("--output_dir", str(self.out(name)), *more),
         ]
 

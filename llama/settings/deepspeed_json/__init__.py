@@ -4,16 +4,17 @@
     problems = check(config, str(path))   # every problem, one line each
     resolved = resolve(config, ...)       # what deepspeed.initialize is given, all explicit
 
-`"auto"` is understood for the keys that follow from others, and nowhere else:
+Files come from the recipes of other trainers too. Three tables say what becomes of a key:
 
-    optimizer.params.lr     1.7 / the width of the model, at most 5e-3
-    total_num_steps         the optimizer steps of the run
-    warmup_num_steps        3% of them, at least 1
-    cycle_first_step_size   30% of them, at least 1
-    cycle_second_step_size  the rest
-    warmup_max_lr, cycle_max_lr   optimizer.params.lr, also where they are not written
-    warmup_min_lr           warmup_max_lr / warmup_num_steps: DeepSpeed's schedules take the first
-                            two steps at this rate, and its own default of 0 makes them idle
+    keys.KEYS     what it may hold; or why it is refused, and with which values it asks for nothing;
+                  or why it has no effect here, which is said in the notes
+    off           null and what is switched off is taken out on loading, before it can be refused
+    auto.VALUES   what "auto" stands for, where it is understood; the notes say what it became
+
+A rate of the schedule that is not written is optimizer.params.lr, as if it were "auto": DeepSpeed's
+own is 0.001 for every run. `warmup_min_lr` "auto" is a share of it: DeepSpeed's schedules take the
+first two steps at this rate, and its own default of 0 makes them idle. An optimizer that is not
+written is AdamW with "auto" throughout, as transformers makes one.
 """
 
 from llama.settings.deepspeed_json.check import batch_sizes, check

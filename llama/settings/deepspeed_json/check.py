@@ -8,8 +8,10 @@ from typing import Any
 
 from llama.errors import UserError
 from llama.files.inputs import nearest
-from llama.settings.deepspeed_json import keys
-from llama.settings.deepspeed_json.keys import BATCH, KEYS, SCHEDULERS, Kind, Refused, Table
+from llama.settings.deepspeed_json import auto, keys
+from llama.settings.deepspeed_json.auto import AUTO
+from llama.settings.deepspeed_json.keys import BATCH, KEYS, SCHEDULERS
+from llama.settings.deepspeed_json.kinds import Kind, Refused, Table, Unused
 
 
 def check(config: dict[str, Any], file: str, data_parallel: int | None = None) -> list[str]:
@@ -44,11 +46,35 @@ def get(config: dict[str, Any], path: str, default: Any = None) -> Any:
     return node
 
 
+def is_left_off(value: Any) -> bool:
+    """Whether a section that is not supported leaves to us whether it is on."""
+    return isinstance(value, dict) and value.get("enabled") == AUTO
+
+
+def zero_stage(config: dict[str, Any], default: int) -> int:
+    """The stage of ZeRO, `default` where none is written, or none that is right."""
+    stage = get(config, "zero_optimization.stage", default)
+    return auto.ZERO_STAGE if stage == AUTO else stage
+
+
+def cycles_momentum(config: dict[str, Any]) -> bool:
+    """Whether the schedule is one that sets the first of Adam's betas at every step."""
+    is_one_cycle = get(config, "scheduler.type") == "OneCycle"
+    return is_one_cycle and get(config, "scheduler.params.cycle_momentum", True) is not False
+
+
 def batch_sizes(config: dict[str, Any], data_parallel: int) -> tuple[int, int]:
     """Micro-batch and accumulation steps: `train_batch_size` is their product times the number of
     data-parallel ranks, and of the three what is not written follows (accumulation is 1 where that
-    leaves it open). Raises `UserError` where they cannot agree."""
+    leaves it open). "auto" is what follows too, and where nothing does as in `auto`. Raises
+    `UserError` where they cannot agree."""
     whole, micro, steps = (config.get(key, 0) for key in BATCH)
+    if micro == AUTO or (whole == AUTO and not micro):
+        follows = whole not in (0, AUTO) and steps not in (0, AUTO)
+        micro = 0 if follows else auto.MICRO_BATCH
+    whole = 0 if whole == AUTO else whole
+    if steps == AUTO:
+        steps = 0 if whole else auto.ACCUMULATION
     assert whole or micro, "check reports it"
     if not whole:
         return micro, steps or 1
@@ -80,12 +106,16 @@ def _against_table(
         if node is None:
             problems.append(f"{where}: unknown key{nearest(name, known, prefix)}")
         elif isinstance(node, Refused):
-            problems.append(f"{where}: {node.reason}")
+            if not is_left_off(value):
+                problems.append(f"{where}: {node.reason}")
+        elif isinstance(node, Unused):
+            continue
         elif isinstance(node, Kind):
-            if node.accepts(value):
+            if node.accepts(value) or (value == AUTO and where in auto.VALUES):
                 sound[name] = value
             else:
-                problems.append(f"{where}: expected {node.expected}, found {found}")
+                expected = node.expected + (', or "auto"' if where in auto.VALUES else "")
+                problems.append(f"{where}: expected {expected}, found {found}")
         elif isinstance(value, dict):
             sound[name] = _against_table(value, node, f"{where}.", problems)
         else:
@@ -98,9 +128,10 @@ def _missing(config: dict[str, Any]) -> list[str]:
     """Keys that must be written because leaving them out means something other than it seems."""
     reasons = {
         "gradient_clipping": "missing; write a norm, or 0 for off (DeepSpeed's own default is 1.0)",
-        "optimizer.type": f"missing; write one of {', '.join(keys.OPTIMIZERS)}",
-        "optimizer.params.lr": "missing; write the learning rate",
     }
+    if "optimizer" in config:
+        reasons["optimizer.type"] = f"missing; write one of {', '.join(keys.OPTIMIZERS)}"
+        reasons["optimizer.params.lr"] = "missing; write the learning rate"
     if not any(key in config for key in BATCH[:2]):
         reasons[BATCH[1]] = f"missing; write it, or {BATCH[0]}"
     for name, table in KEYS.items():
@@ -111,8 +142,9 @@ def _missing(config: dict[str, Any]) -> list[str]:
     if "scheduler" in config:
         reasons["scheduler.type"] = f"missing; write one of {', '.join(SCHEDULERS)}"
         for name in keys.SCHEDULER_REQUIRED.get(str(get(config, "scheduler.type")), ()):
-            auto = ', or "auto"' if name != "cycle_min_lr" else ""
-            reasons[f"scheduler.params.{name}"] = f"missing; write a number{auto}"
+            where = f"scheduler.params.{name}"
+            or_auto = ', or "auto"' if where in auto.VALUES else ""
+            reasons[where] = f"missing; write a number{or_auto}"
     return [f"{path}: {reason}" for path, reason in reasons.items() if _is_absent(config, path)]
 
 
@@ -130,10 +162,10 @@ def _is_absent(config: dict[str, Any], path: str) -> bool:
 
 def _precision(config: dict[str, Any]) -> list[str]:
     problems: list[str] = []
-    fp16, bf16 = (get(config, f"{name}.enabled", False) for name in ("fp16", "bf16"))
+    fp16, bf16 = (get(config, f"{name}.enabled") is True for name in ("fp16", "bf16"))
     if fp16 and bf16:
         problems.append("fp16.enabled, bf16.enabled: both are true; a run has one precision")
-    stage = get(config, "zero_optimization.stage", None if "zero_optimization" in config else 0)
+    stage = zero_stage(config, default=-1 if "zero_optimization" in config else 0)
     if (fp16 or bf16) and stage == 0:
         problems.append(
             f"zero_optimization.stage: 0 with {'fp16' if fp16 else 'bf16'}; write 1, 2 or 3 "
@@ -160,23 +192,20 @@ def _scheduler(config: dict[str, Any]) -> list[str]:
     params, rate = get(config, "scheduler.params", {}), get(config, "optimizer.params.lr")
     problems: list[str] = []
     for prefix in ("warmup", "cycle"):
-        low, high = (params.get(f"{prefix}_{name}_lr", "auto") for name in ("min", "max"))
+        low, high = (params.get(f"{prefix}_{name}_lr", AUTO) for name in ("min", "max"))
         where = f"scheduler.params.{prefix}"
-        if high != "auto" and rate is not None and high != rate:
+        if high != AUTO and rate is not None and high != rate:
             problems.append(
                 f"{where}_max_lr: {high} is not optimizer.params.lr, {rate}, and would replace it; "
                 "leave it out"
             )
-        elif low != "auto" and rate not in (None, "auto") and low > rate:
+        elif low != AUTO and rate not in (None, AUTO) and low > rate:
             problems.append(f"{where}_min_lr: {low} is above optimizer.params.lr, {rate}")
-    total, warmup = (params.get(f"{name}_num_steps", "auto") for name in ("total", "warmup"))
-    if "auto" not in (total, warmup) and warmup > total:
+    total, warmup = (params.get(f"{name}_num_steps", AUTO) for name in ("total", "warmup"))
+    if AUTO not in (total, warmup) and warmup > total:
         where = "scheduler.params.warmup_num_steps"
         problems.append(f"{where}: {warmup} is above total_num_steps, {total}")
-    cycles_momentum = get(config, "scheduler.type") == "OneCycle" and params.get(
-        "cycle_momentum", 1
-    )
-    if cycles_momentum and "betas" in get(config, "optimizer.params", {}):
+    if cycles_momentum(config) and get(config, "optimizer.params.betas", AUTO) != AUTO:
         problems.append(
             "optimizer.params.betas: OneCycle replaces them; leave them out, or write "
             "scheduler.params.cycle_momentum false"
@@ -185,10 +214,10 @@ def _scheduler(config: dict[str, Any]) -> list[str]:
 
 
 def _offload(config: dict[str, Any]) -> list[str]:
-    stage, problems = get(config, "zero_optimization.stage", 3), []
+    stage, problems = zero_stage(config, default=3), []
     for name, least in (("offload_param", 3), ("offload_optimizer", 1)):
         where = f"zero_optimization.{name}"
-        if get(config, f"{where}.device", "none") != "none" and stage < least:
+        if get(config, f"{where}.device") == "cpu" and stage < least:
             problems.append(f"{where}: needs zero_optimization.stage {least} or above")
     return problems
 

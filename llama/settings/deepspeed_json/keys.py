@@ -7,78 +7,33 @@ ignores an unknown top-level key and takes a negative learning rate or clip with
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Union
-
-
-@dataclass(frozen=True)
-class Kind:
-    """The values that a key takes, in words and as a test."""
-
-    expected: str
-    accepts: Callable[[Any], bool]
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A key that DeepSpeed knows and this trainer does not pass on."""
-
-    reason: str
-
-
-Table = dict[str, Union[Kind, Refused, "Table"]]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _integer(least: int, most: float = math.inf) -> Kind:
-    expected = f"an integer of at least {least}"
-    if most < math.inf:
-        expected = f"an integer from {least} to {most}"
-    return Kind(expected, lambda value: _is_integer(value) and least <= value <= most)
-
-
-def _choice(*choices: str) -> Kind:
-    return Kind("one of " + ", ".join(choices), lambda value: value in choices)
-
-
-def _or_auto(kind: Kind) -> Kind:
-    return Kind(f'{kind.expected}, or "auto"', lambda v: v == "auto" or kind.accepts(v))
-
-
-BOOL = Kind("true or false", lambda value: isinstance(value, bool))
-TEXT = Kind("text", lambda value: isinstance(value, str))
-POSITIVE = Kind("a finite number above 0", lambda v: _is_number(v) and v > 0)
-NOT_NEGATIVE = Kind("a finite number of at least 0", lambda v: _is_number(v) and v >= 0)
-SHARE = Kind("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
-COUNT = _integer(1)
-NOT_NEGATIVE_COUNT = _integer(0)
-ELEMENTS = Kind(  # 5e8 is how DeepSpeed's own pages write it
-    "a whole number of elements above 0", lambda v: _is_number(v) and v >= 1 and v == int(v)
+from llama.settings.deepspeed_json.kinds import (
+    BETAS,
+    BOOL,
+    COUNT,
+    ELEMENTS,
+    ELEMENTS_OR_NONE,
+    EVEN_ELEMENTS,
+    NAMES,
+    NOT_NEGATIVE,
+    NOT_NEGATIVE_COUNT,
+    POSITIVE,
+    SHARE,
+    TEXT,
+    TRUE,
+    Kind,
+    Refused,
+    Table,
+    Unused,
+    choice,
+    integer,
 )
-EVEN_ELEMENTS = Kind(
-    "an even number of elements above 0", lambda v: ELEMENTS.accepts(v) and v % 2 == 0
-)
-BETAS = Kind(
-    "two numbers from 0 to below 1",
-    lambda v: isinstance(v, list) and len(v) == 2 and all(_is_number(b) and 0 <= b < 1 for b in v),
-)
-NAMES = Kind("a list of text", lambda v: isinstance(v, list) and all(map(TEXT.accepts, v)))
-TRUE = Kind("true", lambda value: value is True)
 
 BATCH = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 OPTIMIZERS = ("AdamW", "Adam")
 OPTIMIZER_PARAMS: Table = {
-    "lr": _or_auto(POSITIVE),
+    "lr": POSITIVE,
     "betas": BETAS,
     "eps": POSITIVE,
     "weight_decay": NOT_NEGATIVE,
@@ -89,27 +44,33 @@ OPTIMIZER_PARAMS: Table = {
     "fused": BOOL,
     "foreach": BOOL,
     "max_grad_norm": Refused("write gradient_clipping, at the top"),
+    "amsgrad": Refused("not supported"),
+    "bias_correction": Refused("Adam without it is not supported", idle=(True,)),
 }
 
+_LAST: Table = {
+    "last_batch_iteration": Refused("a run goes on from its own checkpoint", idle=(-1,))
+}
 _WARMUP: Table = {
-    "warmup_num_steps": _or_auto(COUNT),
-    "warmup_type": _choice("linear", "log"),
+    **_LAST,
+    "warmup_num_steps": COUNT,
+    "warmup_type": choice("linear", "log"),
 }
 _WARMUP_LR: Table = {
-    "warmup_min_lr": _or_auto(NOT_NEGATIVE),
-    "warmup_max_lr": _or_auto(POSITIVE),
+    "warmup_min_lr": NOT_NEGATIVE,
+    "warmup_max_lr": POSITIVE,
     **_WARMUP,
 }
-_TOTAL: Table = {"total_num_steps": _or_auto(COUNT)}
+_TOTAL: Table = {"total_num_steps": COUNT}
 SCHEDULERS: dict[str, Table] = {
     "WarmupLR": _WARMUP_LR,
     "WarmupDecayLR": {**_TOTAL, **_WARMUP_LR},
     "WarmupCosineLR": {**_TOTAL, "warmup_min_ratio": SHARE, **_WARMUP, "cos_min_ratio": SHARE},
     "OneCycle": {
         "cycle_min_lr": NOT_NEGATIVE,
-        "cycle_max_lr": _or_auto(POSITIVE),
-        "cycle_first_step_size": _or_auto(COUNT),
-        "cycle_second_step_size": _or_auto(NOT_NEGATIVE_COUNT),
+        "cycle_max_lr": POSITIVE,
+        "cycle_first_step_size": COUNT,
+        "cycle_second_step_size": NOT_NEGATIVE_COUNT,
         "cycle_first_stair_count": NOT_NEGATIVE_COUNT,
         "cycle_second_stair_count": NOT_NEGATIVE_COUNT,
         "decay_step_size": NOT_NEGATIVE_COUNT,
@@ -118,6 +79,7 @@ SCHEDULERS: dict[str, Table] = {
         "cycle_min_mom": SHARE,
         "cycle_max_mom": SHARE,
         "decay_mom_rate": NOT_NEGATIVE,
+        **_LAST,
     },
 }
 SCHEDULER_REQUIRED = {
@@ -128,10 +90,24 @@ SCHEDULER_REQUIRED = {
 }
 """Written always: DeepSpeed's defaults are lengths of 1000 and 2000 steps, whatever the run's."""
 
+_REMOVED = Refused("no longer in DeepSpeed")
+_UNSUPPORTED = Refused("not supported")
 _MASTERS = Refused("the optimizer keeps float32 masters of the trained tensors")
-_OFFLOAD: Table = {"device": _choice("none", "cpu"), "pin_memory": BOOL}
+_ONLY_NVME = Unused("it is of nvme alone")
+_OFFLOAD: Table = {
+    "device": choice("none", "cpu"),
+    "pin_memory": BOOL,
+    **dict.fromkeys(("nvme_path", "buffer_count", "buffer_size", "max_in_cpu"), _ONLY_NVME),
+    **dict.fromkeys(("pipeline", "pipeline_read", "pipeline_write", "fast_init"), _ONLY_NVME),
+    "ratio": Refused("states are offloaded whole", idle=(1,)),
+    "super_offload": Refused("not supported"),
+    "cpuadam_cores_perc": Unused("it is of super_offload alone"),
+}
+_OWN_CHECKPOINTS = Unused("checkpoints are the trainer's own, and whole")
+_PLUS_PLUS = Refused("ZeRO++ is not supported")
+_ZERO_REMOVED = Refused("no longer in DeepSpeed", idle=(-1,))
 _ZERO: Table = {
-    "stage": _integer(0, 3),
+    "stage": integer(0, 3),
     "contiguous_gradients": BOOL,
     "reduce_scatter": BOOL,
     "reduce_bucket_size": ELEMENTS,
@@ -143,28 +119,42 @@ _ZERO: Table = {
     "ignore_unused_parameters": BOOL,
     "offload_param": _OFFLOAD,
     "offload_optimizer": _OFFLOAD,
-    "sub_group_size": ELEMENTS,
-    "stage3_prefetch_bucket_size": ELEMENTS,
-    "stage3_param_persistence_threshold": NOT_NEGATIVE_COUNT,
-    "stage3_model_persistence_threshold": NOT_NEGATIVE_COUNT,
-    "stage3_max_live_parameters": ELEMENTS,
-    "stage3_max_reuse_distance": ELEMENTS,
+    "sub_group_size": ELEMENTS_OR_NONE,
+    "stage3_prefetch_bucket_size": ELEMENTS_OR_NONE,
+    "stage3_param_persistence_threshold": ELEMENTS_OR_NONE,
+    "stage3_model_persistence_threshold": ELEMENTS_OR_NONE,
+    "stage3_max_live_parameters": ELEMENTS_OR_NONE,
+    "stage3_max_reuse_distance": ELEMENTS_OR_NONE,
     "stage3_module_granularity_threshold": NOT_NEGATIVE_COUNT,
-    "compute_grad_norm": Refused("the norm is always computed: it is logged, and clipped by"),
+    "compute_grad_norm": Refused(
+        "the norm is always computed: it is logged, and clipped by", idle=(True,)
+    ),
     "cpu_offload": Refused("write offload_optimizer"),
     "cpu_offload_param": Refused("write offload_param"),
-    "stage3_gather_16bit_weights_on_model_save": Refused("checkpoints are not DeepSpeed's"),
-    "zero_quantized_weights": Refused("ZeRO++ is not supported"),
-    "zero_quantized_gradients": Refused("ZeRO++ is not supported"),
-    "zero_hpz_partition_size": Refused("ZeRO++ is not supported"),
+    "cpu_offload_use_pin_memory": Refused("write pin_memory in the section that offloads"),
+    "stage3_gather_16bit_weights_on_model_save": _OWN_CHECKPOINTS,
+    "stage3_gather_fp16_weights_on_model_save": _OWN_CHECKPOINTS,
+    "load_from_fp32_weights": _OWN_CHECKPOINTS,
+    "elastic_checkpoint": _OWN_CHECKPOINTS,
+    "pipeline_loading_checkpoint": _OWN_CHECKPOINTS,
+    "memory_efficient_linear": Unused("the model's linear layers are its own"),
+    "legacy_stage1": _REMOVED,
+    **dict.fromkeys(("mics_shard_size", "zeropp_loco_param"), _ZERO_REMOVED),
+    "mics_hierarchical_params_gather": _ZERO_REMOVED,
+    "zero_quantized_weights": _PLUS_PLUS,
+    "zero_quantized_nontrainable_weights": _PLUS_PLUS,
+    "zero_quantized_gradients": _PLUS_PLUS,
+    "zero_hpz_partition_size": Refused("ZeRO++ is not supported", idle=(0, 1)),
+    "stage3_use_all_reduce_for_fetch_params": _UNSUPPORTED,
+    "stage3_allgather_sequential": _UNSUPPORTED,
+    "zenflow": _UNSUPPORTED,
 }
 
-_CHECKPOINTS = Refused("checkpoints are the trainer's own, not DeepSpeed's")
-_MESH = Refused("would replace the process groups of --tensor_parallel")
-_DIVISION = Refused("the loss is already divided by the tokens of the whole step")
-_REMOVED = Refused("no longer in DeepSpeed")
+_MESH = Refused("would replace the process groups of --tensor_parallel", idle=(0, 1))
+_DIVISION = Refused("the loss is already divided by the tokens of the whole step", idle=(1, "mean"))
 _DATA = Refused("the order of the data is the trainer's own")
-_UNSUPPORTED = Refused("not supported")
+_NO_LOSS_SCALE = Unused("bf16 has no loss scale")
+_NO_LEAVE = Unused("the supported optimizers need no such leave")
 
 KEYS: Table = {
     "train_batch_size": COUNT,
@@ -177,15 +167,16 @@ KEYS: Table = {
             lambda v: isinstance(v, str) and v.lower() in map(str.lower, OPTIMIZERS),
         ),
         "params": OPTIMIZER_PARAMS,
+        "legacy_fusion": Unused("torch's own optimizer has none"),
     },
     "scheduler": {
-        "type": _choice(*SCHEDULERS),
+        "type": choice(*SCHEDULERS),
         "params": {name: kind for table in SCHEDULERS.values() for name, kind in table.items()},
     },
     "fp16": {
         "enabled": BOOL,
         "loss_scale": NOT_NEGATIVE,
-        "initial_scale_power": _integer(0, 32),
+        "initial_scale_power": integer(0, 32),
         "loss_scale_window": COUNT,
         "hysteresis": COUNT,
         "consecutive_hysteresis": BOOL,
@@ -198,9 +189,13 @@ KEYS: Table = {
         "check_grad_overflow": Kind("true (else one NaN reaches every weight)", TRUE.accepts),
         "bf16_master_weights_and_grads": _MASTERS,
         "bf16_optimizer_states": _MASTERS,
+        "auto_cast": Refused("the model does its own casts"),
+        "immediate_grad_update": _UNSUPPORTED,
+        **dict.fromkeys(("loss_scale", "initial_scale_power", "hysteresis"), _NO_LOSS_SCALE),
+        **dict.fromkeys(("loss_scale_window", "min_loss_scale"), _NO_LOSS_SCALE),
     },
     "zero_optimization": _ZERO,
-    "steps_per_print": COUNT,
+    "steps_per_print": Kind("a whole number of at least 1", ELEMENTS.accepts),
     "wall_clock_breakdown": BOOL,
     "memory_breakdown": BOOL,
     "dump_state": BOOL,
@@ -215,7 +210,7 @@ KEYS: Table = {
         "enabled": BOOL,
         "recompute_fwd_factor": NOT_NEGATIVE,
         "profile_step": COUNT,
-        "module_depth": _integer(-1),
+        "module_depth": integer(-1),
         "top_modules": COUNT,
         "detailed": BOOL,
         "output_file": TEXT,
@@ -231,10 +226,12 @@ KEYS: Table = {
         "experiment_name": TEXT,
         "experiment_key": TEXT,
         "online": BOOL,
-        "mode": _choice("get", "create", "get_or_create"),
+        "mode": choice("get", "create", "get_or_create"),
         "api_key": Refused("a secret: set COMET_API_KEY (run.json keeps a copy of this file)"),
     },
-    "activation_checkpointing": Refused("use the option --checkpointing"),
+    "activation_checkpointing": Refused(
+        "use the option --checkpointing", idle_keys=("number_checkpoints",)
+    ),
     "bfloat16": Refused("write bf16"),
     "tensor_parallel": _MESH,
     "autotp_size": _MESH,
@@ -244,13 +241,17 @@ KEYS: Table = {
     "prescale_gradients": _DIVISION,
     "gradient_predivide_factor": _DIVISION,
     "gradient_allreduce_op": _DIVISION,
-    "managed_gradient_accumulation": _DIVISION,
-    "checkpoint": _CHECKPOINTS,
-    "datastates": _CHECKPOINTS,
+    "managed_gradient_accumulation": Refused(
+        "the trainer says itself where a step ends", idle=(True,)
+    ),
+    "checkpoint": Refused(
+        "checkpoints are the trainer's own, not DeepSpeed's", idle_keys=("tag_validation",)
+    ),
+    "datastates": Refused("checkpoints are the trainer's own, not DeepSpeed's"),
     "data_efficiency": _DATA,
     "dataloader_drop_last": _DATA,
-    "zero_allow_untested_optimizer": Refused("the supported optimizers need no such leave"),
-    "zero_force_ds_cpu_optimizer": Refused("the supported optimizers need no such leave"),
+    "zero_allow_untested_optimizer": _NO_LEAVE,
+    "zero_force_ds_cpu_optimizer": _NO_LEAVE,
     "torch_autocast": Refused("write fp16 or bf16"),
     "amp": Refused("no longer in DeepSpeed; write fp16 or bf16"),
     "elasticity": _REMOVED,
@@ -266,9 +267,17 @@ KEYS: Table = {
     "hybrid_engine": _UNSUPPORTED,
     "weight_quantization": _UNSUPPORTED,
     "compile": _UNSUPPORTED,
-    "aio": _UNSUPPORTED,
+    "aio": Unused("it is of nvme alone"),
     "communication_data_type": _UNSUPPORTED,
     "data_types": _UNSUPPORTED,
+    "disable_allgather": _UNSUPPORTED,
+    "use_data_before_expert_parallelism": _UNSUPPORTED,
+    "timers": Unused("the trainer takes its own times"),
+    "log_level": Unused("DeepSpeed's warnings alone are shown"),
+    "disable_python_gc": _UNSUPPORTED,
+    "graph_harvesting": _UNSUPPORTED,
+    "vocabulary_size": Unused("the model says it"),
+    "seq_parallel_communication_data_type": _UNSUPPORTED,
 }
 
 MONITOR_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml"}

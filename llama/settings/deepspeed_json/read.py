@@ -10,11 +10,13 @@ from typing import Any
 from llama.errors import UserError, raise_if
 from llama.files.inputs import nearest, read_text
 from llama.settings.deepspeed_json import keys
+from llama.settings.deepspeed_json.off import without_what_is_off
 
 
 def load(path: Path, overrides: list[str]) -> dict[str, Any]:
     """The JSON object in the file at `path`, with `overrides` applied (`optimizer.params.lr=1e-4`:
-    the value is JSON, else text). Raises `UserError`; what the keys mean is `check`'s matter."""
+    the value is JSON, else text), less what is switched off in it. Raises `UserError`; what the
+    keys mean is `check`'s matter."""
     text = read_text(path)
     if not text.strip():
         raise UserError(f"{path}: is empty; a JSON object is expected")
@@ -33,7 +35,10 @@ def load(path: Path, overrides: list[str]) -> dict[str, Any]:
     for override in overrides:
         _apply(config, override, problems)
     raise_if(problems)
-    return config
+    try:
+        return without_what_is_off(config)
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply") from None
 
 
 def _strict_json(text: str) -> Any:
@@ -89,7 +94,9 @@ def _apply(config: dict[str, Any], override: str, problems: list[str]) -> None:
         return
     section = config
     for part in parts[:-1]:
-        section = section.setdefault(part, {})
+        if section.get(part) is None:  # null is as if it were not there
+            section[part] = {}
+        section = section[part]
         if not isinstance(section, dict):
             return  # `check` says what is wrong with this section of the file
     try:

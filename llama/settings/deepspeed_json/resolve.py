@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from llama.errors import UserError
-from llama.settings.deepspeed_json import keys
-from llama.settings.deepspeed_json.check import batch_sizes, get
+from llama.settings.deepspeed_json import auto, keys
+from llama.settings.deepspeed_json.auto import AUTO
+from llama.settings.deepspeed_json.check import (
+    batch_sizes,
+    cycles_momentum,
+    get,
+    is_left_off,
+    zero_stage,
+)
+from llama.settings.deepspeed_json.keys import KEYS
+from llama.settings.deepspeed_json.kinds import Refused, Table, Unused
 
 Precision = Literal["fp16", "bf16", "fp32"]
-
-WARMUP_SHARE = 0.03
-FIRST_HALF_SHARE = 0.3
-LEARNING_RATE_WIDTH = 1.7
-"""Times 1 / width: the rate for adapters falls with the width of the model, as practice and
-width-scaling arguments agree (Yang et al., "Tensor Programs V", 2022). 7B gets 4.2e-4."""
-LARGEST_AUTO_RATE = 5e-3
 
 
 @dataclass(frozen=True)
@@ -50,18 +53,20 @@ def resolve(
     """Make `config`, in which `check` found nothing, definite for `total_steps` optimizer steps on
     `data_parallel` ranks whose devices support these types, and a model `width` wide. Raises
     `UserError` where the batch sizes disagree or the device has no half precision at all."""
-    engine, notes = copy.deepcopy(config), []
+    notes: list[str] = []
+    engine = _passed_on(config, KEYS, "", notes)
     micro_batch, accumulation = batch_sizes(config, data_parallel)
     sizes = (micro_batch * accumulation * data_parallel, micro_batch, accumulation)
-    engine.update(zip(keys.BATCH, sizes, strict=True))
     precision = _resolve_precision(engine, fp16_supported, bf16_supported, notes)
+    _complete_optimizer(engine, notes)
+    filled = auto.fill(auto.Facts(sizes, precision, width, total_steps, engine))
+    _say_what_auto_is(filled, width, notes)
+    engine.update(zip(keys.BATCH, sizes, strict=True))
     zero = engine.setdefault("zero_optimization", {"stage": 0})
     if zero["stage"] == 3:  # else it would replace torch's own linear, for the whole process
         zero["memory_efficient_linear"] = False
-    _resolve_optimizer(engine["optimizer"], width, notes)
     if "scheduler" in engine:
-        rate = engine["optimizer"]["params"]["lr"]
-        _resolve_scheduler(engine["scheduler"], rate, total_steps, notes)
+        _check_schedule(engine["scheduler"], total_steps, notes)
     return Resolved(
         engine=engine,
         precision=precision,
@@ -73,10 +78,32 @@ def resolve(
     )
 
 
+def _passed_on(
+    section: dict[str, Any], table: Table, prefix: str, notes: list[str]
+) -> dict[str, Any]:
+    """A copy of `section` without the keys that DeepSpeed is not given, each of which is said."""
+    kept: dict[str, Any] = {}
+    for name, value in section.items():
+        node = table.get(name)
+        if isinstance(node, Unused):
+            notes.append(f"{prefix}{name} has no effect: {node.reason}")
+        elif isinstance(node, Refused):
+            assert is_left_off(value), "check reports it"
+            notes.append(f'{prefix}{name}.enabled "auto" is false: {node.reason}')
+        elif isinstance(value, dict) and isinstance(node, dict):
+            kept[name] = _passed_on(value, node, f"{prefix}{name}.", notes)
+        else:
+            kept[name] = copy.deepcopy(value)
+    return kept
+
+
 def _resolve_precision(
     engine: dict[str, Any], fp16_supported: bool, bf16_supported: bool, notes: list[str]
 ) -> Precision:
-    wants_fp16, wants_bf16 = (get(engine, f"{name}.enabled", False) for name in ("fp16", "bf16"))
+    written = [get(engine, f"{name}.enabled", False) for name in ("fp16", "bf16")]
+    if AUTO in written and True not in written:
+        return _auto_precision(engine, fp16_supported, bf16_supported, notes)
+    wants_fp16, wants_bf16 = (value is True for value in written)
     if not (wants_fp16 or wants_bf16):
         return "fp32"
     if wants_fp16 and fp16_supported:
@@ -91,45 +118,71 @@ def _resolve_precision(
     return "bf16"
 
 
-def _resolve_optimizer(optimizer: dict[str, Any], width: int, notes: list[str]) -> None:
-    params = optimizer["params"]
-    if params["lr"] == "auto":
-        params["lr"] = float(f"{min(LEARNING_RATE_WIDTH / width, LARGEST_AUTO_RATE):.3g}")
-        notes.append(
-            f'optimizer.params.lr "auto" is {params["lr"]:g}: {LEARNING_RATE_WIDTH} / the width of '
-            f"the model, {width}, and at most {LARGEST_AUTO_RATE:g}"
-        )
+def _auto_precision(
+    engine: dict[str, Any], fp16_supported: bool, bf16_supported: bool, notes: list[str]
+) -> Precision:
+    """bf16 before fp16, of what the file offers and the device has; else the other one that the
+    device has; float32 where it has neither, and under ZeRO-0, which trains in nothing else."""
+    offered = [name for name in ("bf16", "fp16") if get(engine, f"{name}.enabled") == AUTO]
+    has: dict[str, bool] = {"bf16": bf16_supported, "fp16": fp16_supported}
+    found = next((name for name in [*offered, *has] if has[name]), "fp32")
+    if zero_stage(engine, default=0) == 0:
+        found, why = "fp32", "ZeRO-0 trains in nothing else; for half precision write stage 1"
+    else:
+        why = "the device has it" if found != "fp32" else "the device has no half precision"
+    keys_of_it = ", ".join(f"{name}.enabled" for name in offered)
+    notes.append(f'{keys_of_it} "auto": running in {found}: {why}')
+    for name in has:
+        if name in engine:
+            engine[name]["enabled"] = name == found
+    if found != "fp32":
+        engine.setdefault(found, {"enabled": True})
+    return "fp16" if found == "fp16" else "bf16" if found == "bf16" else "fp32"
+
+
+def _complete_optimizer(engine: dict[str, Any], notes: list[str]) -> None:
+    if "optimizer" not in engine:
+        params = {name: AUTO for name in ("lr", "betas", "eps", "weight_decay")}
+        engine["optimizer"] = {"type": "AdamW", "params": params}
+        notes.append('no optimizer is written: AdamW, with "auto" for lr, betas, eps, weight_decay')
+    optimizer = engine["optimizer"]
+    if cycles_momentum(engine) and optimizer["params"].get("betas") == AUTO:
+        del optimizer["params"]["betas"]  # OneCycle sets them
     if "torch_adam" not in optimizer["params"]:
         optimizer["params"]["torch_adam"] = True
         notes.append(
             f"optimizer {optimizer['type']}: torch's own (torch_adam true), so that no kernel is "
             "compiled when the run starts"
         )
+    params = get(engine, "scheduler.params")
+    if params is not None and engine["scheduler"]["type"] != "WarmupCosineLR":
+        # DeepSpeed's own is 0.001, whatever the optimizer's
+        cycle = engine["scheduler"]["type"] == "OneCycle"
+        params.setdefault("cycle_max_lr" if cycle else "warmup_max_lr", AUTO)
 
 
-def _resolve_scheduler(
-    scheduler: dict[str, Any], rate: float, total_steps: int, notes: list[str]
-) -> None:
-    """Fill in each "auto". For the rates DeepSpeed's default, 0.001 whatever the optimizer's, is
-    never left to apply."""
+def _say_what_auto_is(filled: dict[str, Any], width: int, notes: list[str]) -> None:
+    """One line for the rate, which is ours to choose, and one for all the others."""
+    where = "optimizer.params.lr"
+    if where in filled:
+        notes.append(
+            f'{where} "auto" is {filled.pop(where):g}: {auto.LEARNING_RATE_WIDTH} / the width of '
+            f"the model, {width}, and at most {auto.LARGEST_AUTO_RATE:g}"
+        )
+    if filled:
+        values = (f"{path} {_short(value)}" for path, value in filled.items())
+        notes.append(f'"auto" is: {", ".join(values)}')
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value)
+
+
+def _check_schedule(scheduler: dict[str, Any], total_steps: int, notes: list[str]) -> None:
+    """Say where the schedule is not made for this run."""
     params = scheduler["params"]
-
-    def fill(name: str, value: float) -> None:
-        if params.get(name) == "auto":
-            params[name] = value
-
     if scheduler["type"] == "OneCycle":
-        params.setdefault("cycle_max_lr", rate)
-        fill("cycle_max_lr", rate)
-        fill("cycle_first_step_size", max(1, round(FIRST_HALF_SHARE * total_steps)))
-        fill("cycle_second_step_size", max(0, total_steps - params["cycle_first_step_size"]))
         return
-    fill("total_num_steps", total_steps)
-    fill("warmup_num_steps", max(1, round(WARMUP_SHARE * total_steps)))
-    if scheduler["type"] != "WarmupCosineLR":
-        params.setdefault("warmup_max_lr", rate)
-        fill("warmup_max_lr", rate)
-        fill("warmup_min_lr", rate / max(2, params["warmup_num_steps"]))
     for name in ("total_num_steps", "warmup_num_steps"):
         written = params.get(name, 0)
         if written > total_steps or (name == "total_num_steps" and 0 < written < total_steps):

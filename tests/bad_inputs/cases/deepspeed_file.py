@@ -69,11 +69,13 @@ CASES = [
     Case("`NaN`", text('{"gradient_clipping": NaN}'), ("NaN is not JSON",)),
     Case("`1e999`", text('{"gradient_clipping": 1e999}'), ("1e999 is too large a number",)),
     Case(
-        "micro-batch 1.5", keys(**{MICRO: 1.5}), ("expected an integer of at least 1, found 1.5",)
+        "micro-batch 1.5",
+        keys(**{MICRO: 1.5}),
+        ('expected an integer of at least 1, or "auto", found 1.5',),
     ),
     Case('micro-batch `"2"`', keys(**{MICRO: "2"}), ('found "2"',)),
-    Case("micro-batch 0", keys(**{MICRO: 0}), ("at least 1, found 0",)),
-    Case("accumulation -1", keys(**{STEPS: -1}), ("at least 1, found -1",)),
+    Case("micro-batch 0", keys(**{MICRO: 0}), ('at least 1, or "auto", found 0',)),
+    Case("accumulation -1", keys(**{STEPS: -1}), ('at least 1, or "auto", found -1',)),
     Case("no batch size", keys(**{MICRO: ...}), (f"{MICRO}: missing",)),
     Case(
         "batch sizes that disagree",
@@ -87,7 +89,9 @@ CASES = [
     ),
     Case("fp16 and bf16", keys(**HALF, bf16__enabled=True), ("a run has one precision",)),
     Case("fp16 with ZeRO 0", keys(fp16__enabled=True), ("zero_optimization.stage: 0 with fp16",)),
-    Case("ZeRO 4", keys(zero_optimization__stage=4), ("an integer from 0 to 3, found 4",)),
+    Case(
+        "ZeRO 4", keys(zero_optimization__stage=4), ('an integer from 0 to 3, or "auto", found 4',)
+    ),
     Case("clipping at -1", keys(gradient_clipping=-1), ("gradient_clipping: expected",)),
     Case('clipping at `"x"`', keys(gradient_clipping="x"), ('found "x"',)),
     Case("no clipping written", keys(gradient_clipping=...), ("gradient_clipping: missing",)),
@@ -112,7 +116,7 @@ CASES = [
     Case("`autotp_size`", keys(autotp_size=2), ("autotp_size: would replace",)),
     Case(
         "`activation_checkpointing`",
-        keys(activation_checkpointing={}),
+        keys(activation_checkpointing={"partition_activations": True}),
         ("use the option --checkpointing",),
     ),
     Case(

@@ -42,14 +42,14 @@ def model() -> Transformer:
 def test_with_room_nothing_is_computed_again(mesh: Mesh) -> None:
     made = model()
     assert made.kept == [Kept.INPUT] * TINY.n_layers
-    keep_what_fits(made, 2, 16, mesh, CPU)
+    keep_what_fits(made, 2, 16, mesh, CPU, 1000)
     assert made.kept == [Kept.ALL] * TINY.n_layers
 
 
 def test_without_room_each_block_is(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda device: 2**20)
     made = model()
-    keep_what_fits(made, 2, 16, mesh, CPU)
+    keep_what_fits(made, 2, 16, mesh, CPU, 1000)
     assert made.kept == [Kept.INPUT] * TINY.n_layers
 
 
@@ -57,10 +57,32 @@ def test_half_of_the_free_memory_is_shared_by_the_ranks_of_a_machine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(memory.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096}.get(name, 1000))
+    monkeypatch.setattr(memory, "cgroup_room", lambda: None)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert available_bytes(CPU) == 4096 * 1000 // 2
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert available_bytes(CPU) == 4096 * 1000 // 8
+
+
+@pytest.mark.parametrize(("room", "least"), [(1000, 1000), (4096 * 1000 + 1, 4096 * 1000), (0, 0)])
+def test_a_control_group_may_leave_less_than_the_machine_has(
+    room: int, least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096}.get(name, 1000))
+    monkeypatch.setattr(memory, "cgroup_room", lambda: room)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert available_bytes(CPU) == least // 2 // 2
+
+
+def test_what_the_optimizer_is_still_to_take_is_left_free(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 2**30)
+    made = model()
+    keep_what_fits(made, 2, 16, mesh, CPU, 2**30 - 2**20)
+    assert made.kept == [Kept.INPUT] * TINY.n_layers
+    keep_what_fits(made, 2, 16, mesh, CPU, 0)
+    assert made.kept == [Kept.ALL] * TINY.n_layers
 
 
 def test_a_trial_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +120,7 @@ def test_a_plan_that_does_not_fit_is_made_smaller(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(memory, "_fits", _on_cpu(memory._fits))
     monkeypatch.setattr(memory, "_sizes", lambda *args: None)
     mesh = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
-    keep_what_fits(made, 2, 16, mesh, torch.device("cuda"))
+    keep_what_fits(made, 2, 16, mesh, torch.device("cuda"), 1000)
     assert made.kept.count(Kept.ALL) == TINY.n_layers - 1
     assert shares[1] == pytest.approx(shares[0] * memory.LESS) and len(shares) == 2
 

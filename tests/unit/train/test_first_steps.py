@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 import torch
 from torch import nn
 
@@ -9,9 +13,10 @@ from llama.adapters.attach import attach, initialise, trainable_parameters
 from llama.data.batches import make_batch
 from llama.data.feed import model_inputs
 from llama.data.types import Example
+from llama.errors import TrainingError
 from llama.model.transformer import Transformer
 from llama.settings import LoRAOptions
-from llama.train.first_steps import FirstStepsCheck
+from llama.train.first_steps import FirstStepsCheck, optimizer_state_bytes
 from tests.support.model_files import TINY, random_state
 
 CPU = torch.device("cpu")
@@ -110,3 +115,15 @@ def test_it_lets_go_of_the_model_once_it_has_spoken() -> None:
     model = adapted()
     verdict(model)
     assert not any(p._backward_hooks for p in trainable_parameters(model).values())
+
+
+def test_the_optimizer_may_hold_twelve_bytes_an_element_and_no_more() -> None:
+    """No slack: one frozen tensor of a small model is not much."""
+
+    def engine(held: int) -> Any:
+        return SimpleNamespace(optimized_elements=1000, optimizer_state_bytes=lambda: held)
+
+    assert optimizer_state_bytes(engine(12_000)) == 12_000
+    assert optimizer_state_bytes(engine(8_000)) == 8_000  # float32 parameters that are the masters
+    with pytest.raises(TrainingError, match="holds 12,004 bytes, and the adapter"):
+        optimizer_state_bytes(engine(12_004))
