@@ -61,9 +61,14 @@ def test_fused_equals_plain_whatever_is_kept(
         fused_install, "fused_block", lambda *args: (calls.append(args[-1]), run(*args))[1]
     )
     made, lengths = model(dtype, torch.bfloat16), PACKINGS[packing]
+    # What is computed again is the same, but for torch's kernel for documents of unlike lengths,
+    # whose backward pass adds up in whatever order its threads come: in fp16 of 40 equal calls 32
+    # differed, by up to 1.5e-4. By more than one rounding they should not.
+    by_varlen = packing == "mixed" and dtype != torch.float32
+    same = torch.finfo(dtype).eps if by_varlen else 1e-6
     loss, gradients = result(made, lengths, Kept.ALL, p)
     loss_again, gradients_again = result(made, lengths, Kept.INPUT, p)
-    assert loss_again == loss and difference(gradients_again, gradients) < 1e-6 and not calls
+    assert loss_again == loss and difference(gradients_again, gradients) < same and not calls
     assert fused_install.install(made) is None
     for kept in Kept:
         found, found_gradients = result(made, lengths, kept, p)
