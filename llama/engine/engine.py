@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import deepspeed
@@ -16,12 +14,14 @@ from torch import nn
 from llama.adapters.attach import parameter_groups, trainable_parameters
 from llama.data.types import Batch
 from llama.engine.backend import LOGGER
-from llama.engine.gradients import check_all_at_once
+from llama.engine.gradients import check_all_at_once, norm_of
 from llama.engine.nonfinite import Finding, first_nonfinite
 from llama.engine.optimizer_state import OptimizerState
 from llama.engine.owners import send_gradients_to_owners
+from llama.engine.replicas import differing
 from llama.engine.shares import optimized_elements, whole_elements
 from llama.engine.state import MOMENTS, EngineState, Tensors
+from llama.engine.step import Step, dropout_seed
 from llama.errors import TrainingError
 from llama.objectives.kinds import SFT
 from llama.objectives.objective import Objective
@@ -32,28 +32,6 @@ from llama.settings.deepspeed_json import Resolved
 MOST_SKIPPED = 10
 """Steps skipped in a row after which the run stops, where no loss scale adapts. With one it stops
 where the scale cannot fall further."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one optimizer step did, summed over all ranks where that has a meaning."""
-
-    loss_sum: float
-    supervised: int
-    tokens: int
-    learning_rate: float
-    """That the update was made with, or would have been in a skipped step."""
-    grad_norm: float | None
-    loss_scale: float | None
-    applied: bool
-    """False where NaN or infinity made every rank skip the update."""
-    skip_reason: str | None = None
-    """Of a skipped step, which tensor went non-finite first."""
-
-    @property
-    def loss(self) -> float:
-        """Mean over the supervised tokens of the step."""
-        return self.loss_sum / max(self.supervised, 1)
 
 
 class Engine:
@@ -162,7 +140,7 @@ class Engine:
         none, and the gradient's norm before clipping."""
         norm = None
         if self.zero_stage == 0:  # DeepSpeed neither tells the norm here nor looks for NaN
-            norm = self._norm_of_gradients()
+            norm = norm_of(self.trainable.values(), self.mesh.tensor_parallel, self.device)
             if not torch.isfinite(norm):
                 self._engine.zero_grad()
                 return False, float(norm)
@@ -175,19 +153,6 @@ class Engine:
             return False, None
         found = self._engine.get_global_grad_norm() if norm is None else norm
         return bool(self._engine.was_step_applied()), None if found is None else float(found)
-
-    def _norm_of_gradients(self) -> torch.Tensor:
-        """Of the whole adapter, from gradients that are already equal on data-parallel ranks: a
-        sharded tensor's share is summed over its shards, a replicated one counts once."""
-        tp = self.mesh.tensor_parallel
-        squares = torch.zeros(2, dtype=torch.float64, device=self.device)  # sharded, replicated
-        for parameter in self.trainable.values():
-            if parameter.grad is not None:
-                kind = int(shard_dim(parameter) is None)
-                squares[kind] += parameter.grad.double().square().sum()
-        squares[1] /= tp.size
-        tp.all_reduce_(squares)
-        return squares.sum().sqrt()
 
     # Non-finite steps
 
@@ -281,23 +246,10 @@ class Engine:
         return self._joined(self.own_values())
 
     def replica_problems(self, own_values: Tensors) -> list[str]:
-        """One line for each trainable tensor that differs between ranks that should hold the same:
-        copies over data-parallel ranks, and what tensor parallelism replicates. Every rank must
-        call it."""
-        hashes = {name: _hash(value) for name, value in own_values.items()}
-        if self.zero_stage < 3:
-            for name, parameter in self.trainable.items():
-                hashes[name] += _hash(parameter.detach().cpu())
-        found: list[Any] = [None] * self.mesh.world_size
-        dist.all_gather_object(found, hashes)
-        degree, problems = self.mesh.tensor_parallel.size, []
-        for name, parameter in self.trainable.items():
-            step = 1 if shard_dim(parameter) is None else degree
-            for rank, other in enumerate(found):
-                if other[name] != found[rank % step][name]:
-                    problems.append(f"{name} differs between ranks {rank % step} and {rank}")
-                    break
-        return problems
+        """One line for each trainable tensor that differs between ranks that should hold the same;
+        see `replicas.differing`. Every rank must call it."""
+        held = self.trainable if self.zero_stage < 3 else {}
+        return differing(own_values, self.trainable, held, self.mesh)
 
     def optimizer_state_bytes(self) -> int:
         """Bytes that the optimizer holds on this rank: float32 masters and moments."""
@@ -346,14 +298,3 @@ class Engine:
             value = value.to(self.device)
             dist.all_reduce(value, group=self.mesh.data_parallel_group)
         return value
-
-
-def dropout_seed(seed: int, step: int, stream: int) -> int:
-    """The dropout seed of micro-batch `stream` (counted over all ranks) of a step: a function of
-    what is computed, not of where, so that any split draws the same masks."""
-    digest = hashlib.sha256(f"dropout:{seed}:{step}:{stream}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
-def _hash(value: torch.Tensor) -> str:
-    return hashlib.sha256(value.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()

@@ -16,6 +16,9 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from deepspeed.runtime.zero.utils import get_norm_dtype
 from torch import nn
 
+from llama.parallel.layers import shard_dim
+from llama.parallel.mesh import TensorParallel
+
 _FOREACH_NORM: Any = torch._foreach_norm  # type: ignore[attr-defined]
 
 
@@ -78,3 +81,19 @@ class _Counted:
     counts it on every rank."""
 
     model_parallel = True
+
+
+def norm_of(
+    parameters: Iterable[nn.Parameter], tp: TensorParallel, device: torch.device
+) -> torch.Tensor:
+    """The norm of all gradients of a whole adapter, a scalar, where DeepSpeed takes none. They are
+    already equal on data-parallel ranks; a sharded tensor's share is summed over its shards, a
+    replicated one counts once."""
+    squares = torch.zeros(2, dtype=torch.float64, device=device)  # sharded, replicated
+    for parameter in parameters:
+        if parameter.grad is not None:
+            kind = int(shard_dim(parameter) is None)
+            squares[kind] += parameter.grad.double().square().sum()
+    squares[1] /= tp.size
+    tp.all_reduce_(squares)
+    return squares.sum().sqrt()
