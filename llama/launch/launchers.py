@@ -36,7 +36,8 @@ def launch_problems(environment: Mapping[str, str], visible: int | None, present
     world_size = _integer(environment, "WORLD_SIZE", 1, None, problems)
     rank = _integer(environment, "RANK", 0, world_size, problems)
     local = _integer(environment, "LOCAL_RANK", 0, None, problems)
-    _integer(environment, "MASTER_PORT", 0, 65536, problems)
+    several = (world_size or 1) > 1  # one alone may have port 0, any that is free: none is used
+    _integer(environment, "MASTER_PORT", int(several), 65536, problems)
     given = {"WORLD_SIZE": world_size, "RANK": rank}
     if not problems and None in given.values() and (rank is not None or (world_size or 1) > 1):
         (name,) = (name for name, value in given.items() if value is None)

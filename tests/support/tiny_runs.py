@@ -22,7 +22,14 @@ CONFIG = replace(TINY, vocab_size=264, max_seq_len=256)
 
 Launcher = Literal["python", "torchrun", "deepspeed"]
 
-_OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
+_OF_A_LAUNCHER = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
 
 
 def merged(argv: Sequence[str], more: Sequence[str]) -> list[str]:

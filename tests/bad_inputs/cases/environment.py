@@ -66,6 +66,7 @@ CASES = [
         ("MASTER_ADDR: not set", "MASTER_PORT: not set"),
     ),
     Case("MASTER_PORT 70000", variables(MASTER_PORT="70000"), ("MASTER_PORT: expected",)),
+    Case("MASTER_PORT 0 of two ranks", variables(MASTER_PORT="0"), ("MASTER_PORT: expected",)),
     Case(
         "a MASTER_ADDR that is no text",
         variables(MASTER_ADDR="caf\udce9"),
