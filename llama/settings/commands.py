@@ -44,7 +44,7 @@ class ModelOptions:
     random:NAME, the shape of NAME (as llama-7b) with random weights."""
     tokenizer: Path | None = field(default=None, metadata=BY_CONTENT)
     """A tokenizer's file or folder; none means the one found beside the model."""
-    template: str | None = field(default=None, metadata=BY_CONTENT)
+    template: str | None = field(default=None, metadata=BY_VALUE)
     """How a prompt is laid out: alpaca, llama2, llama3, chatml, or a Jinja file; none means the
     model's own, else alpaca."""
 

@@ -13,7 +13,7 @@ import pytest
 
 from llama.settings import TrainOptions
 from llama.settings.options import run_command
-from llama.tokenizer.built_in_templates import CHATML
+from llama.tokenizer.built_in_templates import CHATML, CHATML_BEGIN
 from llama.train.loop import train
 from tests.support.model_files import write_huggingface
 from tests.support.resume_case import STEPS, Case, settings
@@ -120,7 +120,7 @@ def another_tokenizer(trial: Trial) -> tuple[str, ...]:
 
 
 def another_template(trial: Trial) -> tuple[str, ...]:
-    (path := trial.folder / "chat.jinja").write_text(CHATML)
+    (path := trial.folder / "chat.jinja").write_text(CHATML_BEGIN + CHATML)
     return "--template", str(path)
 
 

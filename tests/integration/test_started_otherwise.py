@@ -17,6 +17,7 @@ from tests.support.model_files import ROOT
 from tests.support.tiny_runs import (
     deepspeed_json,
     free_port,
+    merged,
     of_one_thread,
     started,
     write_json,
@@ -37,8 +38,9 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def begin(sound: Path, folder: Path, *argv: str | Path, **variables: str) -> subprocess.Popen[str]:
     """Start a short training with the folder `folder` as the working one."""
     options = {"deepspeed": "ds.json", "model": "model", "data": "rows.json"}
-    given = [word for name, file in options.items() for word in (f"--{name}", sound / file)]
-    command = [sys.executable, ROOT / "launcher/train.py", *given, "--max_steps", "2", *argv]
+    given = [word for name, file in options.items() for word in (f"--{name}", str(sound / file))]
+    words = merged([*given, "--max_steps", "2"], [str(word) for word in argv])
+    command = [sys.executable, ROOT / "launcher/train.py", *words]
     return subprocess.Popen(
         list(map(str, command)),
         cwd=folder,

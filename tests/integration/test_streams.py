@@ -13,6 +13,7 @@ import pytest
 from tests.support.model_files import ROOT
 from tests.support.tiny_runs import (
     deepspeed_json,
+    merged,
     of_one_thread,
     write_json,
     write_model,
@@ -123,7 +124,8 @@ def test_files_with_letters_in_the_c_locale(sound: Path, tmp_path: Path) -> None
 )
 def test_bytes_that_are_no_text(command: str, option: str, sound: Path, tmp_path: Path) -> None:
     word = os.fsdecode(b"caf\xe9")
-    done = shell(sound, tmp_path, command, "", f"--{option}", word)
+    words = merged(command.split()[1:], [f"--{option}", word])
+    done = shell(sound, tmp_path, command.split()[0], "", *words)
     assert done.returncode == 2
     (line,) = (line for line in done.stderr.splitlines() if b"not UTF-8" in line)
     assert line.startswith(f"error: --{option}: not UTF-8 at byte 3".encode())

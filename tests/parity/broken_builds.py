@@ -40,7 +40,7 @@ def _mark_only_the_dimension(parameter: Any, dim: int | None) -> None:
 def sharded_tensors_unmarked() -> Iterator[None]:
     with (
         patch("llama.parallel.layers.mark_shard", _mark_only_the_dimension),
-        patch("llama.adapters.attach.mark_shard", _mark_only_the_dimension),
+        patch("llama.adapters.adapter.mark_shard", _mark_only_the_dimension),
     ):
         yield
 

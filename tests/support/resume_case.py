@@ -8,6 +8,7 @@ from typing import Any
 
 from tests.support.tiny_runs import (
     deepspeed_json,
+    merged,
     started,
     write_json,
     write_model,
@@ -37,13 +38,14 @@ class Case:
 
     def argv(self, name: str, settings: dict[str, Any], *more: str) -> list[str]:
         path = self.folder / f"settings-{len(list(self.folder.glob('settings-*')))}.json"
-        return [
+        given = [
             *("--deepspeed", str(write_json(path, settings)), "--model", str(self.model)),
             *("--data", str(self.rows), "--eval_data", str(self.held_out)),
             *("--template", "chatml", "--seq_len", "96", "--epochs", "2"),
             *self.lora,
-            *("--output_dir", str(self.out(name)), *more),
+            *("--output_dir", str(self.out(name))),
         ]
+        return merged(given, more)
 
     def add(
         self, name: str, settings: dict[str, Any], stop_at: int | None, *more: str, **full: int

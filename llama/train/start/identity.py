@@ -109,7 +109,6 @@ CONTENTS: dict[str, Callable[[Inputs], Any]] = {
     "data": lambda inputs: inputs.training.sha256,
     "eval_data": _held_out_hash,
     "tokenizer": _tokenizer_hash,
-    "template": lambda inputs: inputs.template.name,
 }
 """Of each option that names something outside, what stands for its content."""
 _HASHED = ("model", "data", "eval_data", "tokenizer")

@@ -17,6 +17,7 @@ NOT_WRITTEN = {
     "llama/commands/doctor/command.py": "a request, which holds no measurement",
     "llama/settings/deepspeed_json/check.py": "a value shown in a message",
     "llama/settings/deepspeed_json/read.py": "a value shown in a message",
+    "llama/settings/deepspeed_json/resolve.py": "a value shown in a note",
     "llama/tokenizer/bpe.py": "a tokenizer's description, for the library",
     "llama/tokenizer/jinja_sandbox.py": "what a template asks for",
     "llama/tokenizer/json_file.py": "a description searched for a word",

@@ -181,7 +181,7 @@ def test_launcher_counts_the_tokens_of_rows(tmp_path: Path) -> None:
     rows = ("--data", str(data), "--rows", "6", "--seq_len", "512")
     size = ("--batch", "100", "--steps", "1", "--warmup", "0", "--precision", "float32")
     document = run("launcher/benchmark.py", "--model", str(folder), *rows, *size, "--json")
-    options = BenchmarkOptions(model=str(folder), data=data, rows=6, seq_len=512)
+    options = BenchmarkOptions(model=str(folder), data=[data], rows=6, seq_len=512)
     prepared = benchmark.read_job(options).data
     assert prepared is not None and len(prepared.examples) == 6
     assert document["tokens"] == sum(len(example.input_ids) for example in prepared.examples)

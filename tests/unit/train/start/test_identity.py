@@ -18,6 +18,7 @@ from llama.train.start.identity import CONTENTS, identity
 
 OPTIONS = TrainOptions(deepspeed=Path("ds.json"))
 OTHER: dict[str, Any] = {
+    "template": "chatml",
     "seq_len": 77,
     "pack": False,
     "seed": 5,
