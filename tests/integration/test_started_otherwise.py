@@ -39,7 +39,8 @@ def begin(sound: Path, folder: Path, *argv: str | Path, **variables: str) -> sub
     """Start a short training with the folder `folder` as the working one."""
     options = {"deepspeed": "ds.json", "model": "model", "data": "rows.json"}
     given = [word for name, file in options.items() for word in (f"--{name}", str(sound / file))]
-    words = merged([*given, "--max_steps", "2"], [str(word) for word in argv])
+    more = [str(word) for word in argv if word != "--help"]
+    words = merged([*given, "--max_steps", "2"], more) + (["--help"] if "--help" in argv else [])
     command = [sys.executable, ROOT / "launcher/train.py", *words]
     return subprocess.Popen(
         list(map(str, command)),
