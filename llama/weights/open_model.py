@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,38 +103,69 @@ def _preset(model: str) -> ModelConfig:
 
 
 def _open_folder(model: str, folder: Path) -> ModelSource:
-    """A folder is of the kind whose files it holds: both sizes and weights as Hugging Face or Meta
-    names them, or a GGUF file, which has both inside. Where it is of several kinds the first in
-    that order is read, and a note says so. Where it is of none but holds one of the two files of
-    Hugging Face or of Meta, that kind's reader is asked all the same: its message names what is
-    missing."""
-    ggufs = sorted(folder.glob("*.gguf"))
-    has_safetensors = any(folder.glob("*.safetensors*"))
-    has_config, has_params = (folder / "config.json").exists(), (folder / "params.json").exists()
-    has_shards = any(folder.glob("consolidated.*.pth"))
-    kinds = {
-        "Hugging Face": has_config and has_safetensors,
-        "Meta": has_params and has_shards,
-        "GGUF": bool(ggufs),
-    }
-    whole = [kind for kind, found in kinds.items() if found]
+    """A folder is of the format whose files it holds, sizes and weights. Where it is of several the
+    first of the table is read, and a note says so. Where it is of none but holds one of the two,
+    that format's reader is asked all the same: its message names what is missing."""
+    whole = [form for form in FORMATS if form.has_sizes(folder) and form.has_weights(folder)]
     if len(whole) > 1:
-        note(f"{folder} holds weights as {' and '.join(whole)}: reading {whole[0]}")
-    kind = whole[0] if whole else None
-    if kind == "GGUF":
-        if len(ggufs) > 1:
-            names = ", ".join(path.name for path in ggufs)
-            raise UserError(f"--model {model}: several GGUF files, name one of them: {names}")
-        return ModelSource(model, *_open_file(ggufs[0]))
-    if kind == "Hugging Face" or (kind is None and (has_config or has_safetensors)):
-        holds_tokenizer = any((folder / name).exists() for name in _TOKENIZER_FILES)
-        return ModelSource(model, HuggingFaceReader(folder), folder if holds_tokenizer else None)
-    if kind == "Meta" or has_params or has_shards:
-        return ModelSource(model, MetaReader(folder), _meta_tokenizer(folder))
-    raise UserError(
-        f"--model {model}: no model in this folder: expected config.json and .safetensors files, "
-        "or params.json and consolidated.NN.pth, or a .gguf file"
-    )
+        names = " and ".join(form.name for form in whole)
+        note(f"{folder} holds weights as {names}: reading {whole[0].name}")
+    parts = [form for form in FORMATS if form.has_sizes(folder) or form.has_weights(folder)]
+    if not parts:
+        wanted = ", or ".join(form.wanted for form in FORMATS)
+        raise UserError(f"--model {model}: no model in this folder: expected {wanted}")
+    return ModelSource(model, *(*whole, *parts)[0].open(folder))
+
+
+def _open_huggingface(folder: Path) -> tuple[WeightReader, Path | None]:
+    holds_tokenizer = any((folder / name).exists() for name in _TOKENIZER_FILES)
+    return HuggingFaceReader(folder), folder if holds_tokenizer else None
+
+
+def _open_meta(folder: Path) -> tuple[WeightReader, Path | None]:
+    return MetaReader(folder), _meta_tokenizer(folder)
+
+
+def _open_gguf(folder: Path) -> tuple[WeightReader, Path | None]:
+    first, *others = sorted(folder.glob("*.gguf"))
+    if others:
+        names = ", ".join(path.name for path in (first, *others))
+        raise UserError(f"--model {folder}: several GGUF files, name one of them: {names}")
+    return _open_file(first)
+
+
+@dataclass(frozen=True)
+class Format:
+    """A layout of a model's folder: how it is told from others, and what opens it."""
+
+    name: str
+    sizes: str
+    """A pattern of the file that holds the sizes."""
+    weights: str
+    """Of those that hold the weights."""
+    open: Callable[[Path], tuple[WeightReader, Path | None]]
+    """A folder's reader, and where its tokenizer is."""
+    wanted: str
+
+    def has_sizes(self, folder: Path) -> bool:
+        return any(folder.glob(self.sizes))
+
+    def has_weights(self, folder: Path) -> bool:
+        return any(folder.glob(self.weights))
+
+
+FORMATS = (
+    Format(
+        *("Hugging Face", "config.json", "*.safetensors*", _open_huggingface),
+        wanted="config.json and .safetensors files",
+    ),
+    Format(
+        *("Meta", "params.json", "consolidated.*.pth", _open_meta),
+        wanted="params.json and consolidated.NN.pth",
+    ),
+    Format("GGUF", "*.gguf", "*.gguf", _open_gguf, wanted="a .gguf file"),
+)
+"""The first that fits is taken."""
 
 
 def _meta_tokenizer(folder: Path) -> Path | None:
