@@ -118,12 +118,14 @@ def _own_device() -> torch.device:
 
 def _keep_freed_memory() -> None:
     """Have glibc keep what a step frees for the next one. By default every large tensor on the CPU
-    is mapped anew and each of its pages faults again, which costs a tenth of a step and more."""
+    is mapped anew and each of its pages faults again, which costs a tenth of a step and more.
+
+    Threads keep arenas of their own (M_ARENA_MAX is left alone): those that share the work of one
+    kernel allocate inside it, and would wait for one another at the lock of a common arena."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return  # not glibc
-    m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8
-    mallopt(m_arena_max, 1)
+    m_trim_threshold, m_mmap_max = -1, -4
     mallopt(m_mmap_max, 0)
     mallopt(m_trim_threshold, 2**31 - 1)
