@@ -36,5 +36,11 @@ def kept_within(job: Job, available: int) -> tuple[Kept, ...]:
     # As `Engine.first_step_bytes`: a gradient of what trains, and the buffer it is summed in.
     room = available - least.before - 2 * least.trained_elements * 4
     if job.device == "cuda":
-        room = int((room - CONSTANTS.context) * (1.0 - CONSTANTS.fragments))
+        room = for_activations(room - CONSTANTS.context)
     return tuple(choose(sizes_of(job), job.config.n_layers, room))
+
+
+def for_activations(room: int) -> int:
+    """Of `room` bytes that a CUDA device has left for a step, those that activations may be planned
+    to take: the libraries want their workspace, and the allocator leaves pieces."""
+    return int((room - CONSTANTS.cublas_workspace) * (1.0 - CONSTANTS.fragments))

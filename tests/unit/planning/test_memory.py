@@ -109,9 +109,10 @@ def test_auto_fills_what_is_there(device: Any) -> None:
     job = replace(JOB, device=device, fused=True)
     assert kept_within(job, GIB * 64) == (Kept.ALL,) * 3
     assert kept_within(job, 2**20) == (Kept.INPUT,) * 3
-    available = memory(job).used_bytes - 2**19
+    plans = (memory(replace(job, checkpointing=level)) for level in ("block", "none"))
+    available = sum(plan.used_bytes for plan in plans) // 2
     kept = kept_within(job, available)
-    assert kept < (Kept.ALL,) * 3
+    assert kept != (Kept.ALL,) * 3
     assert memory(replace(job, checkpointing=kept)).peak_bytes <= available
 
 
