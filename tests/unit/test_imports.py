@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("objectives", "adapters"),
     ("data", "settings", "weights", "metrics", "fused"),
     ("model",),
-    ("tokenizer", "launch", "parallel"),
+    ("tokenizer", "launch", "parallel", "pages"),
     ("files", "base"),
     ("kernels", "errors", "notes"),
 )
@@ -40,6 +40,7 @@ DOORS = {
     "deepspeed": ("llama/engine/",),
     "tensorboard": ("llama/metrics/",),
     "torch.utils.tensorboard": ("llama/metrics/",),
+    "matplotlib": ("llama/pages/figures.py",),
     "transformers": (),
     "peft": (),
     "accelerate": (),
