@@ -49,7 +49,7 @@ MOST_POINTS = 400
 """Of one series that are drawn, about: more would not be told apart."""
 _POINTS_OF_A_BUCKET = 4
 _LIGHT = {name: light for name, (light, _) in TONES.items()}
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.spines.top": False,
@@ -151,7 +151,8 @@ def lines(
         for one in series:
             x, y = thinned(one.x, one.y)
             colour = PALETTE[one.colour % len(PALETTE)][0]
-            style = {"linewidth": 0.7, "alpha": 0.45} if one.faint else {"linewidth": 1.5}
+            style: dict[str, Any] = {"linewidth": 1.5}
+            style |= {"linewidth": 0.7, "alpha": 0.45} if one.faint else {}
             style |= {"linestyle": "--"} if one.dashed else {}
             style |= {"marker": "o", "markersize": 3.5} if one.points or len(x) == 1 else {}
             (line,) = axes.plot(x, [math.nan if v is None else v for v in y], color=colour, **style)
