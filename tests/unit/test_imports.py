@@ -22,7 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("commands",),
     ("train",),
     ("checkpoint", "assembly"),
-    ("engine",),
+    ("engine", "planning"),
     ("objectives", "adapters"),
     ("data", "settings", "weights", "metrics", "fused"),
     ("model",),
