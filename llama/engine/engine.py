@@ -19,7 +19,6 @@ from llama.engine.nonfinite import Finding, first_nonfinite
 from llama.engine.optimizer_state import OptimizerState
 from llama.engine.owners import send_gradients_to_owners
 from llama.engine.replicas import differing
-from llama.engine.shares import optimized_elements, whole_elements
 from llama.engine.state import MOMENTS, EngineState, Tensors
 from llama.engine.step import Step, dropout_seed
 from llama.errors import TrainingError
@@ -27,6 +26,7 @@ from llama.objectives.kinds import SFT
 from llama.objectives.objective import Objective
 from llama.parallel.layers import shard_dim
 from llama.parallel.mesh import DeepSpeedTopology, Mesh
+from llama.parallel.shares import optimized_elements, whole_elements
 from llama.settings.deepspeed_json import Resolved
 
 MOST_SKIPPED = 10

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llama.engine.shares import own_values
+from llama.parallel.shares import own_values
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,12 @@ class Attended:
     ) -> None:
         """`qkv`: `[T, H, E]`, `[T, K, E]`, `[T, K, E]`, without a graph of their own."""
         self._held = held = list(qkv) if keep_inputs else []
-        memory = [(x.data_ptr(), x.numel()) for x in qkv]
+        memory = [_place(x) for x in qkv]
 
         def pack(x: torch.Tensor) -> Any:
             """What the graph is to save for `x`: a kernel saves views of q, k and v as well, told
             by the memory that they lie in."""
-            lies_in = (x.data_ptr(), x.numel())
+            lies_in = _place(x)
             return (memory.index(lies_in), x.size(), x.stride()) if lies_in in memory else x
 
         # It refers to the list and not to self: the graph hangs on self, and a circle of references
@@ -72,6 +72,11 @@ class Attended:
         grads = torch.autograd.grad(self._out, self._edges, grad.view_as(self._out))
         self._held.clear()
         return grads
+
+
+def _place(x: torch.Tensor) -> tuple[int, int, int]:
+    """The memory that `x` lies in. Not by its address, which a tensor without data has not."""
+    return x.untyped_storage()._cdata, x.storage_offset(), x.numel()
 
 
 class _Inputs(torch.autograd.Function):

@@ -6,13 +6,39 @@ A `kernel` is a function of tensors whose operations should become one GPU kerne
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
 import torch
 
 _compiled = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How kernels are called in a trace that computes nothing."""
+
+    compiled: bool
+    """Whether they are taken for compiled."""
+    call: Callable[[Callable[..., Any], tuple[Any, ...]], Any]
+    """Gives the results of a kernel, of the function as it is written and its arguments."""
+
+
+_plan: ContextVar[Plan | None] = ContextVar("plan", default=None)
+
+
+@contextmanager
+def planned(plan: Plan) -> Iterator[None]:
+    """Within, kernels are called as `plan` says, whatever the switch."""
+    before = _plan.set(plan)
+    try:
+        yield
+    finally:
+        _plan.reset(before)
 
 
 def compile_kernels() -> None:
@@ -25,7 +51,8 @@ def compile_kernels() -> None:
 
 def compiled() -> bool:
     """Whether `compile_kernels` has been called."""
-    return _compiled
+    plan = _plan.get()
+    return _compiled if plan is None else plan.compiled
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -38,6 +65,8 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def call(*args: Any) -> Any:
+        if plan := _plan.get():
+            return plan.call(function, args)
         if not _compiled:
             return function(*args)
         if not made:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from llama.kernels import formulas
 from llama.kernels.compiled import compiled, kernel
+from llama.kernels.paths import on_cuda, run
 
 _rms_norm = kernel(formulas.rms_norm)
 _swiglu = kernel(formulas.swiglu)
@@ -26,8 +27,9 @@ def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Te
     """`formulas.rms_norm`, `[T, D]` in the type of `x`; the weight has a gradient where it asks
     for one."""
     weight_D = weight_D.to(x_TD.dtype)
-    if weight_D.requires_grad or (x_TD.is_cuda and not compiled()):
-        return F.rms_norm(x_TD, (x_TD.shape[-1],), weight_D, eps)  # one kernel of torch's on CUDA
+    if weight_D.requires_grad or (on_cuda(x_TD) and not compiled()):
+        # one kernel of torch's on CUDA
+        return run(F.rms_norm, x_TD, (x_TD.shape[-1],), weight_D, eps)
     return _RMSNorm.apply(x_TD, weight_D, eps)  # type: ignore[return-value]
 
 

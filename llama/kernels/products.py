@@ -9,6 +9,8 @@ from functools import lru_cache
 
 import torch
 
+from llama.kernels.paths import on_cuda
+
 FEW_TOKENS = 4
 """Up to this many tokens a product takes as long as reading the weight does. Making a wider copy of
 the weight first, which pays with more tokens, would only add to that."""
@@ -26,7 +28,7 @@ def compute_dtype(weight: torch.Tensor) -> torch.dtype:
     the device would only emulate products in it (half precision on a CPU without such
     instructions: several times slower, and no more exact). The weight then stays in half precision
     and a float32 copy of it is made for each product."""
-    if weight.device.type != "cpu" or weight.dtype == torch.float32:
+    if weight.device.type != "cpu" or on_cuda(weight) or weight.dtype == torch.float32:
         return weight.dtype
     emulated = weight.dtype == torch.float16 or not cpu_has_bf16()
     return torch.float32 if emulated else weight.dtype

@@ -9,11 +9,8 @@ from collections.abc import Iterator
 
 import torch
 
+from llama.metrics.hardware import gpu_of_device
 from llama.model.config import LINEARS, ModelConfig
-
-# Dense half-precision matrix rate by the makers' data sheets, FLOP/s, by a part of the name that
-# CUDA gives the device. What is not listed has no MFU.
-_PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "L40S": 362e12, "A10G": 70e12}
 
 
 class Stopwatch:
@@ -55,6 +52,5 @@ def mfu(flops_per_second: float, devices: int, device: torch.device) -> float | 
     """Share of the devices' peak that `flops_per_second` is; None where the peak is not known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    peak = next((flops for part, flops in _PEAK_FLOPS.items() if part in name), None)
-    return None if peak is None else flops_per_second / (peak * devices)
+    gpu = gpu_of_device(torch.cuda.get_device_name(device))
+    return None if gpu is None else flops_per_second / (gpu.half * devices)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from llama.kernels.paths import is_planned, on_cuda, run
 from llama.model.config import ModelConfig
 from llama.model.documents import Documents
 from llama.model.kv_cache import KVCache
@@ -40,7 +41,7 @@ def document_attention(
     if documents.uniform:
         shape = (len(documents), documents.longest)
         return _batched(q_THE, k_TKE, v_TKE, shape)
-    if q_THE.is_cuda and q_THE.dtype != torch.float32:
+    if on_cuda(q_THE) and q_THE.dtype != torch.float32:
         return _variable_length(q_THE, k_TKE, v_TKE, documents)
     # Split, not sliced: the backward of a slice writes a tensor of all tokens for each document.
     parts = zip(*(x.split(documents.lengths) for x in (q_THE, k_TKE, v_TKE)), strict=True)
@@ -85,19 +86,25 @@ def _attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, causal: bool
 ) -> torch.Tensor:
     groups = q.shape[1] // k.shape[1]
-    if groups > 1 and not q.is_cuda:
+    if groups > 1 and not on_cuda(q):
         # On CPU the flash kernel takes equal head counts only; with `enable_gqa` it is not used.
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         groups = 1
     with _kernels(q):
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=groups > 1
+        return run(
+            F.scaled_dot_product_attention,
+            *(q, k, v),
+            attn_mask=mask,
+            is_causal=causal,
+            enable_gqa=groups > 1,
         )
 
 
 def _kernels(q: torch.Tensor) -> AbstractContextManager[Any]:
     """On Hopper cuDNN's kernel comes first for full rows: torch's own flash kernel is a generation
     older. cuDNN plans anew for each length, which documents of all lengths would not repay."""
+    if is_planned():  # which kernel runs makes no difference to what is kept
+        return nullcontext()
     full = q.is_cuda and q.dtype != torch.float32 and q.shape[-2] % 256 == 0
     if full and torch.cuda.get_device_capability() >= (9, 0):
         return sdpa_kernel(_HOPPER_ORDER, set_priority=True)

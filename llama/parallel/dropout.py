@@ -12,8 +12,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from llama.kernels.compiled import compiled, kernel
+from llama.kernels.paths import on_cuda, run
 from llama.parallel.mesh import TensorParallel
 
 
@@ -30,13 +32,13 @@ def dropout(x: torch.Tensor, p: float, tp: TensorParallel, sharded: bool) -> tor
         return x
     tokens, width = x.shape
     shards, rank = (tp.size, tp.rank) if sharded else (1, 0)
-    if x.is_cuda and compiled():
+    if on_cuda(x) and compiled():
         place = (width * shards, width * rank)
         return _Dropped.apply(x, draw_seed(x.device), p, place)  # type: ignore[return-value]
-    if x.is_cuda and shards == 1:
-        return torch.nn.functional.dropout(x, p)  # one fused kernel
-    if x.is_cuda:  # the same kernel over as many elements draws the same mask
-        mask = torch.nn.functional.dropout(x.new_ones(tokens, width * shards), p)
+    if on_cuda(x) and shards == 1:
+        return run(F.dropout, x, p)  # one fused kernel
+    if on_cuda(x):  # the same kernel over as many elements draws the same mask
+        mask = run(F.dropout, x.new_ones(tokens, width * shards), p)
         return x * mask[:, rank * width : (rank + 1) * width]
     # Uniform numbers are drawn several times faster on CPU than Bernoulli ones.
     drawn = torch.rand((tokens, width * shards), device=x.device)
@@ -48,7 +50,8 @@ def draw_seed(device: torch.device) -> torch.Tensor:
     """A seed for `keep_mask`, int64 `[1]` on `device`. The CPU's default generator gives it: to
     read a number back from a GPU's would mean waiting for the GPU. Activation checkpointing
     restores that generator before it computes a block again."""
-    return torch.full((1,), int(torch.randint(2**62, ())), dtype=torch.int64, device=device)
+    seed = run(torch.Tensor.item, torch.randint(2**62, ()))
+    return torch.full((1,), seed, dtype=torch.int64, device=device)
 
 
 def keep_mask(

@@ -93,6 +93,8 @@ class TrainOptions(ModelOptions):
     """auto goes on with the run in --output_dir from its newest checkpoint that is whole, or starts
     where there is no run; never refuses a folder that holds a run; a checkpoint's folder goes on
     from that one."""
+    plan: bool = True
+    """Whether a run that memory cannot hold is refused before any weights load; false tries it."""
     hang_timeout: float = 480.0
     """Seconds without a sign of life after which a rank in training ends the run, the stacks of its
     threads in hang-rank-N.txt; by default before NCCL would, which does not say where it stood."""
@@ -217,3 +219,55 @@ class VerifyOptions:
     """One key of the DeepSpeed JSON, as in train; may be repeated."""
     json: bool = False
     """Whether the last line of standard output is the result as one JSON object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(ModelOptions):
+    """Settings of `plan`. The model may also be a bare name of a shape, as llama-7b."""
+
+    gpu: str
+    """The GPU, as a100-40gb; a wrong name lists all that are known."""
+    gpus: int = 1
+    """GPUs of a node."""
+    nodes: int = 1
+    """Nodes of as many GPUs each."""
+    network: str = "ndr-400"
+    """Between nodes: ndr-400, hdr-200 (an adapter a GPU), 100gbe, 25gbe (a card a node)."""
+    deepspeed: Path | None = None
+    """The DeepSpeed JSON of the run, as in train; needed unless --suggest is given."""
+    suggest: bool = False
+    """Look for the fastest way that fits, write its DeepSpeed JSON and print its command; it
+    chooses precision, ZeRO, --tensor_parallel, --checkpointing, --compile and the micro-batch."""
+    batch: int = 16
+    """With --suggest: rows of an optimizer step over all GPUs, at least one each."""
+    method: Literal["lora", "full"] = "lora"
+    """What trains: adapters, or every parameter."""
+    lora: LoRAOptions = field(default_factory=LoRAOptions)
+    """The adapters."""
+    tensor_parallel: int = 1
+    """Ranks each layer is split over; it divides the number of GPUs of a node."""
+    seq_len: int = 1024
+    """Tokens of one row of a batch."""
+    pack: bool = True
+    """Whether examples of --data share a row, as in train."""
+    checkpointing: Checkpointing = "block"
+    """What is recomputed in the backward pass, as in train."""
+    compile: bool = False
+    """Whether kernels are compiled and blocks fused, as in train."""
+    data: list[Path] = field(default_factory=list)
+    """Training rows as in train, whose real lengths are then planned with; none means full rows of
+    --seq_len tokens."""
+    rows: int | None = None
+    """Rows of --seq_len tokens in an epoch, without --data; none means that the run's length is not
+    planned, unless --max_steps gives it."""
+    epochs: int = 5
+    """Passes over the rows."""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps; none means all the epochs."""
+    override: list[str] = field(default_factory=list)
+    """One key of the DeepSpeed JSON, as in train; may be repeated."""
+    output_dir: Path | None = None
+    """Folder for plan.json, plan.png and plan.html, and deepspeed.json with --suggest; none means
+    none of them, or `plan` with --suggest."""
+    json: bool = False
+    """Whether the last line of standard output is the plan as one JSON object."""

@@ -20,6 +20,7 @@ from llama.settings.commands import (
     GenerateOptions,
     LoRAOptions,
     ModelOptions,
+    PlanOptions,
     TrainOptions,
     VerifyOptions,
 )
@@ -53,7 +54,8 @@ def check_train(options: TrainOptions, world_size: int) -> list[str]:
 def checked_train(options: TrainOptions, world_size: int) -> dict[str, Any]:
     """The DeepSpeed JSON of `train`, overrides applied, to be resolved; raises one `UserError` with
     every problem of the settings and of that file."""
-    return _with_deepspeed(check_train(options, world_size), options, world_size)
+    problems = check_train(options, world_size)
+    return _with_deepspeed(problems, options, options.deepspeed, world_size)
 
 
 def checked_verify(options: VerifyOptions, world_size: int) -> dict[str, Any]:
@@ -67,18 +69,21 @@ def checked_verify(options: VerifyOptions, world_size: int) -> dict[str, Any]:
         *_check_degree(options.tensor_parallel, world_size),
         *_check_seed(options.seed),
     ]
-    return _with_deepspeed(problems, options, world_size)
+    return _with_deepspeed(problems, options, options.deepspeed, world_size)
 
 
 def _with_deepspeed(
-    problems: list[str], options: TrainOptions | VerifyOptions, world_size: int
+    problems: list[str],
+    options: TrainOptions | VerifyOptions | PlanOptions,
+    file: Path,
+    world_size: int,
 ) -> dict[str, Any]:
     groups, rest = divmod(world_size, max(1, options.tensor_parallel))
     config: dict[str, Any] = {}
     try:
-        config = deepspeed_json.load(options.deepspeed, options.override)
+        config = deepspeed_json.load(file, options.override)
         data_parallel = None if rest else groups
-        problems = problems + deepspeed_json.check(config, str(options.deepspeed), data_parallel)
+        problems = problems + deepspeed_json.check(config, str(file), data_parallel)
     except UserError as error:
         problems = problems + error.problems
     raise_if(problems)
@@ -142,6 +147,42 @@ def check_benchmark(options: BenchmarkOptions, world_size: int) -> list[str]:
     return problems
 
 
+def check_plan(options: PlanOptions) -> list[str]:
+    """Every problem of `plan`'s own settings; whether the GPU is known comes later."""
+    problems = [
+        *_check_model(options),
+        *_at_least(1, gpus=options.gpus, nodes=options.nodes, batch=options.batch),
+        *_at_least(1, rows=options.rows, epochs=options.epochs, max_steps=options.max_steps),
+        *_at_least(2, seq_len=options.seq_len),
+        *check_lora(options.lora),
+        *data_problems("data", options.data),
+    ]
+    if options.gpus >= 1 and options.nodes >= 1:
+        problems += _check_degree(options.tensor_parallel, options.gpus, "GPUs of a node")
+    if options.rows is not None and options.data:
+        problems.append("--rows: --data says it; give one of them")
+    if options.suggest and options.deepspeed is not None:
+        problems.append("--deepspeed: --suggest writes one; give one of them")
+    if options.suggest and options.override:
+        problems.append("--override: has no effect with --suggest; change the file that it writes")
+    if not options.suggest and options.deepspeed is None:
+        problems.append("--deepspeed: required, or --suggest to have one written")
+    if options.output_dir is not None:
+        problems += _check_output(options.output_dir, unused=False)
+    return problems
+
+
+def checked_plan(options: PlanOptions) -> dict[str, Any]:
+    """The DeepSpeed JSON of `plan`, overrides applied; empty with --suggest. Raises one `UserError`
+    with every problem of the settings and of that file."""
+    problems = check_plan(options)
+    if options.deepspeed is None:
+        raise_if(problems)
+        return {}
+    world_size = max(1, options.gpus) * max(1, options.nodes)
+    return _with_deepspeed(problems, options, options.deepspeed, world_size)
+
+
 def check_lora(lora: LoRAOptions) -> list[str]:
     """Every problem of the adapters' settings; the rank against the model's widths comes later."""
     problems = _at_least(1, **{"lora.rank": lora.rank})
@@ -174,8 +215,10 @@ def _check_seed(seed: int) -> list[str]:
     return [f"--seed: expected from 0 to below 2**63, found {seed}"]
 
 
-def _check_degree(tensor_parallel: int, world_size: int) -> list[str]:
+def _check_degree(tensor_parallel: int, world_size: int, of: str = "") -> list[str]:
     if tensor_parallel >= 1 and world_size % tensor_parallel:
+        if of:
+            return [f"--tensor_parallel: {tensor_parallel} does not divide the {world_size} {of}"]
         ranks = f"{world_size} process{'es' if world_size > 1 else ''}"
         return [
             f"--tensor_parallel: {ranks} cannot be divided into groups of {tensor_parallel}; "

@@ -36,6 +36,7 @@ from llama.train.life import show_life
 from llama.train.record import resumed_before, run_record, trainable, write_json
 from llama.train.reporter import Reporter, shown
 from llama.train.samples import Prompt, answers, as_text, choose_prompts, write_samples
+from llama.train.start.fits import Verdict, require_fit
 from llama.train.start.inputs import Inputs, read_inputs
 from llama.train.start.resume import (
     ADAPTER,
@@ -59,10 +60,11 @@ def train(options: TrainOptions) -> int:
         mesh = create_mesh(options.tensor_parallel)
         inputs = read_inputs(options, deepspeed, mesh)
         plan = schedule(inputs, mesh)
+        verdict = require_fit(inputs, plan, mesh, device)
         with contextlib.closing(Resumer(inputs, plan, mesh, device)) as resumer:
             summary = resumer.start.finished
             if summary is None:
-                run = Run(inputs, plan, mesh, device, resumer)
+                run = Run(inputs, plan, mesh, device, resumer, verdict)
                 summary, status = run.run(), run.ends.status
             elif mesh.is_main:
                 _say_finished(resumer)
@@ -89,8 +91,10 @@ class Run:
         mesh: Mesh,
         device: torch.device,
         resumer: Resumer,
+        verdict: Verdict | None = None,
     ) -> None:
         self.inputs, self.options, self.plan = inputs, inputs.options, plan
+        self.verdict = verdict
         self.mesh, self.device = mesh, device
         self.resumer, self.start = resumer, resumer.start
         self.folder = self.start.folder
@@ -102,6 +106,8 @@ class Run:
         self.report = Reporter(self.start, config, plan.total_steps, mesh, device)
         for line in [*inputs.reports(), *plan.resolved.notes, *self.start.notes]:
             self.report.say(line)
+        if verdict is not None:
+            self.report.say(verdict.line)
         self.engine = build_engine(inputs.source, self.options, plan.resolved, mesh, device)
         assert isinstance(self.engine.model, Transformer)
         self.model = self.engine.model
@@ -157,7 +163,8 @@ class Run:
                 source = str(self.start.source)
                 resumed.append({"step": self.start.step, "from": source, **self.resumer.topology})
             record = run_record(self.inputs, self.plan, self.mesh, self.device)
-            write_json(self.folder / RECORD, {**record, "resumed": resumed})
+            planned = {"plan": self.verdict and self.verdict.record}
+            write_json(self.folder / RECORD, {**record, **planned, "resumed": resumed})
 
         on_main(self.mesh, write)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from llama.base.dense import Dense
-from llama.engine.shares import optimized_elements, own_values, whole_elements
+from llama.parallel.shares import optimized_elements, own_values, whole_elements
 
 
 def partitioned(values: torch.Tensor, rank: int, ranks: int) -> Any:

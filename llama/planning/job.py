@@ -1,0 +1,126 @@
+"""What is planned: one rank's share of one training step, told in full."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from llama.model.config import ModelConfig
+from llama.model.kept import KEPT, Checkpointing, Kept
+from llama.settings import LoRAOptions
+from llama.settings.deepspeed_json import Resolved
+
+PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Zero:
+    """The settings of DeepSpeed's `zero_optimization` that cost memory, in elements where they are
+    sizes; the defaults are DeepSpeed's."""
+
+    stage: int = 1
+    reduce_bucket: int = 500_000_000
+    allgather_bucket: int = 500_000_000
+    overlap: bool = False
+    """`overlap_comm`: two buckets in place of one."""
+    prefetch: int = 50_000_000
+    """`stage3_prefetch_bucket_size`"""
+    persistent: int = 100_000
+    """`stage3_param_persistence_threshold`: parameters up to it stay whole on every rank."""
+    max_live: int = 1_000_000_000
+    """`stage3_max_live_parameters`"""
+    max_reuse: int = 1_000_000_000
+    """`stage3_max_reuse_distance`"""
+    offload_optimizer: bool = False
+    """Masters, moments and their gradients lie in host memory."""
+    offload_param: bool = False
+    """Under ZeRO-3 the shares of the parameters lie in host memory."""
+
+    @classmethod
+    def of(cls, engine: dict) -> Zero:  # type: ignore[type-arg]
+        """Of a whole DeepSpeed configuration, as `Resolved.engine`."""
+        section = engine.get("zero_optimization", {})
+        stage = section.get("stage", 0)
+
+        def offloaded(name: str) -> bool:
+            return (section.get(name) or {}).get("device", "none") != "none"
+
+        names = {
+            "reduce_bucket": "reduce_bucket_size",
+            "allgather_bucket": "allgather_bucket_size",
+            "prefetch": "stage3_prefetch_bucket_size",
+            "persistent": "stage3_param_persistence_threshold",
+            "max_live": "stage3_max_live_parameters",
+            "max_reuse": "stage3_max_reuse_distance",
+        }
+        sizes = {ours: int(section[theirs]) for ours, theirs in names.items() if theirs in section}
+        overlap = section.get("overlap_comm")
+        return cls(
+            stage=stage,
+            overlap=stage == 3 if overlap is None else bool(overlap),
+            offload_optimizer=offloaded("offload_optimizer"),
+            offload_param=offloaded("offload_param"),
+            **sizes,
+        )
+
+
+@dataclass(frozen=True)
+class Job:
+    """One rank of a training run, as far as memory goes."""
+
+    config: ModelConfig
+    lora: LoRAOptions | None = field(default_factory=LoRAOptions)
+    """None: every parameter trains."""
+    precision: Literal["fp16", "bf16", "fp32"] = "bf16"
+    zero: Zero = field(default_factory=Zero)
+    micro_batch: int = 1
+    """Rows of one micro-batch on one data-parallel rank."""
+    accumulation: int = 1
+    """Micro-batches of one step."""
+    seq_len: int = 1024
+    """Tokens of a row."""
+    documents: tuple[int, ...] | None = None
+    """The lengths of the documents of one micro-batch; None: each row is one of `seq_len`."""
+    supervised: int | None = None
+    """Positions of one micro-batch that have a label; None: all that can have one."""
+    checkpointing: Checkpointing | tuple[Kept, ...] = "none"
+    """What the blocks keep, or of each block what it keeps. `auto` is the caller's to resolve."""
+    fused: bool = False
+    """Compiled kernels, and on CUDA the fused block: `--compile`."""
+    tensor_parallel: int = 1
+    data_parallel: int = 1
+    device: Literal["cpu", "cuda"] = "cuda"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return PRECISIONS[self.precision]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Of the documents of one micro-batch."""
+        return self.documents or (self.seq_len,) * self.micro_batch
+
+    @property
+    def tokens(self) -> int:
+        """Of one micro-batch."""
+        return sum(self.lengths)
+
+    @property
+    def kept(self) -> tuple[Kept, ...]:
+        """What each block keeps."""
+        if isinstance(self.checkpointing, str):
+            return (KEPT[self.checkpointing],) * self.config.n_layers
+        return self.checkpointing
+
+
+def settings_of(resolved: Resolved) -> dict:  # type: ignore[type-arg]
+    """The fields of a `Job` that the DeepSpeed JSON owns, by name."""
+    return {
+        "precision": resolved.precision,
+        "zero": Zero.of(resolved.engine),
+        "micro_batch": resolved.micro_batch,
+        "accumulation": resolved.accumulation,
+    }

@@ -1,0 +1,208 @@
+"""One step of the real model, traced with fake tensors: no weights, no device, no arithmetic.
+
+The model, its adapters, the fused block and the objective are the program's own. Only what is
+DeepSpeed's is described anew (`zero.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from llama.adapters.attach import adapters, attach
+from llama.data.batches import make_batch
+from llama.data.types import IGNORE, Batch, Example
+from llama.fused.install import install
+from llama.kernels.compiled import Plan, planned
+from llama.kernels.paths import as_on_cuda
+from llama.model.documents import Documents
+from llama.model.kv_cache import KVCache
+from llama.model.rope import Rotation
+from llama.model.transformer import RunBlock, Supervision, Transformer, TransformerBlock
+from llama.objectives.kinds import SFT
+from llama.parallel.mesh import SINGLE, TensorParallel
+from llama.planning.cuda import OPERATORS, workspace
+from llama.planning.job import Job
+from llama.planning.storages import LiveStorages
+from llama.planning.zero import STAGES, Optimizer
+from llama.weights.load import load_weights
+from llama.weights.random_init import RandomReader
+
+CPU = torch.device("cpu")
+CUDA_BLOCK = 512
+"""torch's allocator gives out whole multiples of so many bytes, and counts them as allocated."""
+
+
+def trace(job: Job) -> LiveStorages:
+    """One step of `job`, neither the run's first nor its last; gives what lived when."""
+    with shards(job.tensor_parallel) as tp:
+        return _Step(job, tp).storages
+
+
+class _Step:
+    """The step, taken when this is made."""
+
+    def __init__(self, job: Job, tp: TensorParallel) -> None:
+        on_cuda = job.device == "cuda"
+        self.job = job
+        self.fake = FakeTensorMode()
+        self.storages = LiveStorages(
+            workspace=workspace if on_cuda else None, whole=CUDA_BLOCK if on_cuda else 1
+        )
+        with ExitStack() as stack:
+            for each in _ways(job, self.storages):
+                stack.enter_context(each)
+            self.model = build(job, tp, self.fake)
+            self._take()
+
+    def _take(self) -> None:
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = STAGES[self.job.zero.stage](self.job, trained, self.storages)
+        with self._followed():
+            self._tell(trained, optimizer)
+        self.storages.forget_peak()
+        for micro in range(min(self.job.accumulation, 2), 0, -1):
+            self._micro_batch()
+            with self._followed():
+                optimizer.backward_ended(boundary=micro == 1)
+        with self._followed():
+            optimizer.step()
+
+    @contextmanager
+    def _followed(self) -> Iterator[None]:
+        """Within, tensors have no values, and their storages are counted."""
+        with self.fake, self.storages:
+            yield
+
+    def _tell(self, trained: list[nn.Parameter], optimizer: Optimizer) -> None:
+        """Have the storages known for what they are, as they come."""
+        model, storages = self.model, self.storages
+        storages.add([p.data for p in model.parameters() if not p.requires_grad], "weights")
+        storages.add([p.data for p in trained], "trained")
+        optimizer.start()
+        for parameter in trained:
+            parameter.register_post_accumulate_grad_hook(optimizer.gradient)
+        model.run_block = partial(_run_block, model.run_block, storages)
+        model.output.register_forward_pre_hook(lambda *_: _begin_loss(storages))
+
+    def _micro_batch(self) -> None:
+        """Forward and backward of one, as `Engine.step` has them."""
+        storages = self.storages
+        storages.kind = "working"
+
+        def forward(**inputs: Any) -> torch.Tensor:
+            with self._followed():
+                return self.model(**_faked(inputs, self.fake, storages))
+
+        loss = SFT.loss(forward, batch_of(self.job), CPU)
+        storages.kind = "working"
+        with self._followed():
+            loss.backward()
+
+
+def _ways(job: Job, storages: LiveStorages) -> Iterator[Any]:
+    """What makes the trace take the paths of the job's device."""
+
+    def outputs_only(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """A compiled kernel's intermediates lie in registers."""
+        with storages.paused():
+            return function(*args)
+
+    def as_written(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        return function(*args)
+
+    yield planned(Plan(job.fused, outputs_only if job.fused else as_written))
+    if job.device == "cuda":
+        yield as_on_cuda(OPERATORS)
+
+
+class _NoValues:
+    """The placement of weights that nobody reads."""
+
+    reads = False
+
+    def place(self, parameter: nn.Parameter) -> None: ...
+
+
+def build(job: Job, tp: TensorParallel, fake: FakeTensorMode) -> Transformer:
+    """The model as `build_engine` makes it, of tensors without values."""
+    with torch.device("meta"):
+        model = Transformer(job.config, tp)
+    model.requires_grad_(job.lora is None)
+    if job.lora is not None:
+        attach(model, job.lora)
+        for _, adapter in adapters(model):
+            adapter.to(job.dtype)
+    reader = RandomReader(job.config)
+    fake.allow_non_fake_inputs = True  # those on the meta device, to be replaced
+    with fake:
+        load_weights(model, reader, job.dtype, CPU, tp.rank, tp.size, _NoValues())
+        for _, adapter in adapters(model):
+            adapter.materialise(CPU)
+    fake.allow_non_fake_inputs = False
+    if job.fused and job.device == "cuda":
+        install(model)
+    model.frequencies = fake.from_tensor(model.frequencies)
+    model.keep(job.kept)
+    return model.train()
+
+
+def _run_block(
+    inner: RunBlock,
+    storages: LiveStorages,
+    block: TransformerBlock,
+    x_TD: torch.Tensor,
+    rotation: Rotation,
+    documents: Documents,
+    cache: KVCache | None,
+) -> torch.Tensor:
+    """What is left of a block's forward pass when it ends is kept for its backward pass."""
+    out = inner(block, x_TD, rotation, documents, cache)
+    storages.relabel_all("working", "kept")
+    return out
+
+
+def _begin_loss(storages: LiveStorages) -> None:
+    storages.relabel_all("working", "kept")
+    storages.kind = "loss"
+
+
+def batch_of(job: Job) -> Batch:
+    """A micro-batch of the job's documents, with a label where the job has one."""
+    examples, left = [], job.supervised
+    for length in job.lengths:
+        labels = [0] * length
+        if left is not None:
+            taken = min(left, length - 1)
+            left -= taken
+            labels = [IGNORE] * (length - taken) + [0] * taken
+        examples.append(Example([0] * length, labels, 0))
+    return make_batch([examples], 0)
+
+
+def _faked(inputs: dict[str, Any], fake: FakeTensorMode, storages: LiveStorages) -> dict[str, Any]:
+    """The arguments of the model without their values, counted as kept: the graph holds them."""
+    labels = inputs["labels"]
+    tensors = [inputs["tokens_T"], inputs["positions_T"], labels.index_N, labels.labels_N]
+    tokens, positions, index, targets = map(fake.from_tensor, tensors)
+    storages.add([tokens, positions, index, targets], "kept")
+    return inputs | {
+        "tokens_T": tokens,
+        "positions_T": positions,
+        "labels": Supervision(index, targets),
+    }
+
+
+@contextmanager
+def shards(size: int) -> Iterator[TensorParallel]:
+    """This rank's place among `size` tensor-parallel ranks, the others not being there."""
+    if size == 1:
+        yield SINGLE
+        return
+    raise NotImplementedError
