@@ -38,14 +38,16 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def step_flops(config: ModelConfig, tokens: int, supervised: int) -> float:
-    """Floating-point operations that a LoRA step needs, recomputation not counted: 2 for each
-    weight and token forward, 2 backward (a frozen weight has no gradient of its own). The
+def step_flops(
+    config: ModelConfig, tokens: int, supervised: int, weight_gradients: bool = False
+) -> float:
+    """Floating-point operations that a step needs, recomputation not counted: 2 for each weight and
+    token forward, 2 backward, and 2 for the weight's own gradient where it has one. The
     embedding is a look-up, the output matrix meets supervised tokens only, and the adapters and
     attention within short documents are left out as small: MFU errs on the low side."""
     block = sum(rows * columns for rows, columns in map(config.linear_shape, LINEARS))
     weights = config.n_layers * block * tokens + config.vocab_size * config.dim * supervised
-    return 4.0 * weights
+    return (6.0 if weight_gradients else 4.0) * weights
 
 
 def mfu(flops_per_second: float, devices: int, device: torch.device) -> float | None:

@@ -75,8 +75,10 @@ class TrainOptions(ModelOptions):
     """Whether examples share a row, each seeing only itself."""
     tensor_parallel: int = 1
     """Ranks each layer is split over; it divides the number of processes."""
+    method: Literal["lora", "full"] = field(default="lora", metadata=BY_VALUE)
+    """What trains: lora, adapters beside the frozen model; full, every parameter of the model."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)
-    """The adapters."""
+    """The adapters, with --method lora."""
     checkpointing: Checkpointing = "block"
     """What is recomputed in the backward pass to save memory: nothing, the feed-forward layers, or
     whole blocks; auto keeps as much as the device's free memory holds."""
@@ -169,8 +171,10 @@ class BenchmarkOptions(ModelOptions):
     means AdamW, clipping at 1.0, ZeRO-1 and no accumulation."""
     tensor_parallel: int = 1
     """Ranks each layer is split over; it divides the number of processes."""
+    method: Literal["lora", "full"] = field(default="lora", metadata=BY_VALUE)
+    """What trains: lora, adapters beside the frozen model; full, every parameter of the model."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)
-    """The adapters."""
+    """The adapters, with --method lora."""
     checkpointing: Checkpointing = "block"
     """What is recomputed in the backward pass, as in train."""
     compile: bool = False
@@ -198,8 +202,10 @@ class VerifyOptions:
     """The model whose widths are used, as train takes it; its weights are not read."""
     tensor_parallel: int = 1
     """Ranks each layer is split over; it divides the number of processes."""
+    method: Literal["lora", "full"] = field(default="lora", metadata=BY_VALUE)
+    """What trains: lora, adapters beside the frozen model; full, every parameter of the model."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)
-    """The adapters."""
+    """The adapters, with --method lora."""
     checkpointing: Checkpointing = "block"
     """What is recomputed in the backward pass, as in train."""
     compile: bool = False

@@ -3,6 +3,7 @@ a command can raise all of them at once."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import re
@@ -37,7 +38,7 @@ def check_train(options: TrainOptions, world_size: int) -> list[str]:
         *_at_least(1, epochs=options.epochs, max_steps=options.max_steps),
         *_at_least(1, save_every=options.save_every, keep=options.keep),
         *_at_least(2, seq_len=options.seq_len),
-        *check_lora(options.lora),
+        *_check_method(options),
         *_check_degree(options.tensor_parallel, world_size),
         *_check_seed(options.seed),
         *data_problems("data", options.data),
@@ -65,7 +66,7 @@ def checked_verify(options: VerifyOptions, world_size: int) -> dict[str, Any]:
         *([] if options.model else ["--model: expected a path or a name, found ''"]),
         *_at_least(1, layers=options.layers, steps=options.steps),
         *_at_least(8, seq_len=options.seq_len),
-        *check_lora(options.lora),
+        *_check_method(options),
         *_check_degree(options.tensor_parallel, world_size),
         *_check_seed(options.seed),
     ]
@@ -128,7 +129,7 @@ def check_benchmark(options: BenchmarkOptions, world_size: int) -> list[str]:
         *_at_least(1, rows=options.rows, batch=options.batch, steps=options.steps),
         *_at_least(0, warmup=options.warmup),
         *_at_least(2, seq_len=options.seq_len),
-        *check_lora(options.lora),
+        *_check_method(options),
         *_check_degree(options.tensor_parallel, world_size),
         *_check_seed(options.seed),
     ]
@@ -154,7 +155,7 @@ def check_plan(options: PlanOptions) -> list[str]:
         *_at_least(1, gpus=options.gpus, nodes=options.nodes, batch=options.batch),
         *_at_least(1, rows=options.rows, epochs=options.epochs, max_steps=options.max_steps),
         *_at_least(2, seq_len=options.seq_len),
-        *check_lora(options.lora),
+        *_check_method(options),
         *data_problems("data", options.data),
     ]
     if options.gpus >= 1 and options.nodes >= 1:
@@ -181,6 +182,20 @@ def checked_plan(options: PlanOptions) -> dict[str, Any]:
         return {}
     world_size = max(1, options.gpus) * max(1, options.nodes)
     return _with_deepspeed(problems, options, options.deepspeed, world_size)
+
+
+def _check_method(
+    options: TrainOptions | BenchmarkOptions | VerifyOptions | PlanOptions,
+) -> list[str]:
+    """Problems of what trains; without adapters none of their settings may be asked for."""
+    if options.method == "lora":
+        return check_lora(options.lora)
+    plain = LoRAOptions()
+    return [
+        f"--lora.{field.name}: has no effect with --method {options.method}; leave it out"
+        for field in dataclasses.fields(plain)
+        if getattr(options.lora, field.name) != getattr(plain, field.name)
+    ]
 
 
 def check_lora(lora: LoRAOptions) -> list[str]:

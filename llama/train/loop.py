@@ -12,11 +12,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llama.adapters.peft_format import AdapterConfig
 from llama.assembly.engine import build_engine
 from llama.assembly.use import summed_loss
-from llama.checkpoint import Checkpoint, Store, Writer
-from llama.checkpoint.adapter_files import save_adapter
+from llama.checkpoint import Checkpoint, Store, saver_of
+from llama.checkpoint.shards import ShardedState
 from llama.data.batches import eval_batches
 from llama.engine import Step, start_processes
 from llama.engine.state import EngineState
@@ -39,7 +38,6 @@ from llama.train.samples import Prompt, answers, as_text, choose_prompts, write_
 from llama.train.start.fits import Verdict, require_fit
 from llama.train.start.inputs import Inputs, read_inputs
 from llama.train.start.resume import (
-    ADAPTER,
     CHECKPOINTS,
     RECORD,
     SAMPLES,
@@ -102,8 +100,8 @@ class Run:
         self.summary: dict[str, Any] = self.state.summary
         self.summary["status"] = "failed"
         self.summary.setdefault("checkpoint_seconds", 0.0)
-        config = inputs.source.config
-        self.report = Reporter(self.start, config, plan.total_steps, mesh, device)
+        self.method = inputs.method
+        self.report = Reporter(self.start, self.method, plan.total_steps, mesh, device)
         for line in [*inputs.reports(), *plan.resolved.notes, *self.start.notes]:
             self.report.say(line)
         if verdict is not None:
@@ -118,17 +116,16 @@ class Run:
         self.check = (
             None
             if self.state.trains
-            else FirstStepsCheck(self.engine.trainable, self.engine.own_values)
+            else FirstStepsCheck(self.engine.trainable, self.method.watched(self.engine))
         )
         self.watch = Stopwatch()
-        self.adapter_config = AdapterConfig(self.options.lora, inputs.source.name)
         store = Store(self.folder / CHECKPOINTS)
-        self.writer = Writer(store, self.adapter_config, self.options.keep)
+        self.saver = saver_of(self.method, self.engine, store, self.options.keep)
         self._seconds_before = self.state.seconds
         self._started = time.monotonic()
 
     def run(self) -> dict[str, Any]:
-        """Evaluate, train every epoch, evaluate again, keep the adapter; returns the summary."""
+        """Evaluate, train every epoch, evaluate again, keep the result; returns the summary."""
         try:
             self._write_record()
             with self.ends:
@@ -138,7 +135,7 @@ class Run:
         except BaseException:
             with contextlib.suppress(OSError, TrainingError):
                 self._write_summary()
-                self.writer.wait()
+                self.saver.wait()
             raise
         finally:
             self.report.close()
@@ -217,7 +214,7 @@ class Run:
         self.summary["epoch_losses"].append(mean)
         self.report.say(f"epoch {state.epoch}: average loss {mean:.4f}")
         self.summary["eval_loss"] = self._evaluate(state.epoch + 1)
-        self.report.adapter_norms(self.engine.steps, self.engine.whole_adapter())
+        self.report.norms(self.engine.steps, self.method.norms(self.engine))
         state.epoch, state.window, state.loss_sum, state.supervised = state.epoch + 1, 0, 0.0, 0
 
     def _after_step(self, step: Step, seconds: float) -> None:
@@ -238,7 +235,7 @@ class Run:
         state.step_seconds += seconds
         self.summary["tokens_per_second"] = round(state.tokens / state.step_seconds, 1)
         self.report.step(number, state.epoch, step, seconds)
-        failed = int(bool(self.writer.failed or self.report.failed))
+        failed = int(bool(self.saver.failed or self.report.failed))
         failed, wish = self.mesh.highest(failed, self.ends.wish)
         if failed:
             on_main(self.mesh, self._check_writing)
@@ -249,7 +246,9 @@ class Run:
             self._save()
 
     def _finish(self, prompts: list[Prompt]) -> None:
-        save_adapter(self.engine, self.folder / ADAPTER, self.adapter_config)
+        result = self.folder / self.method.RESULT
+        for hint in self.method.write(self.engine, result, self.options.tokenizer):
+            self.report.say(hint)
         after = self._answers(prompts)
         before = self.state.samples_before
         if prompts:
@@ -266,23 +265,17 @@ class Run:
 
     def _save(self) -> None:
         """A checkpoint of what is done, before the epoch's end is dealt with: its evaluation may
-        take long, and is made again by a run that goes on from here. It is written beside the next
-        steps; at the end of the run it is waited for."""
+        take long, and is made again by a run that goes on from here."""
         with self.watch.paused():
             began = time.monotonic()
-            own = self.engine.own_values()
-            if problems := self.engine.replica_problems(own):
-                raise TrainingError("\n".join(f"not saved: {line}" for line in problems))
-            engine_state = self.engine.state(own)
-            on_main(self.mesh, lambda: self._hand_over(engine_state))
-            if self.ends.status or self.engine.steps == self.plan.total_steps:
-                on_main(self.mesh, self.writer.wait)
+            last = bool(self.ends.status) or self.engine.steps == self.plan.total_steps
+            self.saver.save(self._checkpoint, self.report.sync, last)
             self.summary["checkpoint_seconds"] += time.monotonic() - began
 
-    def _hand_over(self, engine_state: EngineState) -> None:
+    def _checkpoint(self, engine_state: EngineState | ShardedState) -> Checkpoint:
         self.state.metrics_lines = self.report.lines
         self.state.seconds = self._seconds()
-        checkpoint = Checkpoint(
+        return Checkpoint(
             engine=engine_state,
             run=copy.deepcopy(self.state),
             total_steps=self.plan.total_steps,
@@ -290,11 +283,10 @@ class Run:
             topology=self.resumer.topology,
             random=random_state(),
         )
-        self.writer.save(checkpoint, self.report.sync)
 
     def _check_writing(self) -> None:
         """A disk that fails on the main rank ends the run on every rank, which all say why."""
-        self.writer.check()
+        self.saver.check()
         self.report.check()
 
     # Watching
@@ -328,6 +320,6 @@ class Run:
                 shown(self.summary["eval_loss"]),
             )
             self.report.say(f"held-out loss: {before} before, {after} after")
-        self.report.say(f"adapter (PEFT): {self.folder / ADAPTER}")
+        self.report.say(f"{self.method.RESULT_TITLE}: {self.folder / self.method.RESULT}")
         board = self.folder / "tensorboard"
         self.report.say(f"watch: tensorboard --logdir {board} --host localhost")

@@ -7,12 +7,12 @@ import json
 import os
 import platform
 from importlib import metadata
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llama.adapters.match import parameter_count
 from llama.files.atomic import write_file
 from llama.files.json_text import json_text
 from llama.launch import packages
@@ -71,9 +71,9 @@ def resumed_before(path: Path) -> list[dict[str, Any]]:
 
 def trainable(inputs: Inputs) -> dict[str, Any]:
     """Count, share and bytes of what trains, over the whole model."""
-    config, lora = inputs.source.config, inputs.options.lora
-    count = parameter_count(config, lora)
-    total = config.parameter_count() + count
+    method = inputs.method
+    count = sum(map(prod, method.shapes().values()))
+    total = inputs.source.config.parameter_count() + method.added()
     return {
         "trainable_parameters": count,
         "total_parameters": total,

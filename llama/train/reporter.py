@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from llama.engine import Step
+from llama.engine.state import Tensors
 from llama.errors import TrainingError
+from llama.methods.method import Method
 from llama.metrics.progress import Progress
 from llama.metrics.sinks import JSONLSink, NullSink, Sink, Sinks, TensorBoardSink
 from llama.metrics.speed import mfu, peak_memory_bytes, step_flops
-from llama.model.config import ModelConfig
 from llama.parallel.mesh import Mesh
 from llama.train.start.resume import CHECKPOINTS, METRICS, Start
 
@@ -24,9 +25,9 @@ class Reporter:
     """Takes what happened. Nothing is written where the rank is not the main one."""
 
     def __init__(
-        self, start: Start, config: ModelConfig, total_steps: int, mesh: Mesh, device: torch.device
+        self, start: Start, method: Method, total_steps: int, mesh: Mesh, device: torch.device
     ) -> None:
-        self._config = config
+        self._method = method
         self._mesh = mesh
         self._device = device
         self.progress = Progress(total_steps, mesh.is_main, start.step)
@@ -46,7 +47,9 @@ class Reporter:
     def step(self, number: int, epoch: int, step: Step, seconds: float) -> None:
         """Step `number`, which took `seconds`."""
         rate = step.tokens / seconds
-        flops = step_flops(self._config, step.tokens, step.supervised) / seconds
+        method = self._method
+        flops = step_flops(method.config, step.tokens, step.supervised, method.WEIGHT_GRADIENTS)
+        flops /= seconds
         values: dict[str, Any] = {
             "epoch": epoch,
             "loss": step.loss,
@@ -76,12 +79,11 @@ class Reporter:
             self._sink.scalars(number, {"epoch": epochs, "eval_loss": loss})
         self.say(f"held-out loss {loss:.4f} after {epochs} epochs")
 
-    def adapter_norms(self, number: int, adapter: dict[str, torch.Tensor]) -> None:
-        """Of every A and every B of the whole adapter, a histogram each."""
-        for factor in ("a", "b"):
-            norms = [value.norm() for name, value in adapter.items() if name.endswith(f".{factor}")]
+    def norms(self, number: int, norms: Tensors) -> None:
+        """Of what trains, by the name of a histogram."""
+        for name, values in norms.items():
             with self._guarded():
-                self._sink.histogram(number, f"adapter_norms/{factor.upper()}", torch.stack(norms))
+                self._sink.histogram(number, name, values)
 
     def samples(self, number: int, text: str) -> None:
         with self._guarded():

@@ -22,6 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("commands",),
     ("train",),
     ("checkpoint", "assembly"),
+    ("methods",),
     ("engine", "planning"),
     ("objectives", "adapters"),
     ("data", "settings", "weights", "metrics", "fused"),

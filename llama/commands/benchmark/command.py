@@ -30,6 +30,7 @@ from llama.files.json_text import json_text
 from llama.fused.keeping import summary
 from llama.launch.launchers import check_launch
 from llama.launch.processes import launched_world_size, stop_processes
+from llama.methods.kinds import method_of
 from llama.metrics.speed import peak_memory_bytes
 from llama.model.transformer import Transformer
 from llama.parallel.mesh import Mesh, create_mesh
@@ -139,7 +140,7 @@ def _read_data(options: BenchmarkOptions, source: ModelSource) -> Prepared | Non
 def resolve(job: Job, mesh: Mesh) -> Resolved:
     """The DeepSpeed settings for this run's length on this mesh."""
     steps = job.options.warmup + job.options.steps
-    resolved = resolve_here(job.deepspeed, mesh, steps, job.source.config)
+    resolved = resolve_here(job.deepspeed, mesh, steps, job.source.config, job.options.method)
     for note in resolved.notes if mesh.is_main else ():
         print(note, file=sys.stderr)
     return resolved
@@ -227,7 +228,10 @@ def measure(job: Job, mesh: Mesh, device: torch.device) -> dict[str, Any]:
     return {
         **describe(job, resolved, mesh, device),
         **speed(steps, seconds),
-        **arithmetic(config, options.checkpointing, steps, seconds, rate, model.kept),
+        **arithmetic(
+            *(config, options.checkpointing, steps, seconds, rate, model.kept),
+            weight_gradients=method_of(options, job.source).WEIGHT_GRADIENTS,
+        ),
         **memory,
         "kept": summary(model.kept),
         "loss_first": results[0][0].loss,
@@ -257,7 +261,8 @@ def describe(job: Job, resolved: Resolved, mesh: Mesh, device: torch.device) -> 
         "precision": resolved.precision,
         "checkpointing": options.checkpointing,
         "compile": options.compile,
-        "lora": asdict(options.lora),
+        "method": options.method,
+        "lora": asdict(options.lora) if options.method == "lora" else None,
         "deepspeed": resolved.engine,
         "topology": mesh.as_json(),
         "memory_limit_gb": options.memory_limit_gb,
