@@ -56,6 +56,7 @@ def _sizes(model: Transformer, mesh: Mesh) -> Sizes:
         mesh.tensor_parallel.size,
         is_installed(model),
         tuple(sorted({parts[1] for parts in names if parts[-2:] == ["lora", "a"]})),
+        trained=block.get_parameter("attention.wq.weight").requires_grad,
     )
 
 

@@ -41,6 +41,8 @@ class Sizes:
     fused: bool
     dropped: tuple[str, ...]
     """Layers with an adapter; the plain path keeps their dropped inputs and masks."""
+    trained: bool = False
+    """Whether the layers' own weights train: their inputs are then kept for their gradients."""
 
     def _heads(self, heads: int) -> int:
         return heads * self.config.head_dim // self.tensor_parallel * self.bytes_each
@@ -62,6 +64,8 @@ class Sizes:
         if not self.fused and level > Kept.INPUT:
             inputs = (config.linear_shape(name)[1] for name in self.dropped)
             extra = sum(inputs) * (self.bytes_each + 1)
+        if self.trained and level > Kept.INPUT:  # both norms' outputs, and that of SwiGLU
+            extra += 2 * width + config.ffn_dim * self.bytes_each // self.tensor_parallel
         return sum(parts[: level + 1]) + extra
 
     def working(self) -> int:
