@@ -266,6 +266,15 @@ class Engine:
         """Bytes that the optimizer holds on this rank: float32 masters and moments."""
         return sum(t.numel() * t.element_size() for t in self._state.state_tensors())
 
+    def optimizer_tensors(self) -> list[torch.Tensor]:
+        """All that the optimizer holds on this rank: see `OptimizerState.state_tensors`."""
+        return list(self._state.state_tensors())
+
+    @property
+    def inner_optimizer(self) -> torch.optim.Optimizer:
+        """torch's own, which DeepSpeed's steps."""
+        return self._state.inner
+
     def first_step_bytes(self) -> int:
         """Bytes that this rank is still to take in its first step: two float32 moments of what it
         optimizes; and for each gradient 4, and 4 for the buffer it is summed in, of the whole

@@ -17,7 +17,7 @@ from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from torch import nn
 
 from llama.engine.optimizer_state import OptimizerState
-from llama.engine.shares import own_values
+from llama.parallel.shares import own_values
 from llama.parallel.layers import joined, shard_dim
 from llama.parallel.mesh import Mesh
 

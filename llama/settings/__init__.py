@@ -5,6 +5,7 @@ JSON owns it (`llama/settings/deepspeed_json`), so nothing is set in two places.
 """
 
 from llama.settings.commands import (
+    AblateOptions,
     BenchmarkOptions,
     EvaluateOptions,
     GenerateOptions,
@@ -15,6 +16,7 @@ from llama.settings.commands import (
     VerifyOptions,
 )
 from llama.settings.validate import (
+    check_ablate,
     check_benchmark,
     check_evaluate,
     check_generate,
@@ -27,6 +29,7 @@ from llama.settings.validate import (
 )
 
 __all__ = [
+    "AblateOptions",
     "BenchmarkOptions",
     "EvaluateOptions",
     "GenerateOptions",
@@ -35,6 +38,7 @@ __all__ = [
     "PlanOptions",
     "TrainOptions",
     "VerifyOptions",
+    "check_ablate",
     "check_benchmark",
     "check_evaluate",
     "check_generate",

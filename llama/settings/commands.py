@@ -277,3 +277,32 @@ class PlanOptions(ModelOptions):
     none of them, or `plan` with --suggest."""
     json: bool = False
     """Whether the last line of standard output is the plan as one JSON object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateOptions(ModelOptions):
+    """Settings of `ablate`."""
+
+    output_dir: Path
+    """Folder for ablation.md, ablation.json and the figures."""
+    data: list[Path] = field(default_factory=list)
+    """Training rows, as train takes them; may be repeated. None means the bundled ones, or random
+    tokens where the model's weights are random too."""
+    eval_data: list[Path] = field(default_factory=list)
+    """Held-out rows; none means the bundled ones where --data is also none."""
+    method: tuple[str, ...] = ("lora", "full")
+    """What trains: adapters, every parameter, or one after the other."""
+    precision: tuple[str, ...] = ("float32", "bf16")
+    """Any of float32, bf16, fp16."""
+    rows: int = 8
+    """Rows of an optimizer step: in one micro-batch, and in as many micro-batches of one."""
+    seq_len: int = 256
+    """Tokens of a row."""
+    steps: int = 12
+    """Optimizer steps of each combination."""
+    lora: LoRAOptions = field(default_factory=LoRAOptions)
+    """The adapters."""
+    seed: int = 0
+    """Seed of the adapters, the order of rows and the dropout."""
+    json: bool = False
+    """Whether the last line of standard output is the result as one JSON object."""

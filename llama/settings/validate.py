@@ -16,6 +16,7 @@ from llama.files.shards import data_problems
 from llama.model.config import LINEARS
 from llama.settings import deepspeed_json
 from llama.settings.commands import (
+    AblateOptions,
     BenchmarkOptions,
     EvaluateOptions,
     GenerateOptions,
@@ -145,6 +146,31 @@ def check_benchmark(options: BenchmarkOptions, world_size: int) -> list[str]:
     limit = options.memory_limit_gb
     if limit is not None and not 0 < limit < math.inf:
         problems.append(f"--memory_limit_gb: expected a finite number above 0, found {limit}")
+    return problems
+
+
+def check_ablate(options: AblateOptions) -> list[str]:
+    """Every problem of `ablate`'s settings."""
+    known = {"method": ("lora", "full"), "precision": ("float32", "bf16", "fp16")}
+    problems = [
+        *_check_model(options),
+        *_at_least(1, steps=options.steps),
+        *_at_least(2, seq_len=options.seq_len, rows=options.rows),
+        *check_lora(options.lora),
+        *_check_seed(options.seed),
+        *data_problems("data", options.data),
+        *data_problems("eval_data", options.eval_data),
+        *_check_output(options.output_dir, unused=False),
+    ]
+    for name, words in known.items():
+        given = getattr(options, name)
+        problems += [
+            f"--{name}: expected among {','.join(words)}, found {word!r}{nearest(word, words)}"
+            for word in given
+            if word not in words
+        ]
+        if len(set(given)) < len(given) or not given:
+            problems.append(f"--{name}: expected each of {','.join(words)} once at most")
     return problems
 
 

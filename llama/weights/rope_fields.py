@@ -135,7 +135,7 @@ def _note_disagreement(
         )
 
 
-_LENGTHS = {"original_max_position": "original_max_position_embeddings"}
+_LENGTHS: dict[str, str] = {"original_max_position": "original_max_position_embeddings"}
 """Fields that transformers calls otherwise."""
 _WRITTEN: dict[type[Any], tuple[str, tuple[str, ...]]] = {
     LinearScaling: ("linear", ("factor",)),

@@ -23,7 +23,7 @@ from llama.assembly.model import default_device, find_tokenizer
 from llama.commands.benchmark.report import arithmetic, machine, speed, table
 from llama.data.batches import Epochs, first_windows
 from llama.data.prepare import Prepared, prepare
-from llama.data.types import Example
+from llama.data.random_rows import random_rows
 from llama.engine import start_processes
 from llama.errors import UserError, raise_if
 from llama.files.json_text import json_text
@@ -146,21 +146,14 @@ def resolve(job: Job, mesh: Mesh) -> Resolved:
     return resolved
 
 
-def random_examples(job: Job, number: int) -> list[Example]:
-    """Documents of `row_length` random tokens, each with its own label at every position."""
-    generator = torch.Generator().manual_seed(job.options.seed)
-    shape = (number, job.row_length)
-    tokens = torch.randint(job.source.config.vocab_size, shape, generator=generator).tolist()
-    return [Example(ids, ids, row) for row, ids in enumerate(tokens, start=1)]
-
-
 def epochs(job: Job, resolved: Resolved, mesh: Mesh, steps: int) -> Epochs:
     """The rows as `train` cuts them into windows: enough random ones for `steps` windows without
     repeating any, or those of the data packed."""
     size = mesh.data_parallel_size
     number = steps * resolved.micro_batch * resolved.accumulation * size
     if job.data is None:
-        packed = [[example] for example in random_examples(job, number)]
+        vocabulary = job.source.config.vocab_size
+        packed = random_rows(vocabulary, number, job.row_length, job.options.seed)
     else:
         packed = job.data.packed
     micro_batch, accumulation = resolved.micro_batch, resolved.accumulation

@@ -157,6 +157,7 @@ def asked_run(case: Case, resolved: Resolved, mesh: Mesh, device: torch.device) 
         skipped=engine.skipped,
         replica_problems=engine.replica_problems(engine.own_values()),
         optimizer_bytes=_of_all_ranks(engine.optimizer_state_bytes(), mesh, device),
+        trained=method_of(options, case.source).TRAINED,
     )
     engine.close()
     return outcome

@@ -1,0 +1,264 @@
+"""One combination measured: its steps timed, their memory by part, what it has learnt."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, cast
+
+import torch
+
+from llama.assembly.device_settings import resolve_here
+from llama.assembly.engine import build_engine
+from llama.assembly.memory import free_bytes
+from llama.assembly.use import summed_loss
+from llama.commands.ablate.grid import Case, deepspeed_of, engine_options
+from llama.commands.benchmark.command import timed
+from llama.data.batches import Epochs, eval_batches, first_windows
+from llama.data.packing import PackedRow
+from llama.engine import Engine
+from llama.metrics.hardware import gpu_of_device
+from llama.model.transformer import Transformer
+from llama.parallel.mesh import Mesh
+from llama.planning.job import Job, settings_of
+from llama.planning.memory import Memory, memory
+from llama.planning.rows import largest_batch, mean_batch
+from llama.planning.storages import LiveStorages, every_tensor
+from llama.planning.time import Place, step_time
+from llama.settings import AblateOptions
+from llama.settings.deepspeed_json import Resolved
+from llama.weights.open_model import ModelSource
+
+WEIGHTS, ACTIVATIONS, GRADIENTS, OPTIMIZER, OTHER = (
+    "weights",
+    "activations",
+    "gradients",
+    "optimizer",
+    "buffers",
+)
+PARTS = (WEIGHTS, ACTIVATIONS, GRADIENTS, OPTIMIZER, OTHER)
+PLANNED = {
+    "weights": WEIGHTS,
+    "trained": WEIGHTS,
+    "gradients": GRADIENTS,
+    "optimizer": OPTIMIZER,
+    "step": OPTIMIZER,
+    "kept": ACTIVATIONS,
+    "working": ACTIVATIONS,
+    "loss": ACTIVATIONS,
+    "communication": OTHER,
+    "libraries": OTHER,
+}
+"""The terms of a plan, by the part that they belong to."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What every combination learns from, and what it is asked afterwards."""
+
+    training: Sequence[PackedRow]
+    held_out: Sequence[PackedRow]
+
+
+@dataclass
+class Result:
+    """Of one combination; the figures that were not measured are None. Bytes and seconds."""
+
+    case: Case
+    planned_peak: int
+    planned_parts: dict[str, int]
+    planned_seconds: float | None
+    peak: int | None = None
+    parts: dict[str, int] = field(default_factory=dict)
+    """What lived at the worst moment."""
+    most: dict[str, int] = field(default_factory=dict)
+    """The most that each part had, whenever that was."""
+    seconds: float | None = None
+    loss: float | None = None
+    """Of the last step."""
+    eval_loss: float | None = None
+    eval_loss_before: float | None = None
+    why_not: str | None = None
+    """Why it was planned and not measured."""
+
+    def as_json(self) -> dict[str, Any]:
+        return {"name": self.case.name, **asdict(self)}
+
+
+def measured(
+    case: Case, options: AblateOptions, source: ModelSource, data: Data, mesh: Mesh
+) -> Result:
+    """Plan `case`, and take its steps where the plan fits. What does not, and what runs out of
+    memory all the same, says so in the result."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    resolved = resolve_here(deepspeed_of(case), mesh, options.steps, source.config, case.method)
+    result = _planned(case, options, source, data, resolved, device)
+    needed, free = result.planned_peak, free_bytes(device)
+    if needed > free:
+        result.why_not = f"needs {needed / 2**30:.1f} GiB of {free / 2**30:.1f} free"
+        return result
+    try:
+        _measure(result, options, source, data, resolved, mesh, device)
+    except torch.OutOfMemoryError as error:
+        result.why_not = f"ran out of memory: {str(error).splitlines()[0]}"
+    _forget(device)
+    return result
+
+
+def _planned(
+    case: Case,
+    options: AblateOptions,
+    source: ModelSource,
+    data: Data,
+    resolved: Resolved,
+    device: torch.device,
+) -> Result:
+    documents, supervised = largest_batch(data.training, case.micro_batch)
+    job = Job(
+        source.config,
+        options.lora if case.method == "lora" else None,
+        seq_len=options.seq_len,
+        documents=documents,
+        supervised=supervised,
+        checkpointing=case.checkpointing,
+        device="cuda" if device.type == "cuda" else "cpu",
+        **settings_of(resolved),
+    )
+    plan = memory(job)
+    seconds = None
+    gpu = gpu_of_device(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    if gpu is not None:
+        documents, supervised = mean_batch(data.training, case.micro_batch)
+        mean = replace(job, documents=documents, supervised=supervised)
+        seconds = step_time(mean, Place(gpu)).total
+    return Result(case, plan.peak_bytes, parts_of(plan), seconds)
+
+
+def parts_of(plan: Memory) -> dict[str, int]:
+    """The terms of a plan summed by part."""
+    found: Counter[str] = Counter()
+    for term in plan.terms:
+        found[PLANNED[term.name]] += term.bytes
+    return {part: found[part] for part in PARTS}
+
+
+def _measure(
+    result: Result,
+    options: AblateOptions,
+    source: ModelSource,
+    data: Data,
+    resolved: Resolved,
+    mesh: Mesh,
+    device: torch.device,
+) -> None:
+    case = result.case
+    before = _allocated(device)
+    storages = ByPart()
+    storages.ignore(every_tensor())
+    engine = build_engine(source, engine_options(case, options), resolved, mesh, device)
+    epochs = Epochs(data.training, case.micro_batch, case.accumulation, 0, 1, options.seed)
+    windows = first_windows(epochs, options.steps + 1)
+    try:
+        result.eval_loss_before = _held_out_loss(engine, data, device)
+        taken = [timed(device, lambda w=window: engine.step(w)) for window in windows[:1]]
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        taken += [timed(device, lambda w=window: engine.step(w)) for window in windows[1:-1]]
+        peak = torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else None
+        result.seconds = statistics.median(seconds for _, seconds in taken[1:] or taken)
+        result.loss = taken[-1][0].loss
+        result.eval_loss = _held_out_loss(engine, data, device)
+        gc.collect()
+        with storages.following(engine):
+            engine.step(windows[-1])
+        result.peak = storages.peak if peak is None else peak
+        result.parts = {part: storages.at_peak[part] for part in PARTS}
+        result.most = {part: storages.most[part] for part in PARTS}
+    finally:
+        engine.close()
+
+
+def _held_out_loss(engine: Engine, data: Data, device: torch.device) -> float | None:
+    if not data.held_out:
+        return None
+    total, supervised = summed_loss(engine.model, eval_batches(data.held_out, 1), device)
+    return total / supervised
+
+
+def _allocated(device: torch.device) -> int:
+    """What an earlier combination has left behind."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def _forget(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+class ByPart(LiveStorages):
+    """Live storages by `PARTS`, and the most that each of them had."""
+
+    def __init__(self) -> None:
+        self.most: Counter[str] = Counter()
+        super().__init__(OTHER)
+
+    def _look(self, workspace: int) -> None:
+        super()._look(workspace)
+        for part, size in self.live.items():
+            if size > self.most[part]:
+                self.most[part] = size
+
+    @contextmanager
+    def following(self, engine: Engine) -> Iterator[None]:
+        """Within, one step of `engine` is followed. What is made in a forward or backward pass is
+        an activation, until it turns out to be the gradient of a parameter; what DeepSpeed makes
+        once all of those are there belongs to the gradients, up to the optimizer's own step."""
+        model = cast(Transformer, engine.model)
+        self._tell(engine, model)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        waiting = set(map(id, trained))
+
+        def gradient(parameter: torch.Tensor) -> None:
+            if parameter.grad is not None:
+                self.relabel(parameter.grad, GRADIENTS)
+            waiting.discard(id(parameter))
+            if not waiting:
+                self.kind = GRADIENTS
+                waiting.update(map(id, trained))
+
+        def begin(*_: Any) -> None:
+            self.kind = ACTIVATIONS
+
+        def end(_module: Any, _inputs: Any, loss: torch.Tensor) -> None:
+            self.kind = OTHER  # DeepSpeed makes its buckets before the backward pass begins
+            loss.register_hook(begin)
+
+        hooks = [p.register_post_accumulate_grad_hook(gradient) for p in trained]
+        hooks += [model.register_forward_pre_hook(begin), model.register_forward_hook(end)]
+        optimizer = engine.inner_optimizer
+        hooks += [
+            optimizer.register_step_pre_hook(lambda *_: self._optimizer_steps(True)),
+            optimizer.register_step_post_hook(lambda *_: self._optimizer_steps(False)),
+        ]
+        try:
+            with self:
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _optimizer_steps(self, begins: bool) -> None:
+        if begins:
+            self.relabel_all(ACTIVATIONS, GRADIENTS)  # the passes are over, their graphs are gone
+        self.kind = OPTIMIZER if begins else OTHER
+
+    def _tell(self, engine: Engine, model: Transformer) -> None:
+        self.add([p.data for p in model.parameters()], WEIGHTS)
+        self.add(engine.optimizer_tensors(), OPTIMIZER)
+        self.add(every_tensor(), None)
+        self.forget_peak()
