@@ -57,7 +57,6 @@ def keep_what_fits(
         share *= LESS
 
 
-<<<<<<< HEAD
 def job_of(model: Transformer, rows: int, length: int, mesh: Mesh, device: torch.device) -> Job:
     """The step of `model` as it is, as far as its activations go."""
     dtype = model.tok_embeddings.weight.dtype
@@ -71,18 +70,6 @@ def job_of(model: Transformer, rows: int, length: int, mesh: Mesh, device: torch
         fused=is_installed(model) or compiled(),
         tensor_parallel=mesh.tensor_parallel.size,
         device="cuda" if device.type == "cuda" else "cpu",
-=======
-def _sizes(model: Transformer, mesh: Mesh) -> Sizes:
-    block = model.layers[0]
-    names = (name.split(".") for name, _ in block.named_parameters())
-    return Sizes(
-        model.config,
-        compute_dtype(model.tok_embeddings.weight).itemsize,
-        mesh.tensor_parallel.size,
-        is_installed(model),
-        tuple(sorted({parts[1] for parts in names if parts[-2:] == ["lora", "a"]})),
-        trained=block.get_parameter("attention.wq.weight").requires_grad,
->>>>>>> h-full
     )
 
 
