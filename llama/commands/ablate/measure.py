@@ -20,13 +20,15 @@ from llama.commands.ablate.grid import Case, deepspeed_of, engine_options
 from llama.commands.benchmark.command import timed
 from llama.data.batches import Epochs, eval_batches, first_windows
 from llama.data.packing import PackedRow
+from llama.data.types import Batch
 from llama.engine import Engine
 from llama.metrics.hardware import gpu_of_device
 from llama.model.transformer import Transformer
+from llama.objectives.kinds import SFT
 from llama.parallel.mesh import Mesh
 from llama.planning.job import Job, settings_of
 from llama.planning.memory import Memory, memory
-from llama.planning.rows import largest_batch, mean_batch
+from llama.planning.rows import mean_batch
 from llama.planning.storages import LiveStorages, every_tensor
 from llama.planning.time import Place, step_time
 from llama.settings import AblateOptions
@@ -96,46 +98,59 @@ def measured(
     memory all the same, says so in the result."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     resolved = resolve_here(deepspeed_of(case), mesh, options.steps, source.config, case.method)
-    result = _planned(case, options, source, data, resolved, device)
-    needed, free = result.planned_peak, free_bytes(device)
+    epochs = Epochs(data.training, case.micro_batch, case.accumulation, 0, 1, options.seed)
+    windows = first_windows(epochs, options.steps + 1)
+    job = _job(case, options, source, resolved, device, _largest(windows, device))
+    plan = memory(job)
+    result = Result(case, plan.peak_bytes, parts_of(plan), _seconds(job, data, device))
+    needed, free = plan.peak_bytes, free_bytes(device)
     if needed > free:
         result.why_not = f"needs {needed / 2**30:.1f} GiB of {free / 2**30:.1f} free"
         return result
     try:
-        _measure(result, options, source, data, resolved, mesh, device)
+        engine = _engine(case, options, source, resolved, mesh, device)
+        _measure(result, engine, windows, data, device)
     except torch.OutOfMemoryError as error:
         result.why_not = f"ran out of memory: {str(error).splitlines()[0]}"
     _forget(device)
     return result
 
 
-def _planned(
+def _largest(windows: list[list[Batch]], device: torch.device) -> Batch:
+    """The largest micro-batch of those whose memory is measured: on CUDA of every timed step but
+    the first, on the CPU of the step that is followed."""
+    looked_at = windows[1:-1] or windows[:1] if device.type == "cuda" else windows[-1:]
+    return max((batch for window in looked_at for batch in window), key=lambda b: len(b.tokens))
+
+
+def _job(
     case: Case,
     options: AblateOptions,
     source: ModelSource,
-    data: Data,
     resolved: Resolved,
     device: torch.device,
-) -> Result:
-    documents, supervised = largest_batch(data.training, case.micro_batch)
-    job = Job(
+    batch: Batch,
+) -> Job:
+    return Job(
         source.config,
         options.lora if case.method == "lora" else None,
         seq_len=options.seq_len,
-        documents=documents,
-        supervised=supervised,
+        documents=batch.documents.lengths,
+        supervised=SFT.count(batch),
         checkpointing=case.checkpointing,
         device="cuda" if device.type == "cuda" else "cpu",
         **settings_of(resolved),
     )
-    plan = memory(job)
-    seconds = None
-    gpu = gpu_of_device(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    if gpu is not None:
-        documents, supervised = mean_batch(data.training, case.micro_batch)
-        mean = replace(job, documents=documents, supervised=supervised)
-        seconds = step_time(mean, Place(gpu)).total
-    return Result(case, plan.peak_bytes, parts_of(plan), seconds)
+
+
+def _seconds(job: Job, data: Data, device: torch.device) -> float | None:
+    """What the planner expects of a step, on a GPU that it knows."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    gpu = gpu_of_device(name)
+    if gpu is None:
+        return None
+    documents, supervised = mean_batch(data.training, job.micro_batch)
+    return step_time(replace(job, documents=documents, supervised=supervised), Place(gpu)).total
 
 
 def parts_of(plan: Memory) -> dict[str, int]:
@@ -146,29 +161,40 @@ def parts_of(plan: Memory) -> dict[str, int]:
     return {part: found[part] for part in PARTS}
 
 
-def _measure(
-    result: Result,
+def _engine(
+    case: Case,
     options: AblateOptions,
     source: ModelSource,
-    data: Data,
     resolved: Resolved,
     mesh: Mesh,
     device: torch.device,
-) -> None:
-    case = result.case
-    before = _allocated(device)
+) -> tuple[Engine, ByPart, int]:
+    """The engine of `case`, what will follow its memory, and the bytes that were there before."""
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     storages = ByPart()
     storages.ignore(every_tensor())
     engine = build_engine(source, engine_options(case, options), resolved, mesh, device)
-    epochs = Epochs(data.training, case.micro_batch, case.accumulation, 0, 1, options.seed)
-    windows = first_windows(epochs, options.steps + 1)
+    return engine, storages, before
+
+
+def _measure(
+    result: Result,
+    built: tuple[Engine, ByPart, int],
+    windows: list[list[Batch]],
+    data: Data,
+    device: torch.device,
+) -> None:
+    """All steps but the last are timed; in the last, which nothing is asked of besides, every
+    tensor is followed."""
+    engine, storages, before = built
+    on_cuda = device.type == "cuda"
     try:
         result.eval_loss_before = _held_out_loss(engine, data, device)
         taken = [timed(device, lambda w=window: engine.step(w)) for window in windows[:1]]
-        if device.type == "cuda":
+        if on_cuda:
             torch.cuda.reset_peak_memory_stats(device)
         taken += [timed(device, lambda w=window: engine.step(w)) for window in windows[1:-1]]
-        peak = torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else None
+        peak = torch.cuda.max_memory_allocated(device) - before if on_cuda else None
         result.seconds = statistics.median(seconds for _, seconds in taken[1:] or taken)
         result.loss = taken[-1][0].loss
         result.eval_loss = _held_out_loss(engine, data, device)
@@ -187,11 +213,6 @@ def _held_out_loss(engine: Engine, data: Data, device: torch.device) -> float | 
         return None
     total, supervised = summed_loss(engine.model, eval_batches(data.held_out, 1), device)
     return total / supervised
-
-
-def _allocated(device: torch.device) -> int:
-    """What an earlier combination has left behind."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
 def _forget(device: torch.device) -> None:
