@@ -17,9 +17,9 @@ from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from torch import nn
 
 from llama.engine.optimizer_state import OptimizerState
-from llama.parallel.shares import own_values
 from llama.parallel.layers import joined, shard_dim
 from llama.parallel.mesh import Mesh
+from llama.parallel.shares import own_values
 
 _CHUNK = 1 << 22
 _BITS = {2: torch.int16, 4: torch.int32}

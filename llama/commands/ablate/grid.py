@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from llama.model.kept import Checkpointing
 from llama.settings import AblateOptions, BenchmarkOptions, LoRAOptions
@@ -45,8 +45,8 @@ def grid(options: AblateOptions) -> list[Case]:
     """Every combination, what trains least and keeps most first."""
     cuts = sorted({1, options.rows})
     return [
-        Case(method, precision, checkpointing, accumulation, options.rows)
-        for method, precision, checkpointing, accumulation in product(
+        Case(cast(Method, method), cast(Precision, precision), checkpointing, cut, options.rows)
+        for method, precision, checkpointing, cut in product(
             options.method, options.precision, CHECKPOINTING, cuts
         )
     ]

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import gc
 import statistics
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -17,45 +15,24 @@ from llama.assembly.engine import build_engine
 from llama.assembly.memory import free_bytes
 from llama.assembly.use import summed_loss
 from llama.commands.ablate.grid import Case, deepspeed_of, engine_options
+from llama.commands.ablate.parts import PARTS, ByPart, parts_of
 from llama.commands.benchmark.command import timed
 from llama.data.batches import Epochs, eval_batches, first_windows
 from llama.data.packing import PackedRow
 from llama.data.types import Batch
 from llama.engine import Engine
 from llama.metrics.hardware import gpu_of_device
-from llama.model.transformer import Transformer
+from llama.model.documents import Documents
 from llama.objectives.kinds import SFT
 from llama.parallel.mesh import Mesh
 from llama.planning.job import Job, settings_of
-from llama.planning.memory import Memory, memory
+from llama.planning.memory import memory
 from llama.planning.rows import mean_batch
-from llama.planning.storages import LiveStorages, every_tensor
+from llama.planning.storages import every_tensor
 from llama.planning.time import Place, step_time
 from llama.settings import AblateOptions
 from llama.settings.deepspeed_json import Resolved
 from llama.weights.open_model import ModelSource
-
-WEIGHTS, ACTIVATIONS, GRADIENTS, OPTIMIZER, OTHER = (
-    "weights",
-    "activations",
-    "gradients",
-    "optimizer",
-    "buffers",
-)
-PARTS = (WEIGHTS, ACTIVATIONS, GRADIENTS, OPTIMIZER, OTHER)
-PLANNED = {
-    "weights": WEIGHTS,
-    "trained": WEIGHTS,
-    "gradients": GRADIENTS,
-    "optimizer": OPTIMIZER,
-    "step": OPTIMIZER,
-    "kept": ACTIVATIONS,
-    "working": ACTIVATIONS,
-    "loss": ACTIVATIONS,
-    "communication": OTHER,
-    "libraries": OTHER,
-}
-"""The terms of a plan, by the part that they belong to."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +112,7 @@ def _job(
         source.config,
         options.lora if case.method == "lora" else None,
         seq_len=options.seq_len,
-        documents=batch.documents.lengths,
+        documents=tuple(Documents(batch.boundaries).lengths),
         supervised=SFT.count(batch),
         checkpointing=case.checkpointing,
         device="cuda" if device.type == "cuda" else "cpu",
@@ -151,14 +128,6 @@ def _seconds(job: Job, data: Data, device: torch.device) -> float | None:
         return None
     documents, supervised = mean_batch(data.training, job.micro_batch)
     return step_time(replace(job, documents=documents, supervised=supervised), Place(gpu)).total
-
-
-def parts_of(plan: Memory) -> dict[str, int]:
-    """The terms of a plan summed by part."""
-    found: Counter[str] = Counter()
-    for term in plan.terms:
-        found[PLANNED[term.name]] += term.bytes
-    return {part: found[part] for part in PARTS}
 
 
 def _engine(
@@ -219,67 +188,3 @@ def _forget(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-class ByPart(LiveStorages):
-    """Live storages by `PARTS`, and the most that each of them had."""
-
-    def __init__(self) -> None:
-        self.most: Counter[str] = Counter()
-        super().__init__(OTHER)
-
-    def _look(self, workspace: int) -> None:
-        super()._look(workspace)
-        for part, size in self.live.items():
-            if size > self.most[part]:
-                self.most[part] = size
-
-    @contextmanager
-    def following(self, engine: Engine) -> Iterator[None]:
-        """Within, one step of `engine` is followed. What is made in a forward or backward pass is
-        an activation, until it turns out to be the gradient of a parameter; what DeepSpeed makes
-        once all of those are there belongs to the gradients, up to the optimizer's own step."""
-        model = cast(Transformer, engine.model)
-        self._tell(engine, model)
-        trained = [p for p in model.parameters() if p.requires_grad]
-        waiting = set(map(id, trained))
-
-        def gradient(parameter: torch.Tensor) -> None:
-            if parameter.grad is not None:
-                self.relabel(parameter.grad, GRADIENTS)
-            waiting.discard(id(parameter))
-            if not waiting:
-                self.kind = GRADIENTS
-                waiting.update(map(id, trained))
-
-        def begin(*_: Any) -> None:
-            self.kind = ACTIVATIONS
-
-        def end(_module: Any, _inputs: Any, loss: torch.Tensor) -> None:
-            self.kind = OTHER  # DeepSpeed makes its buckets before the backward pass begins
-            loss.register_hook(begin)
-
-        hooks = [p.register_post_accumulate_grad_hook(gradient) for p in trained]
-        hooks += [model.register_forward_pre_hook(begin), model.register_forward_hook(end)]
-        optimizer = engine.inner_optimizer
-        hooks += [
-            optimizer.register_step_pre_hook(lambda *_: self._optimizer_steps(True)),
-            optimizer.register_step_post_hook(lambda *_: self._optimizer_steps(False)),
-        ]
-        try:
-            with self:
-                yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def _optimizer_steps(self, begins: bool) -> None:
-        if begins:
-            self.relabel_all(ACTIVATIONS, GRADIENTS)  # the passes are over, their graphs are gone
-        self.kind = OPTIMIZER if begins else OTHER
-
-    def _tell(self, engine: Engine, model: Transformer) -> None:
-        self.add([p.data for p in model.parameters()], WEIGHTS)
-        self.add(engine.optimizer_tensors(), OPTIMIZER)
-        self.add(every_tensor(), None)
-        self.forget_peak()

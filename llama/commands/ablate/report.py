@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 import torch
 
-from llama.commands.ablate.measure import PARTS, Result
+from llama.commands.ablate.measure import Result
+from llama.commands.ablate.parts import PARTS
 from llama.commands.ablate.verdicts import CHANGED, LEARNT, verdicts
 from llama.commands.benchmark.report import machine
 from llama.files.atomic import write_file
@@ -25,7 +27,7 @@ def document(results: Sequence[Result], options: AblateOptions, device: torch.de
     """All that was measured and judged, and on what."""
     return {
         "model": options.model,
-        "options": asdict(options),
+        "options": json.loads(json_text(asdict(options), default=str)),  # paths as text
         **machine(device),
         "results": [result.as_json() for result in results],
         "verdicts": [{**asdict(v), "mark": v.mark} for v in verdicts(results)],
@@ -35,7 +37,7 @@ def document(results: Sequence[Result], options: AblateOptions, device: torch.de
 def write(found: Document, results: Sequence[Result], folder: Path) -> None:
     """ablation.json, ablation.md and the figures that it shows. Raises `OSError`."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json_text(found, indent=1, default=str) + "\n"
+    text = json_text(found, indent=1) + "\n"
     write_file(folder / "ablation.json", text.encode())
     drawn = figures(results)
     for name, figure in drawn.items():

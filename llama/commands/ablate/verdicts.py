@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llama.commands.ablate.grid import CHECKPOINTING, Case
-from llama.commands.ablate.measure import ACTIVATIONS, GRADIENTS, OPTIMIZER, WEIGHTS, Result
+from llama.commands.ablate.measure import Result
+from llama.commands.ablate.parts import ACTIVATIONS, GRADIENTS, OPTIMIZER, WEIGHTS
 
 CHANGED = 0.05
 """A ratio that is further than this from 1 is a saving or a cost."""
