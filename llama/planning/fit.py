@@ -89,6 +89,9 @@ def keep_what_fits(job: Job, available: int) -> Job:
 def _verified(at: Callable[[int], Job], available: int, most: int) -> int:
     """The largest number up to `most` whose job fits; 0 for none."""
     found = _largest(lambda n: estimate(at(n)), available, most)
+    if found:  # the estimate is off by about as much for all of them
+        off = estimate(at(found)) - memory(at(found)).used_bytes
+        found = _largest(lambda n: estimate(at(n)), available + off, most)
     while found and not fits(at(found), available):
         found -= max(1, found // 50)
     return found
