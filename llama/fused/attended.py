@@ -74,7 +74,7 @@ class Attended:
         return grads
 
 
-def _place(x: torch.Tensor) -> tuple[int, int, int]:
+def _place(x: torch.Tensor) -> tuple[Any, ...]:
     """The memory that `x` lies in. Not by its address, which a tensor without data has not."""
     return x.untyped_storage()._cdata, x.storage_offset(), x.numel()
 

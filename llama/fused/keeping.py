@@ -8,7 +8,7 @@ first, whose share is freed before the first ones need room to compute theirs ag
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,8 +18,6 @@ from llama.model.kept import Kept
 
 PLAIN = (Kept.INPUT, Kept.FFN_INPUTS, Kept.ALL)
 """What the plain path knows: `block`, `ffn` and `none`."""
-LOSS_BYTES = 2**28
-"""Logits and their gradients, a chunk at a time."""
 AGAIN = {
     Kept.INPUT: (*QKV, "wo", *GATE_UP),
     Kept.ATTENTION: (*QKV, "wo", *GATE_UP),
@@ -32,61 +30,23 @@ AGAIN = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """What one token takes in one block of a rank, in bytes."""
+    """What a step takes for the activations of one micro-batch, in bytes."""
 
-    config: ModelConfig
-    bytes_each: int
-    """Of an activation."""
-    tensor_parallel: int
-    fused: bool
-    dropped: tuple[str, ...]
-    """Layers with an adapter; the plain path keeps their dropped inputs and masks."""
-
-    def _heads(self, heads: int) -> int:
-        return heads * self.config.head_dim // self.tensor_parallel * self.bytes_each
-
-    def _attention(self) -> int:
-        config = self.config
-        return self._heads(config.n_heads) + 4 * config.n_heads // self.tensor_parallel
-
-    def kept(self, level: Kept) -> int:
-        config, width = self.config, self.config.dim * self.bytes_each
-        parts = [
-            width,
-            self._attention(),
-            width,
-            self._heads(config.n_heads + 2 * config.n_kv_heads),
-            2 * config.ffn_dim * self.bytes_each // self.tensor_parallel,
-        ]
-        extra = 0
-        if not self.fused and level > Kept.INPUT:
-            inputs = (config.linear_shape(name)[1] for name in self.dropped)
-            extra = sum(inputs) * (self.bytes_each + 1)
-        return sum(parts[: level + 1]) + extra
-
-    def working(self) -> int:
-        """While one block goes back: all of it, and the gradients beside it."""
-        config, width = self.config, self.config.dim * self.bytes_each
-        gradients = (
-            4 * width
-            + self._heads(2 * config.n_heads + 2 * config.n_kv_heads)
-            + 4 * config.n_heads * config.head_dim // self.tensor_parallel
-            + config.ffn_dim * self.bytes_each // self.tensor_parallel * (1 if self.fused else 3)
-        )
-        return self.kept(Kept.ALL) + gradients
+    kept: Mapping[Kept, int]
+    """What one block keeps under each level that there is, in rising order of both."""
+    beside: int
+    """The most that lives beyond what the blocks keep, wherever in the step that is."""
 
 
-def choose(sizes: Sizes, tokens: int, available: int) -> list[Kept]:
-    """What each block keeps of `tokens` tokens, so that a step takes at most about `available`
-    bytes; the least everywhere where even that does not fit."""
-    levels = list(Kept) if sizes.fused else list(PLAIN)
-    blocks = sizes.config.n_layers
-    kept = [Kept.INPUT] * blocks
-    left = available - LOSS_BYTES - tokens * sizes.working()
-    left -= blocks * tokens * sizes.kept(Kept.INPUT)
-    for below, level in pairwise(levels):
-        more = tokens * (sizes.kept(level) - sizes.kept(below))
-        fit = min(kept.count(below), max(0, left) // more)
+def choose(sizes: Sizes, blocks: int, available: int) -> list[Kept]:
+    """What each of `blocks` keeps, so that a step takes at most `available` bytes; the least
+    everywhere where even that does not fit."""
+    least, *_ = sizes.kept
+    kept = [least] * blocks
+    left = available - sizes.beside - blocks * sizes.kept[least]
+    for below, level in pairwise(sizes.kept):
+        more = sizes.kept[level] - sizes.kept[below]
+        fit = min(kept.count(below), max(0, left) // max(more, 1))
         for block in range(blocks - fit, blocks):
             kept[block] = level
         left -= fit * more

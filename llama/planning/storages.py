@@ -44,6 +44,7 @@ class LiveStorages(TorchDispatchMode):
         """What lived then, by kind; `workspace` is what the running operator held for itself."""
         self._workspace = workspace
         self._held: dict[int, tuple[Any, str, int]] = {}  # by address: the reference, kind, bytes
+        self._ignored: dict[int, Any] = {}
         self._paused = False
 
     def __torch_dispatch__(
@@ -63,6 +64,8 @@ class LiveStorages(TorchDispatchMode):
         for tensor in _tensors(found):
             storage = tensor.untyped_storage()
             key = storage._cdata
+            if key in self._ignored:
+                continue
             held = self._held.get(key)
             if held is not None and held[0]() is storage:
                 self._grow(key, held, self._size(storage))
@@ -74,6 +77,13 @@ class LiveStorages(TorchDispatchMode):
             self._held[key] = reference, kind or self.kind, size
             self._count(kind or self.kind, size)
         self._look(0)
+
+    def ignore(self, found: Any) -> None:
+        """Never count the storages of `found`."""
+        for tensor in _tensors(found):
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            self._ignored[key] = weakref.ref(storage, lambda _, key=key: self._ignored.pop(key))
 
     def relabel(self, found: Any, kind: str) -> None:
         """Count the storages of `found` as `kind` from now on."""
@@ -109,11 +119,6 @@ class LiveStorages(TorchDispatchMode):
         finally:
             self._paused = before
 
-    def add_all_there_are(self, kind: str) -> None:
-        """Count every tensor of this process that Python knows of."""
-        found = (x for x in gc.get_objects() if issubclass(type(x), torch.Tensor))
-        self.add([x for x in found if x.layout == torch.strided and not x.is_meta], kind)
-
     def _size(self, storage: torch.UntypedStorage) -> int:
         return -(-storage.nbytes() // self._whole) * self._whole
 
@@ -144,6 +149,12 @@ class LiveStorages(TorchDispatchMode):
             self.peak = self.total + workspace
             self.at_peak = Counter(self.live)
             self.at_peak["workspace"] += workspace
+
+
+def every_tensor() -> list[torch.Tensor]:
+    """The tensors with values of this process that Python knows of."""
+    found = (x for x in gc.get_objects() if issubclass(type(x), torch.Tensor))
+    return [x for x in found if x.layout == torch.strided and not x.is_meta]
 
 
 def _tensors(found: Any) -> Iterator[torch.Tensor]:

@@ -6,8 +6,9 @@ DeepSpeed's is described anew (`zero.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,7 @@ from llama.model.transformer import RunBlock, Supervision, Transformer, Transfor
 from llama.objectives.kinds import SFT
 from llama.parallel.mesh import SINGLE, TensorParallel
 from llama.planning.cuda import OPERATORS, workspace
+from llama.planning.gathering import Gathering
 from llama.planning.job import Job
 from llama.planning.storages import LiveStorages
 from llama.planning.zero import STAGES, Optimizer
@@ -39,10 +41,27 @@ CUDA_BLOCK = 512
 """torch's allocator gives out whole multiples of so many bytes, and counts them as allocated."""
 
 
-def trace(job: Job) -> LiveStorages:
-    """One step of `job`, neither the run's first nor its last; gives what lived when."""
-    with shards(job.tensor_parallel) as tp:
-        return _Step(job, tp).storages
+@dataclass
+class Traced:
+    """What a step held, in bytes."""
+
+    peak: int = 0
+    at_peak: Mapping[str, int] = field(default_factory=dict)
+    """What of it was of which kind; they add up to `peak`."""
+    before: int = 0
+    """What lay there before the step."""
+    kept: list[int] = field(default_factory=list)
+    """What each block's forward pass of the last micro-batch left behind."""
+    loss_beside: int = 0
+    """The most that lived in the loss beyond `before` and what the blocks had kept."""
+    backward_beside: int = 0
+    """The same of the backward pass."""
+
+
+def trace(job: Job) -> Traced:
+    """One step of `job`, neither the run's first nor its last."""
+    tp = Shard(0, job.tensor_parallel) if job.tensor_parallel > 1 else SINGLE
+    return _Step(job, tp).traced
 
 
 class _Step:
@@ -51,6 +70,7 @@ class _Step:
     def __init__(self, job: Job, tp: TensorParallel) -> None:
         on_cuda = job.device == "cuda"
         self.job = job
+        self.traced = Traced()
         self.fake = FakeTensorMode()
         self.storages = LiveStorages(
             workspace=workspace if on_cuda else None, whole=CUDA_BLOCK if on_cuda else 1
@@ -66,13 +86,47 @@ class _Step:
         optimizer = STAGES[self.job.zero.stage](self.job, trained, self.storages)
         with self._followed():
             self._tell(trained, optimizer)
-        self.storages.forget_peak()
+        gathering = self._gathering(optimizer)
+        self.traced.before = self.storages.total
         for micro in range(min(self.job.accumulation, 2), 0, -1):
+            if gathering:
+                gathering.begin()
             self._micro_batch()
             with self._followed():
+                if gathering:
+                    gathering.backward_ended()
                 optimizer.backward_ended(boundary=micro == 1)
         with self._followed():
+            if gathering:
+                gathering.step_ended()
+            self._look()
             optimizer.step()
+        self._look()
+
+    def _look(self) -> int:
+        """The most that has lived since the last look; the most of all is kept."""
+        most = self.storages.peak
+        if most > self.traced.peak:
+            self.traced.peak, self.traced.at_peak = most, dict(self.storages.at_peak)
+        self.storages.forget_peak()
+        return most
+
+    def _gathering(self, optimizer: Optimizer) -> Gathering | None:
+        """Under ZeRO-3 on several ranks a first pass finds the order of the modules."""
+        if not self._is_cut_up:
+            return None
+        gathering = Gathering(
+            self.job, self.model, lambda n: optimizer.room(n, self.job.dtype, "buckets")
+        )
+        self._micro_batch()
+        with self._followed():
+            optimizer.backward_ended(boundary=False)
+            gathering.end_of_recording()
+        return gathering
+
+    @property
+    def _is_cut_up(self) -> bool:
+        return self.job.zero.stage == 3 and self.job.data_parallel > 1
 
     @contextmanager
     def _followed(self) -> Iterator[None]:
@@ -83,18 +137,26 @@ class _Step:
     def _tell(self, trained: list[nn.Parameter], optimizer: Optimizer) -> None:
         """Have the storages known for what they are, as they come."""
         model, storages = self.model, self.storages
-        storages.add([p.data for p in model.parameters() if not p.requires_grad], "weights")
-        storages.add([p.data for p in trained], "trained")
+        frozen = [p for p in model.parameters() if not p.requires_grad]
+        if self._is_cut_up:  # what the model computes with is gathered, in rooms of their own
+            for kind, parameters in (("weights", frozen), ("trained", trained)):
+                held = sum(-(-p.numel() // self.job.data_parallel) for p in parameters)
+                optimizer.rooms[kind] = optimizer.room(held, self.job.dtype, kind)
+        else:
+            storages.add(frozen, "weights")
+            storages.add(trained, "trained")
         optimizer.start()
         for parameter in trained:
             parameter.register_post_accumulate_grad_hook(optimizer.gradient)
-        model.run_block = partial(_run_block, model.run_block, storages)
-        model.output.register_forward_pre_hook(lambda *_: _begin_loss(storages))
+        model.run_block = partial(self._run_block, model.run_block)
+        model.output.register_forward_pre_hook(lambda *_: self._begin_loss())
 
     def _micro_batch(self) -> None:
         """Forward and backward of one, as `Engine.step` has them."""
-        storages = self.storages
+        storages, traced = self.storages, self.traced
         storages.kind = "working"
+        traced.kept.clear()
+        before = storages.total
 
         def forward(**inputs: Any) -> torch.Tensor:
             with self._followed():
@@ -102,8 +164,33 @@ class _Step:
 
         loss = SFT.loss(forward, batch_of(self.job), CPU)
         storages.kind = "working"
+        held = before + sum(traced.kept)
+        traced.loss_beside = self._look() - held
         with self._followed():
             loss.backward()
+        traced.backward_beside = self._look() - held
+
+    def _run_block(
+        self,
+        inner: RunBlock,
+        block: TransformerBlock,
+        x_TD: torch.Tensor,
+        rotation: Rotation,
+        documents: Documents,
+        cache: KVCache | None,
+    ) -> torch.Tensor:
+        """What is left of a block's forward pass when it ends is kept for its backward pass."""
+        self.storages.relabel_all("working", "kept")
+        before = self.storages.live["kept"]
+        out = inner(block, x_TD, rotation, documents, cache)
+        self.storages.relabel_all("working", "kept")
+        self.traced.kept.append(self.storages.live["kept"] - before)
+        return out
+
+    def _begin_loss(self) -> None:
+        self.storages.relabel_all("working", "kept")
+        self.storages.kind = "loss"
+        self._look()
 
 
 def _ways(job: Job, storages: LiveStorages) -> Iterator[Any]:
@@ -112,7 +199,9 @@ def _ways(job: Job, storages: LiveStorages) -> Iterator[Any]:
     def outputs_only(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """A compiled kernel's intermediates lie in registers."""
         with storages.paused():
-            return function(*args)
+            out = function(*args)
+        storages.add(out)
+        return out
 
     def as_written(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         return function(*args)
@@ -146,31 +235,11 @@ def build(job: Job, tp: TensorParallel, fake: FakeTensorMode) -> Transformer:
         for _, adapter in adapters(model):
             adapter.materialise(CPU)
     fake.allow_non_fake_inputs = False
-    if job.fused and job.device == "cuda":
+    if job.fused and job.device == "cuda" and job.zero.stage < 3:
         install(model)
     model.frequencies = fake.from_tensor(model.frequencies)
     model.keep(job.kept)
     return model.train()
-
-
-def _run_block(
-    inner: RunBlock,
-    storages: LiveStorages,
-    block: TransformerBlock,
-    x_TD: torch.Tensor,
-    rotation: Rotation,
-    documents: Documents,
-    cache: KVCache | None,
-) -> torch.Tensor:
-    """What is left of a block's forward pass when it ends is kept for its backward pass."""
-    out = inner(block, x_TD, rotation, documents, cache)
-    storages.relabel_all("working", "kept")
-    return out
-
-
-def _begin_loss(storages: LiveStorages) -> None:
-    storages.relabel_all("working", "kept")
-    storages.kind = "loss"
 
 
 def batch_of(job: Job) -> Batch:
@@ -199,10 +268,9 @@ def _faked(inputs: dict[str, Any], fake: FakeTensorMode, storages: LiveStorages)
     }
 
 
-@contextmanager
-def shards(size: int) -> Iterator[TensorParallel]:
-    """This rank's place among `size` tensor-parallel ranks, the others not being there."""
-    if size == 1:
-        yield SINGLE
-        return
-    raise NotImplementedError
+class Shard(TensorParallel):
+    """One of several tensor-parallel ranks, the others not being there: what it would exchange
+    stays as it is. fairscale's collectives work in place, so that this takes the same memory."""
+
+    def _exchanges(self) -> bool:
+        return False

@@ -20,6 +20,9 @@ from llama.planning.storages import LiveStorages
 ALL_REDUCE_AT_ONCE = 500_000_000
 """Elements of a bucket of ZeRO-0's all-reduce, `MEMORY_OPT_ALLREDUCE_SIZE` of `engine.py`."""
 
+SUB_GROUP = 1_000_000_000
+"""Elements that ZeRO-3 updates at a time, `sub_group_size`."""
+
 
 class Optimizer:
     """Without ZeRO: moments of every trained element, gradients where autograd puts them; at the
@@ -178,4 +181,51 @@ class Stage2(Stage1):
     reduces_each_backward = True
 
 
-STAGES: dict[int, type[Optimizer]] = {0: Optimizer, 1: Stage1, 2: Stage2}
+class Stage3(Optimizer):
+    """ZeRO-3: a share of every parameter, trained or not; a bucket and the share's gradients lie
+    there all the time. What is gathered for a moment: `gathering.py`."""
+
+    def start(self) -> None:
+        zero, dtype = self.job.zero, self.job.dtype
+        self.rooms["bucket"] = self.room(zero.reduce_bucket, dtype, "buckets")
+        self.waiting = 0
+        if not zero.offload_optimizer:
+            self.rooms["gradients"] = self.room(self.held, dtype, "gradients")
+            self.rooms["masters"] = self.room(self.held, torch.float32, "optimizer")
+            # Until the first step has made the moments, zeros for a whole gradient lie there.
+            moments = max(2 * self.held, min(self.elements, SUB_GROUP))
+            self.rooms["moments"] = self.room(moments, torch.float32, "optimizer")
+
+    def gradient(self, parameter: nn.Parameter) -> None:
+        """It is copied into the bucket."""
+        if self.waiting + parameter.numel() > self.job.zero.reduce_bucket and self.waiting:
+            self.reduce()
+        if parameter.numel() <= self.job.zero.reduce_bucket:
+            parameter.grad = None
+        else:
+            self.storages.relabel(parameter.grad, "gradients")
+        self.waiting += parameter.numel()
+
+    def reduce(self) -> None:
+        """A reduce-scatter of what waits, in one flat copy."""
+        self.room(self.waiting, self.job.dtype, "buckets")
+        self.waiting = 0
+        self.let_go()
+
+    def backward_ended(self, boundary: bool) -> None:
+        self.reduce()
+
+    def step(self) -> None:
+        """The share's gradients are joined, widened, and Adam run on them."""
+        if self.job.zero.offload_optimizer:
+            return
+        joined = self.room(self.held, self.job.dtype, "step")
+        wide = joined
+        if self.job.dtype != torch.float32:
+            wide = self.room(self.held, torch.float32, "step")
+        del joined
+        self.adam(self.held)
+        del wide
+
+
+STAGES: dict[int, type[Optimizer]] = {0: Optimizer, 1: Stage1, 2: Stage2, 3: Stage3}

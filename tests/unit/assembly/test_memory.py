@@ -47,7 +47,7 @@ def test_with_room_nothing_is_computed_again(mesh: Mesh) -> None:
 
 
 def test_without_room_each_block_is(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "available_bytes", lambda device: 2**20)
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 2**16)
     made = model()
     keep_what_fits(made, 2, 16, mesh, CPU, 1000)
     assert made.kept == [Kept.INPUT] * TINY.n_layers
@@ -99,10 +99,10 @@ def test_a_plan_that_does_not_fit_is_made_smaller(monkeypatch: pytest.MonkeyPatc
     shares: list[int] = []
     made = model()
 
-    def plan(sizes: object, tokens: int, available: int) -> list[Kept]:
+    def plan(sizes: object, blocks: int, available: int) -> list[Kept]:
         shares.append(available)
-        blocks = max(0, TINY.n_layers - len(shares) + 1)
-        return [Kept.INPUT] * (TINY.n_layers - blocks) + [Kept.ALL] * blocks
+        kept = max(0, blocks - len(shares) + 1)
+        return [Kept.INPUT] * (blocks - kept) + [Kept.ALL] * kept
 
     def out_of_memory(*args: object) -> torch.Tensor:
         if made.kept.count(Kept.ALL) >= TINY.n_layers:
@@ -118,7 +118,6 @@ def test_a_plan_that_does_not_fit_is_made_smaller(monkeypatch: pytest.MonkeyPatc
         torch.autograd, "grad", lambda loss, of: real_grad(loss, of, allow_unused=True)
     )
     monkeypatch.setattr(memory, "_fits", _on_cpu(memory._fits))
-    monkeypatch.setattr(memory, "_sizes", lambda *args: None)
     mesh = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
     keep_what_fits(made, 2, 16, mesh, torch.device("cuda"), 1000)
     assert made.kept.count(Kept.ALL) == TINY.n_layers - 1

@@ -1,0 +1,82 @@
+"""Ours of `test_plan`: takes real steps and writes the most that lived in one.
+
+    torchrun --nproc_per_node N -m tests.parity.plan_steps OUT CASE...
+
+A process group lives as long as its process, so cases of as many ranks share one.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from llama.adapters.attach import adapters, attach, initialise
+from llama.assembly.engine import DTYPES
+from llama.assembly.model import build_model
+from llama.engine import Engine, ZeRO3Placement, start_processes
+from llama.kernels import products
+from llama.launch.processes import stop_processes
+from llama.launch.program import run_program
+from llama.parallel.mesh import Mesh, create_mesh
+from llama.planning.storages import LiveStorages, every_tensor
+from llama.planning.trace import batch_of
+from llama.weights.open_model import ModelSource
+from llama.weights.random_init import RandomReader
+from tests.parity.plan_cases import CASES, Case
+
+STEPS = 3
+"""The first makes the moments and records ZeRO-3's order; what is asked is the last."""
+
+
+def main(out: Path, names: list[str]) -> None:
+    device = start_processes()
+    mesh = create_mesh(CASES[names[0]].tensor_parallel)
+    found = {name: measured(CASES[name], mesh, device) for name in names}
+    if mesh.is_main:
+        out.write_text(json.dumps(found))
+    stop_processes()
+
+
+def measured(case: Case, mesh: Mesh, device: torch.device) -> dict[str, int]:
+    """Bytes of live storages of this rank: the most within a step, and what lies there before."""
+    storages = LiveStorages()
+    storages.ignore(every_tensor())  # DeepSpeed lets go of some of an engine's only at the end
+    products.cpu_has_bf16 = lambda: case.has_bf16  # type: ignore[assignment]
+    engine = engine_of(case, mesh, device)
+    window = [batch_of(case.job()) for _ in range(case.accumulation)]
+    for _ in range(STEPS - 1):
+        engine.step(window)
+    gc.collect()
+    storages.add(every_tensor())
+    before = storages.total
+    with storages:
+        engine.step(window)
+    engine.close()
+    del engine
+    gc.collect()
+    return {"peak": storages.peak, "before": before}
+
+
+def engine_of(case: Case, mesh: Mesh, device: torch.device) -> Engine:
+    """As `build_engine` makes it; without adapters everything trains."""
+    resolved, dtype = case.resolved(), DTYPES[case.precision]
+    source = ModelSource("random", RandomReader(case.config), None)
+    placement = ZeRO3Placement(resolved, mesh) if case.stage == 3 else None
+    tp, mode = mesh.tensor_parallel, case.checkpointing
+    model = build_model(source, dtype, device, tp, mode, placement)
+    if case.lora is None:
+        model.requires_grad_(True)
+    else:
+        attach(model, case.lora)
+        initialise(model, 0, device)
+        for _, adapter in adapters(model):
+            adapter.to(dtype)
+    return Engine(model, resolved, mesh, device, seed=0)
+
+
+if __name__ == "__main__":
+    run_program(main, Path(sys.argv[1]), sys.argv[2:])

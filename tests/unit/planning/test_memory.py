@@ -1,0 +1,139 @@
+"""Plans of jobs that differ in one thing; `tests/parity/test_plan.py` holds them to real steps."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from llama.errors import UserError
+from llama.model.config import LINEARS
+from llama.model.kept import Kept
+from llama.model.presets import PRESETS
+from llama.parallel.shares import FLAT_ALIGNMENT
+from llama.planning.fit import largest_micro_batch, largest_seq_len
+from llama.planning.job import Job, Zero
+from llama.planning.levels import sizes_of
+from llama.planning.memory import NAMES, Memory, memory
+from llama.planning.trace import trace
+from llama.settings import LoRAOptions
+from tests.support.model_files import ROOT
+
+SMALL = replace(PRESETS["smollm2-135m"], n_layers=3, n_heads=8, n_kv_heads=4, vocab_size=4096)
+ZERO = Zero(1, reduce_bucket=1000)
+JOB = Job(SMALL, LoRAOptions(rank=4), zero=ZERO, micro_batch=2, seq_len=128)
+CUT_UP = Zero(3, 1000, prefetch=1000, persistent=0, max_live=1000, max_reuse=1000)
+GIB = 2**30
+
+
+def plan(**changes: Any) -> Memory:
+    return memory(replace(JOB, **changes))
+
+
+def test_terms_add_up_and_each_is_explained() -> None:
+    found = plan()
+    assert sum(term.bytes for term in found.terms) == found.peak_bytes < found.used_bytes
+    assert {term.name for term in found.terms} <= set(NAMES)
+    assert all(term.why and term.bytes for term in (*found.terms, *found.beside))
+    assert plan(device="cpu").used_bytes == plan(device="cpu").peak_bytes
+
+
+def test_weights_are_those_of_the_model() -> None:
+    base = SMALL.parameter_count()
+    assert plan(device="cpu").bytes_of("weights") == 2 * base
+    assert plan(device="cpu", precision="fp32").bytes_of("weights") == 4 * base
+    adapters = 4 * SMALL.n_layers * (576 + 8 * 72 + 576 + 4 * 72)
+    assert plan(device="cpu").bytes_of("trained") - 2 * adapters <= 2 * FLAT_ALIGNMENT
+    assert plan(device="cpu", lora=None).bytes_of("trained") - 2 * base <= 2 * FLAT_ALIGNMENT
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+def test_less_is_kept_under_more_checkpointing(device: Any, fused: bool) -> None:
+    sizes = [
+        plan(device=device, fused=fused, checkpointing=level).bytes_of("kept")
+        for level in ("block", "ffn", "none")
+    ]
+    assert sizes == sorted(sizes) and len(set(sizes)) == 3
+
+
+@pytest.mark.parametrize(
+    ("more", "less"),
+    [
+        ({"micro_batch": 4}, {"micro_batch": 2}),
+        ({"seq_len": 256}, {"seq_len": 128}),
+        ({"lora": LoRAOptions(rank=4, targets=LINEARS)}, {}),
+        ({"lora": LoRAOptions(rank=64)}, {}),
+        ({"lora": None}, {}),
+        ({"precision": "fp32"}, {"precision": "bf16"}),
+        ({"fused": False}, {"fused": True}),
+        ({"tensor_parallel": 1}, {"tensor_parallel": 2}),
+        ({"supervised": None}, {"supervised": 10}),
+        ({"lora": None}, {"lora": None, "data_parallel": 4}),
+        ({"lora": None, "data_parallel": 4}, {"lora": None, "data_parallel": 4, "zero": CUT_UP}),
+        ({"lora": None}, {"lora": None, "zero": replace(ZERO, offload_optimizer=True)}),
+    ],
+    ids=lambda changes: " ".join(changes) or "as it is",
+)
+def test_more_takes_more(more: dict[str, Any], less: dict[str, Any]) -> None:
+    assert plan(**more).peak_bytes > plan(**less).peak_bytes
+
+
+def test_packed_documents_take_no_more_than_one() -> None:
+    packed = plan(documents=(50, 78, 15, 113)).peak_bytes
+    assert packed == pytest.approx(plan().peak_bytes, rel=0.02)
+
+
+def test_a_degree_that_does_not_divide_the_model_is_refused() -> None:
+    with pytest.raises(UserError, match="does not divide the query heads"):
+        memory(replace(JOB, tensor_parallel=3))
+
+
+def test_sizes_of_levels_give_the_whole_step() -> None:
+    """Three blocks traced, and a model of more: kept bytes add up, the rest stays the same."""
+    for fused in (False, True):
+        job = replace(JOB, fused=fused, config=SMALL.with_layers(5))
+        sizes = sizes_of(job)
+        for level in sizes.kept:
+            found = trace(replace(job, checkpointing=(level,) * 5))
+            assert found.kept[1:] == [sizes.kept[level]] * 4
+            beside = max(found.loss_beside, found.backward_beside)
+            assert beside <= sizes.beside * 1.01
+
+
+def test_a_mixed_plan_is_between_the_pure_ones() -> None:
+    none, block = (plan(checkpointing=(level,) * 3) for level in (Kept.ALL, Kept.INPUT))
+    mixed = plan(checkpointing=(Kept.INPUT, Kept.INPUT, Kept.ALL))
+    assert block.bytes_of("kept") < mixed.bytes_of("kept") < none.bytes_of("kept")
+
+
+def test_the_largest_that_fits_fits_and_the_next_does_not() -> None:
+    available = plan().used_bytes + 2**20
+    rows = largest_micro_batch(JOB, available)
+    assert plan(micro_batch=rows).used_bytes <= available < plan(micro_batch=rows + 1).used_bytes
+    length = largest_seq_len(JOB, available)
+    assert plan(seq_len=length).used_bytes <= available < plan(seq_len=length + 128).used_bytes
+    assert largest_micro_batch(JOB, 2**20) == largest_seq_len(JOB, 2**20) == 0
+
+
+def test_planning_needs_no_deepspeed() -> None:
+    code = "import sys, llama.planning.memory; print('deepspeed' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rows", "least", "most"), [(1, 13.4, 14.2), (4, 16.0, 18.0)])
+def test_7b_takes_what_was_measured(rows: int, least: float, most: float) -> None:
+    """Rank 16 on wq and wv, blocks computed again, half precision, rows of 2048 tokens."""
+    zero = Zero(1, reduce_bucket=10_000_000)
+    job = Job(PRESETS["llama-7b"], precision="fp16", zero=zero, checkpointing="block")
+    found = memory(replace(job, micro_batch=rows, seq_len=2048))
+    weights = found.bytes_of("weights") + found.bytes_of("trained")
+    assert weights / GIB == pytest.approx(12.57, abs=0.01)
+    assert least <= found.peak_bytes / GIB <= most
