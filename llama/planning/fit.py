@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
-from llama.fused.keeping import Sizes, choose
+from llama.fused.keeping import choose
 from llama.model.kept import Kept
 from llama.planning.job import Job
+from llama.planning.levels import FRAGMENTS, sizes_of
 from llama.planning.memory import KEPT, LOSS, WORKING, memory
 
 MOST_ROWS, MOST_TOKENS = 4096, 2**22
@@ -68,18 +69,16 @@ def largest_seq_len(job: Job, available: int, step: int = 128) -> int:
 def keep_what_fits(job: Job, available: int) -> Job:
     """`--checkpointing auto`: as much of each block kept as `available` bytes hold, by the order of
     `llama/fused/keeping.py`; the least everywhere where even that does not fit."""
-    least = replace(job, checkpointing=(Kept.INPUT,) * job.config.n_layers)
+    blocks = job.config.n_layers
+    sizes = sizes_of(job)
+    least = replace(job, checkpointing=(Kept.INPUT,) * blocks)
     plan = memory(least)
     by_name = {term.name: term.bytes for term in plan.terms}
     of_blocks = sum(by_name.get(name, 0) for name in (KEPT, WORKING, LOSS))
     room = available - (plan.used_bytes - of_blocks)
-    fused = job.fused and job.tensor_parallel == 1 and job.zero.stage < 3
-    size = 4 if job.precision == "fp32" else 2
-    targets = job.lora.targets if job.lora else ()
-    sizes = Sizes(job.config, size, job.tensor_parallel, fused, targets)
-    share = 1.0
+    share = 1.0 - FRAGMENTS if job.device == "cuda" else 1.0
     while True:
-        kept = tuple(choose(sizes, job.tokens, int(room * share)))
+        kept = tuple(choose(sizes, blocks, int(room * share)))
         found = replace(job, checkpointing=kept)
         if max(kept) == Kept.INPUT or fits(found, available):
             return found

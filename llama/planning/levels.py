@@ -15,6 +15,14 @@ BLOCKS = 3
 """Of the traced model: the first block differs from the others where its input needs no gradient,
 and the last may in what comes after it; one is between them."""
 
+FRAGMENTS = 0.3
+"""Of the memory that activations may take on CUDA, what is left free of them. The allocator cuts
+its segments into blocks of every size that a step asks for; gradients, buckets and moments come to
+lie between them and stay, so that pieces are left into which nothing fits. Under a cap of 24 GiB,
+12.6 of them weights that never move, 3.0 GiB were seen reserved and not allocated when a step ran
+out of memory, and 3.6 at another time: 0.27 and 0.32 of the rest. A trial does not show it: it
+starts with whole segments and leaves nothing between them."""
+
 
 @lru_cache(maxsize=16)
 def sizes_of(job: Job) -> Sizes:
