@@ -28,6 +28,9 @@ from llama.train.start.inputs import degree_problems
 FILE = "deepspeed.json"
 SAME = 1.02
 """Ways whose speeds lie within so much of each other for each step of trouble count as equal."""
+FILLED = 0.92
+"""Of a GPU's memory that a suggestion uses at most: the allocator comes to hold more than it gives
+out as a run goes on."""
 _BUCKET = 10_000_000
 _KEEPING: tuple[Checkpointing, ...] = ("none", "ffn", "block")
 
@@ -85,7 +88,7 @@ class Suggestion:
 
 def suggest(inputs: Inputs) -> Suggestion:
     """Raises `UserError` where no way fits."""
-    available = inputs.place.gpu.memory
+    available = int(FILLED * inputs.place.gpu.memory)
     tried: Way | None = None
     for way in ordered(inputs):
         job = job_of(inputs, way)
@@ -97,7 +100,7 @@ def suggest(inputs: Inputs) -> Suggestion:
         options = options_of(inputs, way)
         document = deepspeed_of(inputs, way)
         plan = plan_of(inputs, document, options)
-        if plan.fits:
+        if plan.memory.used_bytes <= available:
             return Suggestion(way, document, options, plan)
     raise UserError(_nothing_fits(inputs, tried))
 
