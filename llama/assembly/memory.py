@@ -18,7 +18,7 @@ from llama.model.kept import Kept
 from llama.model.transformer import Supervision, Transformer
 from llama.parallel.mesh import Mesh
 from llama.planning.job import PRECISIONS, Job, Zero
-from llama.planning.levels import FRAGMENTS, sizes_of
+from llama.planning.levels import for_activations, sizes_of
 
 LESS = 0.9
 """The step down after a plan that failed when it was tried."""
@@ -40,14 +40,14 @@ def keep_what_fits(
     available = _least(available_bytes(device) - first_step_bytes, device)
     alone = mesh.tensor_parallel.size == 1 and not hasattr(model.output.weight, "ds_id")  # ZeRO-3
     tried = device.type == "cuda" and alone
-    share = 1.0 - FRAGMENTS if device.type == "cuda" else 1.0
+    room = for_activations(available) if device.type == "cuda" else available
     while True:
-        model.keep(choose(sizes, model.config.n_layers, int(available * share)))
+        model.keep(choose(sizes, model.config.n_layers, room))
         if not tried or max(model.kept) == Kept.INPUT:
             return
         if _least(_fits(model, rows, length, first_step_bytes, device), device):
             return
-        share *= LESS
+        room = int(room * LESS)
 
 
 def job_of(model: Transformer, rows: int, length: int, mesh: Mesh, device: torch.device) -> Job:

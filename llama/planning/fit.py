@@ -1,5 +1,4 @@
-"""What fits into a memory: whether a step does, the largest one that does, and how much of each
-block may be kept.
+"""What fits into a memory: whether a step does, and the largest one that does.
 
 A search asks often, so it asks `estimate`, which traces a few blocks and takes the others to be
 like them; what it finds is then held to a trace of the whole model.
@@ -11,11 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
-from llama.fused.keeping import choose
-from llama.model.kept import Kept
 from llama.planning.job import Job
-from llama.planning.levels import FRAGMENTS, sizes_of
-from llama.planning.memory import KEPT, LOSS, WORKING, memory
+from llama.planning.memory import memory
 
 MOST_ROWS, MOST_TOKENS = 4096, 2**22
 """No larger step is looked for: rows of a micro-batch, tokens of a row."""
@@ -23,7 +19,6 @@ _FEW = (2, 4)
 """Blocks that an estimate traces."""
 _FEW_GATHERED = (8, 12)
 """The same under ZeRO-3, whose windows reach over several blocks."""
-_LESS = 0.9
 
 
 @lru_cache(maxsize=512)
@@ -66,25 +61,6 @@ def largest_seq_len(job: Job, available: int, step: int = 128) -> int:
     )
 
 
-def keep_what_fits(job: Job, available: int) -> Job:
-    """`--checkpointing auto`: as much of each block kept as `available` bytes hold, by the order of
-    `llama/fused/keeping.py`; the least everywhere where even that does not fit."""
-    blocks = job.config.n_layers
-    sizes = sizes_of(job)
-    least = replace(job, checkpointing=(Kept.INPUT,) * blocks)
-    plan = memory(least)
-    by_name = {term.name: term.bytes for term in plan.terms}
-    of_blocks = sum(by_name.get(name, 0) for name in (KEPT, WORKING, LOSS))
-    room = available - (plan.used_bytes - of_blocks)
-    share = 1.0 - FRAGMENTS if job.device == "cuda" else 1.0
-    while True:
-        kept = tuple(choose(sizes, blocks, int(room * share)))
-        found = replace(job, checkpointing=kept)
-        if max(kept) == Kept.INPUT or fits(found, available):
-            return found
-        share *= _LESS
-
-
 def _verified(at: Callable[[int], Job], available: int, most: int) -> int:
     """The largest number up to `most` whose job fits; 0 for none."""
     found = _largest(lambda n: estimate(at(n)), available, most)
@@ -97,27 +73,18 @@ def _verified(at: Callable[[int], Job], available: int, most: int) -> int:
 
 
 def _largest(used: Callable[[int], int], available: int, most: int) -> int:
-    """The largest n up to `most` with `used(n) <= available`, where `used` grows with n; 0 for
-    none. Where the next guess lies is taken from the last two: `used` is nearly a line."""
-    low, at_low = 1, used(1)
-    if at_low > available:
+    """The largest number up to `most` that uses no more than is available, where more uses more; 0
+    for none. Memory grows nearly in proportion, so the line through two known numbers says where to
+    look; each third look halves what is left, for where it does not."""
+    first = used(1)
+    if first > available:
         return 0
-    high, at_high, tried = most + 1, 0, 0
-    step = 1
+    low, high, guess, looks = 1, most + 1, 2, 0
     while high - low > 1:
-        tried += 1
-        if not at_high:
-            guess = min(low + step, most)
-        elif tried % 3:
-            guess = low + int((available - at_low) * (high - low) / max(1, at_high - at_low))
-        else:  # where it is no line, halving still ends
-            guess = (low + high) // 2
         guess = min(max(guess, low + 1), high - 1)
-        taken = used(guess)
-        if taken <= available:
-            each = (taken - at_low) / (guess - low)
-            low, at_low = guess, taken
-            step = max(1, int((available - at_low) / each) if each > 0 else most)
-        else:
-            high, at_high = guess, taken
+        here = used(guess)
+        low, high = (guess, high) if here <= available else (low, guess)
+        looks += 1
+        slope = max(1.0, (here - first) / (guess - 1))
+        guess = (low + high) // 2 if looks % 3 == 0 else 1 + int((available - first) / slope)
     return low

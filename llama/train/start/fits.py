@@ -13,8 +13,10 @@ from llama.metrics.hardware import GIB, gpu_of_device
 from llama.model.kept import Kept
 from llama.parallel.agreement import on_main
 from llama.parallel.mesh import Mesh
-from llama.planning.fit import keep_what_fits, largest_micro_batch, largest_seq_len
+from llama.planning.constants import CONSTANTS
+from llama.planning.fit import largest_micro_batch, largest_seq_len
 from llama.planning.job import Job, settings_of
+from llama.planning.levels import kept_within
 from llama.planning.memory import CONTEXT, TRAINED, WEIGHTS, memory
 from llama.planning.rows import largest_batch, mean_batch
 from llama.planning.time import Place, step_time
@@ -99,7 +101,8 @@ def _judge(job: Job, inputs: Inputs, device: torch.device, available: int) -> Ve
         and inputs.options.checkpointing == "auto"
         and needed_bytes(job) <= available
     ):
-        job = keep_what_fits(job, available)
+        with_context = available + CONSTANTS.context  # which is there by now
+        job = replace(job, checkpointing=kept_within(job, with_context))
     needed = needed_bytes(job)
     if needed > room:
         largest = max(memory(job).terms, key=lambda term: term.bytes)

@@ -11,7 +11,6 @@ from llama.planning.fit import (
     _largest,
     estimate,
     fits,
-    keep_what_fits,
     largest_micro_batch,
     largest_seq_len,
 )
@@ -67,12 +66,3 @@ def test_what_is_found_fits_and_little_more_does() -> None:
     length = largest_seq_len(JOB, available)
     assert length % 128 == 0 and fits(replace(JOB, seq_len=length), available)
     assert largest_micro_batch(JOB, 2**30) == 0
-
-
-def test_auto_keeps_more_where_there_is_more() -> None:
-    wanted = replace(JOB, micro_batch=4)
-    least, most = (memory(replace(wanted, checkpointing=c)).used_bytes for c in ("block", "none"))
-    for available in (least, (least + most) // 2, most + 2**30):
-        found = keep_what_fits(wanted, available)
-        assert fits(found, available)
-    assert sum(found.kept) > sum(keep_what_fits(wanted, (least + most) // 2).kept) > 0
