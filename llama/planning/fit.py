@@ -46,6 +46,7 @@ def largest_micro_batch(job: Job, available: int) -> int:
     """The most rows of a micro-batch that fit `available` bytes; 0 where not even one row does.
     Rows are whole, each one document."""
     return _verified(
+        job,
         lambda n: replace(job, micro_batch=n, documents=None, supervised=None),
         available,
         MOST_ROWS,
@@ -55,18 +56,18 @@ def largest_micro_batch(job: Job, available: int) -> int:
 def largest_seq_len(job: Job, available: int, step: int = 128) -> int:
     """The same of the tokens of a row, in multiples of `step`."""
     return step * _verified(
+        job,
         lambda n: replace(job, seq_len=n * step, documents=None, supervised=None),
         available,
         MOST_TOKENS // step,
     )
 
 
-def _verified(at: Callable[[int], Job], available: int, most: int) -> int:
-    """The largest number up to `most` whose job fits; 0 for none."""
-    found = _largest(lambda n: estimate(at(n)), available, most)
-    if found:  # the estimate is off by about as much for all of them
-        off = estimate(at(found)) - memory(at(found)).used_bytes
-        found = _largest(lambda n: estimate(at(n)), available + off, most)
+def _verified(job: Job, at: Callable[[int], Job], available: int, most: int) -> int:
+    """The largest number up to `most` whose job fits; 0 for none. An estimate is off by about as
+    much for all of them as it is for `job`."""
+    off = estimate(job) - memory(job).used_bytes
+    found = _largest(lambda n: estimate(at(n)), available + off, most)
     while found and not fits(at(found), available):
         found -= max(1, found // 50)
     return found
