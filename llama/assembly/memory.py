@@ -18,15 +18,8 @@ from llama.model.kept import Kept
 from llama.model.transformer import Supervision, Transformer
 from llama.parallel.mesh import Mesh
 from llama.planning.job import PRECISIONS, Job, Zero
-from llama.planning.levels import sizes_of
+from llama.planning.levels import for_activations, sizes_of
 
-FRAGMENTS = 0.3
-"""Of the memory that activations may take on CUDA, what is left free of them. The allocator cuts
-its segments into blocks of every size that a step asks for; gradients, buckets and moments come to
-lie between them and stay, so that pieces are left into which nothing fits. Under a cap of 24 GiB,
-12.6 of them weights that never move, 3.0 GiB were seen reserved and not allocated when a step ran
-out of memory, and 3.6 at another time: 0.27 and 0.32 of the rest. A trial does not show it: it
-starts with whole segments and leaves nothing between them."""
 LESS = 0.9
 """The step down after a plan that failed when it was tried."""
 
@@ -47,14 +40,14 @@ def keep_what_fits(
     available = _least(available_bytes(device) - first_step_bytes, device)
     alone = mesh.tensor_parallel.size == 1 and not hasattr(model.output.weight, "ds_id")  # ZeRO-3
     tried = device.type == "cuda" and alone
-    share = 1.0 - FRAGMENTS if device.type == "cuda" else 1.0
+    room = for_activations(available) if device.type == "cuda" else available
     while True:
-        model.keep(choose(sizes, model.config.n_layers, int(available * share)))
+        model.keep(choose(sizes, model.config.n_layers, room))
         if not tried or max(model.kept) == Kept.INPUT:
             return
         if _least(_fits(model, rows, length, first_step_bytes, device), device):
             return
-        share *= LESS
+        room = int(room * LESS)
 
 
 def job_of(model: Transformer, rows: int, length: int, mesh: Mesh, device: torch.device) -> Job:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -39,7 +39,7 @@ class Zero:
     """Under ZeRO-3 the shares of the parameters lie in host memory."""
 
     @classmethod
-    def of(cls, engine: dict) -> Zero:  # type: ignore[type-arg]
+    def of(cls, engine: dict[str, Any]) -> Zero:
         """Of a whole DeepSpeed configuration, as `Resolved.engine`."""
         section = engine.get("zero_optimization", {})
         stage = section.get("stage", 0)
@@ -116,7 +116,7 @@ class Job:
         return self.checkpointing
 
 
-def settings_of(resolved: Resolved) -> dict:  # type: ignore[type-arg]
+def settings_of(resolved: Resolved) -> dict[str, Any]:
     """The fields of a `Job` that the DeepSpeed JSON owns, by name."""
     return {
         "precision": resolved.precision,

@@ -6,8 +6,9 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 
-from llama.fused.keeping import PLAIN, Sizes
+from llama.fused.keeping import PLAIN, Sizes, choose
 from llama.model.kept import Kept
+from llama.planning.constants import CONSTANTS
 from llama.planning.job import Job
 from llama.planning.trace import trace
 
@@ -26,3 +27,20 @@ def sizes_of(job: Job) -> Sizes:
         {level: found.kept[1] for level, found in traced.items()},
         max(max(found.loss_beside, found.backward_beside) for found in traced.values()),
     )
+
+
+def kept_within(job: Job, available: int) -> tuple[Kept, ...]:
+    """What `--checkpointing auto` has each block of `job` keep on a device with `available` bytes
+    for this process. On a CUDA device a run may still keep less, where a trial fails."""
+    least = trace(replace(job, checkpointing="block", accumulation=1))
+    # As `Engine.first_step_bytes`: a gradient of what trains, and the buffer it is summed in.
+    room = available - least.before - 2 * least.trained_elements * 4
+    if job.device == "cuda":
+        room = for_activations(room - CONSTANTS.context)
+    return tuple(choose(sizes_of(job), job.config.n_layers, room))
+
+
+def for_activations(room: int) -> int:
+    """Of `room` bytes that a CUDA device has left for a step, those that activations may be planned
+    to take: the libraries want their workspace, and the allocator leaves pieces."""
+    return int((room - CONSTANTS.cublas_workspace) * (1.0 - CONSTANTS.fragments))

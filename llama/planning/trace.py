@@ -50,6 +50,7 @@ class Traced:
     """What of it was of which kind; they add up to `peak`."""
     before: int = 0
     """What lay there before the step."""
+    trained_elements: int = 0
     kept: list[int] = field(default_factory=list)
     """What each block's forward pass of the last micro-batch left behind."""
     loss_beside: int = 0
@@ -87,7 +88,9 @@ class _Step:
         with self._followed():
             self._tell(trained, optimizer)
         gathering = self._gathering(optimizer)
-        self.traced.before = self.storages.total
+        self.storages.forget_peak()
+        elements = optimizer.elements
+        self.traced = Traced(before=self.storages.total, trained_elements=elements)
         for micro in range(min(self.job.accumulation, 2), 0, -1):
             if gathering:
                 gathering.begin()

@@ -21,12 +21,14 @@ from llama.commands.doctor.command import doctor
 from llama.commands.doctor.options import DoctorOptions
 from llama.commands.evaluate import evaluate
 from llama.commands.generate import generate
+from llama.commands.plan.command import plan
 from llama.commands.verify.command import verify
 from llama.settings import (
     BenchmarkOptions,
     EvaluateOptions,
     GenerateOptions,
     LoRAOptions,
+    PlanOptions,
     TrainOptions,
     VerifyOptions,
 )
@@ -43,6 +45,7 @@ COMMANDS: dict[str, tuple[Callable[..., int], Any]] = {
     "benchmark": (benchmark, BenchmarkOptions),
     "verify": (verify, VerifyOptions),
     "doctor": (doctor, DoctorOptions),
+    "plan": (plan, PlanOptions),
 }
 _OF_A_LAUNCHER = (
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
@@ -89,6 +92,7 @@ class Setting:
             "benchmark": {"model": "model", "deepspeed": "ds.json"},
             "verify": {"model": "model", "deepspeed": "ds.json"},
             "doctor": {"hostfile": "hosts"},
+            "plan": {"model": "model", "deepspeed": "ds.json", "gpu": "h100-80gb"},
         }[command]
 
     def arguments(self) -> list[str]:

@@ -24,6 +24,7 @@ SMALLER = {
     "evaluate": ["--template", "alpaca"],
     "doctor": ["--size_mb", "1"],
     "benchmark": ["--steps", "1", "--warmup", "0"],
+    "plan": [],
     "verify": ["--steps", "2", "--layers", "1", "--seq_len", "32"],
 }
 

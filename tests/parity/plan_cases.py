@@ -89,13 +89,13 @@ class Case:
 
 
 CASES: dict[str, Case] = {
-    "smol fp32 zero0": Case(SMOL, "fp32", 0),
-    "smol bf16 zero1 block": Case(SMOL, "bf16", 1, checkpointing="block"),
+    "smol fp32 zero0": Case(SMOL, "fp32", 0, rows=1),
+    "smol bf16 zero1 block": Case(SMOL, "bf16", 1, checkpointing="block", rows=1),
     "smol bf16 zero2 all ffn accumulated": Case(
-        SMOL, "bf16", 2, ALL, checkpointing="ffn", accumulation=2
+        SMOL, "bf16", 2, ALL, checkpointing="ffn", accumulation=2, rows=1
     ),
     "smol emulated bf16 zero1 packed": Case(SMOL, "bf16", 1, packed=True, has_bf16=False, rows=1),
-    "smol bf16 zero3 block": Case(SMOL, "bf16", 3, checkpointing="block"),
+    "smol bf16 zero3 block": Case(SMOL, "bf16", 3, checkpointing="block", rows=1),
     "stories fp32 zero0 all accumulated": Case(STORIES, "fp32", 0, ALL, accumulation=2),
     "stories bf16 zero1 packed ffn": Case(
         STORIES, "bf16", 1, checkpointing="ffn", packed=True, bucket=10_000

@@ -13,8 +13,8 @@ from llama.errors import UserError, raise_if
 from llama.metrics.hardware import NETWORKS, gpu_named
 from llama.model.config import ModelConfig
 from llama.objectives.kinds import SFT
-from llama.planning.fit import keep_what_fits
 from llama.planning.job import Job, settings_of
+from llama.planning.levels import kept_within
 from llama.planning.plan import Plan
 from llama.planning.rows import largest_batch, mean_batch
 from llama.planning.time import Place
@@ -130,7 +130,7 @@ def plan_of(inputs: Inputs, deepspeed: dict[str, Any], options: PlanOptions) -> 
         )
     available = inputs.place.gpu.memory
     if options.checkpointing == "auto":
-        job = keep_what_fits(job, available)
+        job = replace(job, checkpointing=kept_within(job, available))
         mean = replace(mean, checkpointing=job.checkpointing)
     return Plan(job, inputs.place, available, mean, steps)
 

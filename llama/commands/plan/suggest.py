@@ -15,9 +15,8 @@ from typing import Any
 
 from llama.commands.plan.inputs import Inputs, plan_of
 from llama.errors import UserError
-from llama.fused.keeping import Sizes
 from llama.metrics.hardware import GIB
-from llama.model.kept import KEPT, Checkpointing
+from llama.model.kept import Checkpointing
 from llama.planning.fit import estimate
 from llama.planning.job import Job, Zero
 from llama.planning.plan import Plan
@@ -29,6 +28,9 @@ from llama.train.start.inputs import degree_problems
 FILE = "deepspeed.json"
 SAME = 1.02
 """Ways whose speeds lie within so much of each other for each step of trouble count as equal."""
+FILLED = 0.92
+"""Of a GPU's memory that a suggestion uses at most: the allocator comes to hold more than it gives
+out as a run goes on."""
 _BUCKET = 10_000_000
 _KEEPING: tuple[Checkpointing, ...] = ("none", "ffn", "block")
 
@@ -86,7 +88,7 @@ class Suggestion:
 
 def suggest(inputs: Inputs) -> Suggestion:
     """Raises `UserError` where no way fits."""
-    available = inputs.place.gpu.memory
+    available = int(FILLED * inputs.place.gpu.memory)
     tried: Way | None = None
     for way in ordered(inputs):
         job = job_of(inputs, way)
@@ -98,7 +100,7 @@ def suggest(inputs: Inputs) -> Suggestion:
         options = options_of(inputs, way)
         document = deepspeed_of(inputs, way)
         plan = plan_of(inputs, document, options)
-        if plan.fits:
+        if plan.memory.used_bytes <= available:
             return Suggestion(way, document, options, plan)
     raise UserError(_nothing_fits(inputs, tried))
 
@@ -174,9 +176,19 @@ def least_bytes(job: Job) -> float:
     held = 0.0 if job.zero.offload_param else weights / (n if sharded else 1)
     trained = weights if job.lora is None else adapter_bytes(config, job.lora, p, 2)
     states = 0.0 if job.zero.offload_optimizer else 6 * trained / (n if job.zero.stage else 1)
-    sizes = Sizes(config, 2, p, fused=True, dropped=())
-    kept = sizes.kept(KEPT[job.checkpointing]) if isinstance(job.checkpointing, str) else 0
-    return held + states + config.n_layers * job.tokens * kept
+    return held + states + 2 * config.n_layers * job.tokens * _kept(job)
+
+
+def _kept(job: Job) -> float:
+    """Elements of a token that each block keeps at the least (`llama/model/kept.py`)."""
+    config, p = job.config, job.tensor_parallel
+    heads = config.head_dim / p
+    kept = float(config.dim)
+    if job.checkpointing != "block":
+        kept += config.dim + heads * (2 * config.n_heads + 2 * config.n_kv_heads)
+    if job.checkpointing == "none":
+        kept += 2 * config.ffn_dim / p
+    return kept
 
 
 def options_of(inputs: Inputs, way: Way) -> PlanOptions:

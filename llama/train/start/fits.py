@@ -13,8 +13,10 @@ from llama.metrics.hardware import GIB, gpu_of_device
 from llama.model.kept import Kept
 from llama.parallel.agreement import on_main
 from llama.parallel.mesh import Mesh
-from llama.planning.fit import keep_what_fits, largest_micro_batch, largest_seq_len
+from llama.planning.constants import CONSTANTS
+from llama.planning.fit import largest_micro_batch, largest_seq_len
 from llama.planning.job import Job, settings_of
+from llama.planning.levels import kept_within
 from llama.planning.memory import CONTEXT, TRAINED, WEIGHTS, memory
 from llama.planning.rows import largest_batch, mean_batch
 from llama.planning.time import Place, step_time
@@ -78,14 +80,34 @@ def needed_bytes(job: Job) -> int:
     return max(found.used_bytes, weights + largest)
 
 
+def weights_bytes(job: Job) -> int:
+    """Of the weights that the rank holds between steps."""
+    if job.zero.offload_param and job.device == "cuda":
+        return 0
+    size = 4 if job.precision == "fp32" else 2
+    weights = base_bytes(job.config, job.tensor_parallel, size)
+    return weights // job.data_parallel if job.zero.stage == 3 else weights
+
+
 def _judge(job: Job, inputs: Inputs, device: torch.device, available: int) -> Verdict:
     room = available
     if device.type == "cpu":
         room = max(SMALL, int(CPU_LENIENCE * available))
-    elif inputs.options.checkpointing == "auto" and needed_bytes(job) <= available:
-        job = keep_what_fits(job, available)
-    if needed_bytes(job) > room:
-        raise UserError(_refusal(job, inputs, device, available, room))
+    weights = weights_bytes(job)
+    if weights > room:  # no need to trace a step, which takes a while of a model that large
+        raise UserError(_refusal(weights, "its weights alone", job, inputs, available, room))
+    if (
+        job.device == "cuda"
+        and inputs.options.checkpointing == "auto"
+        and needed_bytes(job) <= available
+    ):
+        with_context = available + CONSTANTS.context  # which is there by now
+        job = replace(job, checkpointing=kept_within(job, with_context))
+    needed = needed_bytes(job)
+    if needed > room:
+        largest = max(memory(job).terms, key=lambda term: term.bytes)
+        most = f"{_gib(largest.bytes)} of it {largest.name}"
+        raise UserError(_refusal(needed, most, job, inputs, available, room))
     return Verdict(*_told(job, inputs, device, available))
 
 
@@ -116,21 +138,17 @@ def _told(
     return line, record
 
 
-def _refusal(job: Job, inputs: Inputs, device: torch.device, available: int, room: int) -> str:
+def _refusal(needed: int, most: str, job: Job, inputs: Inputs, available: int, room: int) -> str:
     """One line: what is needed, what there is, what would fit."""
-    needed = memory(job)
-    largest = max(needed.terms, key=lambda term: term.bytes)
-    where = "the GPU has" if device.type == "cuda" else "this machine has for each rank"
-    said = (
-        f"this run needs {_gib(needed_bytes(job))} GiB on each rank ({_gib(largest.bytes)} of it "
-        f"{largest.name}), and {where} {_gib(available)} free: "
-    )
+    where = "the GPU has" if job.device == "cuda" else "this machine has for each rank"
+    said = f"this run needs {_gib(needed)} GiB on each rank ({most}), and {where} "
+    said += f"{_gib(available)} free: "
     return said + "; ".join([*_help(job, inputs, room), "--plan false tries it all the same"])
 
 
 def _help(job: Job, inputs: Inputs, room: int) -> list[str]:
     """What would make it fit, the smallest change first."""
-    if base_bytes(job.config, job.tensor_parallel, 2) < room or job.zero.stage == 3:
+    if weights_bytes(job) < room:
         lines = []
         if job.micro_batch > 1 and (rows := largest_micro_batch(job, room)):
             lines.append(f"a micro-batch of {min(rows, job.micro_batch - 1)} rows fits")

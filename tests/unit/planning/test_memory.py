@@ -16,7 +16,7 @@ from llama.model.presets import PRESETS
 from llama.parallel.shares import FLAT_ALIGNMENT
 from llama.planning.fit import largest_micro_batch, largest_seq_len
 from llama.planning.job import Job, Zero
-from llama.planning.levels import sizes_of
+from llama.planning.levels import kept_within, sizes_of
 from llama.planning.memory import NAMES, Memory, memory
 from llama.planning.trace import trace
 from llama.settings import LoRAOptions
@@ -73,7 +73,7 @@ def test_less_is_kept_under_more_checkpointing(device: Any, fused: bool) -> None
         ({"tensor_parallel": 1}, {"tensor_parallel": 2}),
         ({"supervised": None}, {"supervised": 10}),
         ({"lora": None}, {"lora": None, "data_parallel": 4}),
-        ({"lora": None, "data_parallel": 4}, {"lora": None, "data_parallel": 4, "zero": CUT_UP}),
+        ({"data_parallel": 4}, {"data_parallel": 4, "zero": CUT_UP}),
         ({"lora": None}, {"lora": None, "zero": replace(ZERO, offload_optimizer=True)}),
     ],
     ids=lambda changes: " ".join(changes) or "as it is",
@@ -102,6 +102,18 @@ def test_sizes_of_levels_give_the_whole_step() -> None:
             assert found.kept[1:] == [sizes.kept[level]] * 4
             beside = max(found.loss_beside, found.backward_beside)
             assert beside <= sizes.beside * 1.01
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_auto_fills_what_is_there(device: Any) -> None:
+    job = replace(JOB, device=device, fused=True)
+    assert kept_within(job, GIB * 64) == (Kept.ALL,) * 3
+    assert kept_within(job, 2**20) == (Kept.INPUT,) * 3
+    plans = (memory(replace(job, checkpointing=level)) for level in ("block", "none"))
+    available = sum(plan.used_bytes for plan in plans) // 2
+    kept = kept_within(job, available)
+    assert kept != (Kept.ALL,) * 3
+    assert memory(replace(job, checkpointing=kept)).peak_bytes <= available
 
 
 def test_a_mixed_plan_is_between_the_pure_ones() -> None:
