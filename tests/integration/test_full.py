@@ -89,8 +89,8 @@ def test_another_topology_on_the_way(case: Case) -> None:
     case.go()
     ours, theirs = case.out("turns"), case.out("alone")
     assert distance(load_file(model(ours)), load_file(model(theirs))) <= TRAINED
-    for mine, other in zip(metrics(ours), metrics(theirs), strict=True):
-        assert mine.get("loss") == pytest.approx(other.get("loss"), rel=TRAINED)
+    losses = [[m["loss"] for m in metrics(out) if "loss" in m] for out in (ours, theirs)]
+    assert len(losses[0]) == STEPS and losses[0] == pytest.approx(losses[1], rel=TRAINED)
 
 
 def test_what_the_record_says(case: Case) -> None:
