@@ -1,23 +1,26 @@
-"""What a run says of itself: metrics.jsonl, TensorBoard and the terminal, all by the main rank."""
+"""What a run says of itself: metrics.jsonl, norms.jsonl, TensorBoard and the terminal, all by the
+main rank."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
-from pathlib import Path
+from itertools import islice, takewhile
 from typing import Any
 
 import torch
 
 from llama.engine import Step
 from llama.errors import TrainingError
+from llama.files.run_folder import CHECKPOINTS, METRICS, NORMS
 from llama.metrics.progress import Progress
 from llama.metrics.sinks import JSONLSink, NullSink, Sink, Sinks, TensorBoardSink
 from llama.metrics.speed import mfu, peak_memory_bytes, step_flops
 from llama.model.config import ModelConfig
 from llama.parallel.mesh import Mesh
-from llama.train.start.resume import CHECKPOINTS, METRICS, Start
+from llama.train.start.resume import Start
 
 
 class Reporter:
@@ -33,10 +36,12 @@ class Reporter:
         self.failed: OSError | None = None
         """What went wrong in writing, on this rank; the others are to be told."""
         self._lines: JSONLSink | None = None
+        self._norms: Sink = NullSink()
         self._sink: Sink = NullSink()
         if mesh.is_main:
             with self._guarded():
                 self._lines = JSONLSink(start.folder / METRICS, lines_before(start))
+                self._norms = JSONLSink(start.folder / NORMS, norms_before(start))
                 tensorboard = TensorBoardSink(start.folder / "tensorboard", start.step)
                 self._sink = Sinks(self._lines, tensorboard)
 
@@ -77,7 +82,10 @@ class Reporter:
         self.say(f"held-out loss {loss:.4f} after {epochs} epochs")
 
     def adapter_norms(self, number: int, adapter: dict[str, torch.Tensor]) -> None:
-        """Of every A and every B of the whole adapter, a histogram each."""
+        """Of every tensor of the whole adapter by name; of every A and every B a histogram each."""
+        of_each = {name: float(value.norm()) for name, value in adapter.items()}
+        with self._guarded():
+            self._norms.scalars(number, {"norms": of_each})
         for factor in ("a", "b"):
             norms = [value.norm() for name, value in adapter.items() if name.endswith(f".{factor}")]
             with self._guarded():
@@ -106,6 +114,7 @@ class Reporter:
     def close(self) -> None:
         with self._guarded():
             self._sink.close()
+            self._norms.close()
         self.progress.close()
 
     @contextmanager
@@ -125,10 +134,30 @@ def shown(loss: float | None) -> str:
 def lines_before(start: Start) -> list[str]:
     """The lines of metrics.jsonl that were written before the checkpoint: those after it are
     written again."""
+    return _earlier(start, METRICS, lambda lines: islice(lines, start.run.metrics_lines))
+
+
+def norms_before(start: Start) -> list[str]:
+    """The same of norms.jsonl. Those of the checkpoint's own step are taken after it is saved."""
+    return _earlier(
+        start, NORMS, lambda lines: takewhile(lambda line: _step(line) < start.step, lines)
+    )
+
+
+def _earlier(start: Start, name: str, kept: Callable[[Iterable[str]], Iterable[str]]) -> list[str]:
+    """What `kept` takes of the lines of the file `name` of the run that the checkpoint is of."""
     if start.source is None or start.source.parent.name != CHECKPOINTS:
         return []
-    path: Path = start.source.parent.parent / METRICS
+    path = start.source.parent.parent / name
     if not path.is_file():
         return []
     with path.open(encoding="utf-8") as file:
-        return list(islice(file, start.run.metrics_lines))
+        return list(kept(file))
+
+
+def _step(line: str) -> float:
+    """Infinite for a line that a killed run did not end: it is of no step before a checkpoint."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf

@@ -20,18 +20,14 @@ from llama.engine.state import MOMENTS, EngineState
 from llama.errors import UserError, raise_if
 from llama.files.atomic import remove_leftovers
 from llama.files.inputs import not_found
+from llama.files.run_folder import ADAPTER, CHECKPOINTS, RECORD, SUMMARY, WRITTEN
 from llama.model.config import LINEARS
 from llama.parallel.agreement import on_main
 from llama.parallel.mesh import Mesh
 from llama.train.start.folder import FOLDERS, lock, make_folder, require_room, writing_in
-from llama.train.start.identity import differences, identity, topology
+from llama.train.start.identity import CONTENTS, differences, identity, topology
 from llama.train.start.inputs import Inputs
 from llama.train.start.schedule import Schedule
-
-CHECKPOINTS, ADAPTER, RECORD, SUMMARY = "checkpoints", "adapter", "run.json", "summary.json"
-METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
-_WRITTEN = (ADAPTER, RECORD, SUMMARY, METRICS, SAMPLES)
-"""In a run's folder, each as one."""
 
 
 @dataclass
@@ -96,7 +92,7 @@ class Resumer:
         """Make `folder` this process's own, and put right what a run left there that was killed."""
         self._lock = lock(folder)
         with writing_in(folder):
-            remove_leftovers(folder, _WRITTEN.__contains__)
+            remove_leftovers(folder, WRITTEN.__contains__)
             Store(folder / CHECKPOINTS).tidy()
 
     def _to_write(self, store: Store, step: int) -> int:
@@ -191,6 +187,10 @@ class Resumer:
             for name in sorted(wanted.keys() | found.keys())
             if wanted.get(name) != found.get(name)
         ]
+
+    def hashes(self) -> dict[str, str | None]:
+        """SHA-256 of what the run is made of; on the main rank."""
+        return {name: self.identity[name] for name in (*CONTENTS, "examples")}
 
     # On every rank
 
