@@ -292,7 +292,9 @@ def _mark(axes: Any, best: tuple[float, float, str], colour: str) -> None:
     """A star, and its text below it, within the axes: the best of losses is the lowest."""
     x, y, text = best
     axes.plot([x], [y], marker="*", markersize=11, color=colour, markeredgecolor=_LIGHT["page"])
-    axes.margins(y=0.16)
+    low, high = axes.get_ylim()
+    if y < low + 0.2 * (high - low):
+        axes.set_ylim(low - 0.15 * (high - low), high)
     left, right = axes.get_xlim()
     place = (x - left) / (right - left)
     side = "left" if place < 0.3 else "right" if place > 0.7 else "center"

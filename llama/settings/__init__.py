@@ -10,6 +10,7 @@ from llama.settings.commands import (
     GenerateOptions,
     LoRAOptions,
     ModelOptions,
+    ReportOptions,
     TrainOptions,
     VerifyOptions,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "GenerateOptions",
     "LoRAOptions",
     "ModelOptions",
+    "ReportOptions",
     "TrainOptions",
     "VerifyOptions",
     "check_benchmark",

@@ -8,7 +8,8 @@ from llama.files.run_folder import METRICS, RECORD, SAMPLES, SUMMARY
 from llama.pages.page import Block, Columns, Drawing, Section, Table, Text
 from llama.pages.run import plots, words
 from llama.pages.run.files import RunFiles
-from llama.pages.run.sections import checks, flat, outcome, reproduce
+from llama.pages.run.recorded import checks, flat, reproduce
+from llama.pages.run.sections import HEADINGS, outcome
 from llama.pages.run.words import NONE
 
 _COMPARED = (
@@ -84,9 +85,7 @@ def _answers(runs: Sequence[RunFiles]) -> list[Block]:
             if sample["prompt"] == prompt
         ]
         if len(found) > 1:
-            title = (
-                f"{'Held out' if found[0][1]['rows'] == 'held-out' else 'From the training rows'}"
-            )
+            title = HEADINGS.get(found[0][1]["rows"], "")
             befores = dict.fromkeys(sample["before"] for _, sample in found)
             columns = [
                 ("prompt", prompt),

@@ -11,7 +11,7 @@ from llama.pages.run.words import GIB
 
 _WINDOWS = 20
 """A smoothed line is a mean over this part of a run."""
-_TENSOR = re.compile(r"layers\.(\d+)\.(?:.*\.)?(\w+)\.(?:lora\.)?(\w+)")
+_TENSOR = re.compile(r"layers\.(\d+)\.(?:.*\.)?(?!lora\.)(\w+)\.(?:lora\.)?(\w+)")
 """`layers.0.attention.wq.lora.a`: layer, target, factor."""
 
 
