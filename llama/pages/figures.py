@@ -1,6 +1,6 @@
 """Figures, as PNG and as SVG that stands in a page. The one importer of matplotlib.
 
-Drawn small (4.6 inches wide, text of 9 points), so that it can be read on a phone. The SVG keeps
+Drawn small (4.6 inches wide, text of 10 points), so that it can be read on a phone. The SVG keeps
 its text as text and takes its colours from the page: what is drawn in a colour of `PALETTE` or
 `TONES` becomes a variable of CSS, which `llama/pages/page.html` sets for light and dark. A PNG is
 in the light ones. The same content gives the same bytes: no date is in them, and no random name.
@@ -50,8 +50,8 @@ MOST_POINTS = 400
 _POINTS_OF_A_BUCKET = 4
 _LIGHT = {name: light for name, (light, _) in TONES.items()}
 _SETTINGS: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 10,
+    "font.size": 10,
+    "axes.titlesize": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": _LIGHT["muted"],
@@ -69,7 +69,7 @@ _SETTINGS: dict[Any, Any] = {
     "ytick.color": _LIGHT["muted"],
     "ytick.labelcolor": _LIGHT["text"],
     "legend.frameon": False,
-    "legend.fontsize": 8.5,
+    "legend.fontsize": 9.5,
     "figure.facecolor": _LIGHT["page"],
     "svg.fonttype": "none",
     "svg.hashsalt": "llama-lora",
@@ -141,7 +141,7 @@ def lines(
     *,
     title: str = "",
     log_y: bool = False,
-    height: float = 2.7,
+    height: float = 2.9,
 ) -> Figure:
     """Several lines over one x axis, long ones thinned. `log_y` holds where a value is above 0."""
     with _settings():
@@ -186,7 +186,7 @@ def stacked_bars(
     names = list(dict.fromkeys(name for bar in bars for name in bar.parts))
     rows_of_legend = math.ceil(len(names) / 2)
     with _settings():
-        height = 0.85 + 0.5 * len(bars) + 0.2 * rows_of_legend + (0.25 if title else 0)
+        height = 0.85 + 0.5 * len(bars) + 0.22 * rows_of_legend + (0.25 if title else 0)
         figure, axes = _axes(height, title)
         handles: dict[str, Any] = {}
         totals = [sum(bar.parts.values()) for bar in bars]
@@ -201,7 +201,7 @@ def stacked_bars(
                 left += size
             axes.annotate(
                 number(left), (left, row), (4, 0), textcoords="offset points", va="center",
-                fontsize=8.5,
+                fontsize=9.5,
             )  # fmt: skip
         axes.set_yticks(range(len(bars)), [_short(bar.label, 22) for bar in bars])
         axes.set_ylim(len(bars) - 0.5, -0.5)
@@ -212,7 +212,7 @@ def stacked_bars(
             axes.axvline(limit[0], color=_LIGHT["text"], linewidth=1.2, linestyle="--")
             axes.annotate(
                 limit[1], (limit[0], 1), (-3, 2), xycoords=("data", "axes fraction"),
-                textcoords="offset points", ha="right", va="bottom", fontsize=8.5,
+                textcoords="offset points", ha="right", va="bottom", fontsize=9.5,
             )  # fmt: skip
         axes.set_xlabel(x_label)
         _legend(figure, [handles[name] for name in names], names)
@@ -299,7 +299,7 @@ def _mark(axes: Any, best: tuple[float, float, str], colour: str) -> None:
     place = (x - left) / (right - left)
     side = "left" if place < 0.3 else "right" if place > 0.7 else "center"
     axes.annotate(
-        text, (x, y), (0, -7), textcoords="offset points", ha=side, va="top", fontsize=8.5
+        text, (x, y), (0, -7), textcoords="offset points", ha=side, va="top", fontsize=9.5
     )
 
 

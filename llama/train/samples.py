@@ -45,7 +45,7 @@ def choose_prompts(inputs: Inputs) -> list[Prompt]:
     from each quarter, as they are often sorted; of the held-out ones the first."""
     held_out = inputs.held_out.rows if inputs.held_out else []
     return [
-        *islice(_prompts(_spread(_learnt(inputs.training)), "training", inputs), COUNT),
+        *islice(_prompts(spread(_learnt(inputs.training)), "training", inputs), COUNT),
         *islice(_prompts(held_out, "held-out", inputs), COUNT),
     ]
 
@@ -55,7 +55,7 @@ def _learnt(data: Prepared) -> list[Row]:
     return [row for row in data.rows if row.number not in skipped]
 
 
-def _spread(items: Sequence[T]) -> Iterator[T]:
+def spread(items: Sequence[T]) -> Iterator[T]:
     """The first of each of `COUNT` equal parts, then the second of each, and so on."""
     size = -(-len(items) // COUNT)
     for offset in range(size):

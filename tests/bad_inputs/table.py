@@ -16,6 +16,7 @@ from tests.bad_inputs.cases import (
     deepspeed_file,
     environment,
     hosts,
+    reporting,
     tokenizers,
     verifying,
     weights,
@@ -32,6 +33,7 @@ AREAS: dict[str, list[Case]] = {
     "Launcher and devices": environment.CASES,
     "Hostfile": hosts.CASES,
     "`verify`": verifying.CASES,
+    "`report`": reporting.CASES,
 }
 PAGE = Path(__file__).parents[2] / "docs" / "bad_inputs.md"
 _HEAD = """\

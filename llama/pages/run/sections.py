@@ -36,6 +36,8 @@ def sections(run: RunFiles) -> list[Section]:
 def outcome(run: RunFiles) -> Table:
     """The numbers that are asked for first."""
     summary, best = run.summary, run.best
+    first = next((one.loss for one in run.evaluations if one.step == 0), None)
+    final = run.evaluations[-1].loss if run.evaluations else None
     done = summary.get("steps", run.last_step)
     losses = summary.get("epoch_losses")
     last = losses[-1] if isinstance(losses, list) and losses else None
@@ -47,8 +49,8 @@ def outcome(run: RunFiles) -> Table:
         ("training loss, last epoch", words.loss(last)),
         (
             "held-out loss",
-            f"{words.loss(summary.get('eval_loss_before'))} before, "
-            f"{words.loss(summary.get('eval_loss'))} at the end",
+            f"{words.loss(summary.get('eval_loss_before', first))} before, "
+            f"{words.loss(summary.get('eval_loss', final))} at the end",
         ),
         (
             "lowest held-out loss",
