@@ -92,7 +92,7 @@ class Setting:
             "benchmark": {"model": "model", "deepspeed": "ds.json"},
             "verify": {"model": "model", "deepspeed": "ds.json"},
             "doctor": {"hostfile": "hosts"},
-            "report": {"runs": "run"},
+            "report": {"runs": "finished"},
         }[command]
 
     def arguments(self) -> list[str]:
@@ -159,8 +159,8 @@ def build(folder: Path) -> Path:
     write_rows(folder / "rows.json")
     write_adapter(folder / "adapter")
     (folder / "hosts").write_text("a slots=1\nb slots=1\n")
-    (folder / "run").mkdir()
-    write_json(folder / "run" / "run.json", {"steps": 1})
+    (folder / "finished").mkdir()
+    write_json(folder / "finished" / "run.json", {"steps": 1})
     return folder
 
 

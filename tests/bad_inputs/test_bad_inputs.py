@@ -40,7 +40,7 @@ def test_what_is_spoilt_was_sound(command: str, sound: Path, tmp_path: Path) -> 
 def test_so_was_the_run_of_a_report(sound: Path, tmp_path: Path) -> None:
     outcome = run(Case("sound", lambda setting: None, (), "report"), sound, tmp_path / "case")
     assert (outcome.status, outcome.lines) == (0, [])
-    assert outcome.changed == {"run", "run/report.html"} - {"run"}
+    assert outcome.changed == {"finished/report.html"}
 
 
 @pytest.mark.parametrize("model", ["meta", "model.gguf"])

@@ -131,7 +131,7 @@ def check_runs(folders: list[Path]) -> None:
         if resolved in seen:
             problems.append(f"{folder}: given twice; keep one")
         elif not os.path.lexists(folder):
-            problems.append(f"{folder}: {not_found(folder)}; give the folder of a run")
+            problems.append(f"{folder}: {not_found(folder)}")
         elif not os.path.isdir(folder):
             problems.append(f"{folder}: is a file; give the folder of a run{_above(folder)}")
         elif not any(os.path.exists(folder / name) for name in (RECORD, SUMMARY, METRICS)):

@@ -23,14 +23,14 @@ def output(path: str) -> Callable[[Setting], None]:
 Refused = partial(Case, command="report")
 CASES = [
     Refused("no run", runs(), ("--runs: required",)),
-    Refused("no such folder", runs("rum"), ("rum: does not exist",)),
+    Refused("no such folder", runs("finish"), ("did you mean finished?",)),
     Refused("a folder that is no run", runs("model"), ("model: holds no run",)),
-    Refused("a file of a run", runs("run/run.json"), ("the run is ",)),
-    Refused("a run given twice", runs("run", "./run/"), ("run: given twice",)),
-    Refused("several of them", runs("model", "absent", "run"), ("model: ", "absent: ")),
+    Refused("a file of a run", runs("finished/run.json"), ("the run is finished",)),
+    Refused("a run given twice", runs("finished", "./finished/"), ("finished: given twice",)),
+    Refused("several of them", runs("model", "absent", "finished"), ("model: ", "absent: ")),
     Refused("a page where a folder is", output("model"), ("--output: model cannot be written",)),
     Refused(
         "a page in no folder", output("absent/page.html"), ("--output: absent/page.html cannot",)
     ),
-    Refused("an unknown option", runs("run", "--html", "x"), ("--html: unknown option",)),
+    Refused("an unknown option", runs("finished", "--html", "x"), ("--html: unknown option",)),
 ]
