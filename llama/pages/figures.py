@@ -298,9 +298,11 @@ def _mark(axes: Any, best: tuple[float, float, str], colour: str) -> None:
     left, right = axes.get_xlim()
     place = (x - left) / (right - left)
     side = "left" if place < 0.3 else "right" if place > 0.7 else "center"
+    behind = {"facecolor": _LIGHT["page"], "edgecolor": "none", "alpha": 0.8, "pad": 1.0}
     axes.annotate(
-        text, (x, y), (0, -7), textcoords="offset points", ha=side, va="top", fontsize=9.5
-    )
+        text, (x, y), (0, -8), textcoords="offset points", ha=side, va="top", fontsize=9.5,
+        bbox=behind,
+    )  # fmt: skip
 
 
 def _legend(figure: Any, handles: Sequence[Any], labels: Sequence[str]) -> None:

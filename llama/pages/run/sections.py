@@ -3,6 +3,9 @@ did it learn, what was it, what did it cost, can it be trusted, how is it done a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import median
+
 from llama.files.run_folder import METRICS, NORMS, RECORD, SAMPLES, SUMMARY
 from llama.pages.figures import Figure
 from llama.pages.page import Block, Code, Columns, Drawing, Section, Table, Text
@@ -138,6 +141,9 @@ def _cost(run: RunFiles) -> list[Block]:
         rows += [
             ("planned peak of tensors", words.gib(plan.get("peak_bytes"))),
             ("planned as the driver shows it", words.gib(plan.get("used_bytes"))),
+            ("free when it was planned", words.gib(plan.get("available_bytes"))),
+            ("planned time of a step", words.seconds(plan.get("seconds_per_step"))),
+            ("its measured median", words.seconds(_median(run.steps["seconds"]))),
         ]
         measured, planned = plots.peak_memory(run), number(plan.get("peak_bytes"))
         if on_gpu and measured is not None and planned:
@@ -150,6 +156,12 @@ def _cost(run: RunFiles) -> list[Block]:
         ("and as expected at most", words.gib(run.of_record("optimizer_state_bytes_expected"))),
     ]
     return [*blocks, Table((), rows, source=f"{SUMMARY}; {RECORD}")]
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    """Of those that are there: the first steps, which take longer, do not move it."""
+    found = [value for value in values if value is not None]
+    return median(found) if found else None
 
 
 def _steps(run: RunFiles) -> list[Block]:

@@ -36,7 +36,7 @@ def seconds(value: Any) -> str:
     if found is None:
         return NONE
     if found < 60:
-        return f"{found:.1f} s"
+        return f"{found:.3g} s"
     hours, rest = divmod(int(found), 3600)
     return (
         f"{hours}:{rest // 60:02d}:{rest % 60:02d} h"

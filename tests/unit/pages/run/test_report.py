@@ -77,7 +77,11 @@ def documents(text: str = "plain") -> dict[str, Any]:
             "model": {"dim": 64, text: text},
             "sha256": {"model": "ab" * 32, "tokenizer": text},
             "data": [{"option": "data", "files": [f"/opt/x/{text}"], "report": text}],
-            "plan": {"terms": {"weights": 3 << 29, text: 1 << 29}, "peak_bytes": 2 << 30},
+            "plan": {
+                "terms": {"weights": 3 << 29, text: 1 << 29},
+                "peak_bytes": 2 << 30,
+                "seconds_per_step": 0.25,
+            },
             "packages": {"torch": text},
             "device": text,
             "resumed": [{"step": 4, "from": text, "world_size": 1}],
@@ -125,6 +129,8 @@ def test_its_numbers_are_the_files_(tmp_path: Path) -> None:
     assert page.row("time") == ["1:15 min"] and page.row("tokens per second") == ["104"]
     assert page.row("peak memory") == [f"2.00 GiB ({2 << 30:,} bytes)"]
     assert page.row("planned peak of tensors") == [f"2.00 GiB ({2 << 30:,} bytes)"]
+    assert page.row("planned time of a step") == ["0.25 s"]
+    assert page.row("its measured median") == ["0.5 s"]
     epochs = page.rows.index(["epochs done", "training, mean of the epoch", "held-out", "at step"])
     assert page.rows[epochs + 1 : epochs + 4] == [
         ["0", "-", "2.7500", "0"],
