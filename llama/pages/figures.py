@@ -91,7 +91,8 @@ class Series:
     points: bool = False
     """Whether each value has a dot: for few of them."""
     best: tuple[float, float, str] | None = None
-    """A value that is marked and named: x, y and its text."""
+    """A value that is marked by a star: x, y, and the text that the legend has of it: among the
+    lines it would hide some."""
 
 
 @dataclass(frozen=True)
@@ -158,17 +159,18 @@ def lines(
             (line,) = axes.plot(x, [math.nan if v is None else v for v in y], color=colour, **style)
             if not one.faint:
                 handles.append(line)
+            if one.best is not None:
+                star = {"marker": "*", "markersize": 12, "markeredgecolor": _LIGHT["page"]}
+                axes.plot(*([value] for value in one.best[:2]), color=colour, zorder=3, **star)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         values = [v for one in series for v in one.y if v is not None and math.isfinite(v)]
         if log_y and any(v > 0 for v in values):
             axes.set_yscale("log", nonpositive="mask")
         _plain_numbers(axes, values, log_y)
-        for one in series:
-            if one.best is not None:
-                _mark(axes, one.best, PALETTE[one.colour % len(PALETTE)][0])
-        if len(drawn) > 1:
-            _legend(figure, handles, [one.label for one in drawn])
+        labels = [f"{one.label} ({one.best[2]})" if one.best else one.label for one in drawn]
+        if len(drawn) > 1 or labels != [one.label for one in drawn]:
+            _legend(figure, handles, labels)
         said = ", ".join(one.label for one in drawn)
         return Figure(figure, f"{title or y_label} by {x_label}: {said}")
 
@@ -286,23 +288,6 @@ def _plain_numbers(axes: Any, values: Sequence[float], log_y: bool) -> None:
 
 def _written(value: float, _position: int | None = None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 and value == int(value) else f"{value:.4g}"
-
-
-def _mark(axes: Any, best: tuple[float, float, str], colour: str) -> None:
-    """A star, and its text below it, within the axes: the best of losses is the lowest."""
-    x, y, text = best
-    axes.plot([x], [y], marker="*", markersize=11, color=colour, markeredgecolor=_LIGHT["page"])
-    low, high = axes.get_ylim()
-    if y < low + 0.2 * (high - low):
-        axes.set_ylim(low - 0.15 * (high - low), high)
-    left, right = axes.get_xlim()
-    place = (x - left) / (right - left)
-    side = "left" if place < 0.3 else "right" if place > 0.7 else "center"
-    behind = {"facecolor": _LIGHT["page"], "edgecolor": "none", "alpha": 0.8, "pad": 1.0}
-    axes.annotate(
-        text, (x, y), (0, -8), textcoords="offset points", ha=side, va="top", fontsize=9.5,
-        bbox=behind,
-    )  # fmt: skip
 
 
 def _legend(figure: Any, handles: Sequence[Any], labels: Sequence[str]) -> None:
