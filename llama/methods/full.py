@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import groupby
 from math import prod
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from llama.engine.state import Tensors
 from llama.methods.method import Hints, Method, Shapes, Watched
 from llama.model.transformer import Transformer
 from llama.parallel.agreement import on_main
+from llama.settings import LoRAOptions
 from llama.weights.shapes import expected_shapes
 from llama.weights.writers import WRITERS
 from llama.weights.writing import WeightWriter
@@ -31,6 +31,10 @@ class FullMethod(Method):
     SHARDED = True
     WEIGHT_GRADIENTS = True
     SMALLER = "lower --keep"
+
+    @staticmethod
+    def adapters(lora: LoRAOptions) -> LoRAOptions | None:
+        return None
 
     def misfits(self) -> list[str]:
         return []
@@ -58,12 +62,11 @@ class FullMethod(Method):
         return Watched(engine.parts.checksums, agreed)
 
     def norms(self, engine: Engine) -> Tensors:
-        """Of each kind of parameter, over the layers."""
-        norms = sorted(engine.parts.norms().items(), key=lambda item: _kind(item[0]))
-        return {
-            f"parameter_norms/{kind}": torch.stack([norm for _, norm in of_kind])
-            for kind, of_kind in groupby(norms, key=lambda item: _kind(item[0]))
-        }
+        return engine.parts.norms()
+
+    def histogram_of(self, name: str) -> str:
+        """One for each kind of parameter."""
+        return f"parameter_norms/{_kind(name)}"
 
     def write(self, engine: Engine, folder: Path, tokenizer: Path | None) -> Hints:
         """A parameter at a time: each is joined on every rank and written by the main one."""

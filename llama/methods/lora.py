@@ -18,6 +18,7 @@ from llama.methods.method import Hints, Method, Shapes, Watched
 from llama.model.config import LINEARS
 from llama.model.transformer import Transformer
 from llama.parallel.agreement import on_main
+from llama.settings import LoRAOptions
 
 
 class LoRAMethod(Method):
@@ -30,6 +31,10 @@ class LoRAMethod(Method):
     SHARDED = False
     WEIGHT_GRADIENTS = False
     SMALLER = "lower --keep or --lora.rank"
+
+    @staticmethod
+    def adapters(lora: LoRAOptions) -> LoRAOptions | None:
+        return lora
 
     def misfits(self) -> list[str]:
         if self.lora.rank <= self.config.dim:
@@ -61,14 +66,11 @@ class LoRAMethod(Method):
         return Watched(engine.own_values, lambda flags: flags)
 
     def norms(self, engine: Engine) -> Tensors:
-        """Of every A and of every B."""
-        whole = engine.whole_adapter().items()
-        return {
-            f"adapter_norms/{factor.upper()}": torch.stack(
-                [value.norm() for name, value in whole if name.endswith(f".{factor}")]
-            )
-            for factor in ("a", "b")
-        }
+        return {name: value.norm() for name, value in engine.whole_adapter().items()}
+
+    def histogram_of(self, name: str) -> str:
+        """One for every A and one for every B."""
+        return f"adapter_norms/{name.rpartition('.')[2].upper()}"
 
     def write(self, engine: Engine, folder: Path, tokenizer: Path | None) -> Hints:
         save_adapter(engine, folder, AdapterConfig(self.lora, self.source.name))

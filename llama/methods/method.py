@@ -95,9 +95,18 @@ class Method(ABC):
     def watched(self, engine: Engine) -> Watched:
         """What the first steps are checked by."""
 
+    @staticmethod
+    @abstractmethod
+    def adapters(lora: LoRAOptions) -> LoRAOptions | None:
+        """Of the settings of adapters those that a run of this kind has; None for no adapters."""
+
     @abstractmethod
     def norms(self, engine: Engine) -> Tensors:
-        """Norms of what trains, by the name of a histogram."""
+        """The norm of each tensor that trains, a scalar. Every rank must call it."""
+
+    @abstractmethod
+    def histogram_of(self, name: str) -> str:
+        """The histogram, over the layers, that the norm of this tensor belongs to."""
 
     @abstractmethod
     def write(self, engine: Engine, folder: Path, tokenizer: Path | None) -> Hints:

@@ -1,6 +1,6 @@
 """Figures, as PNG and as SVG that stands in a page. The one importer of matplotlib.
 
-Drawn small (4.6 inches wide, text of 9 points), so that it can be read on a phone. The SVG keeps
+Drawn small (4.6 inches wide, text of 10 points), so that it can be read on a phone. The SVG keeps
 its text as text and takes its colours from the page: what is drawn in a colour of `PALETTE` or
 `TONES` becomes a variable of CSS, which `llama/pages/page.html` sets for light and dark. A PNG is
 in the light ones. The same content gives the same bytes: no date is in them, and no random name.
@@ -50,8 +50,8 @@ MOST_POINTS = 400
 _POINTS_OF_A_BUCKET = 4
 _LIGHT = {name: light for name, (light, _) in TONES.items()}
 _SETTINGS: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 10,
+    "font.size": 10,
+    "axes.titlesize": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": _LIGHT["muted"],
@@ -69,7 +69,7 @@ _SETTINGS: dict[Any, Any] = {
     "ytick.color": _LIGHT["muted"],
     "ytick.labelcolor": _LIGHT["text"],
     "legend.frameon": False,
-    "legend.fontsize": 8.5,
+    "legend.fontsize": 9.5,
     "figure.facecolor": _LIGHT["page"],
     "svg.fonttype": "none",
     "svg.hashsalt": "llama-lora",
@@ -91,7 +91,8 @@ class Series:
     points: bool = False
     """Whether each value has a dot: for few of them."""
     best: tuple[float, float, str] | None = None
-    """A value that is marked and named: x, y and its text."""
+    """A value that is marked by a star: x, y, and the text that the legend has of it: among the
+    lines it would hide some."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def lines(
     *,
     title: str = "",
     log_y: bool = False,
-    height: float = 2.7,
+    height: float = 2.9,
 ) -> Figure:
     """Several lines over one x axis, long ones thinned. `log_y` holds where a value is above 0."""
     with _settings():
@@ -158,17 +159,18 @@ def lines(
             (line,) = axes.plot(x, [math.nan if v is None else v for v in y], color=colour, **style)
             if not one.faint:
                 handles.append(line)
+            if one.best is not None:
+                star = {"marker": "*", "markersize": 12, "markeredgecolor": _LIGHT["page"]}
+                axes.plot(*([value] for value in one.best[:2]), color=colour, zorder=3, **star)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         values = [v for one in series for v in one.y if v is not None and math.isfinite(v)]
         if log_y and any(v > 0 for v in values):
             axes.set_yscale("log", nonpositive="mask")
         _plain_numbers(axes, values, log_y)
-        for one in series:
-            if one.best is not None:
-                _mark(axes, one.best, PALETTE[one.colour % len(PALETTE)][0])
-        if len(drawn) > 1:
-            _legend(figure, handles, [one.label for one in drawn])
+        labels = [f"{one.label} ({one.best[2]})" if one.best else one.label for one in drawn]
+        if len(drawn) > 1 or labels != [one.label for one in drawn]:
+            _legend(figure, handles, labels)
         said = ", ".join(one.label for one in drawn)
         return Figure(figure, f"{title or y_label} by {x_label}: {said}")
 
@@ -186,7 +188,7 @@ def stacked_bars(
     names = list(dict.fromkeys(name for bar in bars for name in bar.parts))
     rows_of_legend = math.ceil(len(names) / 2)
     with _settings():
-        height = 0.85 + 0.5 * len(bars) + 0.2 * rows_of_legend + (0.25 if title else 0)
+        height = 0.85 + 0.5 * len(bars) + 0.22 * rows_of_legend + (0.25 if title else 0)
         figure, axes = _axes(height, title)
         handles: dict[str, Any] = {}
         totals = [sum(bar.parts.values()) for bar in bars]
@@ -201,7 +203,7 @@ def stacked_bars(
                 left += size
             axes.annotate(
                 number(left), (left, row), (4, 0), textcoords="offset points", va="center",
-                fontsize=8.5,
+                fontsize=9.5,
             )  # fmt: skip
         axes.set_yticks(range(len(bars)), [_short(bar.label, 22) for bar in bars])
         axes.set_ylim(len(bars) - 0.5, -0.5)
@@ -212,7 +214,7 @@ def stacked_bars(
             axes.axvline(limit[0], color=_LIGHT["text"], linewidth=1.2, linestyle="--")
             axes.annotate(
                 limit[1], (limit[0], 1), (-3, 2), xycoords=("data", "axes fraction"),
-                textcoords="offset points", ha="right", va="bottom", fontsize=8.5,
+                textcoords="offset points", ha="right", va="bottom", fontsize=9.5,
             )  # fmt: skip
         axes.set_xlabel(x_label)
         _legend(figure, [handles[name] for name in names], names)
@@ -286,19 +288,6 @@ def _plain_numbers(axes: Any, values: Sequence[float], log_y: bool) -> None:
 
 def _written(value: float, _position: int | None = None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 and value == int(value) else f"{value:.4g}"
-
-
-def _mark(axes: Any, best: tuple[float, float, str], colour: str) -> None:
-    """A star, and its text below it, within the axes: the best of losses is the lowest."""
-    x, y, text = best
-    axes.plot([x], [y], marker="*", markersize=11, color=colour, markeredgecolor=_LIGHT["page"])
-    axes.margins(y=0.16)
-    left, right = axes.get_xlim()
-    place = (x - left) / (right - left)
-    side = "left" if place < 0.3 else "right" if place > 0.7 else "center"
-    axes.annotate(
-        text, (x, y), (0, -7), textcoords="offset points", ha=side, va="top", fontsize=8.5
-    )
 
 
 def _legend(figure: Any, handles: Sequence[Any], labels: Sequence[str]) -> None:

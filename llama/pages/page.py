@@ -6,6 +6,7 @@ one markup that is put in as it stands is a drawing of `llama/pages/figures.py`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,14 +86,18 @@ class Section:
     blocks: Sequence[Block]
 
 
-def page(title: str, sections: Sequence[Section]) -> str:
-    """The whole file. Sections without a block are left out."""
+@functools.cache
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+
+
+def page(title: str, sections: Sequence[Section]) -> str:
+    """The whole file. Sections without a block are left out."""
     light, dark = style_sheet()
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    text = template.render(
+    text = _template().render(
         title=title, sections=[s for s in sections if s.blocks], light=light, dark=dark
     )
     # Halves of surrogate pairs, which JSON may hold, are no text that a file can keep.

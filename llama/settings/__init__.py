@@ -12,6 +12,7 @@ from llama.settings.commands import (
     LoRAOptions,
     ModelOptions,
     PlanOptions,
+    ReportOptions,
     TrainOptions,
     VerifyOptions,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "LoRAOptions",
     "ModelOptions",
     "PlanOptions",
+    "ReportOptions",
     "TrainOptions",
     "VerifyOptions",
     "check_ablate",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from llama.model.kept import Checkpointing
-from llama.settings.options.marks import BY_CONTENT, BY_VALUE
+from llama.settings.options.marks import BY_CONTENT, BY_VALUE, POSITIONAL
 from llama.settings.targets import in_our_names
 
 
@@ -306,3 +306,17 @@ class AblateOptions(ModelOptions):
     """Seed of the adapters, the order of rows and the dropout."""
     json: bool = False
     """Whether the last line of standard output is the result as one JSON object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Settings of `report`."""
+
+    runs: list[Path] = field(metadata=POSITIONAL)
+    """Folders of runs; several are laid side by side."""
+    output: Path | None = None
+    """The HTML file to write; none means report.html, in the run's folder, or of several runs
+    here."""
+    json: bool = False
+    """Whether the last line of standard output is the page's path and what came of each run, as
+    one JSON object."""

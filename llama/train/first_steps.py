@@ -32,6 +32,7 @@ class FirstStepsCheck:
             for name, p in trainable.items()
         }
         self._hooks = [p.register_hook(self._watch(name)) for name, p in trainable.items()]
+        self.tensors = len(self._before)
         self._counted = 0
         self.done = False
 

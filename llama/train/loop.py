@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import copy
 import math
@@ -21,30 +22,26 @@ from llama.engine import Step, start_processes
 from llama.engine.state import EngineState
 from llama.errors import TrainingError
 from llama.files.json_text import json_text
+from llama.files.run_folder import CHECKPOINTS, RECORD, REPORT, SAMPLES, SUMMARY
 from llama.fused.keeping import summary
 from llama.launch.launchers import check_launch
 from llama.launch.processes import launched_world_size, stop_processes
 from llama.launch.stopping import Ends
 from llama.metrics.speed import Stopwatch, peak_memory_bytes
 from llama.model.transformer import Transformer
+from llama.notes import note
 from llama.parallel.agreement import on_main
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.settings import TrainOptions, checked_train
+from llama.train import samples
+from llama.train.ending import draw_report, in_words
 from llama.train.first_steps import FirstStepsCheck, optimizer_state_bytes
 from llama.train.life import show_life
 from llama.train.record import resumed_before, run_record, trainable, write_json
 from llama.train.reporter import Reporter, shown
-from llama.train.samples import Prompt, answers, as_text, choose_prompts, write_samples
 from llama.train.start.fits import Verdict, require_fit
 from llama.train.start.inputs import Inputs, read_inputs
-from llama.train.start.resume import (
-    CHECKPOINTS,
-    RECORD,
-    SAMPLES,
-    SUMMARY,
-    Resumer,
-    random_state,
-)
+from llama.train.start.resume import Resumer, random_state
 from llama.train.start.schedule import Schedule, schedule
 
 
@@ -128,14 +125,18 @@ class Run:
         """Evaluate, train every epoch, evaluate again, keep the result; returns the summary."""
         try:
             self._write_record()
-            with self.ends:
+            with self.ends:  # a signal that comes while the report is drawn ends nothing half
                 self._train()
-            self.summary["status"] = "interrupted" if self.ends.status else "finished"
-            on_main(self.mesh, self._write_summary)
-        except BaseException:
+                self.summary["status"] = "interrupted" if self.ends.status else "finished"
+                on_main(self.mesh, self._write_summary)
+                on_main(self.mesh, lambda: draw_report(self.folder, self.report.say))
+        except BaseException as error:
+            self.summary |= {"status": "failed", "error": in_words(error)}
             with contextlib.suppress(OSError, TrainingError):
                 self._write_summary()
                 self.saver.wait()
+            if self.mesh.is_main:  # once what went wrong has been said: other ranks end meanwhile
+                atexit.register(draw_report, self.folder, note)
             raise
         finally:
             self.report.close()
@@ -154,14 +155,15 @@ class Run:
 
         def write() -> None:
             self.report.check()
-            (self.folder / SUMMARY).unlink(missing_ok=True)  # of an earlier end
+            for name in (SUMMARY, REPORT):  # of an earlier end
+                (self.folder / name).unlink(missing_ok=True)
             resumed = resumed_before(self.folder / RECORD)
             if self.start.source is not None:
                 source = str(self.start.source)
                 resumed.append({"step": self.start.step, "from": source, **self.resumer.topology})
             record = run_record(self.inputs, self.plan, self.mesh, self.device)
-            planned = {"plan": self.verdict and self.verdict.record}
-            write_json(self.folder / RECORD, {**record, **planned, "resumed": resumed})
+            more = {"plan": self.verdict and self.verdict.record, "sha256": self.resumer.hashes()}
+            write_json(self.folder / RECORD, {**record, **more, "resumed": resumed})
 
         on_main(self.mesh, write)
 
@@ -177,13 +179,14 @@ class Run:
     # Training
 
     def _train(self) -> None:
-        inputs = self.inputs
-        config = inputs.source.config
-        prompts = choose_prompts(inputs.held_out, inputs.template, inputs.tokenizer, config)
+        prompts = samples.choose_prompts(self.inputs)
         show_life(self.model, self.ends.beat)
         if self.start.source is None:
             self.summary |= {"steps": 0, "eval_loss_before": self._evaluate(0), "epoch_losses": []}
             self.state.samples_before = self._answers(prompts)
+        prompts, left_out = samples.comparable(prompts, self.state.samples_before)
+        if left_out:
+            self.report.say(left_out)
         # an epoch that was begun is ended, even where no step of it is left
         while self.state.window or self._goes_on():
             self._epoch()
@@ -214,7 +217,8 @@ class Run:
         self.summary["epoch_losses"].append(mean)
         self.report.say(f"epoch {state.epoch}: average loss {mean:.4f}")
         self.summary["eval_loss"] = self._evaluate(state.epoch + 1)
-        self.report.norms(self.engine.steps, self.method.norms(self.engine))
+        norms = self.method.norms(self.engine)
+        self.report.norms(self.engine.steps, norms, self.method.histogram_of)
         state.epoch, state.window, state.loss_sum, state.supervised = state.epoch + 1, 0, 0.0, 0
 
     def _after_step(self, step: Step, seconds: float) -> None:
@@ -226,6 +230,7 @@ class Run:
             if problems:
                 raise TrainingError("\n".join(problems))
             if self.check.done:
+                self.summary["first_steps"] = {"step": number, "tensors": self.check.tensors}
                 state.trains, self.check = True, None
         if "optimizer_state_bytes" not in self.summary:
             held = optimizer_state_bytes(self.engine)
@@ -245,7 +250,7 @@ class Run:
         if stops or self._is_due():
             self._save()
 
-    def _finish(self, prompts: list[Prompt]) -> None:
+    def _finish(self, prompts: list[samples.Prompt]) -> None:
         result = self.folder / self.method.RESULT
         for hint in self.method.write(self.engine, result, self.options.tokenizer):
             self.report.say(hint)
@@ -253,8 +258,8 @@ class Run:
         before = self.state.samples_before
         if prompts:
             path = self.folder / SAMPLES
-            on_main(self.mesh, lambda: write_samples(path, prompts, before, after))
-            self.report.samples(self.engine.steps, as_text(prompts, before, after))
+            on_main(self.mesh, lambda: samples.write_samples(path, prompts, before, after))
+            self.report.samples(self.engine.steps, samples.as_text(prompts, before, after))
 
     # Saving
 
@@ -270,6 +275,8 @@ class Run:
             began = time.monotonic()
             last = bool(self.ends.status) or self.engine.steps == self.plan.total_steps
             self.saver.save(self._checkpoint, self.report.sync, last)
+            if self.mesh.world_size > 1:  # each save compares the ranks first
+                self.summary["replica_checks"] = self.summary.get("replica_checks", 0) + 1
             self.summary["checkpoint_seconds"] += time.monotonic() - began
 
     def _checkpoint(self, engine_state: EngineState | ShardedState) -> Checkpoint:
@@ -308,8 +315,8 @@ class Run:
         self.report.evaluation(self.engine.steps, epochs, loss)
         return loss
 
-    def _answers(self, prompts: list[Prompt]) -> list[str]:
-        return answers(self.model, self.inputs.tokenizer, prompts, self.mesh)
+    def _answers(self, prompts: list[samples.Prompt]) -> list[str]:
+        return samples.answers(self.model, self.inputs.tokenizer, prompts, self.mesh)
 
     def _say_where(self) -> None:
         losses = ", ".join(f"{loss:.4f}" for loss in self.summary["epoch_losses"])

@@ -22,6 +22,7 @@ from llama.commands.doctor.options import DoctorOptions
 from llama.commands.evaluate import evaluate
 from llama.commands.generate import generate
 from llama.commands.plan.command import plan
+from llama.commands.report import report
 from llama.commands.verify.command import verify
 from llama.settings import (
     BenchmarkOptions,
@@ -29,6 +30,7 @@ from llama.settings import (
     GenerateOptions,
     LoRAOptions,
     PlanOptions,
+    ReportOptions,
     TrainOptions,
     VerifyOptions,
 )
@@ -46,6 +48,7 @@ COMMANDS: dict[str, tuple[Callable[..., int], Any]] = {
     "verify": (verify, VerifyOptions),
     "doctor": (doctor, DoctorOptions),
     "plan": (plan, PlanOptions),
+    "report": (report, ReportOptions),
 }
 _OF_A_LAUNCHER = (
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
@@ -93,6 +96,7 @@ class Setting:
             "verify": {"model": "model", "deepspeed": "ds.json"},
             "doctor": {"hostfile": "hosts"},
             "plan": {"model": "model", "deepspeed": "ds.json", "gpu": "h100-80gb"},
+            "report": {"runs": "finished"},
         }[command]
 
     def arguments(self) -> list[str]:
@@ -159,6 +163,8 @@ def build(folder: Path) -> Path:
     write_rows(folder / "rows.json")
     write_adapter(folder / "adapter")
     (folder / "hosts").write_text("a slots=1\nb slots=1\n")
+    (folder / "finished").mkdir()
+    write_json(folder / "finished" / "run.json", {"steps": 1})
     return folder
 
 

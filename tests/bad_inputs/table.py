@@ -17,6 +17,7 @@ from tests.bad_inputs.cases import (
     environment,
     hosts,
     planning,
+    reporting,
     tokenizers,
     verifying,
     weights,
@@ -34,6 +35,7 @@ AREAS: dict[str, list[Case]] = {
     "Hostfile": hosts.CASES,
     "`verify`": verifying.CASES,
     "`plan`": planning.CASES,
+    "`report`": reporting.CASES,
 }
 PAGE = Path(__file__).parents[2] / "docs" / "bad_inputs.md"
 _HEAD = """\

@@ -29,9 +29,18 @@ def document(folder: Path) -> dict[str, Any]:
     model = write_model(folder / "model")
     return succeeded(
         launched(
-            "python", "ablate.py", "--model", model, "--data", rows, "--eval_data", rows,
-            "--output_dir", folder / "out", *argv,
-        )  # fmt: skip
+            "python",
+            "ablate.py",
+            "--model",
+            model,
+            "--data",
+            rows,
+            "--eval_data",
+            rows,
+            "--output_dir",
+            folder / "out",
+            *argv,
+        )
     )
 
 

@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any, Literal, cast
 
 from llama.model.kept import Checkpointing
-from llama.settings import AblateOptions, BenchmarkOptions, LoRAOptions
+from llama.settings import AblateOptions, BenchmarkOptions
 
 Method = Literal["lora", "full"]
 Precision = Literal["float32", "bf16", "fp16"]
@@ -78,7 +78,7 @@ def engine_options(case: Case, options: AblateOptions) -> BenchmarkOptions:
         model=options.model,
         seq_len=options.seq_len,
         method=case.method,
-        lora=options.lora if case.method == "lora" else LoRAOptions(),
+        lora=options.lora,
         checkpointing=case.checkpointing,
         seed=options.seed,
     )

@@ -21,6 +21,7 @@ from llama.data.batches import Epochs, eval_batches, first_windows
 from llama.data.packing import PackedRow
 from llama.data.types import Batch
 from llama.engine import Engine
+from llama.methods.kinds import KINDS
 from llama.metrics.hardware import gpu_of_device
 from llama.model.documents import Documents
 from llama.objectives.kinds import SFT
@@ -110,7 +111,7 @@ def _job(
 ) -> Job:
     return Job(
         source.config,
-        options.lora if case.method == "lora" else None,
+        KINDS[case.method].adapters(options.lora),
         seq_len=options.seq_len,
         documents=tuple(Documents(batch.boundaries).lengths),
         supervised=SFT.count(batch),

@@ -10,6 +10,7 @@ from typing import Any
 from llama.assembly.limits import check_examples, check_length, check_tokenizer
 from llama.data.packing import PackedRow
 from llama.errors import UserError, raise_if
+from llama.methods.kinds import KINDS
 from llama.metrics.hardware import NETWORKS, gpu_named
 from llama.model.config import ModelConfig
 from llama.objectives.kinds import SFT
@@ -22,7 +23,8 @@ from llama.settings import PlanOptions, checked_plan, deepspeed_json
 from llama.tokenizer.load import load_tokenizer
 from llama.tokenizer.templates import load_template
 from llama.train.start.inputs import degree_problems
-from llama.weights.open_model import sizes_of
+from llama.weights.open_model import ModelSource, sizes_of
+from llama.weights.random_init import RandomReader
 
 _UNKNOWN_STEPS = 1000
 """Of a run whose length nothing says; a schedule's lengths depend on it, and no figure here."""
@@ -66,10 +68,20 @@ def read_inputs(options: PlanOptions) -> Inputs:
     raise_if(problems)
     assert place is not None
     config, tokenizer = sizes_of(options.model)
-    raise_if(degree_problems(options.tensor_parallel, options.lora.rank, config))
+    raise_if(
+        [
+            *degree_problems(options.tensor_parallel, config),
+            *KINDS[options.method](options.lora, _shape_of(config, options.model)).misfits(),
+        ]
+    )
     check_length(options.seq_len, config)
     packed = _packed(options, config, tokenizer) if options.data else []
     return Inputs(options, deepspeed, config, place, packed)
+
+
+def _shape_of(config: ModelConfig, name: str) -> ModelSource:
+    """A model of these sizes whose weights nobody asks for."""
+    return ModelSource(name, RandomReader(config), None)
 
 
 def _place(options: PlanOptions) -> Place:
@@ -111,7 +123,7 @@ def plan_of(inputs: Inputs, deepspeed: dict[str, Any], options: PlanOptions) -> 
     )
     job = Job(
         inputs.config,
-        options.lora if options.method == "lora" else None,
+        KINDS[options.method].adapters(options.lora),
         seq_len=options.seq_len,
         checkpointing="block" if options.checkpointing == "auto" else options.checkpointing,
         fused=options.compile,

@@ -15,6 +15,7 @@ from typing import Any
 
 from llama.commands.plan.inputs import Inputs, plan_of
 from llama.errors import UserError
+from llama.methods.kinds import KINDS
 from llama.metrics.hardware import GIB
 from llama.model.kept import Checkpointing
 from llama.planning.fit import estimate
@@ -133,7 +134,7 @@ def ways(inputs: Inputs) -> Iterator[Way]:
     degrees = [
         p
         for p in range(1, options.gpus + 1)
-        if options.gpus % p == 0 and not degree_problems(p, 1, inputs.config)
+        if options.gpus % p == 0 and not degree_problems(p, inputs.config)
     ]
     for p, keeping in product(degrees, _KEEPING):
         n = world // p
@@ -155,7 +156,7 @@ def job_of(inputs: Inputs, way: Way) -> Job:
     document = deepspeed_of(inputs, way)
     return Job(
         inputs.config,
-        options.lora if options.method == "lora" else None,
+        KINDS[options.method].adapters(options.lora),
         precision="bf16" if inputs.place.gpu.bf16 else "fp16",
         zero=Zero.of(document),
         micro_batch=way.micro_batch,

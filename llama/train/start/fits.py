@@ -56,7 +56,7 @@ def job_of(inputs: Inputs, plan: Schedule, mesh: Mesh, device: torch.device) -> 
     documents, supervised = largest_batch(inputs.training.packed, plan.resolved.micro_batch)
     return Job(
         inputs.source.config,
-        options.lora,
+        inputs.method.adapters(options.lora),
         seq_len=options.seq_len,
         documents=documents,
         supervised=supervised,

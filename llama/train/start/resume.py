@@ -19,6 +19,7 @@ from llama.engine import Engine
 from llama.errors import UserError, raise_if
 from llama.files.atomic import remove_leftovers
 from llama.files.inputs import not_found
+from llama.files.run_folder import CHECKPOINTS, RECORD, SUMMARY, WRITTEN
 from llama.methods.kinds import KINDS, most_parameters
 from llama.parallel.agreement import on_main
 from llama.parallel.mesh import Mesh
@@ -30,15 +31,11 @@ from llama.train.start.folder import (
     require_shared,
     writing_in,
 )
-from llama.train.start.identity import differences, identity, topology
+from llama.train.start.identity import CONTENTS, differences, identity, topology
 from llama.train.start.inputs import Inputs
 from llama.train.start.schedule import Schedule
 
-CHECKPOINTS, RECORD, SUMMARY = "checkpoints", "run.json", "summary.json"
-METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 _RESULTS = tuple(kind.RESULT for kind in KINDS.values())
-_WRITTEN = (*_RESULTS, RECORD, SUMMARY, METRICS, SAMPLES)
-"""In a run's folder, each as one."""
 
 
 @dataclass
@@ -114,7 +111,7 @@ class Resumer:
         """Make `folder` this process's own, and put right what a run left there that was killed."""
         self._lock = lock(folder)
         with writing_in(folder):
-            remove_leftovers(folder, _WRITTEN.__contains__)
+            remove_leftovers(folder, (*_RESULTS, *WRITTEN).__contains__)
             Store(folder / CHECKPOINTS).tidy()
 
     def _to_write(self, store: Store, step: int) -> int:
@@ -210,6 +207,10 @@ class Resumer:
             for name in sorted(wanted.keys() | found.keys())
             if wanted.get(name) != found.get(name)
         ]
+
+    def hashes(self) -> dict[str, str | None]:
+        """SHA-256 of what the run is made of; on the main rank."""
+        return {name: self.identity[name] for name in (*CONTENTS, "examples")}
 
     # On every rank
 

@@ -72,7 +72,7 @@ def test_text_stays_text_and_is_no_markup() -> None:
     figure = loss_figure(HOSTILE)
     found = texts(figure)
     assert HOSTILE in found  # no mathematics made of it either
-    assert {"step", "loss", "Loss", "held-out", "best 1.5 at step 4"} <= set(found)
+    assert {"step", "loss", "Loss", "held-out (best 1.5 at step 4)"} <= set(found)
     assert "<script" not in figure.svg()
     assert "_training" in texts(loss_figure())
 

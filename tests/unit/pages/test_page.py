@@ -2,30 +2,11 @@
 
 from __future__ import annotations
 
-from html.parser import HTMLParser
-
 from llama.pages.figures import Series, lines, style_sheet
 from llama.pages.page import Code, Columns, Drawing, Section, Table, Text, page
+from tests.support.html_page import Page
 
 HOSTILE = "</pre><script>alert('x')</script><img src=x onerror=alert(1)> {{ 7 * 7 }} &amp; \"q\""
-
-
-class Reader(HTMLParser):
-    """Tags, attributes and text of a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def whole(text: str) -> str:
@@ -42,7 +23,7 @@ def whole(text: str) -> str:
 
 
 def test_whatever_is_given_is_text() -> None:
-    plain, hostile = Reader(whole("plain")), Reader(whole(HOSTILE))
+    plain, hostile = Page(whole("plain")), Page(whole(HOSTILE))
     assert hostile.tags == plain.tags
     names = [name for name, _ in hostile.attributes]
     assert names == [name for name, _ in plain.attributes]
@@ -51,7 +32,7 @@ def test_whatever_is_given_is_text() -> None:
 
 
 def test_it_asks_nothing_of_the_network_and_runs_nothing() -> None:
-    read = Reader(whole("plain"))
+    read = Page(whole("plain"))
     assert not {"script", "link", "img", "iframe", "base", "object"} & set(read.tags)
     for name, value in read.attributes:
         assert not name.startswith("on")
@@ -68,4 +49,4 @@ def test_light_and_dark_are_of_the_reader_s_wish() -> None:
 
 
 def test_half_a_surrogate_pair_can_be_written() -> None:
-    assert "a?b" in Reader(page("a\ud800b", [])).text
+    assert "a?b" in Page(page("a\ud800b", [])).text
