@@ -1,7 +1,8 @@
 """What no trace can show: memory that CUDA, its libraries and the allocator take beside tensors.
 
 One table, so that a measurement on another card or version has one place to go to
-(`tests/gpu/plan_on_gpu.py` measures each row again).
+(`tests/gpu/plan_on_gpu.py` shows by how much a plan is off). All but `fragments` are estimates, and
+none has been fitted to a measurement yet.
 """
 
 from __future__ import annotations

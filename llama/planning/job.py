@@ -36,7 +36,8 @@ class Zero:
     offload_optimizer: bool = False
     """Masters, moments and their gradients lie in host memory."""
     offload_param: bool = False
-    """Under ZeRO-3 the shares of the parameters lie in host memory."""
+    """Under ZeRO-3 the shares of the parameters lie in host memory. Not taken into account: the
+    plan counts them as the device's, and so is too high by them."""
 
     @classmethod
     def of(cls, engine: dict[str, Any]) -> Zero:
