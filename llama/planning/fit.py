@@ -15,6 +15,10 @@ from llama.planning.memory import memory
 
 MOST_ROWS, MOST_TOKENS = 4096, 2**22
 """No larger step is looked for: rows of a micro-batch, tokens of a row."""
+FARTHER = 8
+"""Times what is known to fit, how far the next look goes at most."""
+PATIENCE = 6
+"""Looks along the line before that."""
 _FEW = (2, 4)
 """Blocks that an estimate traces."""
 _FEW_GATHERED = (8, 12)
@@ -29,6 +33,8 @@ def estimate(job: Job) -> int:
     blocks = job.config.n_layers
     if blocks <= more or not isinstance(job.checkpointing, str):
         return memory(job).used_bytes
+    if job.lora is not None:  # the gradients that wait for another micro-batch are small
+        job = replace(job, accumulation=1)
     used = [
         memory(replace(job, config=job.config.with_layers(count))).used_bytes
         for count in (few, more)
@@ -76,7 +82,8 @@ def _verified(job: Job, at: Callable[[int], Job], available: int, most: int) -> 
 def _largest(used: Callable[[int], int], available: int, most: int) -> int:
     """The largest number up to `most` that uses no more than is available, where more uses more; 0
     for none. Memory grows nearly in proportion, so the line through two known numbers says where to
-    look; each third look halves what is left, for where it does not."""
+    look, but never far past what is known: a long step's loss takes long to trace. Where that finds
+    nothing soon, for it is no line, every other look halves what is left."""
     first = used(1)
     if first > available:
         return 0
@@ -87,5 +94,7 @@ def _largest(used: Callable[[int], int], available: int, most: int) -> int:
         low, high = (guess, high) if here <= available else (low, guess)
         looks += 1
         slope = max(1.0, (here - first) / (guess - 1))
-        guess = (low + high) // 2 if looks % 3 == 0 else 1 + int((available - first) / slope)
+        halves = looks > PATIENCE and looks % 2 == 0
+        guess = (low + high) // 2 if halves else 1 + int((available - first) / slope)
+        guess = min(guess, FARTHER * low)
     return low
