@@ -15,8 +15,9 @@ from llama.planning.memory import memory
 
 MOST_ROWS, MOST_TOKENS = 4096, 2**22
 """No larger step is looked for: rows of a micro-batch, tokens of a row."""
-FARTHER = 8
-"""Times what is known to fit, how far the next look goes at most."""
+LONG = 8192
+"""Tokens of a micro-batch from which on memory is taken to grow in a line: the loss of more goes by
+so many chunks that it is long in tracing."""
 PATIENCE = 6
 """Looks along the line before that."""
 _FEW = (2, 4)
@@ -71,19 +72,35 @@ def largest_seq_len(job: Job, available: int, step: int = 128) -> int:
 
 def _verified(job: Job, at: Callable[[int], Job], available: int, most: int) -> int:
     """The largest number up to `most` whose job fits; 0 for none. An estimate is off by about as
-    much for all of them as it is for `job`."""
+    much for all of them as it is for `job`; what then fits tells with the smallest how much each
+    more takes."""
+    far = max(2, LONG // at(1).tokens)
+
+    def used(n: int) -> int:
+        if n <= far:
+            return estimate(at(n))
+        near = far // 2
+        last = estimate(at(far))
+        return last + (n - far) * (last - estimate(at(near))) // (far - near)
+
     off = estimate(job) - memory(job).used_bytes
-    found = _largest(lambda n: estimate(at(n)), available + off, most)
+    found = _largest(used, available + off, most)
     while found and not fits(at(found), available):
         found -= max(1, found // 50)
-    return found
+    if found < 2:
+        return found
+    taken, first = (memory(at(n)).used_bytes for n in (found, 1))
+    each = max(1, (taken - first) // (found - 1))
+    more = min(most, found + (available - taken) // each)
+    while more > found and not fits(at(more), available):
+        more -= max(1, (more - found) // 8)
+    return more
 
 
 def _largest(used: Callable[[int], int], available: int, most: int) -> int:
     """The largest number up to `most` that uses no more than is available, where more uses more; 0
     for none. Memory grows nearly in proportion, so the line through two known numbers says where to
-    look, but never far past what is known: a long step's loss takes long to trace. Where that finds
-    nothing soon, for it is no line, every other look halves what is left."""
+    look. Where that finds nothing soon, for it is no line, every other look halves what is left."""
     first = used(1)
     if first > available:
         return 0
@@ -96,5 +113,4 @@ def _largest(used: Callable[[int], int], available: int, most: int) -> int:
         slope = max(1.0, (here - first) / (guess - 1))
         halves = looks > PATIENCE and looks % 2 == 0
         guess = (low + high) // 2 if halves else 1 + int((available - first) / slope)
-        guess = min(guess, FARTHER * low)
     return low
