@@ -6,12 +6,12 @@ like them; what it finds is then held to a trace of the whole model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
 from llama.planning.job import Job
-from llama.planning.memory import memory
+from llama.planning.memory import Memory, Term, memory
 
 MOST_ROWS, MOST_TOKENS = 4096, 2**22
 """No larger step is looked for: rows of a micro-batch, tokens of a row."""
@@ -27,21 +27,36 @@ _FEW_GATHERED = (8, 12)
 
 
 @lru_cache(maxsize=512)
-def estimate(job: Job) -> int:
-    """About `memory(job).used_bytes`: what a further block adds is taken from two traces of few
+def estimated(job: Job) -> Memory:
+    """About `memory(job)`: what a further block adds to each term is taken from two traces of few
     blocks. The whole is traced where blocks keep different things."""
     few, more = _FEW_GATHERED if job.zero.stage == 3 else _FEW
     blocks = job.config.n_layers
     if blocks <= more or not isinstance(job.checkpointing, str):
-        return memory(job).used_bytes
+        return memory(job)
     if job.lora is not None:  # the gradients that wait for another micro-batch are small
         job = replace(job, accumulation=1)
-    used = [
-        memory(replace(job, config=job.config.with_layers(count))).used_bytes
-        for count in (few, more)
-    ]
-    each = (used[1] - used[0]) / (more - few)
-    return int(used[1] + (blocks - more) * each)
+    short, longer = (
+        memory(replace(job, config=job.config.with_layers(count))) for count in (few, more)
+    )
+
+    def whole(terms: Sequence[Term], before: Sequence[Term]) -> tuple[Term, ...]:
+        had = {term.name: term.bytes for term in before}
+        return tuple(
+            replace(
+                term,
+                bytes=term.bytes
+                + (blocks - more) * (term.bytes - had.get(term.name, 0)) // (more - few),
+            )
+            for term in terms
+        )
+
+    return Memory(whole(longer.terms, short.terms), whole(longer.beside, short.beside))
+
+
+def estimate(job: Job) -> int:
+    """About `memory(job).used_bytes`."""
+    return estimated(job).used_bytes
 
 
 def fits(job: Job, available: int) -> bool:
