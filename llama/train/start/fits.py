@@ -14,10 +14,10 @@ from llama.model.kept import Kept
 from llama.parallel.agreement import on_main
 from llama.parallel.mesh import Mesh
 from llama.planning.constants import CONSTANTS
-from llama.planning.fit import largest_micro_batch, largest_seq_len
+from llama.planning.fit import estimated, largest_micro_batch, largest_seq_len
 from llama.planning.job import Job, settings_of
 from llama.planning.levels import kept_within
-from llama.planning.memory import CONTEXT, TRAINED, WEIGHTS, memory
+from llama.planning.memory import CONTEXT, TRAINED, WEIGHTS, Memory, memory
 from llama.planning.rows import largest_batch, mean_batch
 from llama.planning.time import Place, step_time
 from llama.planning.work import base_bytes
@@ -27,6 +27,8 @@ from llama.train.start.schedule import Schedule
 CPU_LENIENCE = 1.25
 """On a CPU a run is refused where it needs more than so many times what is free: other programs
 give memory back when it is asked for, and the system may page."""
+FAR = 0.8
+"""Of the room there is, what an estimate must lie below to be believed."""
 SMALL = GIB
 """Bytes below which no run is refused on a CPU."""
 
@@ -54,6 +56,9 @@ def job_of(inputs: Inputs, plan: Schedule, mesh: Mesh, device: torch.device) -> 
     options = inputs.options
     on_cuda = device.type == "cuda"
     documents, supervised = largest_batch(inputs.training.packed, plan.resolved.micro_batch)
+    if not on_cuda:  # there each document is attended by itself, which is long in tracing
+        longest = -(-sum(documents) // plan.resolved.micro_batch)
+        documents = (longest,) * plan.resolved.micro_batch
     return Job(
         inputs.source.config,
         inputs.method.adapters(options.lora),
@@ -69,10 +74,10 @@ def job_of(inputs: Inputs, plan: Schedule, mesh: Mesh, device: torch.device) -> 
     )
 
 
-def needed_bytes(job: Job) -> int:
-    """What the process will take beyond what it has taken by now: CUDA's context is there. On the
-    CPU a tensor is read in float32 beside the weights, which can be more than a step takes."""
-    found = memory(job)
+def needed_bytes(job: Job, found: Memory) -> int:
+    """What the process will take by the plan `found` beyond what it has taken by now: CUDA's
+    context is there. On the CPU a tensor is read in float32 beside the weights, which can be more
+    than a step takes."""
     if job.device == "cuda":
         return found.used_bytes - found.bytes_of(CONTEXT)
     weights = sum(term.bytes for term in found.terms if term.name in (WEIGHTS, TRAINED))
@@ -96,27 +101,35 @@ def _judge(job: Job, inputs: Inputs, device: torch.device, available: int) -> Ve
     weights = weights_bytes(job)
     if weights > room:  # no need to trace a step, which takes a while of a model that large
         raise UserError(_refusal(weights, "its weights alone", job, inputs, available, room))
-    if (
-        job.device == "cuda"
-        and inputs.options.checkpointing == "auto"
-        and needed_bytes(job) <= available
-    ):
+    found = planned(job, room)
+    on_cuda, auto = job.device == "cuda", inputs.options.checkpointing == "auto"
+    if on_cuda and auto and needed_bytes(job, found) <= room:
         with_context = available + CONSTANTS.context  # which is there by now
         job = replace(job, checkpointing=kept_within(job, with_context))
-    needed = needed_bytes(job)
+        found = memory(job)
+    needed = needed_bytes(job, found)
     if needed > room:
-        largest = max(memory(job).terms, key=lambda term: term.bytes)
+        largest = max(found.terms, key=lambda term: term.bytes)
         most = f"{_gib(largest.bytes)} of it {largest.name}"
         raise UserError(_refusal(needed, most, job, inputs, available, room))
-    return Verdict(*_told(job, inputs, device, available))
+    return Verdict(*_told(job, found, inputs, device, available))
+
+
+def planned(job: Job, room: int) -> Memory:
+    """The plan of `job`. On a CPU, where runs are small and start often, an estimate will do that
+    is far from all the room there is."""
+    if job.device == "cpu":
+        found = estimated(job)
+        if needed_bytes(job, found) < FAR * room:
+            return found
+    return memory(job)
 
 
 def _told(
-    job: Job, inputs: Inputs, device: torch.device, available: int
+    job: Job, needed: Memory, inputs: Inputs, device: torch.device, available: int
 ) -> tuple[str, dict[str, Any]]:
     of = "free" if device.type == "cuda" else "free for this rank on this machine"
-    needed = memory(job)
-    line = f"plan: {_gib(needed_bytes(job))} of {_gib(available)} GiB {of}"
+    line = f"plan: {_gib(needed_bytes(job, needed))} of {_gib(available)} GiB {of}"
     largest = max(needed.terms, key=lambda term: term.bytes)
     line += f"; most of it {largest.name}, {_gib(largest.bytes)}"
     seconds = None

@@ -149,7 +149,8 @@ def test_the_command_of_a_suggestion_is_planned_alike(
 
 def test_the_fastest_way_that_fits_is_taken() -> None:
     """No way before it in the order fits."""
-    inputs = read_inputs(options(deepspeed=None, suggest=True, model="llama-3.2-3b", gpu="t4"))
+    given = options(deepspeed=None, suggest=True, model="llama-3.2-3b", gpu="t4", seq_len=4096)
+    inputs = read_inputs(given)
     found = suggest(inputs)
     for way in ordered(inputs):
         if way == found.way:

@@ -9,6 +9,7 @@ import torch
 
 from llama.errors import UserError
 from llama.parallel.mesh import SINGLE, Mesh
+from llama.planning.job import Job
 from llama.planning.memory import memory
 from llama.settings import TrainOptions
 from llama.settings.deepspeed_json import load
@@ -38,6 +39,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Inputs, Schedule]:
     return inputs, schedule(inputs, ALONE)
 
 
+def needed_of(job: Job) -> int:
+    return needed_bytes(job, memory(job))
+
+
 def with_free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """So many bytes are free, and no run is too small to be refused."""
     monkeypatch.setattr(fits, "free_bytes", lambda device: count)
@@ -54,9 +59,26 @@ def test_a_run_that_fits_is_told_in_a_line_and_recorded(run: tuple[Inputs, Sched
 
 
 def test_the_job_has_the_largest_micro_batch_of_the_data(run: tuple[Inputs, Schedule]) -> None:
-    job = job_of(*run, ALONE, CPU)
     rows = sorted(sum(len(e.input_ids) for e in row) for row in run[0].training.packed)
-    assert job.tokens == sum(rows[-4:]) and job.documents and len(job.documents) > 4
+    on_cuda = job_of(*run, ALONE, torch.device("cuda"))
+    assert on_cuda.tokens == sum(rows[-4:])
+    assert on_cuda.documents and len(on_cuda.documents) > 4
+    job = job_of(*run, ALONE, CPU)  # a document a row, which is sooner traced
+    assert job.documents == (-(-sum(rows[-4:]) // 4),) * 4
+
+
+def test_an_estimate_will_do_on_a_cpu_with_room(
+    run: tuple[Inputs, Schedule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(*run, ALONE, CPU)
+    asked: list[str] = []
+    monkeypatch.setattr(fits, "estimated", lambda job: asked.append("few") or memory(job))
+    monkeypatch.setattr(fits, "memory", lambda job: asked.append("whole") or memory(job))
+    for room in (10 * needed_of(job), needed_of(job) + 1):
+        assert fits.planned(job, room).peak_bytes == memory(job).peak_bytes
+    assert asked == ["few", "few", "whole"]
+    fits.planned(replace(job, device="cuda"), 2**40)
+    assert asked[3:] == ["whole"]
 
 
 def test_weights_alone_that_do_not_fit(
@@ -75,7 +97,7 @@ def test_a_step_that_does_not_fit_says_what_would(
     run: tuple[Inputs, Schedule], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = job_of(*run, ALONE, CPU)
-    room = (weights_bytes(job) + needed_bytes(job)) // 2
+    room = (weights_bytes(job) + needed_of(job)) // 2
     with_free(monkeypatch, int(room / fits.CPU_LENIENCE))
     with pytest.raises(UserError, match=r"a micro-batch of [12] rows fits; one row of") as refused:
         require_fit(*run, ALONE, CPU)
@@ -88,7 +110,7 @@ def test_a_cpu_is_given_the_benefit_of_the_doubt(
     run: tuple[Inputs, Schedule], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is free there grows when others give memory back."""
-    needed = needed_bytes(job_of(*run, ALONE, CPU))
+    needed = needed_of(job_of(*run, ALONE, CPU))
     with_free(monkeypatch, int(needed / fits.CPU_LENIENCE) + 1000)
     assert require_fit(*run, ALONE, CPU) is not None
     monkeypatch.undo()
@@ -116,7 +138,7 @@ def test_the_rank_with_the_least_memory_decides(
 def test_on_cuda_the_context_is_there_already(run: tuple[Inputs, Schedule]) -> None:
     job = replace(job_of(*run, ALONE, CPU), device="cuda")
     found = memory(job)
-    assert needed_bytes(job) == found.used_bytes - found.bytes_of("CUDA context")
+    assert needed_bytes(job, found) == found.used_bytes - found.bytes_of("CUDA context")
 
 
 def test_sharded_weights_are_counted_as_shares(run: tuple[Inputs, Schedule]) -> None:
