@@ -76,7 +76,8 @@ def _speak_utf8() -> None:
 def _join_freed_memory() -> None:
     """Have torch's allocator on CUDA grow its segments in place, so that what is freed joins into
     one piece again: in segments of fixed sizes a run under a cap of 20 GiB failed with 2.9 of them
-    in pieces too small. Read by torch when it first allocates there. Who has set it knows better."""
+    in pieces too small. torch reads it when it first allocates there. Who has set it knows
+    better."""
     if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
         os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
 

@@ -1,8 +1,8 @@
 """What no trace can show: memory that CUDA, its libraries and the allocator take beside tensors.
 
 One table, so that a measurement on another card or version has one place to go to
-(`tests/gpu/plan_on_gpu.py` shows by how much a plan is off). docs/plan.md has the table that they were
-taken from; `nccl` alone is an estimate.
+(`tests/gpu/plan_on_gpu.py` shows by how much a plan is off). docs/plan.md has the table that they
+were taken from; `nccl` alone is an estimate.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ class Constants:
     fragments: float = 0.15
     """Of the memory that activations may take, what `--checkpointing auto` leaves free of them, a
     share. With segments that grow in place (`llama/launch/program.py`) 0.6 to 0.7 GiB were seen
-    reserved and not allocated beside 4 to 8 GiB of activations. A trial does not show it: gradients,
-    buckets and moments, which come later and stay, come to lie between the blocks of a step."""
+    reserved and not allocated beside 4 to 8 GiB of activations. A trial does not show it:
+    gradients, buckets and moments, which come later and stay, come to lie between the blocks of a
+    step."""
     slack: float = 0.03
     """A share of what is alive at the peak: what the allocator holds in pieces that fit nothing.
     0.009 to 0.041 were seen."""

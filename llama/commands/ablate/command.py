@@ -44,7 +44,7 @@ def ablate(options: AblateOptions) -> int:
         mesh = create_mesh(1)
         results: list[Result] = []
         for case in grid(options):
-            results.append(measured(case, options, source, data, mesh))
+            results.append(measured(case, options, source, data, mesh, device))
             print(_line(results[-1]), file=sys.stderr, flush=True)
     finally:
         stop_processes()

@@ -70,11 +70,15 @@ class Result:
 
 
 def measured(
-    case: Case, options: AblateOptions, source: ModelSource, data: Data, mesh: Mesh
+    case: Case,
+    options: AblateOptions,
+    source: ModelSource,
+    data: Data,
+    mesh: Mesh,
+    device: torch.device,
 ) -> Result:
     """Plan `case`, and take its steps where the plan fits. What does not, and what runs out of
     memory all the same, says so in the result."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     resolved = resolve_here(deepspeed_of(case), mesh, options.steps, source.config, case.method)
     epochs = Epochs(data.training, case.micro_batch, case.accumulation, 0, 1, options.seed)
     windows = first_windows(epochs, options.steps + 1)
