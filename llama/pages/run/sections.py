@@ -40,7 +40,7 @@ def outcome(run: RunFiles) -> Table:
     """The numbers that are asked for first."""
     summary, best = run.summary, run.best
     first = next((one.loss for one in run.evaluations if one.step == 0), None)
-    final = run.evaluations[-1].loss if run.evaluations else None
+    final = next((one.loss for one in reversed(run.evaluations) if one.step > 0), None)
     done = summary.get("steps", run.last_step)
     losses = summary.get("epoch_losses")
     last = losses[-1] if isinstance(losses, list) and losses else None
