@@ -12,11 +12,15 @@ from llama.settings.deepspeed_json import Resolved
 
 
 def resolve_here(
-    document: dict[str, Any], mesh: Mesh, total_steps: int, config: ModelConfig
+    document: dict[str, Any],
+    mesh: Mesh,
+    total_steps: int,
+    config: ModelConfig,
+    method: str = "lora",
 ) -> Resolved:
     """`deepspeed_json.resolve` of a checked `document` for `total_steps` optimizer steps of the
-    model `config` on `mesh`, in a precision that DeepSpeed has on this device. Raises `UserError`
-    as it does."""
+    model `config`, trained by `method`, on `mesh`, in a precision that DeepSpeed has on
+    this device. Raises `UserError` as it does."""
     return deepspeed_json.resolve(
         document,
         data_parallel=mesh.data_parallel_size,
@@ -24,4 +28,5 @@ def resolve_here(
         width=config.dim,
         fp16_supported=fp16_supported(),
         bf16_supported=bf16_supported(),
+        method=method,
     )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from llama.adapters.attach import adapters, attach, initialise
 from llama.assembly.memory import keep_what_fits
 from llama.assembly.model import build_model
 from llama.engine import Engine, ZeRO3Placement
 from llama.fused.install import install
 from llama.kernels.compiled import compile_kernels
+from llama.methods.kinds import method_of
 from llama.notes import note
 from llama.parallel.agreement import on_every
 from llama.parallel.mesh import Mesh
@@ -29,7 +29,7 @@ def build_engine(
     mesh: Mesh,
     device: torch.device,
 ) -> Engine:
-    """Load the weights, attach the adapters with their first values, and hand both to DeepSpeed.
+    """Load the weights, have those parameters train that are to, and hand all to DeepSpeed.
     UserError, on every rank, where any rank finds its weights damaged."""
     if options.compile:
         compile_kernels()
@@ -38,10 +38,7 @@ def build_engine(
     model = on_every(
         mesh, lambda: build_model(source, dtype, device, tp, options.checkpointing, placement)
     )
-    attach(model, options.lora)
-    initialise(model, options.seed, device)
-    for _, adapter in adapters(model):
-        adapter.to(dtype)
+    method_of(options, source).prepare(model, options.seed, device)
     engine = Engine(model, resolved, mesh, device, options.seed)
     if options.compile and device.type == "cuda" and (plain := install(model)):
         note(plain)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -94,16 +95,30 @@ def _fits(model: Transformer, rows: int, length: int, states: int, device: torch
             torch.cuda.empty_cache()
 
 
-def available_bytes(device: torch.device) -> int:
-    """What this process may still take: on CUDA of the device, or of its cap; on the CPU half of
-    the memory that is free, or that the process's control group has left where that is less,
-    divided by the ranks on this machine."""
+def free_bytes(device: torch.device) -> int:
+    """What this process may still take: on CUDA of the device, of which other processes may hold
+    some, or of its cap; on the CPU its share of what programs can have, files' pages included that
+    the system would give back."""
     if device.type == "cpu":
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        room = cgroup_room()
-        least = free if room is None else min(free, room)
-        return least // 2 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return _share_of_host(psutil.virtual_memory().available)
     held = torch.cuda.memory_allocated(device)
     free, total = torch.cuda.mem_get_info(device)
     cap = int(total * torch.cuda.get_per_process_memory_fraction(device))
     return min(free + torch.cuda.memory_reserved(device), cap) - held
+
+
+def available_bytes(device: torch.device) -> int:
+    """What may be planned with: on CUDA `free_bytes`; on the CPU half of this process's share of
+    the memory that nothing uses."""
+    if device.type == "cpu":
+        unused = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return _share_of_host(unused, 2)
+    return free_bytes(device)
+
+
+def _share_of_host(free: int, parts: int = 1) -> int:
+    """Of `free` bytes, or of what the process's control group has left where that is less, one of
+    `parts` parts, divided by the ranks on this machine."""
+    room = cgroup_room()
+    least = free if room is None else min(free, room)
+    return least // parts // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 
 from llama.adapters.peft_format import AdapterConfig
-from llama.checkpoint.content import Checkpoint, contents, most_bytes, read
+from llama.checkpoint.content import Checkpoint, most_bytes
+from llama.checkpoint.reading import read
+from llama.checkpoint.whole import contents
 from llama.errors import TrainingError, UserError
 from llama.files.atomic import remove_folder, remove_leftovers, write_folder
 
 _NAME = re.compile(r"step-(0|[1-9][0-9]{0,17})")
+
+
+@contextmanager
+def told(folder: Path) -> Iterator[None]:
+    """Turn what the system, or a reader, says of a save into the line that the run ends with."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"{folder}: the checkpoint could not be saved: {error.strerror}; "
+            "the earlier ones are as they were"
+        ) from error
+    except UserError as error:
+        raise TrainingError(f"the checkpoint could not be saved: {error}") from error
 
 
 class Store:
@@ -34,19 +53,16 @@ class Store:
         to it. Raises `TrainingError`: those before it are then as they were."""
         folder = self.path(checkpoint.step)
         files = contents(checkpoint, config)
-        most = most_bytes(sum(tensor.numel() for tensor in checkpoint.engine.masters.values()))
-        try:
+        most = most_bytes(sum(map(prod, checkpoint.shapes.values())))
+        with told(folder):
             write_folder(folder, files, lambda partial: read(partial, most))
-            for step in [step for step in self.steps() if step <= checkpoint.step][keep:]:
-                remove_folder(self.path(step))
-        except OSError as error:
-            raise TrainingError(
-                f"{folder}: the checkpoint could not be saved: {error.strerror}; "
-                "the earlier ones are as they were"
-            ) from error
-        except UserError as error:
-            raise TrainingError(f"the checkpoint could not be saved: {error}") from error
+            self.remove_older(checkpoint.step, keep)
         return folder
+
+    def remove_older(self, newest: int, keep: int) -> None:
+        """Of the checkpoints up to `newest` leave the last `keep`."""
+        for step in [step for step in self.steps() if step <= newest][keep:]:
+            remove_folder(self.path(step))
 
     def newest(self, most: int) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that is whole, and one line for each newer one: why it is not."""

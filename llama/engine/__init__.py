@@ -6,10 +6,12 @@ Nothing outside this folder imports deepspeed.
 from llama.engine.backend import bf16_supported, fp16_supported, start_processes
 
 from llama.engine.engine import Engine, Step, dropout_seed  # isort: skip - sets DeepSpeed's variables first
+from llama.engine.parts import Piece  # isort: skip
 from llama.engine.zero3 import ZeRO3Placement  # isort: skip
 
 __all__ = [
     "Engine",
+    "Piece",
     "Step",
     "ZeRO3Placement",
     "bf16_supported",

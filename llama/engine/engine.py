@@ -16,15 +16,16 @@ from llama.data.types import Batch
 from llama.engine.backend import LOGGER
 from llama.engine.gradients import check_all_at_once, norm_of
 from llama.engine.nonfinite import Finding, first_nonfinite
-from llama.engine.optimizer_state import OptimizerState
+from llama.engine.optimizer_state import Held, OptimizerState, Source
 from llama.engine.owners import send_gradients_to_owners
+from llama.engine.parts import Parts
 from llama.engine.replicas import differing
 from llama.engine.state import MOMENTS, EngineState, Tensors
 from llama.engine.step import Step, dropout_seed
 from llama.errors import TrainingError
 from llama.objectives.kinds import SFT
 from llama.objectives.objective import Objective
-from llama.parallel.layers import shard_dim
+from llama.parallel.layers import joined, share_of
 from llama.parallel.mesh import DeepSpeedTopology, Mesh
 from llama.parallel.shares import optimized_elements, whole_elements
 from llama.settings.deepspeed_json import Resolved
@@ -78,6 +79,8 @@ class Engine:
         send_gradients_to_owners(self._optimizer)
         self.model: nn.Module = self._engine.module
         self._state = OptimizerState(self.trainable, self._optimizer, self.zero_stage)
+        self.parts = Parts(self.trainable, self._state, mesh, device)
+        """What this rank keeps of the state: for states that are too large to be gathered."""
 
     def step(self, window: Sequence[Batch]) -> Step:
         """Forward and backward of this rank's micro-batches, then one optimizer step.
@@ -201,27 +204,35 @@ class Engine:
             masters=self._joined(own_values),
             exp_avg=self._joined(state.moments(MOMENTS[0])),
             exp_avg_sq=self._joined(state.moments(MOMENTS[1])),
-            counters={
-                "steps": self.steps,
-                "skipped": self.skipped,
-                "skipped_in_a_row": self._skipped_in_a_row,
-                "schedule": self._schedule.state_dict() if self._schedule else None,
-                **state.counters(),
-            },
+            counters=self.counters(),
         )
+
+    def counters(self) -> dict[str, Any]:
+        """Of a state, what is no tensor: JSON."""
+        return {
+            "steps": self.steps,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self._skipped_in_a_row,
+            "schedule": self._schedule.state_dict() if self._schedule else None,
+            **self._state.counters(),
+        }
 
     def load_state(self, state: EngineState) -> None:
         """Go on from `state`, bit for bit on the topology it was taken on. Every rank gives the
         same whole state."""
+        moments = {MOMENTS[0]: self._own(state.exp_avg), MOMENTS[1]: self._own(state.exp_avg_sq)}
+        self.load(Held(self._own(state.masters), moments), state.counters)
+
+    def load(self, source: Source, saved: dict[str, Any]) -> None:
+        """The same from a state that need not be all there at once, and its counters."""
         self._gathered = None
-        counters = dict(state.counters)
+        counters = dict(saved)
         if self._schedule and counters["schedule"]:
             counters["rates"] = self._rates_after(counters["schedule"])
-        moments = {MOMENTS[0]: self._own(state.exp_avg), MOMENTS[1]: self._own(state.exp_avg_sq)}
-        self._state.load(self._own(state.masters), moments, counters)
-        self.steps = self._engine.global_steps = state.counters["steps"]
-        self.skipped = self._engine.skipped_steps = state.counters["skipped"]
-        self._skipped_in_a_row = state.counters["skipped_in_a_row"]
+        self._state.load(source, counters)
+        self.steps = self._engine.global_steps = saved["steps"]
+        self.skipped = self._engine.skipped_steps = saved["skipped"]
+        self._skipped_in_a_row = saved["skipped_in_a_row"]
 
     def _rates_after(self, position: dict[str, Any]) -> list[dict[str, Any]]:
         """What the schedule of this run, taken up at `position`, has set for the next step. It need
@@ -255,6 +266,15 @@ class Engine:
         """Bytes that the optimizer holds on this rank: float32 masters and moments."""
         return sum(t.numel() * t.element_size() for t in self._state.state_tensors())
 
+    def optimizer_tensors(self) -> list[torch.Tensor]:
+        """All that the optimizer holds on this rank: see `OptimizerState.state_tensors`."""
+        return list(self._state.state_tensors())
+
+    @property
+    def inner_optimizer(self) -> torch.optim.Optimizer:
+        """torch's own, which DeepSpeed's steps."""
+        return self._state.inner
+
     def first_step_bytes(self) -> int:
         """Bytes that this rank is still to take in its first step: two float32 moments of what it
         optimizes; and for each gradient 4, and 4 for the buffer it is summed in, of the whole
@@ -267,23 +287,22 @@ class Engine:
         """Let go of the model and of what DeepSpeed keeps of it, for another to be built."""
         self._engine.destroy()
         del self._engine, self._optimizer, self._schedule, self._state, self.model, self.trainable
+        del self.parts
 
     def _joined(self, values: Tensors) -> Tensors:
         tp = self.mesh.tensor_parallel
         return {
-            name: tp.join(value.to(self.device), shard_dim(self.trainable[name])).cpu()
+            name: joined(value.to(self.device), self.trainable[name], tp).cpu()
             for name, value in values.items()
         }
 
     def _own(self, values: Tensors) -> Tensors:
         """This rank's shards of whole tensors, on its device."""
-        tp, own = self.mesh.tensor_parallel, {}
-        for name, parameter in self.trainable.items():
-            dim, value = shard_dim(parameter), values[name]
-            own[name] = (value if dim is None else value.chunk(tp.size, dim)[tp.rank]).to(
-                self.device
-            )
-        return own
+        tp = self.mesh.tensor_parallel
+        return {
+            name: share_of(values[name], parameter, tp).to(self.device)
+            for name, parameter in self.trainable.items()
+        }
 
     # Sums
 

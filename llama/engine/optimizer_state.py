@@ -7,15 +7,16 @@ What is DeepSpeed's own knowledge here (where a stage keeps masters and moments)
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
+    safe_get_local_fp32_param,
+    safe_get_local_optimizer_state,
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
 )
@@ -27,6 +28,32 @@ SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """All that changes in a dynamic loss scaler."""
 RATES = ("lr", "betas")
 """All that a schedule changes in a group of the optimizer's."""
+
+
+class Source(Protocol):
+    """Where a state comes from, by name, as this rank's tensor-parallel shards have it."""
+
+    def master(self, name: str) -> torch.Tensor:
+        """The whole parameter, float32."""
+        ...
+
+    def moment(self, name: str, key: str, start: int, end: int) -> torch.Tensor:
+        """Of the parameter laid out flat, `[start, end)`, float32."""
+        ...
+
+
+@dataclass(frozen=True)
+class Held:
+    """A `Source` of tensors that are all there."""
+
+    masters: Tensors
+    moments: Mapping[str, Tensors]
+
+    def master(self, name: str) -> torch.Tensor:
+        return self.masters[name]
+
+    def moment(self, name: str, key: str, start: int, end: int) -> torch.Tensor:
+        return self.moments[key][name].flatten()[start:end]
 
 
 class OptimizerState:
@@ -71,18 +98,56 @@ class OptimizerState:
             "loss_scaler": {key: getattr(scaler, key) for key in SCALER if hasattr(scaler, key)},
         }
 
+    # Out, a piece at a time and nothing gathered.
+
+    def own_range(self, parameter: Any) -> tuple[int, int]:
+        """Of `parameter` laid out flat, the elements `[start, end)` whose master and moments this
+        rank keeps; an empty range where it keeps none."""
+        if self.stage == 0:
+            return 0, parameter.numel()
+        if self.stage == 3:
+            length, size = parameter.ds_tensor.numel(), parameter.ds_numel
+            start = min(length * parameter.ds_zero_partition_rank, size)
+            return start, min(start + length, size)
+        if parameter._hp_mapping is None:
+            return 0, 0
+        address = parameter._hp_mapping.lp_fragment_address
+        return address.start, address.start + address.numel
+
+    def own(self, parameter: Any, key: str | None = None) -> torch.Tensor:
+        """The master (no key) or a moment over `own_range`, flat, float32. It may be the very
+        memory that the optimizer steps."""
+        start, end = self.own_range(parameter)
+        if start == end or (key is not None and not self._has_moments()):
+            return torch.zeros(end - start)
+        if self.stage == 0:
+            value = parameter.detach() if key is None else self.inner.state[parameter][key]
+            return value.float().flatten()
+        if self.stage == 3:
+            value = (
+                safe_get_local_fp32_param(parameter)
+                if key is None
+                else safe_get_local_optimizer_state(parameter, key)
+            )
+            return value.detach().flatten()[: end - start]
+        return parameter._hp_mapping.get_hp_fragment(key).detach()
+
     # In
 
-    def load(self, masters: Tensors, moments: Mapping[str, Tensors], counters: Any) -> None:
-        """Put back what `masters`, `moments` and `counters` gave, at this or at another stage."""
+    def load(self, source: Source, counters: Any) -> None:
+        """Put back what was given out, at this or at another stage. Every rank must call it; no
+        more than one parameter is there at a time beyond what `source` holds."""
         if counters["optimizer_step"]:
             self._make_moments(counters["optimizer_step"])
             for key in MOMENTS:
                 for name, parameter in self.trainable.items():
-                    self._set(parameter, moments[key][name], key)
+                    start, end = self.own_range(parameter)
+                    self._set(parameter, source.moment(name, key, start, end), key)
         for name, parameter in self.trainable.items():
-            self._set(parameter, masters[name], None)
-            self._set_parameter(parameter, masters[name])
+            master = source.master(name)
+            start, end = self.own_range(parameter)
+            self._set(parameter, master.flatten()[start:end], None)
+            self._set_parameter(parameter, master)
         for group, rates in zip(self.inner.param_groups, counters["rates"], strict=True):
             group.update(rates, betas=tuple(rates["betas"]))
         scaler = getattr(self.optimizer, "loss_scaler", None)
@@ -117,21 +182,23 @@ class OptimizerState:
             for group in self.inner.param_groups:
                 yield from ((tensor, group) for tensor in group["params"])
 
-    def _set(self, parameter: nn.Parameter, value: torch.Tensor, key: str | None) -> None:
-        """A master (no key) or a moment."""
+    @torch.no_grad()
+    def _set(self, parameter: Any, flat: torch.Tensor, key: str | None) -> None:
+        """A master (no key) or a moment, over `own_range`."""
+        if flat.numel() == 0:
+            return
         if self.stage == 0:
             if key is not None:
-                self.inner.state[parameter][key].copy_(value)
+                self.inner.state[parameter][key].copy_(flat.view(parameter.shape))
         elif self.stage == 3:
-            piece = _own_piece(parameter, value)
+            missing = parameter.ds_tensor.numel() - flat.numel()  # the last share is padded
+            piece = torch.nn.functional.pad(flat, (0, missing)).to(parameter.ds_tensor.device)
             if key is None:
                 safe_set_local_fp32_param(parameter, piece)
             else:
                 safe_set_local_optimizer_state(parameter, piece, key)
-        elif key is None:
-            safe_set_full_fp32_param(parameter, value)
         else:
-            safe_set_full_optimizer_state(parameter, value, key)
+            parameter._hp_mapping.get_hp_fragment(key).copy_(flat)
 
     @torch.no_grad()
     def _set_parameter(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
@@ -163,12 +230,3 @@ def _copy(value: torch.Tensor) -> torch.Tensor:
 def _shape(parameter: nn.Parameter) -> torch.Size:
     """Of the whole parameter, which ZeRO-3 keeps aside."""
     return getattr(parameter, "ds_shape", parameter.shape)
-
-
-def _own_piece(parameter: Any, value: torch.Tensor) -> torch.Tensor:
-    """This rank's share of a whole value under ZeRO-3, which pads the last one."""
-    length = parameter.ds_tensor.numel()
-    start = length * parameter.ds_zero_partition_rank
-    flat = value.flatten()
-    padded = torch.nn.functional.pad(flat, (0, max(0, start + length - flat.numel())))
-    return padded[start : start + length].to(parameter.ds_tensor.device)

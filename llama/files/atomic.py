@@ -44,28 +44,58 @@ def write_folder(
 
     Raises `OSError`, and whatever `verify` raises; NAME is then what it was, and .NAME.partial is
     removed."""
-    partial, old = _beside(folder, _PARTIAL), _beside(folder, _OLD)
     try:
-        _delete(partial)
-        os.makedirs(partial)
+        partial = begin_folder(folder)
         for name, content in contents.items():
-            os.makedirs((partial / name).parent, exist_ok=True)
-            _write(partial / name, content)
-        for inside in {(partial / name).parent for name in contents} | {partial}:
-            _sync_folder(inside)
+            write_in(partial, name, content)
+        sync_folders(partial)
         verify(partial)
-        if os.path.lexists(folder):
-            _delete(old)
-            os.rename(folder, old)
-        os.rename(partial, folder)
-        for above in (folder.parent, folder.parent.parent):  # which may be new itself
-            _sync_folder(above)
+        finish_folder(folder)
     except BaseException:
-        with suppress(OSError):
-            _put_back(old, folder)
-        shutil.rmtree(partial, ignore_errors=True)
+        abandon_folder(folder)
         raise
+
+
+def begin_folder(folder: Path) -> Path:
+    """The first step of `write_folder`, for content that is not all there at once: .NAME.partial,
+    made empty. Then come `write_in` and other ways to write files there that sync them,
+    `sync_folders` and `finish_folder`; or `abandon_folder`."""
+    partial = _beside(folder, _PARTIAL)
+    _delete(partial)
+    os.makedirs(partial)
+    return partial
+
+
+def write_in(partial: Path, name: str, content: bytes) -> None:
+    """Write one file of the folder, synced to the disk."""
+    os.makedirs((partial / name).parent, exist_ok=True)
+    _write(partial / name, content)
+
+
+def sync_folders(partial: Path) -> None:
+    """Have the names of all files in `partial` on the disk."""
+    for inside in [path for path in partial.rglob("*") if is_folder(path)] + [partial]:
+        _sync_folder(inside)
+
+
+def finish_folder(folder: Path) -> None:
+    """Let .NAME.partial be NAME, in place of what has that name: steps 3 and 4 of `write_folder`.
+    Raises `OSError`; then `abandon_folder` is to be called."""
+    old = _beside(folder, _OLD)
+    if os.path.lexists(folder):
+        _delete(old)
+        os.rename(folder, old)
+    os.rename(_beside(folder, _PARTIAL), folder)
+    for above in (folder.parent, folder.parent.parent):  # which may be new itself
+        _sync_folder(above)
     _delete(old)
+
+
+def abandon_folder(folder: Path) -> None:
+    """Give up what was begun: NAME is what it was."""
+    with suppress(OSError):
+        _put_back(_beside(folder, _OLD), folder)
+    shutil.rmtree(_beside(folder, _PARTIAL), ignore_errors=True)
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -31,6 +31,7 @@ def run_program(main: Callable[P, int | None], *args: P.args, **kwargs: P.kwargs
     (github.com/pytorch/pytorch/pull/179291, given up)."""
     _speak_utf8()
     open_streams()
+    _join_freed_memory()
     status = _status_of(main, *args, **kwargs)
     for thread in threading.enumerate():
         if not thread.daemon and thread is not threading.current_thread():
@@ -70,6 +71,15 @@ def _speak_utf8() -> None:
         return
     streams = {"PYTHONIOENCODING": os.environ.get("PYTHONIOENCODING", "ascii"), "PYTHONUTF8": "1"}
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | streams)
+
+
+def _join_freed_memory() -> None:
+    """Have torch's allocator on CUDA grow its segments in place, so that what is freed joins into
+    one piece again: in segments of fixed sizes a run under a cap of 20 GiB failed with 2.9 of them
+    in pieces too small. torch reads it when it first allocates there. Who has set it knows
+    better."""
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def _status_of(main: Callable[P, int | None], *args: P.args, **kwargs: P.kwargs) -> int:

@@ -9,11 +9,8 @@ from collections.abc import Iterator
 
 import torch
 
+from llama.metrics.hardware import gpu_of_device
 from llama.model.config import LINEARS, ModelConfig
-
-# Dense half-precision matrix rate by the makers' data sheets, FLOP/s, by a part of the name that
-# CUDA gives the device. What is not listed has no MFU.
-_PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "L40S": 362e12, "A10G": 70e12}
 
 
 class Stopwatch:
@@ -41,20 +38,21 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def step_flops(config: ModelConfig, tokens: int, supervised: int) -> float:
-    """Floating-point operations that a LoRA step needs, recomputation not counted: 2 for each
-    weight and token forward, 2 backward (a frozen weight has no gradient of its own). The
+def step_flops(
+    config: ModelConfig, tokens: int, supervised: int, weight_gradients: bool = False
+) -> float:
+    """Floating-point operations that a step needs, recomputation not counted: 2 for each weight and
+    token forward, 2 backward, and 2 for the weight's own gradient where it has one. The
     embedding is a look-up, the output matrix meets supervised tokens only, and the adapters and
     attention within short documents are left out as small: MFU errs on the low side."""
     block = sum(rows * columns for rows, columns in map(config.linear_shape, LINEARS))
     weights = config.n_layers * block * tokens + config.vocab_size * config.dim * supervised
-    return 4.0 * weights
+    return (6.0 if weight_gradients else 4.0) * weights
 
 
 def mfu(flops_per_second: float, devices: int, device: torch.device) -> float | None:
     """Share of the devices' peak that `flops_per_second` is; None where the peak is not known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    peak = next((flops for part, flops in _PEAK_FLOPS.items() if part in name), None)
-    return None if peak is None else flops_per_second / (peak * devices)
+    gpu = gpu_of_device(torch.cuda.get_device_name(device))
+    return None if gpu is None else flops_per_second / (gpu.half * devices)

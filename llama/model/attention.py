@@ -86,8 +86,9 @@ def _attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, causal: bool
 ) -> torch.Tensor:
     groups = q.shape[1] // k.shape[1]
-    if groups > 1 and not on_cuda(q):
-        # On CPU the flash kernel takes equal head counts only; with `enable_gqa` it is not used.
+    if groups > 1 and (not on_cuda(q) or q.dtype == torch.float32):
+        # On CPU the flash kernel, and on CUDA the memory-efficient one, which is that of float32,
+        # take equal head counts only; with `enable_gqa` scores of every pair of tokens are kept.
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         groups = 1
     with _kernels(q):

@@ -56,6 +56,27 @@ def shard_dim(parameter: nn.Parameter) -> int | None:
     return getattr(parameter, "shard_dim", None)
 
 
+def share_of(whole: torch.Tensor, parameter: nn.Parameter, tp: TensorParallel) -> torch.Tensor:
+    """This rank's share of `whole`, a value of all of `parameter`. Rows that only fill up a share
+    are zero."""
+    dim = shard_dim(parameter)
+    if dim is None or tp.size == 1:
+        return whole
+    size = whole.shape[dim]
+    length = -(-size // tp.size)
+    start = min(tp.rank * length, size)
+    share = whole.narrow(dim, start, min(length, size - start))
+    missing = length - share.shape[dim]
+    return F.pad(share, (0, 0, 0, missing)) if missing else share
+
+
+def joined(share: torch.Tensor, parameter: nn.Parameter, tp: TensorParallel) -> torch.Tensor:
+    """The inverse of `share_of`. Every rank of the group must call it."""
+    whole = tp.join(share, shard_dim(parameter))
+    size = getattr(parameter, "real_size", None)
+    return whole if size is None else whole[:size]
+
+
 def copy_to_shards(x: torch.Tensor, tp: TensorParallel) -> torch.Tensor:
     """Identity; the gradient is summed over the shards."""
     return tp.copied(x)
@@ -81,7 +102,7 @@ def linear(
     and keeps nothing of `x`; a trained one by plain autograd."""
     if bias_O is not None:
         bias_O = bias_O.to(x_TI.dtype)
-    if weight_OI.requires_grad:
+    if weight_OI.requires_grad and torch.is_grad_enabled():
         return F.linear(x_TI, weight_OI.to(x_TI.dtype), bias_O)
     y_TO = frozen_product(x_TI, kind(weight_OI))
     return y_TO if bias_O is None else y_TO + bias_O

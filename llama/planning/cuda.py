@@ -26,12 +26,10 @@ def _attention(
     is_causal: bool = False,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """Flash attention in half precision, the memory-efficient kernel in float32, which wants as
-    many heads of k and v as of q. Both keep the output and a log-sum-exp."""
+    """Flash attention in half precision, the memory-efficient kernel in float32. Both keep the
+    output and a log-sum-exp."""
     assert attn_mask is None, "no mask is used in training"
     if q.dtype == torch.float32:
-        if groups := q.shape[1] // k.shape[1] if enable_gqa else 0:
-            k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
         return _aten._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, is_causal)[0]
     return _aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal)[0]
 

@@ -1,39 +1,121 @@
-"""The largest step that fits into a memory."""
+"""What fits into a memory: whether a step does, and the largest one that does.
+
+A search asks often, so it asks `estimate`, which traces a few blocks and takes the others to be
+like them; what it finds is then held to a trace of the whole model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 from llama.planning.job import Job
-from llama.planning.memory import memory
+from llama.planning.memory import Memory, Term, memory
 
 MOST_ROWS, MOST_TOKENS = 4096, 2**22
 """No larger step is looked for: rows of a micro-batch, tokens of a row."""
+LONG = 8192
+"""Tokens of a micro-batch from which on memory is taken to grow in a line: the loss of more goes by
+so many chunks that it is long in tracing."""
+PATIENCE = 6
+"""Looks along the line before that."""
+_FEW = (2, 4)
+"""Blocks that an estimate traces."""
+_FEW_GATHERED = (8, 12)
+"""The same under ZeRO-3, whose windows reach over several blocks."""
+
+
+@lru_cache(maxsize=512)
+def estimated(job: Job) -> Memory:
+    """About `memory(job)`: what a further block adds to each term is taken from two traces of few
+    blocks. The whole is traced where blocks keep different things."""
+    few, more = _FEW_GATHERED if job.zero.stage == 3 else _FEW
+    blocks = job.config.n_layers
+    if blocks <= more or not isinstance(job.checkpointing, str):
+        return memory(job)
+    if job.lora is not None:  # the gradients that wait for another micro-batch are small
+        job = replace(job, accumulation=1)
+    short, longer = (
+        memory(replace(job, config=job.config.with_layers(count))) for count in (few, more)
+    )
+
+    def whole(terms: Sequence[Term], before: Sequence[Term]) -> tuple[Term, ...]:
+        had = {term.name: term.bytes for term in before}
+        return tuple(
+            replace(
+                term,
+                bytes=term.bytes
+                + (blocks - more) * (term.bytes - had.get(term.name, 0)) // (more - few),
+            )
+            for term in terms
+        )
+
+    return Memory(whole(longer.terms, short.terms), whole(longer.beside, short.beside))
+
+
+def estimate(job: Job) -> int:
+    """About `memory(job).used_bytes`."""
+    return estimated(job).used_bytes
+
+
+def fits(job: Job, available: int) -> bool:
+    """Whether what the device shows as used is at most `available` bytes."""
+    return memory(job).used_bytes <= available
 
 
 def largest_micro_batch(job: Job, available: int) -> int:
-    """The most rows of a micro-batch with which what the device shows as used is at most
-    `available` bytes; 0 where not even one row fits. `job.documents` must be None."""
-    assert job.documents is None
-    return _largest(lambda n: _used(replace(job, micro_batch=n)), available, MOST_ROWS)
+    """The most rows of a micro-batch that fit `available` bytes; 0 where not even one row does.
+    Rows are whole, each one document."""
+    return _verified(
+        job,
+        lambda n: replace(job, micro_batch=n, documents=None, supervised=None),
+        available,
+        MOST_ROWS,
+    )
 
 
 def largest_seq_len(job: Job, available: int, step: int = 128) -> int:
     """The same of the tokens of a row, in multiples of `step`."""
-    assert job.documents is None
-    most = MOST_TOKENS // step
-    return step * _largest(lambda n: _used(replace(job, seq_len=n * step)), available, most)
+    return step * _verified(
+        job,
+        lambda n: replace(job, seq_len=n * step, documents=None, supervised=None),
+        available,
+        MOST_TOKENS // step,
+    )
 
 
-def _used(job: Job) -> int:
-    return memory(job).used_bytes
+def _verified(job: Job, at: Callable[[int], Job], available: int, most: int) -> int:
+    """The largest number up to `most` whose job fits; 0 for none. An estimate is off by about as
+    much for all of them as it is for `job`; what then fits tells with the smallest how much each
+    more takes."""
+    far = max(2, LONG // at(1).tokens)
+
+    def used(n: int) -> int:
+        if n <= far:
+            return estimate(at(n))
+        near = far // 2
+        last = estimate(at(far))
+        return last + (n - far) * (last - estimate(at(near))) // (far - near)
+
+    off = estimate(job) - memory(job).used_bytes
+    found = _largest(used, available + off, most)
+    while found and not fits(at(found), available):
+        found -= max(1, found // 50)
+    if found < 2:
+        return found
+    taken, first = (memory(at(n)).used_bytes for n in (found, 1))
+    each = max(1, (taken - first) // (found - 1))
+    more = min(most, found + (available - taken) // each)
+    while more > found and not fits(at(more), available):
+        more -= max(1, (more - found) // 8)
+    return more
 
 
 def _largest(used: Callable[[int], int], available: int, most: int) -> int:
     """The largest number up to `most` that uses no more than is available, where more uses more; 0
     for none. Memory grows nearly in proportion, so the line through two known numbers says where to
-    look; each third look halves what is left, for where it does not."""
+    look. Where that finds nothing soon, for it is no line, every other look halves what is left."""
     first = used(1)
     if first > available:
         return 0
@@ -44,5 +126,6 @@ def _largest(used: Callable[[int], int], available: int, most: int) -> int:
         low, high = (guess, high) if here <= available else (low, guess)
         looks += 1
         slope = max(1.0, (here - first) / (guess - 1))
-        guess = (low + high) // 2 if looks % 3 == 0 else 1 + int((available - first) / slope)
+        halves = looks > PATIENCE and looks % 2 == 0
+        guess = (low + high) // 2 if halves else 1 + int((available - first) / slope)
     return low

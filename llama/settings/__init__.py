@@ -5,37 +5,49 @@ JSON owns it (`llama/settings/deepspeed_json`), so nothing is set in two places.
 """
 
 from llama.settings.commands import (
+    AblateOptions,
     BenchmarkOptions,
     EvaluateOptions,
     GenerateOptions,
     LoRAOptions,
     ModelOptions,
+    PlanOptions,
+    ReportOptions,
     TrainOptions,
     VerifyOptions,
 )
 from llama.settings.validate import (
+    check_ablate,
     check_benchmark,
     check_evaluate,
     check_generate,
     check_lora,
+    check_plan,
     check_train,
+    checked_plan,
     checked_train,
     checked_verify,
 )
 
 __all__ = [
+    "AblateOptions",
     "BenchmarkOptions",
     "EvaluateOptions",
     "GenerateOptions",
     "LoRAOptions",
     "ModelOptions",
+    "PlanOptions",
+    "ReportOptions",
     "TrainOptions",
     "VerifyOptions",
+    "check_ablate",
     "check_benchmark",
     "check_evaluate",
     "check_generate",
     "check_lora",
+    "check_plan",
     "check_train",
+    "checked_plan",
     "checked_train",
     "checked_verify",
 ]

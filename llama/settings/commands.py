@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from llama.model.kept import Checkpointing
-from llama.settings.options.marks import BY_CONTENT, BY_VALUE
+from llama.settings.options.marks import BY_CONTENT, BY_VALUE, POSITIONAL
 from llama.settings.targets import in_our_names
 
 
@@ -75,8 +75,10 @@ class TrainOptions(ModelOptions):
     """Whether examples share a row, each seeing only itself."""
     tensor_parallel: int = 1
     """Ranks each layer is split over; it divides the number of processes."""
+    method: Literal["lora", "full"] = field(default="lora", metadata=BY_VALUE)
+    """What trains: lora, adapters beside the frozen model; full, every parameter of the model."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)
-    """The adapters."""
+    """The adapters, with --method lora."""
     checkpointing: Checkpointing = "block"
     """What is recomputed in the backward pass to save memory: nothing, the feed-forward layers, or
     whole blocks; auto keeps as much as the device's free memory holds."""
@@ -93,6 +95,8 @@ class TrainOptions(ModelOptions):
     """auto goes on with the run in --output_dir from its newest checkpoint that is whole, or starts
     where there is no run; never refuses a folder that holds a run; a checkpoint's folder goes on
     from that one."""
+    plan: bool = True
+    """Whether a run that memory cannot hold is refused before any weights load; false tries it."""
     hang_timeout: float = 480.0
     """Seconds without a sign of life after which a rank in training ends the run, the stacks of its
     threads in hang-rank-N.txt; by default before NCCL would, which does not say where it stood."""
@@ -167,8 +171,10 @@ class BenchmarkOptions(ModelOptions):
     means AdamW, clipping at 1.0, ZeRO-1 and no accumulation."""
     tensor_parallel: int = 1
     """Ranks each layer is split over; it divides the number of processes."""
+    method: Literal["lora", "full"] = field(default="lora", metadata=BY_VALUE)
+    """What trains: lora, adapters beside the frozen model; full, every parameter of the model."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)
-    """The adapters."""
+    """The adapters, with --method lora."""
     checkpointing: Checkpointing = "block"
     """What is recomputed in the backward pass, as in train."""
     compile: bool = False
@@ -196,8 +202,10 @@ class VerifyOptions:
     """The model whose widths are used, as train takes it; its weights are not read."""
     tensor_parallel: int = 1
     """Ranks each layer is split over; it divides the number of processes."""
+    method: Literal["lora", "full"] = field(default="lora", metadata=BY_VALUE)
+    """What trains: lora, adapters beside the frozen model; full, every parameter of the model."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)
-    """The adapters."""
+    """The adapters, with --method lora."""
     checkpointing: Checkpointing = "block"
     """What is recomputed in the backward pass, as in train."""
     compile: bool = False
@@ -217,3 +225,98 @@ class VerifyOptions:
     """One key of the DeepSpeed JSON, as in train; may be repeated."""
     json: bool = False
     """Whether the last line of standard output is the result as one JSON object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(ModelOptions):
+    """Settings of `plan`. The model may also be a bare name of a shape, as llama-7b."""
+
+    gpu: str
+    """The GPU, as a100-40gb; a wrong name lists all that are known."""
+    gpus: int = 1
+    """GPUs of a node."""
+    nodes: int = 1
+    """Nodes of as many GPUs each."""
+    network: str = "ndr-400"
+    """Between nodes: ndr-400, hdr-200 (an adapter a GPU), 100gbe, 25gbe (a card a node)."""
+    deepspeed: Path | None = None
+    """The DeepSpeed JSON of the run, as in train; needed unless --suggest is given."""
+    suggest: bool = False
+    """Look for the fastest way that fits, write its DeepSpeed JSON and print its command; it
+    chooses precision, ZeRO, --tensor_parallel, --checkpointing, --compile and the micro-batch."""
+    batch: int = 16
+    """With --suggest: rows of an optimizer step over all GPUs, at least one each."""
+    method: Literal["lora", "full"] = "lora"
+    """What trains: adapters, or every parameter."""
+    lora: LoRAOptions = field(default_factory=LoRAOptions)
+    """The adapters."""
+    tensor_parallel: int = 1
+    """Ranks each layer is split over; it divides the number of GPUs of a node."""
+    seq_len: int = 1024
+    """Tokens of one row of a batch."""
+    pack: bool = True
+    """Whether examples of --data share a row, as in train."""
+    checkpointing: Checkpointing = "block"
+    """What is recomputed in the backward pass, as in train."""
+    compile: bool = False
+    """Whether kernels are compiled and blocks fused, as in train."""
+    data: list[Path] = field(default_factory=list)
+    """Training rows as in train, whose real lengths are then planned with; none means full rows of
+    --seq_len tokens."""
+    rows: int | None = None
+    """Rows of --seq_len tokens in an epoch, without --data; none means that the run's length is not
+    planned, unless --max_steps gives it."""
+    epochs: int = 5
+    """Passes over the rows."""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps; none means all the epochs."""
+    override: list[str] = field(default_factory=list)
+    """One key of the DeepSpeed JSON, as in train; may be repeated."""
+    output_dir: Path | None = None
+    """Folder for plan.json, plan.png and plan.html, and deepspeed.json with --suggest; none means
+    none of them, or `plan` with --suggest."""
+    json: bool = False
+    """Whether the last line of standard output is the plan as one JSON object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateOptions(ModelOptions):
+    """Settings of `ablate`."""
+
+    output_dir: Path
+    """Folder for ablation.md, ablation.json and the figures."""
+    data: list[Path] = field(default_factory=list)
+    """Training rows, as train takes them; may be repeated. None means the bundled ones, or random
+    tokens where the model's weights are random too."""
+    eval_data: list[Path] = field(default_factory=list)
+    """Held-out rows; none means the bundled ones where --data is also none."""
+    method: tuple[str, ...] = ("lora", "full")
+    """What trains: adapters, every parameter, or one after the other."""
+    precision: tuple[str, ...] = ("float32", "bf16")
+    """Any of float32, bf16, fp16."""
+    rows: int = 8
+    """Rows of an optimizer step: in one micro-batch, and in as many micro-batches of one."""
+    seq_len: int = 256
+    """Tokens of a row."""
+    steps: int = 12
+    """Optimizer steps of each combination."""
+    lora: LoRAOptions = field(default_factory=LoRAOptions)
+    """The adapters."""
+    seed: int = 0
+    """Seed of the adapters, the order of rows and the dropout."""
+    json: bool = False
+    """Whether the last line of standard output is the result as one JSON object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Settings of `report`."""
+
+    runs: list[Path] = field(metadata=POSITIONAL)
+    """Folders of runs; several are laid side by side."""
+    output: Path | None = None
+    """The HTML file to write; none means report.html, in the run's folder, or of several runs
+    here."""
+    json: bool = False
+    """Whether the last line of standard output is the page's path and what came of each run, as
+    one JSON object."""

@@ -3,6 +3,7 @@ a command can raise all of them at once."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import re
@@ -15,11 +16,13 @@ from llama.files.shards import data_problems
 from llama.model.config import LINEARS
 from llama.settings import deepspeed_json
 from llama.settings.commands import (
+    AblateOptions,
     BenchmarkOptions,
     EvaluateOptions,
     GenerateOptions,
     LoRAOptions,
     ModelOptions,
+    PlanOptions,
     TrainOptions,
     VerifyOptions,
 )
@@ -36,7 +39,7 @@ def check_train(options: TrainOptions, world_size: int) -> list[str]:
         *_at_least(1, epochs=options.epochs, max_steps=options.max_steps),
         *_at_least(1, save_every=options.save_every, keep=options.keep),
         *_at_least(2, seq_len=options.seq_len),
-        *check_lora(options.lora),
+        *_check_method(options),
         *_check_degree(options.tensor_parallel, world_size),
         *_check_seed(options.seed),
         *data_problems("data", options.data),
@@ -53,7 +56,8 @@ def check_train(options: TrainOptions, world_size: int) -> list[str]:
 def checked_train(options: TrainOptions, world_size: int) -> dict[str, Any]:
     """The DeepSpeed JSON of `train`, overrides applied, to be resolved; raises one `UserError` with
     every problem of the settings and of that file."""
-    return _with_deepspeed(check_train(options, world_size), options, world_size)
+    problems = check_train(options, world_size)
+    return _with_deepspeed(problems, options, options.deepspeed, world_size)
 
 
 def checked_verify(options: VerifyOptions, world_size: int) -> dict[str, Any]:
@@ -63,22 +67,25 @@ def checked_verify(options: VerifyOptions, world_size: int) -> dict[str, Any]:
         *([] if options.model else ["--model: expected a path or a name, found ''"]),
         *_at_least(1, layers=options.layers, steps=options.steps),
         *_at_least(8, seq_len=options.seq_len),
-        *check_lora(options.lora),
+        *_check_method(options),
         *_check_degree(options.tensor_parallel, world_size),
         *_check_seed(options.seed),
     ]
-    return _with_deepspeed(problems, options, world_size)
+    return _with_deepspeed(problems, options, options.deepspeed, world_size)
 
 
 def _with_deepspeed(
-    problems: list[str], options: TrainOptions | VerifyOptions, world_size: int
+    problems: list[str],
+    options: TrainOptions | VerifyOptions | PlanOptions,
+    file: Path,
+    world_size: int,
 ) -> dict[str, Any]:
     groups, rest = divmod(world_size, max(1, options.tensor_parallel))
     config: dict[str, Any] = {}
     try:
-        config = deepspeed_json.load(options.deepspeed, options.override)
+        config = deepspeed_json.load(file, options.override)
         data_parallel = None if rest else groups
-        problems = problems + deepspeed_json.check(config, str(options.deepspeed), data_parallel)
+        problems = problems + deepspeed_json.check(config, str(file), data_parallel)
     except UserError as error:
         problems = problems + error.problems
     raise_if(problems)
@@ -123,7 +130,7 @@ def check_benchmark(options: BenchmarkOptions, world_size: int) -> list[str]:
         *_at_least(1, rows=options.rows, batch=options.batch, steps=options.steps),
         *_at_least(0, warmup=options.warmup),
         *_at_least(2, seq_len=options.seq_len),
-        *check_lora(options.lora),
+        *_check_method(options),
         *_check_degree(options.tensor_parallel, world_size),
         *_check_seed(options.seed),
     ]
@@ -140,6 +147,81 @@ def check_benchmark(options: BenchmarkOptions, world_size: int) -> list[str]:
     if limit is not None and not 0 < limit < math.inf:
         problems.append(f"--memory_limit_gb: expected a finite number above 0, found {limit}")
     return problems
+
+
+def check_ablate(options: AblateOptions) -> list[str]:
+    """Every problem of `ablate`'s settings."""
+    known = {"method": ("lora", "full"), "precision": ("float32", "bf16", "fp16")}
+    problems = [
+        *_check_model(options),
+        *_at_least(1, steps=options.steps),
+        *_at_least(2, seq_len=options.seq_len, rows=options.rows),
+        *check_lora(options.lora),
+        *_check_seed(options.seed),
+        *data_problems("data", options.data),
+        *data_problems("eval_data", options.eval_data),
+        *_check_output(options.output_dir, unused=False),
+    ]
+    for name, words in known.items():
+        given = getattr(options, name)
+        problems += [
+            f"--{name}: expected among {','.join(words)}, found {word!r}{nearest(word, words)}"
+            for word in given
+            if word not in words
+        ]
+        if len(set(given)) < len(given) or not given:
+            problems.append(f"--{name}: expected each of {','.join(words)} once at most")
+    return problems
+
+
+def check_plan(options: PlanOptions) -> list[str]:
+    """Every problem of `plan`'s own settings; whether the GPU is known comes later."""
+    problems = [
+        *_check_model(options),
+        *_at_least(1, gpus=options.gpus, nodes=options.nodes, batch=options.batch),
+        *_at_least(1, rows=options.rows, epochs=options.epochs, max_steps=options.max_steps),
+        *_at_least(2, seq_len=options.seq_len),
+        *_check_method(options),
+        *data_problems("data", options.data),
+    ]
+    if options.gpus >= 1 and options.nodes >= 1:
+        problems += _check_degree(options.tensor_parallel, options.gpus, "GPUs of a node")
+    if options.rows is not None and options.data:
+        problems.append("--rows: --data says it; give one of them")
+    if options.suggest and options.deepspeed is not None:
+        problems.append("--deepspeed: --suggest writes one; give one of them")
+    if options.suggest and options.override:
+        problems.append("--override: has no effect with --suggest; change the file that it writes")
+    if not options.suggest and options.deepspeed is None:
+        problems.append("--deepspeed: required, or --suggest to have one written")
+    if options.output_dir is not None:
+        problems += _check_output(options.output_dir, unused=False)
+    return problems
+
+
+def checked_plan(options: PlanOptions) -> dict[str, Any]:
+    """The DeepSpeed JSON of `plan`, overrides applied; empty with --suggest. Raises one `UserError`
+    with every problem of the settings and of that file."""
+    problems = check_plan(options)
+    if options.deepspeed is None:
+        raise_if(problems)
+        return {}
+    world_size = max(1, options.gpus) * max(1, options.nodes)
+    return _with_deepspeed(problems, options, options.deepspeed, world_size)
+
+
+def _check_method(
+    options: TrainOptions | BenchmarkOptions | VerifyOptions | PlanOptions,
+) -> list[str]:
+    """Problems of what trains; without adapters none of their settings may be asked for."""
+    if options.method == "lora":
+        return check_lora(options.lora)
+    plain = LoRAOptions()
+    return [
+        f"--lora.{field.name}: has no effect with --method {options.method}; leave it out"
+        for field in dataclasses.fields(plain)
+        if getattr(options.lora, field.name) != getattr(plain, field.name)
+    ]
 
 
 def check_lora(lora: LoRAOptions) -> list[str]:
@@ -174,8 +256,10 @@ def _check_seed(seed: int) -> list[str]:
     return [f"--seed: expected from 0 to below 2**63, found {seed}"]
 
 
-def _check_degree(tensor_parallel: int, world_size: int) -> list[str]:
+def _check_degree(tensor_parallel: int, world_size: int, of: str = "") -> list[str]:
     if tensor_parallel >= 1 and world_size % tensor_parallel:
+        if of:
+            return [f"--tensor_parallel: {tensor_parallel} does not divide the {world_size} {of}"]
         ranks = f"{world_size} process{'es' if world_size > 1 else ''}"
         return [
             f"--tensor_parallel: {ranks} cannot be divided into groups of {tensor_parallel}; "

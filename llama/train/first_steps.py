@@ -1,20 +1,19 @@
 """The check that a run really trains what it says it trains, made in its first steps.
 
-B is zero at the start, so A's gradient is exactly zero in the first step: every B must have moved
-after one step that counts, every A after two. An adapter that does not is a run that goes through
-and is wrong (huggingface/peft#1402, microsoft/LoRA#120), so it stops and names the tensors.
+Of an adapter, B is zero at the start, so A's gradient is exactly zero in the first step: every B
+must have moved after one step that counts, every A after two. A model's own weights move in the
+first. What does not is a run that goes through and is wrong (huggingface/peft#1402,
+microsoft/LoRA#120), so it stops and names the tensors.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from llama.engine import Engine
-from llama.engine.state import Tensors
 from llama.errors import TrainingError
+from llama.methods.method import Watched
 
 
 class FirstStepsCheck:
@@ -24,16 +23,16 @@ class FirstStepsCheck:
     """Steps with an update at a rate above zero before the verdict: one for B, one more for A,
     and one to spare for an update too small for half precision."""
 
-    def __init__(self, trainable: dict[str, nn.Parameter], values: Callable[[], Tensors]) -> None:
-        """`values` gives what the tensors hold now, by name: under ZeRO-3 they do not say."""
-        self._trainable = trainable
-        self._values = values
-        self._before = values()
+    def __init__(self, trainable: dict[str, nn.Parameter], watched: Watched) -> None:
+        """`watched` says what the tensors hold: under ZeRO-3 they do not."""
+        self._watched = watched
+        self._before = watched.values()
         self._had_gradient = {
             name: torch.zeros((), dtype=torch.bool, device=p.device)
             for name, p in trainable.items()
         }
         self._hooks = [p.register_hook(self._watch(name)) for name, p in trainable.items()]
+        self.tensors = len(self._before)
         self._counted = 0
         self.done = False
 
@@ -60,8 +59,10 @@ class FirstStepsCheck:
 
     def _verdict(self) -> list[str]:
         problems = []
-        for name, value in self._values().items():
-            had = bool(self._had_gradient[name])
+        flags = self._watched.agreed(torch.stack(list(self._had_gradient.values())))
+        had_gradient = dict(zip(self._had_gradient, flags.tolist(), strict=True))
+        for name, value in self._watched.values().items():
+            had = had_gradient[name]
             moved = not torch.equal(value, self._before[name])
             if not (had and moved):
                 what = "has had no gradient" if not had else "has had a gradient but has not moved"
@@ -74,12 +75,12 @@ class FirstStepsCheck:
 
 def optimizer_state_bytes(engine: Engine) -> int:
     """Bytes that the optimizer holds on this rank, once the first step has made its states: at most
-    a float32 master and two moments of what this rank optimizes of the adapter, and nothing of the
-    base, or `TrainingError`."""
+    a float32 master and two moments of each element that this rank optimizes, or
+    `TrainingError`."""
     held, most = engine.optimizer_state_bytes(), 12 * engine.optimized_elements
     if held > most:
         raise TrainingError(
-            f"the optimizer holds {held:,} bytes, and the adapter's states need {most:,}: "
-            "something other than the adapter is being optimized"
+            f"the optimizer holds {held:,} bytes, and the states of what trains need {most:,}: "
+            "something else is being optimized"
         )
     return held

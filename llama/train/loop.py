@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import copy
 import math
@@ -12,40 +13,35 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llama.adapters.peft_format import AdapterConfig
 from llama.assembly.engine import build_engine
 from llama.assembly.use import summed_loss
-from llama.checkpoint import Checkpoint, Store, Writer
-from llama.checkpoint.adapter_files import save_adapter
+from llama.checkpoint import Checkpoint, Store, saver_of
+from llama.checkpoint.shards import ShardedState
 from llama.data.batches import eval_batches
 from llama.engine import Step, start_processes
 from llama.engine.state import EngineState
 from llama.errors import TrainingError
 from llama.files.json_text import json_text
+from llama.files.run_folder import CHECKPOINTS, RECORD, REPORT, SAMPLES, SUMMARY
 from llama.fused.keeping import summary
 from llama.launch.launchers import check_launch
 from llama.launch.processes import launched_world_size, stop_processes
 from llama.launch.stopping import Ends
 from llama.metrics.speed import Stopwatch, peak_memory_bytes
 from llama.model.transformer import Transformer
+from llama.notes import note
 from llama.parallel.agreement import on_main
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.settings import TrainOptions, checked_train
+from llama.train import samples
+from llama.train.ending import draw_report, in_words
 from llama.train.first_steps import FirstStepsCheck, optimizer_state_bytes
 from llama.train.life import show_life
 from llama.train.record import resumed_before, run_record, trainable, write_json
 from llama.train.reporter import Reporter, shown
-from llama.train.samples import Prompt, answers, as_text, choose_prompts, write_samples
+from llama.train.start.fits import Verdict, require_fit
 from llama.train.start.inputs import Inputs, read_inputs
-from llama.train.start.resume import (
-    ADAPTER,
-    CHECKPOINTS,
-    RECORD,
-    SAMPLES,
-    SUMMARY,
-    Resumer,
-    random_state,
-)
+from llama.train.start.resume import Resumer, random_state
 from llama.train.start.schedule import Schedule, schedule
 
 
@@ -59,10 +55,11 @@ def train(options: TrainOptions) -> int:
         mesh = create_mesh(options.tensor_parallel)
         inputs = read_inputs(options, deepspeed, mesh)
         plan = schedule(inputs, mesh)
+        verdict = require_fit(inputs, plan, mesh, device)
         with contextlib.closing(Resumer(inputs, plan, mesh, device)) as resumer:
             summary = resumer.start.finished
             if summary is None:
-                run = Run(inputs, plan, mesh, device, resumer)
+                run = Run(inputs, plan, mesh, device, resumer, verdict)
                 summary, status = run.run(), run.ends.status
             elif mesh.is_main:
                 _say_finished(resumer)
@@ -89,8 +86,10 @@ class Run:
         mesh: Mesh,
         device: torch.device,
         resumer: Resumer,
+        verdict: Verdict | None = None,
     ) -> None:
         self.inputs, self.options, self.plan = inputs, inputs.options, plan
+        self.verdict = verdict
         self.mesh, self.device = mesh, device
         self.resumer, self.start = resumer, resumer.start
         self.folder = self.start.folder
@@ -98,10 +97,12 @@ class Run:
         self.summary: dict[str, Any] = self.state.summary
         self.summary["status"] = "failed"
         self.summary.setdefault("checkpoint_seconds", 0.0)
-        config = inputs.source.config
-        self.report = Reporter(self.start, config, plan.total_steps, mesh, device)
+        self.method = inputs.method
+        self.report = Reporter(self.start, self.method, plan.total_steps, mesh, device)
         for line in [*inputs.reports(), *plan.resolved.notes, *self.start.notes]:
             self.report.say(line)
+        if verdict is not None:
+            self.report.say(verdict.line)
         self.engine = build_engine(inputs.source, self.options, plan.resolved, mesh, device)
         assert isinstance(self.engine.model, Transformer)
         self.model = self.engine.model
@@ -112,27 +113,30 @@ class Run:
         self.check = (
             None
             if self.state.trains
-            else FirstStepsCheck(self.engine.trainable, self.engine.own_values)
+            else FirstStepsCheck(self.engine.trainable, self.method.watched(self.engine))
         )
         self.watch = Stopwatch()
-        self.adapter_config = AdapterConfig(self.options.lora, inputs.source.name)
         store = Store(self.folder / CHECKPOINTS)
-        self.writer = Writer(store, self.adapter_config, self.options.keep)
+        self.saver = saver_of(self.method, self.engine, store, self.options.keep)
         self._seconds_before = self.state.seconds
         self._started = time.monotonic()
 
     def run(self) -> dict[str, Any]:
-        """Evaluate, train every epoch, evaluate again, keep the adapter; returns the summary."""
+        """Evaluate, train every epoch, evaluate again, keep the result; returns the summary."""
         try:
             self._write_record()
-            with self.ends:
+            with self.ends:  # a signal that comes while the report is drawn ends nothing half
                 self._train()
-            self.summary["status"] = "interrupted" if self.ends.status else "finished"
-            on_main(self.mesh, self._write_summary)
-        except BaseException:
+                self.summary["status"] = "interrupted" if self.ends.status else "finished"
+                on_main(self.mesh, self._write_summary)
+                on_main(self.mesh, lambda: draw_report(self.folder, self.report.say))
+        except BaseException as error:
+            self.summary |= {"status": "failed", "error": in_words(error)}
             with contextlib.suppress(OSError, TrainingError):
                 self._write_summary()
-                self.writer.wait()
+                self.saver.wait()
+            if self.mesh.is_main:  # once what went wrong has been said: other ranks end meanwhile
+                atexit.register(draw_report, self.folder, note)
             raise
         finally:
             self.report.close()
@@ -151,13 +155,15 @@ class Run:
 
         def write() -> None:
             self.report.check()
-            (self.folder / SUMMARY).unlink(missing_ok=True)  # of an earlier end
+            for name in (SUMMARY, REPORT):  # of an earlier end
+                (self.folder / name).unlink(missing_ok=True)
             resumed = resumed_before(self.folder / RECORD)
             if self.start.source is not None:
                 source = str(self.start.source)
                 resumed.append({"step": self.start.step, "from": source, **self.resumer.topology})
             record = run_record(self.inputs, self.plan, self.mesh, self.device)
-            write_json(self.folder / RECORD, {**record, "resumed": resumed})
+            more = {"plan": self.verdict and self.verdict.record, "sha256": self.resumer.hashes()}
+            write_json(self.folder / RECORD, {**record, **more, "resumed": resumed})
 
         on_main(self.mesh, write)
 
@@ -173,13 +179,14 @@ class Run:
     # Training
 
     def _train(self) -> None:
-        inputs = self.inputs
-        config = inputs.source.config
-        prompts = choose_prompts(inputs.held_out, inputs.template, inputs.tokenizer, config)
+        prompts = samples.choose_prompts(self.inputs)
         show_life(self.model, self.ends.beat)
         if self.start.source is None:
             self.summary |= {"steps": 0, "eval_loss_before": self._evaluate(0), "epoch_losses": []}
             self.state.samples_before = self._answers(prompts)
+        prompts, left_out = samples.comparable(prompts, self.state.samples_before)
+        if left_out:
+            self.report.say(left_out)
         # an epoch that was begun is ended, even where no step of it is left
         while self.state.window or self._goes_on():
             self._epoch()
@@ -210,7 +217,8 @@ class Run:
         self.summary["epoch_losses"].append(mean)
         self.report.say(f"epoch {state.epoch}: average loss {mean:.4f}")
         self.summary["eval_loss"] = self._evaluate(state.epoch + 1)
-        self.report.adapter_norms(self.engine.steps, self.engine.whole_adapter())
+        norms = self.method.norms(self.engine)
+        self.report.norms(self.engine.steps, norms, self.method.histogram_of)
         state.epoch, state.window, state.loss_sum, state.supervised = state.epoch + 1, 0, 0.0, 0
 
     def _after_step(self, step: Step, seconds: float) -> None:
@@ -222,6 +230,7 @@ class Run:
             if problems:
                 raise TrainingError("\n".join(problems))
             if self.check.done:
+                self.summary["first_steps"] = {"step": number, "tensors": self.check.tensors}
                 state.trains, self.check = True, None
         if "optimizer_state_bytes" not in self.summary:
             held = optimizer_state_bytes(self.engine)
@@ -231,7 +240,7 @@ class Run:
         state.step_seconds += seconds
         self.summary["tokens_per_second"] = round(state.tokens / state.step_seconds, 1)
         self.report.step(number, state.epoch, step, seconds)
-        failed = int(bool(self.writer.failed or self.report.failed))
+        failed = int(bool(self.saver.failed or self.report.failed))
         failed, wish = self.mesh.highest(failed, self.ends.wish)
         if failed:
             on_main(self.mesh, self._check_writing)
@@ -241,14 +250,16 @@ class Run:
         if stops or self._is_due():
             self._save()
 
-    def _finish(self, prompts: list[Prompt]) -> None:
-        save_adapter(self.engine, self.folder / ADAPTER, self.adapter_config)
+    def _finish(self, prompts: list[samples.Prompt]) -> None:
+        result = self.folder / self.method.RESULT
+        for hint in self.method.write(self.engine, result, self.options.tokenizer):
+            self.report.say(hint)
         after = self._answers(prompts)
         before = self.state.samples_before
         if prompts:
             path = self.folder / SAMPLES
-            on_main(self.mesh, lambda: write_samples(path, prompts, before, after))
-            self.report.samples(self.engine.steps, as_text(prompts, before, after))
+            on_main(self.mesh, lambda: samples.write_samples(path, prompts, before, after))
+            self.report.samples(self.engine.steps, samples.as_text(prompts, before, after))
 
     # Saving
 
@@ -259,23 +270,19 @@ class Run:
 
     def _save(self) -> None:
         """A checkpoint of what is done, before the epoch's end is dealt with: its evaluation may
-        take long, and is made again by a run that goes on from here. It is written beside the next
-        steps; at the end of the run it is waited for."""
+        take long, and is made again by a run that goes on from here."""
         with self.watch.paused():
             began = time.monotonic()
-            own = self.engine.own_values()
-            if problems := self.engine.replica_problems(own):
-                raise TrainingError("\n".join(f"not saved: {line}" for line in problems))
-            engine_state = self.engine.state(own)
-            on_main(self.mesh, lambda: self._hand_over(engine_state))
-            if self.ends.status or self.engine.steps == self.plan.total_steps:
-                on_main(self.mesh, self.writer.wait)
+            last = bool(self.ends.status) or self.engine.steps == self.plan.total_steps
+            self.saver.save(self._checkpoint, self.report.sync, last)
+            if self.mesh.world_size > 1:  # each save compares the ranks first
+                self.summary["replica_checks"] = self.summary.get("replica_checks", 0) + 1
             self.summary["checkpoint_seconds"] += time.monotonic() - began
 
-    def _hand_over(self, engine_state: EngineState) -> None:
+    def _checkpoint(self, engine_state: EngineState | ShardedState) -> Checkpoint:
         self.state.metrics_lines = self.report.lines
         self.state.seconds = self._seconds()
-        checkpoint = Checkpoint(
+        return Checkpoint(
             engine=engine_state,
             run=copy.deepcopy(self.state),
             total_steps=self.plan.total_steps,
@@ -283,11 +290,10 @@ class Run:
             topology=self.resumer.topology,
             random=random_state(),
         )
-        self.writer.save(checkpoint, self.report.sync)
 
     def _check_writing(self) -> None:
         """A disk that fails on the main rank ends the run on every rank, which all say why."""
-        self.writer.check()
+        self.saver.check()
         self.report.check()
 
     # Watching
@@ -309,8 +315,8 @@ class Run:
         self.report.evaluation(self.engine.steps, epochs, loss)
         return loss
 
-    def _answers(self, prompts: list[Prompt]) -> list[str]:
-        return answers(self.model, self.inputs.tokenizer, prompts, self.mesh)
+    def _answers(self, prompts: list[samples.Prompt]) -> list[str]:
+        return samples.answers(self.model, self.inputs.tokenizer, prompts, self.mesh)
 
     def _say_where(self) -> None:
         losses = ", ".join(f"{loss:.4f}" for loss in self.summary["epoch_losses"])
@@ -321,6 +327,6 @@ class Run:
                 shown(self.summary["eval_loss"]),
             )
             self.report.say(f"held-out loss: {before} before, {after} after")
-        self.report.say(f"adapter (PEFT): {self.folder / ADAPTER}")
+        self.report.say(f"{self.method.RESULT_TITLE}: {self.folder / self.method.RESULT}")
         board = self.folder / "tensorboard"
         self.report.say(f"watch: tensorboard --logdir {board} --host localhost")

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import platform
+import sys
 from importlib import metadata
+from math import prod
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
-from llama.adapters.match import parameter_count
+from llama.data.prepare import Prepared
 from llama.files.atomic import write_file
 from llama.files.json_text import json_text
 from llama.launch import packages
+from llama.launch.parent import launcher_processes
 from llama.parallel.mesh import Mesh
 from llama.train.start.inputs import Inputs
 from llama.train.start.schedule import Schedule
@@ -44,8 +49,9 @@ def run_record(
     inputs: Inputs, schedule: Schedule, mesh: Mesh, device: torch.device
 ) -> dict[str, Any]:
     """What `run.json` holds: everything resolved."""
-    data = [inputs.training, inputs.held_out]
     return {
+        "command": command(),
+        "working_directory": os.getcwd(),
         "options": dataclasses.asdict(inputs.options),
         "deepspeed": schedule.resolved.engine,
         "precision": schedule.resolved.precision,
@@ -55,8 +61,34 @@ def run_record(
         **trainable(inputs),
         "model": dataclasses.asdict(inputs.source.config),
         "model_fingerprint": inputs.source.reader.fingerprint(),
-        "data": [{"files": list(map(str, d.files)), "sha256": d.sha256} for d in data if d],
+        "data": [
+            _data_record(option, data)
+            for option, data in (("data", inputs.training), ("eval_data", inputs.held_out))
+            if data is not None
+        ],
         **environment(device),
+    }
+
+
+def command() -> list[str]:
+    """The words by which the run was started: the launcher's, where one can be seen."""
+    with contextlib.suppress(psutil.Error, OSError):
+        if launchers := launcher_processes():
+            return launchers[-1].cmdline()
+    return sys.orig_argv
+
+
+def _data_record(option: str, data: Prepared) -> dict[str, Any]:
+    report = data.report
+    return {
+        "option": option,
+        "files": list(map(str, data.files)),
+        "sha256": data.sha256,
+        "rows": report.rows,
+        "examples": report.examples,
+        "tokens": report.tokens,
+        "supervised_tokens": report.supervised_tokens,
+        "report": report.text(),
     }
 
 
@@ -71,9 +103,9 @@ def resumed_before(path: Path) -> list[dict[str, Any]]:
 
 def trainable(inputs: Inputs) -> dict[str, Any]:
     """Count, share and bytes of what trains, over the whole model."""
-    config, lora = inputs.source.config, inputs.options.lora
-    count = parameter_count(config, lora)
-    total = config.parameter_count() + count
+    method = inputs.method
+    count = sum(map(prod, method.shapes().values()))
+    total = inputs.source.config.parameter_count() + method.added()
     return {
         "trainable_parameters": count,
         "total_parameters": total,

@@ -1,42 +1,48 @@
-"""What a run says of itself: metrics.jsonl, TensorBoard and the terminal, all by the main rank."""
+"""What a run says of itself: metrics.jsonl, norms.jsonl, TensorBoard and the terminal, all by the
+main rank."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
-from pathlib import Path
+from itertools import islice, takewhile
 from typing import Any
 
 import torch
 
 from llama.engine import Step
+from llama.engine.state import Tensors
 from llama.errors import TrainingError
+from llama.files.run_folder import CHECKPOINTS, METRICS, NORMS
+from llama.methods.method import Method
 from llama.metrics.progress import Progress
 from llama.metrics.sinks import JSONLSink, NullSink, Sink, Sinks, TensorBoardSink
 from llama.metrics.speed import mfu, peak_memory_bytes, step_flops
-from llama.model.config import ModelConfig
 from llama.parallel.mesh import Mesh
-from llama.train.start.resume import CHECKPOINTS, METRICS, Start
+from llama.train.start.resume import Start
 
 
 class Reporter:
     """Takes what happened. Nothing is written where the rank is not the main one."""
 
     def __init__(
-        self, start: Start, config: ModelConfig, total_steps: int, mesh: Mesh, device: torch.device
+        self, start: Start, method: Method, total_steps: int, mesh: Mesh, device: torch.device
     ) -> None:
-        self._config = config
+        self._method = method
         self._mesh = mesh
         self._device = device
         self.progress = Progress(total_steps, mesh.is_main, start.step)
         self.failed: OSError | None = None
         """What went wrong in writing, on this rank; the others are to be told."""
         self._lines: JSONLSink | None = None
+        self._norms: Sink = NullSink()
         self._sink: Sink = NullSink()
         if mesh.is_main:
             with self._guarded():
                 self._lines = JSONLSink(start.folder / METRICS, lines_before(start))
+                self._norms = JSONLSink(start.folder / NORMS, norms_before(start))
                 tensorboard = TensorBoardSink(start.folder / "tensorboard", start.step)
                 self._sink = Sinks(self._lines, tensorboard)
 
@@ -46,7 +52,9 @@ class Reporter:
     def step(self, number: int, epoch: int, step: Step, seconds: float) -> None:
         """Step `number`, which took `seconds`."""
         rate = step.tokens / seconds
-        flops = step_flops(self._config, step.tokens, step.supervised) / seconds
+        method = self._method
+        flops = step_flops(method.config, step.tokens, step.supervised, method.WEIGHT_GRADIENTS)
+        flops /= seconds
         values: dict[str, Any] = {
             "epoch": epoch,
             "loss": step.loss,
@@ -76,12 +84,16 @@ class Reporter:
             self._sink.scalars(number, {"epoch": epochs, "eval_loss": loss})
         self.say(f"held-out loss {loss:.4f} after {epochs} epochs")
 
-    def adapter_norms(self, number: int, adapter: dict[str, torch.Tensor]) -> None:
-        """Of every A and every B of the whole adapter, a histogram each."""
-        for factor in ("a", "b"):
-            norms = [value.norm() for name, value in adapter.items() if name.endswith(f".{factor}")]
+    def norms(self, number: int, norms: Tensors, histogram_of: Callable[[str], str]) -> None:
+        """Of every tensor that trains, by name; and over the layers a histogram by its name."""
+        with self._guarded():
+            self._norms.scalars(number, {"norms": {n: float(v) for n, v in norms.items()}})
+        together: dict[str, list[torch.Tensor]] = {}
+        for name, value in norms.items():
+            together.setdefault(histogram_of(name), []).append(value)
+        for name, values in sorted(together.items()):
             with self._guarded():
-                self._sink.histogram(number, f"adapter_norms/{factor.upper()}", torch.stack(norms))
+                self._sink.histogram(number, name, torch.stack(values))
 
     def samples(self, number: int, text: str) -> None:
         with self._guarded():
@@ -106,6 +118,7 @@ class Reporter:
     def close(self) -> None:
         with self._guarded():
             self._sink.close()
+            self._norms.close()
         self.progress.close()
 
     @contextmanager
@@ -125,10 +138,30 @@ def shown(loss: float | None) -> str:
 def lines_before(start: Start) -> list[str]:
     """The lines of metrics.jsonl that were written before the checkpoint: those after it are
     written again."""
+    return _earlier(start, METRICS, lambda lines: islice(lines, start.run.metrics_lines))
+
+
+def norms_before(start: Start) -> list[str]:
+    """The same of norms.jsonl. Those of the checkpoint's own step are taken after it is saved."""
+    return _earlier(
+        start, NORMS, lambda lines: takewhile(lambda line: _step(line) < start.step, lines)
+    )
+
+
+def _earlier(start: Start, name: str, kept: Callable[[Iterable[str]], Iterable[str]]) -> list[str]:
+    """What `kept` takes of the lines of the file `name` of the run that the checkpoint is of."""
     if start.source is None or start.source.parent.name != CHECKPOINTS:
         return []
-    path: Path = start.source.parent.parent / METRICS
+    path = start.source.parent.parent / name
     if not path.is_file():
         return []
     with path.open(encoding="utf-8") as file:
-        return list(islice(file, start.run.metrics_lines))
+        return list(kept(file))
+
+
+def _step(line: str) -> float:
+    """Infinite for a line that a killed run did not end: it is of no step before a checkpoint."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf

@@ -1,24 +1,34 @@
-"""Held-out prompts answered before and after the training."""
+"""Prompts answered before and after the training: of rows that it learns, and of rows that it does
+not."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Literal, TypeVar
 
 from llama.assembly.limits import can_answer
 from llama.assembly.use import answer
 from llama.data.prepare import Prepared
+from llama.data.rows import Row
 from llama.files.atomic import write_file
 from llama.files.json_text import json_text
-from llama.model.config import ModelConfig
 from llama.model.transformer import Transformer
 from llama.parallel.mesh import Mesh
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.chat import joined_content
-from llama.tokenizer.templates import Template
+from llama.train.start.inputs import Inputs
+
+T = TypeVar("T")
 
 COUNT = 4
+"""Prompts of each kind of rows."""
 MAX_NEW_TOKENS = 48
+
+Rows = Literal["training", "held-out"]
+HEADINGS: dict[Rows, str] = {"training": "From the training rows", "held-out": "Held out"}
 
 
 @dataclass(frozen=True)
@@ -27,26 +37,57 @@ class Prompt:
 
     text: str
     ids: list[int]
+    rows: Rows = "held-out"
 
 
-def choose_prompts(
-    held_out: Prepared | None, template: Template, tokenizer: Tokenizer, config: ModelConfig
-) -> list[Prompt]:
-    """The first conversations of the held-out set that the model can answer, up to their first
-    answer. (A row that was cut may go on past what the model has positions or tokens for.)"""
-    prompts = []
-    for row in held_out.rows if held_out else []:
+def choose_prompts(inputs: Inputs) -> list[Prompt]:
+    """Conversations that the model can answer, up to their first answer: of the training rows one
+    from each quarter, as they are often sorted; of the held-out ones the first."""
+    held_out = inputs.held_out.rows if inputs.held_out else []
+    return [
+        *islice(_prompts(spread(_learnt(inputs.training)), "training", inputs), COUNT),
+        *islice(_prompts(held_out, "held-out", inputs), COUNT),
+    ]
+
+
+def _learnt(data: Prepared) -> list[Row]:
+    skipped = {number for number, _ in data.report.skipped}
+    return [row for row in data.rows if row.number not in skipped]
+
+
+def spread(items: Sequence[T]) -> Iterator[T]:
+    """The first of each of `COUNT` equal parts, then the second of each, and so on."""
+    size = -(-len(items) // COUNT)
+    for offset in range(size):
+        yield from items[offset::size]
+
+
+def _prompts(rows: Iterable[Row], name: Rows, inputs: Inputs) -> Iterator[Prompt]:
+    """A row that was cut may go on past what the model has positions or tokens for."""
+    for row in rows:
         before_answer = []
         for message in row.messages:
             if message["role"] == "assistant":
                 break
             before_answer.append(message)
-        if before_answer and len(prompts) < COUNT:
+        if before_answer:
             text = "\n\n".join(joined_content(message) for message in before_answer)
-            ids = template.prompt(before_answer, tokenizer, row.tools)
-            if can_answer(ids, MAX_NEW_TOKENS, config):
-                prompts.append(Prompt(text, ids))
-    return prompts
+            ids = inputs.template.prompt(before_answer, inputs.tokenizer, row.tools)
+            if can_answer(ids, MAX_NEW_TOKENS, inputs.source.config):
+                yield Prompt(text, ids, name)
+
+
+def comparable(prompts: list[Prompt], before: list[str]) -> tuple[list[Prompt], str | None]:
+    """The prompts that `before`, as a checkpoint has it, answers; and a line on those that it does
+    not: earlier programs asked the held-out rows alone."""
+    if len(before) == len(prompts):
+        return prompts, None
+    kept = [prompt for prompt in prompts if prompt.rows == "held-out"]
+    kept = kept if len(kept) == len(before) else []
+    return kept, (
+        f"the checkpoint holds {len(before)} answers from before the training, and there are "
+        f"{len(prompts)} prompts: {len(prompts) - len(kept)} are not compared"
+    )
 
 
 def answers(
@@ -61,9 +102,10 @@ def answers(
 
 
 def write_samples(path: Path, prompts: list[Prompt], before: list[str], after: list[str]) -> None:
-    """`samples.jsonl`: prompt, before, after. Raises `OSError`; the file is then as it was."""
+    """`samples.jsonl`: rows, prompt, before, after. Raises `OSError`; the file is then as it
+    was."""
     rows = [
-        {"prompt": prompt.text, "before": old, "after": new}
+        {"rows": prompt.rows, "prompt": prompt.text, "before": old, "after": new}
         for prompt, old, new in zip(prompts, before, after, strict=True)
     ]
     lines = [json_text(row, ensure_ascii=False) + "\n" for row in rows]
@@ -71,11 +113,16 @@ def write_samples(path: Path, prompts: list[Prompt], before: list[str], after: l
 
 
 def as_text(prompts: list[Prompt], before: list[str], after: list[str]) -> str:
-    """The same for a reader."""
-    parts = [
-        f"> {_quoted(prompt.text)}\n  before: {_indented(old)}\n  after:  {_indented(new)}"
-        for prompt, old, new in zip(prompts, before, after, strict=True)
-    ]
+    """The same for a reader, each kind of rows under its heading."""
+    parts = []
+    heading = None
+    for prompt, old, new in zip(prompts, before, after, strict=True):
+        if HEADINGS[prompt.rows] != heading:
+            heading = HEADINGS[prompt.rows]
+            parts.append(f"{heading}:")
+        parts.append(
+            f"> {_quoted(prompt.text)}\n  before: {_indented(old)}\n  after:  {_indented(new)}"
+        )
     return "\n\n".join(parts)
 
 

@@ -26,10 +26,7 @@ def resolve(name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download  # no dependency of this project's own
     except ImportError:
-        raise UserError(
-            f"--model {name}: no such folder here, and names on the Hugging Face hub need the "
-            "package huggingface_hub: pip install huggingface_hub"
-        ) from None
+        raise UserError(_needs_package(name)) from None
     reason = ""
     # as a cached copy is used without asking the network, every rank sees the same files
     for local in (True, False):
@@ -42,7 +39,34 @@ def resolve(name: str) -> Path:
             continue
         if not local or any(Path(folder).glob("*.safetensors")):
             return Path(folder)
-    raise UserError(
+    raise UserError(_not_to_be_had(name, reason))
+
+
+def config_file(name: str) -> Path:
+    """`config.json` of `name`, from the local cache or else from the hub; no weights are fetched.
+    UserError as of `resolve`."""
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise UserError(_needs_package(name)) from None
+    reason = ""
+    for local in (True, False):
+        try:
+            return Path(hf_hub_download(name, "config.json", local_files_only=local))
+        except Exception as error:  # its errors come from several libraries
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    raise UserError(_not_to_be_had(name, reason))
+
+
+def _needs_package(name: str) -> str:
+    return (
+        f"--model {name}: no such folder here, and names on the Hugging Face hub need the "
+        "package huggingface_hub: pip install huggingface_hub"
+    )
+
+
+def _not_to_be_had(name: str, reason: str) -> str:
+    return (
         f"--model {name}: no such folder here, not in the local Hugging Face cache, and not to be "
         f"had from the hub ({reason}): download it where there is a network and give its folder"
     )

@@ -1,12 +1,18 @@
-"""Sizes from Hugging Face's `config.json`, as written by transformers 4 and 5."""
+"""Sizes from Hugging Face's `config.json`, as written by transformers 4 and 5; and written so that
+both read them."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from llama.model.config import ModelConfig
 from llama.weights.fields import Fields, read_json_object, shorten
-from llama.weights.rope_fields import read_rope
+from llama.weights.rope_fields import read_rope, written_scaling
+
+CONFIG = "config.json"
 
 _OTHER_ARITHMETIC = {
     "quantization_config": (),
@@ -128,3 +134,33 @@ def _check_kind(fields: Fields) -> None:
         fields.refuse("layer_types")
     for key, harmless in _OTHER_ARITHMETIC.items():
         fields.refuse(key, harmless)
+
+
+def config_document(config: ModelConfig, dtype: torch.dtype, beside: Path | None) -> dict[str, Any]:
+    """`config.json` of a model of these sizes with weights in `dtype`: `beside`, the file of a
+    model of the same sizes, where there is one, with what it says besides."""
+    kind = str(dtype).removeprefix("torch.")
+    if beside is not None:
+        document = read_json_object(beside)
+        document |= {key: kind for key in ("dtype", "torch_dtype") if key in document}
+        return document if "dtype" in document else document | {"torch_dtype": kind}
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.ffn_dim,
+        "vocab_size": config.vocab_size,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": written_scaling(config.rope_scaling),
+        "max_position_embeddings": config.max_seq_len,
+        "tie_word_embeddings": config.tied_embedding,
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.mlp_bias,
+        "torch_dtype": kind,
+    }

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from llama.errors import UserError
+from llama.errors import UserError, raise_if
 from llama.files.inputs import file_problem
 from llama.files.kinds import GGUF, HEAD, JSON, SAFETENSORS, TORCH, kind_of
 from llama.model.config import ModelConfig
@@ -23,6 +23,7 @@ from llama.notes import note
 from llama.weights import hub
 from llama.weights.gguf import GGUFReader
 from llama.weights.huggingface import HuggingFaceReader
+from llama.weights.huggingface_config import read_config
 from llama.weights.meta import MetaReader
 from llama.weights.random_init import RandomReader
 from llama.weights.reader import WeightReader
@@ -77,6 +78,23 @@ def open_model(model: str, random_device: torch.device | None = None) -> ModelSo
     if path.is_dir():
         return _open_folder(model, path)
     return ModelSource(model, *_open_file(path))
+
+
+def sizes_of(model: str) -> tuple[ModelConfig, Path | None]:
+    """The sizes of the model that `model` names, and where its tokenizer is, without weights: as
+    `open_model`, but that a preset's bare name will do, and of a model on the hub its `config.json`
+    alone is fetched, and no tokenizer. Raises UserError."""
+    if model in PRESETS and not Path(model).exists():
+        return PRESETS[model], _bundled() if model == BUNDLED else None
+    if hub.is_hub_name(model) and not Path(model).expanduser().exists():
+        try:
+            config, problems = read_config(hub.config_file(model))
+        except UserError as error:
+            raise UserError(error.problems[0] + _nearest(model)) from None
+        raise_if(problems)
+        return config, None
+    source = open_model(model)
+    return source.config, source.tokenizer_path
 
 
 def _bundled() -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from llama.model.scaling import (
     DynamicScaling,
@@ -132,6 +133,36 @@ def _note_disagreement(
             f"{fields.where}: rope_theta {outer:g} and the {theta:g} of {taken} disagree: the "
             "latter is taken, as transformers does"
         )
+
+
+_LENGTHS: dict[str, str] = {"original_max_position": "original_max_position_embeddings"}
+"""Fields that transformers calls otherwise."""
+_WRITTEN: dict[type[Any], tuple[str, tuple[str, ...]]] = {
+    LinearScaling: ("linear", ("factor",)),
+    DynamicScaling: ("dynamic", ("factor",)),
+    Llama3Scaling: (
+        "llama3",
+        ("factor", "low_freq_factor", "high_freq_factor", "original_max_position"),
+    ),
+    YarnScaling: (
+        "yarn",
+        (
+            *("factor", "original_max_position", "attention_factor"),
+            *("beta_fast", "beta_slow", "truncate"),
+        ),
+    ),
+}
+
+
+def written_scaling(scaling: RopeScaling | None) -> dict[str, object] | None:
+    """`rope_scaling` of `config.json`, from which `scaling_of` reads `scaling` again."""
+    if scaling is None:
+        return None
+    kind, fields = _WRITTEN[type(scaling)]
+    values: dict[str, object] = {
+        _LENGTHS.get(field, field): getattr(scaling, field) for field in fields
+    }
+    return {"rope_type": kind, **values}
 
 
 _GGUF_NAMES = {

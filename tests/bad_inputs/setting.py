@@ -21,12 +21,16 @@ from llama.commands.doctor.command import doctor
 from llama.commands.doctor.options import DoctorOptions
 from llama.commands.evaluate import evaluate
 from llama.commands.generate import generate
+from llama.commands.plan.command import plan
+from llama.commands.report import report
 from llama.commands.verify.command import verify
 from llama.settings import (
     BenchmarkOptions,
     EvaluateOptions,
     GenerateOptions,
     LoRAOptions,
+    PlanOptions,
+    ReportOptions,
     TrainOptions,
     VerifyOptions,
 )
@@ -43,6 +47,8 @@ COMMANDS: dict[str, tuple[Callable[..., int], Any]] = {
     "benchmark": (benchmark, BenchmarkOptions),
     "verify": (verify, VerifyOptions),
     "doctor": (doctor, DoctorOptions),
+    "plan": (plan, PlanOptions),
+    "report": (report, ReportOptions),
 }
 _OF_A_LAUNCHER = (
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
@@ -89,6 +95,8 @@ class Setting:
             "benchmark": {"model": "model", "deepspeed": "ds.json"},
             "verify": {"model": "model", "deepspeed": "ds.json"},
             "doctor": {"hostfile": "hosts"},
+            "plan": {"model": "model", "deepspeed": "ds.json", "gpu": "h100-80gb"},
+            "report": {"runs": "finished"},
         }[command]
 
     def arguments(self) -> list[str]:
@@ -155,6 +163,8 @@ def build(folder: Path) -> Path:
     write_rows(folder / "rows.json")
     write_adapter(folder / "adapter")
     (folder / "hosts").write_text("a slots=1\nb slots=1\n")
+    (folder / "finished").mkdir()
+    write_json(folder / "finished" / "run.json", {"steps": 1})
     return folder
 
 

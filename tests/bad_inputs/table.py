@@ -16,6 +16,8 @@ from tests.bad_inputs.cases import (
     deepspeed_file,
     environment,
     hosts,
+    planning,
+    reporting,
     tokenizers,
     verifying,
     weights,
@@ -32,6 +34,8 @@ AREAS: dict[str, list[Case]] = {
     "Launcher and devices": environment.CASES,
     "Hostfile": hosts.CASES,
     "`verify`": verifying.CASES,
+    "`plan`": planning.CASES,
+    "`report`": reporting.CASES,
 }
 PAGE = Path(__file__).parents[2] / "docs" / "bad_inputs.md"
 _HEAD = """\

@@ -30,11 +30,25 @@ def test_it_is_refused(area: str, case: Case, sound: Path, tmp_path: Path) -> No
         assert piece and piece in line
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "doctor"])
+def test_a_sound_plan_is_made(sound: Path, tmp_path: Path) -> None:
+    """It loads no weights."""
+    outcome = run(
+        Case("", lambda s: s.options.update(seq_len="64"), (), "plan"), sound, tmp_path / "run"
+    )
+    assert outcome.status == 0 and "it fits" in outcome.stdout and not outcome.changed
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"doctor", "plan", "report"}))
 def test_what_is_spoilt_was_sound(command: str, sound: Path, tmp_path: Path) -> None:
     """Else every refusal might be of something else: unspoilt, each command goes on to weights."""
     with pytest.raises(AssertionError, match="weights are being loaded"):
         run(Case("sound", lambda setting: None, (), command), sound, tmp_path / "case")
+
+
+def test_so_was_the_run_of_a_report(sound: Path, tmp_path: Path) -> None:
+    outcome = run(Case("sound", lambda setting: None, (), "report"), sound, tmp_path / "case")
+    assert (outcome.status, outcome.lines) == (0, [])
+    assert outcome.changed == {"finished/report.html"}
 
 
 @pytest.mark.parametrize("model", ["meta", "model.gguf"])

@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama.assembly.model import check_adapter
-from llama.checkpoint import content, read
-from llama.checkpoint.content import MANIFEST, contents
+from llama.checkpoint import read
+from llama.checkpoint.manifest import MANIFEST, manifest, written
+from llama.checkpoint.whole import contents
 from llama.data.prepare import prepare
 from llama.errors import UserError
 from llama.files.atomic import write_folder
@@ -140,15 +141,15 @@ def saved(path: Path) -> None:
 def signed(path: Path) -> None:
     """The same with a manifest that agrees, as one would forge it."""
     folder = next(p for p in path.parents if p.name == "step-3")
-    manifest = folder / MANIFEST
-    whole = manifest.read_bytes()
-    files = [p for p in folder.rglob("*") if p.is_file() and p != manifest]
-    names = {str(p.relative_to(folder)): p.read_bytes() for p in files}
-    manifest.write_bytes(content._manifest(3, names))
+    listed = folder / MANIFEST
+    whole = listed.read_bytes()
+    files = [p for p in folder.rglob("*") if p.is_file() and p != listed]
+    names = {str(p.relative_to(folder)): written(p.read_bytes()) for p in files}
+    listed.write_bytes(manifest(3, names))
     try:
         read(folder, MOST)
     finally:
-        manifest.write_bytes(whole)
+        listed.write_bytes(whole)
 
 
 READERS: dict[str, Callable[[Path], None]] = {

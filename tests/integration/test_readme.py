@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,9 @@ SMALLER = {
     "evaluate": ["--template", "alpaca"],
     "doctor": ["--size_mb", "1"],
     "benchmark": ["--steps", "1", "--warmup", "0"],
+    "plan": [],
     "verify": ["--steps", "2", "--layers", "1", "--seq_len", "32"],
+    "report": [],
 }
 
 
@@ -38,6 +41,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = ["--deepspeed", "ds_configs/lora.json", "--output_dir", folder / "RUN"]
     done = launched("python", "train.py", *map(str, settings + arguments))
     assert done.returncode == 0, done.stderr
+    shutil.copytree(folder / "RUN", folder / "RUN2")
     return folder
 
 
@@ -46,12 +50,15 @@ def smaller(command: str, folder: Path, out: Path) -> list[str]:
     words = shlex.split(command)
     script = next(Path(word).stem for word in words if word.startswith("launcher/"))
     extra = ["--model", "MODEL", *SMALLER[script]]
+    if script == "report":
+        extra = []  # it reads runs, and takes no model
     for option, value in zip(extra[::2], extra[1::2], strict=True):
         if option not in words:
             words += [option, value]
     places = {"MODEL": folder / "MODEL", "ROWS.jsonl": folder / "ROWS.jsonl"}
     places |= {"OUT": out, "runs/mine": out}
-    places["RUN/adapter"] = folder / "RUN" / "adapter"
+    places |= {name: folder / name for name in ("RUN", "RUN2", "RUN/adapter")}
+    places["two.html"] = out.with_name("two.html")
     return [str(places.get(word, "2" if word == "8" else word)) for word in words]
 
 

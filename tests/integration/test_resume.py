@@ -39,7 +39,8 @@ def assert_the_same(out: Path, straight: Path) -> None:
     assert metrics(out) == metrics(straight)
     assert summary(out) == summary(straight)
     assert adapter(out).read_bytes() == adapter(straight).read_bytes()
-    assert (out / "samples.jsonl").read_bytes() == (straight / "samples.jsonl").read_bytes()
+    for name in ("samples.jsonl", "norms.jsonl"):
+        assert (out / name).read_bytes() == (straight / name).read_bytes()
     newest = f"checkpoints/step-{STEPS}/optimizer.safetensors"
     assert (out / newest).read_bytes() == (straight / newest).read_bytes()
 

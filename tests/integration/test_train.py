@@ -31,7 +31,7 @@ STEP_KEYS = {
     *("supervised_tokens", "seconds", "tokens_per_second", "mfu", "peak_memory_bytes"),
 }
 FILES = {
-    *("run.json", "metrics.jsonl", "samples.jsonl", "summary.json"),
+    *("run.json", "metrics.jsonl", "norms.jsonl", "samples.jsonl", "summary.json", "report.html"),
     *("adapter/adapter_model.safetensors", "adapter/adapter_config.json"),
 }
 TARGETS = ("wq", "wv", "wo", "w2")
@@ -170,12 +170,20 @@ def test_an_epoch_s_average_is_over_its_tokens(runs: Runs) -> None:
         assert average == pytest.approx(total / count, rel=1e-6)
 
 
-def test_samples_are_the_held_out_prompts(runs: Runs) -> None:
+def test_samples_are_prompts_of_both_kinds_of_rows(runs: Runs) -> None:
+    """Of 11 training rows the first of each quarter; of the held-out ones the first."""
     out = runs.make("python")
     samples = read_lines(out / "samples.jsonl")
-    prompts = [row["prompt"] for row in json.loads(runs.held_out.read_text())]
-    assert [sample["prompt"] for sample in samples] == prompts
-    assert all(set(sample) == {"prompt", "before", "after"} for sample in samples)
+    trained, held_out = (
+        [row["prompt"] for row in json.loads(path.read_text())]
+        for path in (runs.rows, runs.held_out)
+    )
+    found = [(sample["rows"], sample["prompt"]) for sample in samples]
+    assert found == [
+        *(("training", prompt) for prompt in trained[::3]),
+        *(("held-out", prompt) for prompt in held_out),
+    ]
+    assert all(set(sample) == {"rows", "prompt", "before", "after"} for sample in samples)
     assert any(sample["before"] != sample["after"] for sample in samples)
 
 

@@ -119,10 +119,10 @@ BROKEN: dict[str, Callable[[], Any]] = {
         "llama.adapters.lora.reduce_from_shards", _same
     ),
     "replicated factors seeded per rank": lambda: patch(
-        "llama.assembly.engine.initialise", _seeded_per_rank
+        "llama.methods.lora.initialise", _seeded_per_rank
     ),
     "replicated factor perturbed on one rank": lambda: patch(
-        "llama.assembly.engine.initialise", _perturbed_on_one_rank
+        "llama.methods.lora.initialise", _perturbed_on_one_rank
     ),
     "each shard draws its own dropout": lambda: patch("llama.adapters.lora.dropout", _own_mask),
     "recomputation draws other dropout": lambda: patch(

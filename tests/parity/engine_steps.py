@@ -16,11 +16,11 @@ from llama.adapters import peft_format
 from llama.adapters.attach import attach, initialise
 from llama.adapters.peft_format import AdapterConfig
 from llama.assembly.model import build_model
-from llama.checkpoint.adapter_files import save_adapter
 from llama.data.batches import make_batch
 from llama.engine import Engine, start_processes
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
+from llama.methods.lora import save_adapter
 from llama.parallel.mesh import create_mesh
 from llama.settings import LoRAOptions
 from llama.weights.open_model import open_model

@@ -26,14 +26,17 @@ def _result(folder: Path, module: str, *argv: str) -> Any:
     return json.loads(out.read_text())
 
 
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Two shards, two copies: each stage and accumulation, blocks recomputed."""
-    arguments = ["--tensor_parallel", "2", "--checkpointing", "block"]
+@pytest.fixture(scope="module", params=["lora", "full"])
+def rows(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
+    """Two shards, two copies: each stage and accumulation, blocks recomputed; the whole model with
+    a vocabulary that the degree does not divide."""
+    arguments = ["--tensor_parallel", "2", "--checkpointing", "block", "--method", request.param]
     return _result(tmp_path_factory.mktemp("rows"), "tests.parity.topologies", *arguments)
 
 
-def test_every_stage_trains_the_adapter_of_one_process(rows: list[dict[str, Any]]) -> None:
+def test_every_stage_trains_what_one_process_does(rows: list[dict[str, Any]]) -> None:
     cases = {(row["zero_stage"], row["accumulation"]) for row in rows}
     assert cases == {(stage, steps) for stage in STAGES for steps in ACCUMULATIONS}
     for row in rows:
@@ -42,8 +45,8 @@ def test_every_stage_trains_the_adapter_of_one_process(rows: list[dict[str, Any]
 
 
 def test_the_optimizer_holds_twelve_bytes_a_parameter(rows: list[dict[str, Any]]) -> None:
-    """Masters and two moments over the shards, nothing for the base; float32 under ZeRO-0 keeps no
-    masters beside the parameters."""
+    """Masters and two moments over the shards, nothing for a frozen base; float32 under ZeRO-0
+    keeps no masters beside the parameters."""
     for row in rows:
         assert row["bytes_per_parameter"] == (8 if row["zero_stage"] == 0 else 12), row
 

@@ -22,7 +22,9 @@ from llama.commands.verify.report import TOLERANCES, Outcome, compare
 from llama.engine import start_processes
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
+from llama.methods.kinds import method_of
 from llama.model.config import LINEARS
+from llama.model.transformer import Transformer
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.settings import LoRAOptions, VerifyOptions
 from llama.weights.open_model import ModelSource
@@ -41,6 +43,9 @@ OPTIONS = VerifyOptions(
     lora=LoRAOptions(rank=4, alpha=8.0, dropout=0.05, targets=LINEARS),
 )
 """Every target, five steps, dropout on."""
+FULL = replace(OPTIONS, method="full", lora=LoRAOptions())
+FULL_MODEL = replace(MODEL, vocab_size=97, tied_embedding=True)
+"""A vocabulary that no degree divides, in a matrix that is met twice."""
 
 
 @dataclass(frozen=True)
@@ -70,22 +75,22 @@ def document(stage: int, accumulation: int) -> dict[str, Any]:
     return result
 
 
-def case_of(mesh: Mesh, accumulation: int, checkpointing: str) -> Case:
-    options = replace(
-        OPTIONS, tensor_parallel=mesh.tensor_parallel.size, checkpointing=checkpointing
-    )
-    source = ModelSource("tiny", RandomReader(MODEL, options.seed), None)
-    rows = random_rows(MODEL.vocab_size, options, accumulation, mesh)
+def case_of(mesh: Mesh, accumulation: int, checkpointing: str, method: str = "lora") -> Case:
+    given, model = (FULL, FULL_MODEL) if method == "full" else (OPTIONS, MODEL)
+    options = replace(given, tensor_parallel=mesh.tensor_parallel.size, checkpointing=checkpointing)
+    source = ModelSource("tiny", RandomReader(model, options.seed), None)
+    rows = random_rows(model.vocab_size, options, accumulation, mesh)
     return Case(source, options, rows, micro_batch=1, accumulation=accumulation)
 
 
 def row(stage: int, case: Case, reference: Outcome | None, mesh: Mesh, device: torch.device) -> Row:
     config = document(stage, case.accumulation)
     size = mesh.data_parallel_size
-    resolved = resolved_json(config, size, MODEL)
+    resolved = resolved_json(config, size, case.source.config)
     outcome = asked_run(case, resolved, mesh, device)
     rows = {line.what: line for line in compare(outcome, reference, resolved, mesh).rows}
-    deviations = [rows[what].deviation for what in ("loss", "gradient norm", "updated adapter")]
+    trained = f"updated {method_of(case.options, case.source).TRAINED}"
+    deviations = [rows[what].deviation for what in ("loss", "gradient norm", trained)]
     return Row(
         mesh.tensor_parallel.size,
         size,
@@ -95,15 +100,19 @@ def row(stage: int, case: Case, reference: Outcome | None, mesh: Mesh, device: t
         *deviations,
         replicas_equal=not outcome.replica_problems,
         optimizer_bytes=outcome.optimizer_bytes,
-        bytes_per_parameter=_bytes_per_parameter(outcome, stage, mesh),
+        bytes_per_parameter=_bytes_per_parameter(outcome, stage, case, mesh),
     )
 
 
-def _bytes_per_parameter(outcome: Outcome, stage: int, mesh: Mesh) -> float:
+def _bytes_per_parameter(outcome: Outcome, stage: int, case: Case, mesh: Mesh) -> float:
     """Over one copy: ZeRO parts the states of a shard over the data-parallel ranks, ZeRO-0 repeats
     them on each. A tensor that tensor parallelism replicates counts on each rank that holds it."""
     degree = mesh.tensor_parallel.size
     held = sum(outcome.optimizer_bytes) / (mesh.data_parallel_size if stage == 0 else 1)
+    if case.options.method == "full":
+        with torch.device("meta"):
+            model = Transformer(FULL_MODEL, mesh.tensor_parallel)
+        return held / (degree * sum(p.numel() for p in model.parameters()))
     rank, parameters = OPTIONS.lora.rank, 0
     for name in OPTIONS.lora.targets:
         rows, columns = MODEL.linear_shape(name)
@@ -118,13 +127,15 @@ def rows_of(
     device: torch.device,
     stages: tuple[int, ...] = STAGES,
     checkpointing: tuple[str, ...] = CHECKPOINTING,
+    method: str = "lora",
 ) -> list[Row]:
     found = []
     for accumulation in ACCUMULATIONS:
-        case = case_of(mesh, accumulation, "none")
+        case = case_of(mesh, accumulation, "none", method)
         reference = reference_run(case, document(0, accumulation), mesh, device)
         for stage, mode in itertools.product(stages, checkpointing):
-            found.append(row(stage, case_of(mesh, accumulation, mode), reference, mesh, device))
+            of_mode = case_of(mesh, accumulation, mode, method)
+            found.append(row(stage, of_mode, reference, mesh, device))
     return found
 
 
@@ -132,11 +143,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tensor_parallel", type=int, required=True)
     parser.add_argument("--checkpointing", default=",".join(CHECKPOINTING))
+    parser.add_argument("--method", default="lora")
     parser.add_argument("--out", type=Path, help="a file; default: standard output")
     given = parser.parse_args()
     device = start_processes()
     mesh = create_mesh(given.tensor_parallel)
-    rows = rows_of(mesh, device, checkpointing=tuple(given.checkpointing.split(",")))
+    modes = tuple(given.checkpointing.split(","))
+    rows = rows_of(mesh, device, checkpointing=modes, method=given.method)
     if mesh.is_main and given.out:
         given.out.write_text(json.dumps([asdict(r) for r in rows]))
     elif mesh.is_main:

@@ -12,11 +12,13 @@ from tests.support.tiny_runs import CONFIG
 
 STEPS = 20
 STAGES = (0, 1)
-"""ZeRO's; float32 goes through two quite different optimizers of DeepSpeed's."""
+"""ZeRO's; float32 goes through two quite different optimizers of DeepSpeed's, and a third at 3."""
 LORA = LoRAOptions(rank=4, alpha=16.0, dropout=0.0, targets=("wq", "wk", "wv", "wo", "w1", "w2"))
 VARIANTS = {"lora": LORA, "rslora": replace(LORA, alpha=6.0, scale="alpha/sqrt(r)")}
 ADAM = {"lr": 5e-3, "betas": [0.9, 0.99], "eps": 1e-6, "weight_decay": 0.1}
 CLIP = 1.5
+FULL_CLIP = 2.0
+"""Where all of a model trains, whose gradients are larger."""
 
 
 def windows() -> list[list[list[PackedRow]]]:

@@ -18,6 +18,7 @@ from llama.assembly.engine import build_engine
 from llama.engine import ZeRO3Placement, start_processes
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
+from llama.methods.method import Watched
 from llama.parallel.mesh import create_mesh
 from llama.settings import LoRAOptions, VerifyOptions
 from llama.train.first_steps import FirstStepsCheck
@@ -65,7 +66,8 @@ def main() -> None:
     loading = _watch_loading()
     source = ModelSource("tiny", CountingReader(CONFIG, 0), None)
     engine = build_engine(source, options, resolved, mesh, device)
-    check, problems = FirstStepsCheck(engine.trainable, engine.own_values), []
+    watched = Watched(engine.own_values, lambda flags: flags)
+    check, problems = FirstStepsCheck(engine.trainable, watched), []
     most = 0
 
     def look(*_: Any) -> None:

@@ -26,7 +26,7 @@ class Case:
     folder: Path
     runs: list[dict[str, Any]] = field(default_factory=list)
     lora: tuple[str, ...] = ("--lora.targets", "wq,wo", "--lora.dropout", "0.1")
-    """The options of the adapter."""
+    """The options of what trains."""
 
     def __post_init__(self) -> None:
         self.model = write_model(self.folder / "model")

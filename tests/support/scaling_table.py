@@ -8,42 +8,31 @@ efficiency is the least that these rates allow.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
+from llama.metrics.hardware import GPUS, GPUS_PER_NODE, NETWORKS, NVLINK, Link
 from llama.model.config import ModelConfig
+from llama.model.kept import Kept
 from llama.model.presets import PRESETS
+from llama.planning.time import Place, ring_seconds, small_sums_seconds
+from llama.planning.time import tensor_seconds as tensor_seconds_of
+from llama.planning.work import (
+    adapter_bytes,
+    base_bytes,
+    exchanged_bytes,
+    summed_bytes,
+    sums,
+)
+from llama.settings import LoRAOptions
 
-RANK, TARGETS = 16, ("wq", "wv")
+LORA = LoRAOptions(rank=16, targets=("wq", "wv"))
 HALF = 2
 """Bytes of an element that is computed with or sent."""
-GPUS_PER_NODE = 8
 
 COMPUTE = 13_325 * 6 * PRESETS["llama-7b"].parameter_count()
 """FLOP/s of a GPU: 13,325 tokens/s of 7B, 2 x 4096 with blocks recomputed, on one H200
 (docs/benchmarks/h200.md), at 2 FLOP a parameter for each of forward, recomputation and backward."""
-SHARE_OF_LINE_RATE = 0.8
-"""That a collective is taken to reach between nodes."""
-
-
-@dataclass(frozen=True)
-class Link:
-    """What carries a step's bytes in one direction."""
-
-    name: str
-    bytes_per_second: float
-    """That a collective reaches: from one GPU within a node, from a whole node between nodes."""
-    hop: float
-    """Seconds that a message takes at least."""
-
-
-NVLINK = Link("NVLink 4 (one node)", 286.5e9, 3e-6)
-"""NCCL's all-reduce of 128 MiB over two H100s, by tests/gpu/link_rate.py; 450 GB/s on paper."""
-BETWEEN_NODES = (
-    Link("8 x NDR 400 Gb/s", SHARE_OF_LINE_RATE * GPUS_PER_NODE * 400e9 / 8, 5e-6),
-    Link("1 x 100 GbE", SHARE_OF_LINE_RATE * 100e9 / 8, 30e-6),
-    Link("1 x 25 GbE", SHARE_OF_LINE_RATE * 25e9 / 8, 30e-6),
-)
+BETWEEN_NODES = (NETWORKS["ndr-400"], NETWORKS["100gbe"], NETWORKS["25gbe"])
 
 
 @dataclass(frozen=True)
@@ -62,15 +51,13 @@ class Layout:
 
     @property
     def adapter(self) -> int:
-        """Bytes of the adapter on one rank. On wq and wv A is replicated over the shards, B cut."""
-        shapes = [self.config.linear_shape(name) for name in TARGETS]
-        count = sum(RANK * (inputs + outputs // self.tensor_parallel) for outputs, inputs in shapes)
-        return HALF * self.config.n_layers * count
+        """Bytes of the adapter on one rank."""
+        return adapter_bytes(self.config, LORA, self.tensor_parallel, HALF)
 
     @property
     def base(self) -> int:
         """Bytes of the frozen weights of one model shard."""
-        return HALF * self.config.parameter_count() // self.tensor_parallel
+        return base_bytes(self.config, self.tensor_parallel, HALF)
 
     @property
     def compute_seconds(self) -> float:
@@ -80,20 +67,19 @@ class Layout:
 
     def exchanged(self, ranks: int) -> float:
         """Bytes that leave each of `ranks` data-parallel ranks in a step."""
-        share = (ranks - 1) / ranks
-        gathered = 2 * self.base if self.stage == 3 else 0  # for the forward, and the backward
-        return share * (2 * self.adapter + gathered)
+        return exchanged_bytes(self.stage, ranks, 1, self.adapter, self.base)
 
     @property
-    def summed(self) -> int:
-        """Bytes of the activations that tensor parallelism sums in a step: of each layer two in the
-        forward, two in the backward, and one in between, since what is recomputed stops before
-        the second; the embedding's, and the gradient of the last hidden states."""
+    def kept(self) -> tuple[Kept, ...]:
+        """Blocks are recomputed."""
+        return (Kept.INPUT,) * self.config.n_layers
+
+    @property
+    def summed(self) -> float:
+        """Bytes of the activations that tensor parallelism sums in a step."""
         if self.tensor_parallel == 1:
             return 0
-        width = HALF * self.tokens * self.config.dim
-        adapters = HALF * self.tokens * RANK * len(TARGETS)
-        return self.config.n_layers * (5 * width + adapters) + 2 * width
+        return summed_bytes(self.config, LORA, self.tokens, self.tokens, self.kept, HALF)
 
 
 LAYOUTS = (
@@ -115,26 +101,20 @@ def efficiency(layout: Layout, gpus: int, between: Link) -> float:
 def tensor_seconds(layout: Layout) -> float:
     """Of the sums over model shards, which stay within a node: each by a ring."""
     p = layout.tensor_parallel
-    bytes_sent = 2 * (p - 1) / p * layout.summed
-    messages = layout.config.n_layers * (5 + len(TARGETS))
-    hops = 0 if p == 1 else messages * 2 * (p - 1)
-    return bytes_sent / NVLINK.bytes_per_second + hops * NVLINK.hop
+    number = sums(layout.config, LORA, layout.kept)
+    return tensor_seconds_of(NVLINK, p, 2 * (p - 1) / p * layout.summed, number)
 
 
 def data_seconds(layout: Layout, gpus: int, between: Link) -> float:
-    """Of the exchange over data-parallel ranks: rings that run through all GPUs of a node before
-    they leave it, so that what crosses a node's edge is what leaves one rank, for each shard."""
-    ranks, nodes = gpus // layout.tensor_parallel, gpus // GPUS_PER_NODE
+    """Of the exchange over data-parallel ranks."""
+    ranks = gpus // layout.tensor_parallel
     if ranks == 1:
         return 0.0
-    sent = layout.exchanged(ranks)
-    within = sent / NVLINK.bytes_per_second if layout.tensor_parallel < GPUS_PER_NODE else 0.0
-    across = layout.tensor_parallel * sent / between.bytes_per_second if nodes > 1 else 0.0
+    place = Place(GPUS["h100-80gb"], gpus // GPUS_PER_NODE, between)
     rounds = 2 * (1 + layout.config.n_layers if layout.stage == 3 else 1)
-    ring = (ranks - nodes) * NVLINK.hop + (nodes if nodes > 1 else 0) * between.hop
-    # Six small sums a step: losses, tokens, the norm, whether it is finite; each by a tree.
-    small = 6 * 2 * math.ceil(math.log2(ranks)) * (between.hop if nodes > 1 else NVLINK.hop)
-    return max(within, across) + rounds * ring + small
+    sent = layout.exchanged(ranks)
+    ring = ring_seconds(place, ranks, layout.tensor_parallel, sent, rounds)
+    return ring + small_sums_seconds(place, ranks)
 
 
 def traffic_table() -> str:

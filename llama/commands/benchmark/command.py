@@ -23,13 +23,14 @@ from llama.assembly.model import default_device, find_tokenizer
 from llama.commands.benchmark.report import arithmetic, machine, speed, table
 from llama.data.batches import Epochs, first_windows
 from llama.data.prepare import Prepared, prepare
-from llama.data.types import Example
+from llama.data.random_rows import random_rows
 from llama.engine import start_processes
 from llama.errors import UserError, raise_if
 from llama.files.json_text import json_text
 from llama.fused.keeping import summary
 from llama.launch.launchers import check_launch
 from llama.launch.processes import launched_world_size, stop_processes
+from llama.methods.kinds import method_of
 from llama.metrics.speed import peak_memory_bytes
 from llama.model.transformer import Transformer
 from llama.parallel.mesh import Mesh, create_mesh
@@ -139,18 +140,10 @@ def _read_data(options: BenchmarkOptions, source: ModelSource) -> Prepared | Non
 def resolve(job: Job, mesh: Mesh) -> Resolved:
     """The DeepSpeed settings for this run's length on this mesh."""
     steps = job.options.warmup + job.options.steps
-    resolved = resolve_here(job.deepspeed, mesh, steps, job.source.config)
+    resolved = resolve_here(job.deepspeed, mesh, steps, job.source.config, job.options.method)
     for note in resolved.notes if mesh.is_main else ():
         print(note, file=sys.stderr)
     return resolved
-
-
-def random_examples(job: Job, number: int) -> list[Example]:
-    """Documents of `row_length` random tokens, each with its own label at every position."""
-    generator = torch.Generator().manual_seed(job.options.seed)
-    shape = (number, job.row_length)
-    tokens = torch.randint(job.source.config.vocab_size, shape, generator=generator).tolist()
-    return [Example(ids, ids, row) for row, ids in enumerate(tokens, start=1)]
 
 
 def epochs(job: Job, resolved: Resolved, mesh: Mesh, steps: int) -> Epochs:
@@ -159,7 +152,8 @@ def epochs(job: Job, resolved: Resolved, mesh: Mesh, steps: int) -> Epochs:
     size = mesh.data_parallel_size
     number = steps * resolved.micro_batch * resolved.accumulation * size
     if job.data is None:
-        packed = [[example] for example in random_examples(job, number)]
+        vocabulary = job.source.config.vocab_size
+        packed = random_rows(vocabulary, number, job.row_length, job.options.seed)
     else:
         packed = job.data.packed
     micro_batch, accumulation = resolved.micro_batch, resolved.accumulation
@@ -227,7 +221,10 @@ def measure(job: Job, mesh: Mesh, device: torch.device) -> dict[str, Any]:
     return {
         **describe(job, resolved, mesh, device),
         **speed(steps, seconds),
-        **arithmetic(config, options.checkpointing, steps, seconds, rate, model.kept),
+        **arithmetic(
+            *(config, options.checkpointing, steps, seconds, rate, model.kept),
+            weight_gradients=method_of(options, job.source).WEIGHT_GRADIENTS,
+        ),
         **memory,
         "kept": summary(model.kept),
         "loss_first": results[0][0].loss,
@@ -257,7 +254,8 @@ def describe(job: Job, resolved: Resolved, mesh: Mesh, device: torch.device) -> 
         "precision": resolved.precision,
         "checkpointing": options.checkpointing,
         "compile": options.compile,
-        "lora": asdict(options.lora),
+        "method": options.method,
+        "lora": asdict(options.lora) if options.method == "lora" else None,
         "deepspeed": resolved.engine,
         "topology": mesh.as_json(),
         "memory_limit_gb": options.memory_limit_gb,

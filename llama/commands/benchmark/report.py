@@ -21,9 +21,9 @@ from llama.model.kept import Kept
 from llama.train.record import environment
 
 FORMULA = (
-    "4N operations per token, 6N with block recomputation (4N + 2F with ffn: F the feed-forward's "
-    "weights; with auto what was computed again); N = weights of the linear layers + output "
-    "matrix, the latter on supervised tokens"
+    "4N operations per token, 6N where each weight has a gradient; 2N more with block "
+    "recomputation (2F with ffn: F the feed-forward's weights; with auto what was computed again); "
+    "N = weights of the linear layers + output matrix, the latter on supervised tokens"
 )
 _GIB = 2**30
 
@@ -47,15 +47,21 @@ def arithmetic(
     seconds: Sequence[float],
     matrix_rate: float | None,
     kept: Sequence[Kept] = (),
+    weight_gradients: bool = False,
 ) -> dict[str, Any]:
-    """Achieved TFLOP/s over all ranks by `FORMULA` (`kept`: what auto chose), medians over the
+    """Achieved TFLOP/s over all ranks by `FORMULA` (`kept`: what auto chose; `weight_gradients`:
+    whether the model's own weights have any), medians over the
     steps; and their shares of `matrix_rate`, the FLOP/s that the devices reach together in a plain
     product, where known."""
     needed, done = [], []
     for step, taken in zip(steps, seconds, strict=True):
-        operations = step_flops(config, step.tokens, step.supervised)
+        operations = step_flops(config, step.tokens, step.supervised, weight_gradients)
         ffn = 3 * config.n_layers * config.ffn_dim * config.dim
-        again = {"none": 0.0, "ffn": 2.0 * ffn * step.tokens, "block": operations / 2}
+        again = {
+            "none": 0.0,
+            "ffn": 2.0 * ffn * step.tokens,
+            "block": operations / (3 if weight_gradients else 2),
+        }
         again["auto"] = operations_again(config, kept) * step.tokens
         needed.append(operations / taken / 1e12)
         done.append((operations + again[checkpointing]) / taken / 1e12)

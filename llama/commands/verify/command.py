@@ -1,4 +1,4 @@
-"""`launcher/verify.py`: does this topology train the adapter that one process would?
+"""`launcher/verify.py`: does this topology train what one process would?
 
 The model's real widths at reduced depth, with random weights, train for a few steps twice: as
 asked (the launcher's ranks, the DeepSpeed JSON, tensor parallelism), and on the first rank alone in
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llama.adapters.attach import attach, initialise, trainable_parameters
+from llama.adapters.attach import trainable_parameters
 from llama.assembly.device_settings import resolve_here
 from llama.assembly.engine import build_engine
 from llama.assembly.model import build_model, default_device
@@ -29,6 +29,7 @@ from llama.errors import raise_if
 from llama.files.json_text import json_text
 from llama.launch.launchers import check_launch
 from llama.launch.processes import launched_world_size, stop_processes
+from llama.methods.kinds import method_of
 from llama.objectives.kinds import SFT
 from llama.parallel.agreement import on_every
 from llama.parallel.mesh import Mesh, create_mesh
@@ -79,7 +80,8 @@ def verify(options: VerifyOptions) -> int:
 
 def _opened(options: VerifyOptions) -> ModelSource:
     source = open_model(options.model, default_device())
-    raise_if(degree_problems(options.tensor_parallel, options.lora.rank, source.config))
+    misfits = method_of(options, source).misfits()
+    raise_if([*degree_problems(options.tensor_parallel, source.config), *misfits])
     return source
 
 
@@ -104,7 +106,7 @@ def run(
     reference = reference_run(case, document, mesh, device)
     comparisons = []
     for config in _precisions(document, options.precision):
-        resolved = resolve_here(config, mesh, options.steps, source.config)
+        resolved = resolve_here(config, mesh, options.steps, source.config, options.method)
         outcome = asked_run(case, resolved, mesh, device)
         comparisons.append(compare(outcome, reference, resolved, mesh))
     return comparisons
@@ -155,6 +157,7 @@ def asked_run(case: Case, resolved: Resolved, mesh: Mesh, device: torch.device) 
         skipped=engine.skipped,
         replica_problems=engine.replica_problems(engine.own_values()),
         optimizer_bytes=_of_all_ranks(engine.optimizer_state_bytes(), mesh, device),
+        trained=method_of(options, case.source).TRAINED,
     )
     engine.close()
     return outcome
@@ -175,7 +178,9 @@ def reference_run(
     outcome = None
     if mesh.is_main:
         plain = next(_precisions(document, "float32"))
-        resolved = resolve_here(plain, mesh, case.options.steps, case.source.config)
+        resolved = resolve_here(
+            plain, mesh, case.options.steps, case.source.config, case.options.method
+        )
         outcome = _plain_training(case, resolved, mesh.data_parallel_size, device)
     mesh.wait()
     return outcome
@@ -186,8 +191,7 @@ def _plain_training(
 ) -> Outcome:
     options = case.options
     model = build_model(case.source, torch.float32, device)
-    attach(model, options.lora)
-    initialise(model, options.seed, device)
+    method_of(options, case.source).prepare(model, options.seed, device)
     trainable = trainable_parameters(model)
     parameters = list(trainable.values())
     initial = {name: p.detach().cpu().clone() for name, p in trainable.items()}

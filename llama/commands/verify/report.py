@@ -15,7 +15,8 @@ from llama.settings.deepspeed_json import Resolved
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a few steps gave. `adapter` is whole: name to float32 tensor on the CPU."""
+    """What a few steps gave. `adapter` is all that trains, whole: name to float32 tensor, on the
+    CPU."""
 
     losses: list[float]
     grad_norms: list[float | None]
@@ -26,6 +27,8 @@ class Outcome:
     replica_problems: list[str] = field(default_factory=list)
     optimizer_bytes: list[int] = field(default_factory=list)
     """Of each rank."""
+    trained: str = "adapter"
+    """What trains, in a word."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Comparison:
 
     title: str
     rows: list[Row]
+    trained: str
 
     @property
     def agrees(self) -> bool:
@@ -84,7 +88,8 @@ def compare(
     """On the first rank, which has the reference; the others wait for its verdict."""
     found: list[Any] = [None]
     if reference is not None:
-        found = [Comparison(_title(resolved, mesh), _rows(outcome, reference, resolved.precision))]
+        rows = _rows(outcome, reference, resolved.precision)
+        found = [Comparison(_title(resolved, mesh), rows, outcome.trained)]
     torch.distributed.broadcast_object_list(found, src=0)
     return found[0]
 
@@ -102,7 +107,7 @@ def _rows(outcome: Outcome, reference: Outcome, precision: str) -> list[Row]:
     rows = [
         _series("loss", outcome.losses, reference.losses, limit.loss),
         _series("gradient norm", outcome.grad_norms, reference.grad_norms, limit.grad_norm),
-        _adapters(outcome.adapter, reference, limit.adapter),
+        _adapters(outcome, reference, limit.adapter),
     ]
     problems = outcome.replica_problems
     same = "equal" if not problems else f"{len(problems)} differ"
@@ -135,12 +140,12 @@ def _order(value: float) -> float:
     return math.inf if math.isnan(value) else value
 
 
-def _adapters(asked: Tensors, reference: Outcome, limit: float) -> Row:
+def _adapters(outcome: Outcome, reference: Outcome, limit: float) -> Row:
     """The distance between the two adapters over the distance that the reference has gone. The
     tensor with the largest share of it is named where it is too far."""
-    alone = reference.adapter
+    asked, alone = outcome.adapter, reference.adapter
     if asked.keys() != alone.keys():
-        return Row("adapter", "other tensors", "", None, None, False, "names differ")
+        return Row(outcome.trained, "other tensors", "", None, None, False, "names differ")
     apart = {name: asked[name] - value for name, value in alone.items()}
     moved = {name: value - reference.initial[name] for name, value in alone.items()}
     deviation = _norm(apart) / max(_norm(moved), 1e-30)
@@ -148,7 +153,7 @@ def _adapters(asked: Tensors, reference: Outcome, limit: float) -> Row:
     furthest = max(apart, key=lambda name: _order(float(apart[name].norm())))
     note = "" if agrees else f"furthest: {furthest}"
     shown = (f"{_norm(asked):.6f}", f"{_norm(alone):.6f}")
-    return Row("updated adapter", *shown, deviation, limit, agrees, note)
+    return Row(f"updated {outcome.trained}", *shown, deviation, limit, agrees, note)
 
 
 def _norm(tensors: Tensors) -> float:
@@ -167,11 +172,12 @@ def table(comparisons: list[Comparison]) -> str:
             lines.append(_line(row.what, row.asked, row.alone, deviation, limit, verdict))
         lines.append("")
     agree = all(comparison.agrees for comparison in comparisons)
+    trained = comparisons[0].trained
     lines.append(
-        "verdict: this topology trains the same adapter as one process"
+        f"verdict: this topology trains the same {trained} as one process"
         if agree
-        else "verdict: this topology DOES NOT train the same adapter as one process: do not trust "
-        "a run on it"
+        else f"verdict: this topology DOES NOT train the same {trained} as one process: do not "
+        "trust a run on it"
     )
     return "\n".join(lines)
 

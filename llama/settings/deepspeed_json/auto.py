@@ -13,10 +13,23 @@ AUTO = "auto"
 MICRO_BATCH, ACCUMULATION, ZERO_STAGE = 1, 2, 1
 WARMUP_SHARE = 0.03
 FIRST_HALF_SHARE = 0.3
-LEARNING_RATE_WIDTH = 1.7
-"""Times 1 / width: the rate for adapters falls with the width of the model, as practice and
-width-scaling arguments agree (Yang et al., "Tensor Programs V", 2022). 7B gets 4.2e-4."""
-LARGEST_AUTO_RATE = 5e-3
+
+
+@dataclass(frozen=True)
+class RateRule:
+    """`times` / the width of the model, at most `largest`: rates fall with the width, as practice
+    and width-scaling arguments agree (Yang et al., "Tensor Programs V", 2022)."""
+
+    times: float
+    largest: float
+
+    def of(self, width: int) -> float:
+        return float(f"{min(self.times / width, self.largest):.3g}")
+
+
+RATES = {"lora": RateRule(1.7, 5e-3), "full": RateRule(0.08, 1e-3)}
+"""By what trains. 7B gets 4.2e-4 for adapters; for all its parameters 2e-5, as Taori et al.,
+"Stanford Alpaca", 2023, trained it."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,8 @@ class Facts:
     width: int
     """Of the model."""
     total_steps: int
+    method: str
+    """What trains, a key of `RATES`."""
     engine: dict[str, Any]
     """The settings, in which what stands earlier in the table is filled in."""
 
@@ -48,9 +63,7 @@ VALUES: dict[str, Callable[[Facts], Any]] = {
     "fp16.enabled": lambda f: f.precision == "fp16",
     "bf16.enabled": lambda f: f.precision == "bf16",
     "gradient_clipping": lambda f: 1.0,
-    "optimizer.params.lr": lambda f: float(
-        f"{min(LEARNING_RATE_WIDTH / f.width, LARGEST_AUTO_RATE):.3g}"
-    ),
+    "optimizer.params.lr": lambda f: RATES[f.method].of(f.width),
     "optimizer.params.betas": lambda f: [0.9, 0.999],
     "optimizer.params.eps": lambda f: 1e-8,
     "optimizer.params.weight_decay": lambda f: 0.0,

@@ -49,18 +49,20 @@ def resolve(
     width: int,
     fp16_supported: bool,
     bf16_supported: bool = True,
+    method: str = "lora",
 ) -> Resolved:
     """Make `config`, in which `check` found nothing, definite for `total_steps` optimizer steps on
-    `data_parallel` ranks whose devices support these types, and a model `width` wide. Raises
-    `UserError` where the batch sizes disagree or the device has no half precision at all."""
+    `data_parallel` ranks whose devices support these types, and a model `width` wide of which
+    `method` (a key of `auto.RATES`) says what trains. Raises `UserError` where the batch sizes
+    disagree or the device has no half precision at all."""
     notes: list[str] = []
     engine = _passed_on(config, KEYS, "", notes)
     micro_batch, accumulation = batch_sizes(config, data_parallel)
     sizes = (micro_batch * accumulation * data_parallel, micro_batch, accumulation)
     precision = _resolve_precision(engine, fp16_supported, bf16_supported, notes)
     _complete_optimizer(engine, notes)
-    filled = auto.fill(auto.Facts(sizes, precision, width, total_steps, engine))
-    _say_what_auto_is(filled, width, notes)
+    filled = auto.fill(auto.Facts(sizes, precision, width, total_steps, method, engine))
+    _say_what_auto_is(filled, width, auto.RATES[method], notes)
     engine.update(zip(keys.BATCH, sizes, strict=True))
     zero = engine.setdefault("zero_optimization", {"stage": 0})
     if zero["stage"] == 3:  # else it would replace torch's own linear, for the whole process
@@ -161,13 +163,15 @@ def _complete_optimizer(engine: dict[str, Any], notes: list[str]) -> None:
         params.setdefault("cycle_max_lr" if cycle else "warmup_max_lr", AUTO)
 
 
-def _say_what_auto_is(filled: dict[str, Any], width: int, notes: list[str]) -> None:
+def _say_what_auto_is(
+    filled: dict[str, Any], width: int, rule: auto.RateRule, notes: list[str]
+) -> None:
     """One line for the rate, which is ours to choose, and one for all the others."""
     where = "optimizer.params.lr"
     if where in filled:
         notes.append(
-            f'{where} "auto" is {filled.pop(where):g}: {auto.LEARNING_RATE_WIDTH} / the width of '
-            f"the model, {width}, and at most {auto.LARGEST_AUTO_RATE:g}"
+            f'{where} "auto" is {filled.pop(where):g}: {rule.times:g} / the width of the '
+            f"model, {width}, and at most {rule.largest:g}"
         )
     if filled:
         values = (f"{path} {_short(value)}" for path, value in filled.items())

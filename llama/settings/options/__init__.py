@@ -10,6 +10,8 @@ A field's type decides what the option takes:
     list[Path]                    the same, or several joined by commas: `--data a,b --data c`
     a dataclass                   its fields, dotted: `--lora.rank`
 
+Values of the list that is marked positional may also stand alone: `report.py RUN RUN`.
+
 Any other option may stand on a command line once. `--config FILE.yaml` takes the same options,
 nested or dotted; the command line wins.
 """

@@ -14,6 +14,8 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
+from llama.settings.options.marks import POSITIONAL
+
 T = TypeVar("T")
 
 CONFIG = "config"
@@ -33,6 +35,8 @@ class Option:
     default: Any
     """MISSING where the option is required."""
     meaning: str
+    positional: bool = False
+    """Whether its values may stand without its name."""
 
     @property
     def repeated(self) -> bool:
@@ -64,7 +68,8 @@ def declared(cls: Any, prefix: str = "") -> Iterator[Option]:
             (kind,) = (part for part in typing.get_args(kind) if part is not types.NoneType)
         factory = field.default_factory
         default = field.default if factory is MISSING else factory()
-        yield Option(prefix + field.name, kind, optional, default, docs[field.name])
+        positional = dict(field.metadata) == POSITIONAL
+        yield Option(prefix + field.name, kind, optional, default, docs[field.name], positional)
 
 
 def field_docs(cls: Any) -> dict[str, str]:
@@ -101,8 +106,10 @@ def build(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
 
 def help_text(options: Iterable[Option], prog: str, description: str) -> str:
     """What `--help` prints: every option with its meaning and its default."""
+    options = list(options)
+    words = "".join(f" {option.name.upper()}..." for option in options if option.positional)
     parser = argparse.ArgumentParser(
-        prog=prog, usage=f"{prog} [options]", description=description, add_help=False
+        prog=prog, usage=f"{prog}{words} [options]", description=description, add_help=False
     )
     parser.add_argument("-h", "--help", action="store_true", help="print this and exit")
     meaning = "a file of these options, nested or dotted; the command line wins (default: none)"
@@ -110,7 +117,8 @@ def help_text(options: Iterable[Option], prog: str, description: str) -> str:
     for option in options:
         required = option.default is MISSING
         default = "required" if required else f"default: {_shown(option.default)}"
-        meaning = f"{option.meaning} ({default})".replace("%", "%%")
+        named = f"; --{option.name} may be left out" if option.positional else ""
+        meaning = f"{option.meaning} ({default}{named})".replace("%", "%%")
         parser.add_argument(f"--{option.name}", metavar=option.metavar, help=meaning)
     return parser.format_help()
 

@@ -16,6 +16,10 @@ BY_CONTENT = {"decides": "by content"}
 """It names something outside and decides by what that holds: the same file may lie elsewhere on
 another host, or another under the same name."""
 
+POSITIONAL = {"positional": True}
+"""Its values may stand on the command line without its name; a command has one such option, a
+list."""
+
 
 def marked(options: Any, mark: dict[str, str], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """`(dotted name, value)` of each field of `options` that has `mark`, nested ones included."""

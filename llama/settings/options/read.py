@@ -36,14 +36,20 @@ def read_arguments(
     """`--name value` and `--name=value` by name; only an option that is a list may stand twice.
 
     The next word is the value unless it looks like an option, so `--lora.alpha -1` and `--prompt
-    '- x'` mean what they say; a value such as `--x` is written `--prompt=--x`."""
+    '- x'` mean what they say; a value such as `--x` is written `--prompt=--x`. Words that are
+    neither are values of the option that is positional, where there is one."""
     known = [*options, CONFIG, LOCAL_RANK]
+    bare = next((name for name, option in options.items() if option.positional), None)
     given: dict[str, Given] = {}
     words = list(reversed(argv))
     while words:
         word = words.pop()
         if not _OPTION.match(word):
-            problems.append(f"unexpected argument {word!r}")
+            if bare is None:
+                problems.append(f"unexpected argument {word!r}")
+            else:
+                earlier = given[bare].texts if bare in given else []
+                given[bare] = Given(f"--{bare}", [*earlier, word])
             continue
         name, equals, text = word.removeprefix("--").partition("=")
         if not equals:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,6 +16,8 @@ from itertools import count
 from pathlib import Path
 
 from llama.errors import UserError
+from llama.parallel.agreement import on_every, on_main
+from llama.parallel.mesh import Mesh
 
 FOLDERS = Path("runs")
 """Where a run for which no folder was named makes its own."""
@@ -72,10 +76,11 @@ def lock(folder: Path) -> int:
     return descriptor
 
 
-def require_room(folder: Path, checkpoints: Path, need: int) -> None:
+def require_room(folder: Path, checkpoints: Path, need: int, smaller: str) -> None:
     """Raise `UserError` unless files can be written in `folder` and in `checkpoints`, and the file
-    system has `need` bytes for them. A quota shows in the first alone. Nothing is left behind: what
-    is not there yet is asked of the folder above, in which it will be made."""
+    system has `need` bytes for them; else `smaller` says what the user may do. A quota shows in the
+    first alone. Nothing is left behind: what is not there yet is asked of the folder above, in
+    which it will be made."""
     places = dict.fromkeys(map(_nearest, (folder, checkpoints)))
     for place in places:
         with writing_in(place), tempfile.TemporaryFile(dir=place) as file:
@@ -86,7 +91,30 @@ def require_room(folder: Path, checkpoints: Path, need: int) -> None:
     if usage.total and usage.free < need:  # some file systems have no size at all
         raise UserError(
             f"--output_dir: {folder} has room for {usage.free:,} bytes, and the run is to write at "
-            f"least {need:,}: make room, lower --keep or --lora.rank, or give another folder"
+            f"least {need:,}: make room, {smaller}, or give another folder"
+        )
+
+
+def require_shared(folder: Path, mesh: Mesh) -> None:
+    """Raise `UserError`, on every rank, unless all ranks see the same `folder`, made by the main
+    one. Every rank must call it."""
+    if mesh.world_size == 1:
+        return
+    mark = f".shared-{mesh.of_main(secrets.randbits(62)):x}"
+    try:
+        on_main(mesh, (folder / mark).touch)
+        on_every(mesh, lambda: _require_seen(folder, mark, mesh.rank))
+    finally:
+        if mesh.is_main:
+            (folder / mark).unlink(missing_ok=True)
+
+
+def _require_seen(folder: Path, mark: str, rank: int) -> None:
+    if not (folder / mark).exists():
+        raise UserError(
+            f"--output_dir: {folder} is not the same folder on rank {rank} "
+            f"({socket.gethostname()}) as on rank 0: with --method full each rank writes its part "
+            "of a checkpoint there; give one on a file system that all hosts share"
         )
 
 

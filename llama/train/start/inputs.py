@@ -11,6 +11,8 @@ from llama.assembly.model import default_device, find_tokenizer
 from llama.data.prepare import Prepared
 from llama.data.rows import bundled
 from llama.errors import UserError, raise_if
+from llama.methods.kinds import method_of
+from llama.methods.method import Method
 from llama.model.config import ModelConfig
 from llama.objectives.kinds import SFT
 from llama.parallel.agreement import on_every
@@ -34,6 +36,11 @@ class Inputs:
     training: Prepared
     held_out: Prepared | None
 
+    @property
+    def method(self) -> Method:
+        """How the model is trained."""
+        return method_of(self.options, self.source)
+
     def reports(self) -> list[str]:
         """What the user is told of the rows; of the held-out ones, where something befell any."""
         held_out = self.held_out and self.held_out.report
@@ -53,7 +60,12 @@ def read_inputs(options: TrainOptions, deepspeed: dict[str, Any], mesh: Mesh) ->
 
 def _read(options: TrainOptions, deepspeed: dict[str, Any]) -> Inputs:
     source = open_model(options.model, default_device())
-    raise_if(degree_problems(options.tensor_parallel, options.lora.rank, source.config))
+    raise_if(
+        [
+            *degree_problems(options.tensor_parallel, source.config),
+            *method_of(options, source).misfits(),
+        ]
+    )
     tokenizer = find_tokenizer(source, options.tokenizer)
     template = load_template(options.template, tokenizer)
     prepared: list[Prepared | None] = []
@@ -80,8 +92,8 @@ def _data_paths(options: TrainOptions) -> tuple[list[Path], list[Path]]:
     return options.data, options.eval_data
 
 
-def degree_problems(degree: int, rank: int, config: ModelConfig) -> list[str]:
-    """Sizes of the model that the tensor-parallel degree or the adapters' rank does not suit."""
+def degree_problems(degree: int, config: ModelConfig) -> list[str]:
+    """Sizes of the model that the tensor-parallel degree does not suit."""
     problems = []
     sizes = {
         "query heads": config.n_heads,
@@ -98,6 +110,4 @@ def degree_problems(degree: int, rank: int, config: ModelConfig) -> list[str]:
             f"--tensor_parallel {degree} does not divide the model's {found}: "
             f"{', '.join(map(str, dividing))} would"
         )
-    if rank > config.dim:
-        problems.append(f"--lora.rank: {rank} is above the model's width {config.dim}")
     return problems

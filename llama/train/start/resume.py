@@ -5,33 +5,37 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from llama.adapters.match import expected_shapes, parameter_count
 from llama.checkpoint import Checkpoint, RunState, Store, read
-from llama.checkpoint.content import most_bytes
+from llama.checkpoint.content import TENSORS, most_bytes
+from llama.checkpoint.restoring import restore
 from llama.engine import Engine
-from llama.engine.state import MOMENTS, EngineState
 from llama.errors import UserError, raise_if
 from llama.files.atomic import remove_leftovers
 from llama.files.inputs import not_found
-from llama.model.config import LINEARS
+from llama.files.run_folder import CHECKPOINTS, RECORD, SUMMARY, WRITTEN
+from llama.methods.kinds import KINDS, most_parameters
 from llama.parallel.agreement import on_main
 from llama.parallel.mesh import Mesh
-from llama.train.start.folder import FOLDERS, lock, make_folder, require_room, writing_in
-from llama.train.start.identity import differences, identity, topology
+from llama.train.start.folder import (
+    FOLDERS,
+    lock,
+    make_folder,
+    require_room,
+    require_shared,
+    writing_in,
+)
+from llama.train.start.identity import CONTENTS, differences, identity, topology
 from llama.train.start.inputs import Inputs
 from llama.train.start.schedule import Schedule
 
-CHECKPOINTS, ADAPTER, RECORD, SUMMARY = "checkpoints", "adapter", "run.json", "summary.json"
-METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
-_WRITTEN = (ADAPTER, RECORD, SUMMARY, METRICS, SAMPLES)
-"""In a run's folder, each as one."""
+_RESULTS = tuple(kind.RESULT for kind in KINDS.values())
 
 
 @dataclass
@@ -49,6 +53,10 @@ class Start:
     """The checkpoint; None where there is none."""
 
 
+_BEFORE = {"method": "lora"}
+"""Of a run's identity, what was not said by programs that knew but one value of it."""
+
+
 class Resumer:
     """Finds the start, then puts the checkpoint's state into the engine."""
 
@@ -62,6 +70,12 @@ class Resumer:
         self.identity: dict[str, Any] = {}
         """On the main rank; read there once, with every byte of the model."""
         self.start = on_main(mesh, self._decide)
+        if inputs.method.SHARDED and self.start.finished is None:
+            try:
+                require_shared(self.start.folder, mesh)
+            except BaseException:
+                self.close()
+                raise
 
     # On the main rank
 
@@ -79,7 +93,8 @@ class Resumer:
             start = self._choose(folder or FOLDERS, asked, used)
             if start.finished is None:
                 store = Store((folder or FOLDERS) / CHECKPOINTS)
-                require_room(folder or FOLDERS, store.folder, self._to_write(store, start.step))
+                need, smaller = self._to_write(store, start.step), self._inputs.method.SMALLER
+                require_room(folder or FOLDERS, store.folder, need, smaller)
             if not used:
                 start.folder = folder = make_folder(folder)
                 self._take(folder)
@@ -96,18 +111,20 @@ class Resumer:
         """Make `folder` this process's own, and put right what a run left there that was killed."""
         self._lock = lock(folder)
         with writing_in(folder):
-            remove_leftovers(folder, _WRITTEN.__contains__)
+            remove_leftovers(folder, (*_RESULTS, *WRITTEN).__contains__)
             Store(folder / CHECKPOINTS).tidy()
 
     def _to_write(self, store: Store, step: int) -> int:
-        """Bytes of tensors, in float32, that the run adds to what it has saved by `step`: the
-        adapter, and its checkpoints with two moments. One is written before an older one goes."""
-        options, total = self._inputs.options, self._plan.total_steps
+        """Bytes of tensors that the run adds to what it has saved by `step`: its result, and its
+        checkpoints, a float32 master and two moments of each parameter that trains. One is written
+        before an older one goes."""
+        options, total, method = self._inputs.options, self._plan.total_steps, self._inputs.method
         every = options.save_every or self._plan.epochs.windows_per_epoch
         saves = total // every - step // every + bool(total % every and step < total)
         more = options.keep + 1 - min(len(store.steps()), options.keep)
-        parameters = parameter_count(self._inputs.source.config, options.lora)
-        return 4 * parameters * (1 + (1 + len(MOMENTS)) * min(saves, more))
+        parameters = sum(map(prod, method.shapes().values()))
+        result = method.result_bytes(self._plan.resolved.precision)
+        return result + 4 * TENSORS * parameters * min(saves, more)
 
     def _choose(self, folder: Path, asked: Path | None, used: bool) -> Start:
         store = Store(folder / CHECKPOINTS)
@@ -136,18 +153,19 @@ class Resumer:
                 f"--output_dir {folder}: none of the run's checkpoints can be used; give another"
             )
             raise UserError([*refused, f"{advice} folder to start anew"])
-        if (folder / ADAPTER).exists():
-            raise UserError(
-                f"--output_dir: {folder} holds the adapter of a run whose checkpoints are gone; "
-                "give another folder"
-            )
+        for result in _RESULTS:
+            if (folder / result).exists():
+                raise UserError(
+                    f"--output_dir: {folder} holds the {result} of a run whose checkpoints are "
+                    "gone; give another folder"
+                )
         note = f"{folder} holds a run that ended before its first checkpoint: starting at step 0"
         return Start(folder, notes=[note])
 
     def _from(self, found: Checkpoint, source: Path, folder: Path) -> Start:
         """Going on from `found`, if it is this run's."""
         total = self._plan.total_steps
-        problems = differences(found.identity, self.identity)
+        problems = differences({**_BEFORE, **found.identity}, self.identity)
         if problems:
             raise UserError(
                 [
@@ -156,7 +174,7 @@ class Resumer:
                     "to start another",
                 ]
             )
-        raise_if([f"{source}: {problem}" for problem in self._misfits(found.engine)])
+        raise_if([f"{source}: {problem}" for problem in self._misfits(found)])
         if found.step > total:
             raise UserError(
                 f"{source}: step {found.step} is past the end, {total} steps by --epochs and "
@@ -173,59 +191,35 @@ class Resumer:
             notes += moved
             notes.append("so it equals the run that was begun within rounding, not bit for bit")
         self._checkpoint = found
-        finished = _finished(folder, source, total) if found.step == total else None
+        result = self._inputs.method.RESULT
+        finished = _finished(folder, source, total, result) if found.step == total else None
         return Start(folder, found.step, found.run, notes, finished, source)
 
     def _most(self) -> int:
-        """Bytes of a checkpoint of the largest adapter that a run is begun with: this run's, or
-        another's, which is then refused for what differs."""
-        config = self._inputs.source.config
-        largest = replace(self._inputs.options.lora, rank=config.dim, targets=LINEARS)
-        return most_bytes(parameter_count(config, largest))
+        """Bytes of a checkpoint of the most that a run trains: this one, or another, which is then
+        refused for what differs."""
+        return most_bytes(most_parameters(self._inputs.source, self._inputs.options))
 
-    def _misfits(self, state: EngineState) -> list[str]:
-        wanted = expected_shapes(self._inputs.source.config, self._inputs.options.lora)
-        found = {name: tuple(tensor.shape) for name, tensor in state.masters.items()}
+    def _misfits(self, checkpoint: Checkpoint) -> list[str]:
+        wanted, found = self._inputs.method.shapes(), checkpoint.shapes
         return [
             f"{name}: expected shape {wanted.get(name)}, found {found.get(name)}"
             for name in sorted(wanted.keys() | found.keys())
             if wanted.get(name) != found.get(name)
         ]
 
+    def hashes(self) -> dict[str, str | None]:
+        """SHA-256 of what the run is made of; on the main rank."""
+        return {name: self.identity[name] for name in (*CONTENTS, "examples")}
+
     # On every rank
 
     def restore(self, engine: Engine) -> None:
-        """Put the checkpoint's state, which the main rank has read, into every rank's engine; then
-        the engine goes on bit for bit. No file system need be shared."""
+        """Put the checkpoint's state into every rank's engine; then it goes on bit for bit."""
         if self.start.source is None:
             return
-        mine = self._checkpoint.engine if self._checkpoint else None
-        shapes, counters, random = on_main(self._mesh, self._description)
-        tensors = {
-            what: {
-                name: _shared(getattr(mine, what)[name] if mine else torch.empty(shape), engine)
-                for name, shape in shapes.items()
-            }
-            for what in ("masters", *MOMENTS)
-        }
-        engine.load_state(EngineState(**tensors, counters=counters))
-        set_random_state(random)
+        set_random_state(restore(self._checkpoint, engine))
         self._checkpoint = None
-
-    def _description(self) -> tuple[dict[str, tuple[int, ...]], dict[str, Any], dict[str, str]]:
-        assert self._checkpoint is not None
-        state = self._checkpoint.engine
-        shapes = {name: tuple(tensor.shape) for name, tensor in state.masters.items()}
-        return shapes, state.counters, self._checkpoint.random
-
-
-def _shared(tensor: torch.Tensor, engine: Engine) -> torch.Tensor:
-    """The main rank's `tensor`, on every rank."""
-    if engine.mesh.world_size == 1:
-        return tensor
-    on_device = tensor.to(engine.device)
-    dist.broadcast(on_device, src=0)
-    return on_device.cpu()
 
 
 def random_state() -> dict[str, str]:
@@ -284,13 +278,14 @@ def _check_branch(asked: Path, folder: Path, store: Store, step: int) -> None:
         )
 
 
-def _finished(folder: Path, source: Path, step: int) -> dict[str, Any] | None:
-    """The summary of the run in `folder`, if `source` is its end and it came through it."""
+def _finished(folder: Path, source: Path, step: int, result: str) -> dict[str, Any] | None:
+    """The summary of the run in `folder`, if `source` is its end and it came through it to its
+    `result`."""
     try:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     ours = source.resolve().parent == (folder / CHECKPOINTS).resolve()
-    whole = ours and isinstance(summary, dict) and (folder / ADAPTER).is_dir()
+    whole = ours and isinstance(summary, dict) and (folder / result).is_dir()
     at_its_end = whole and (summary.get("status"), summary.get("steps")) == ("finished", step)
     return summary if at_its_end else None

@@ -38,7 +38,9 @@ def schedule(inputs: Inputs, mesh: Mesh) -> Schedule:
     total_steps = options.epochs * epochs.windows_per_epoch
     if options.max_steps is not None:
         total_steps = min(total_steps, options.max_steps)
-    resolved = resolve_here(inputs.deepspeed, mesh, total_steps, inputs.source.config)
+    resolved = resolve_here(
+        inputs.deepspeed, mesh, total_steps, inputs.source.config, options.method
+    )
     rows, batch = len(inputs.training.packed), micro_batch * accumulation * mesh.data_parallel_size
     if rows < batch:
         resolved.notes.append(

@@ -100,6 +100,12 @@ CASES = [
     Case("`--template chatlm`", option("template", "chatlm"), ("did you mean chatml?",)),
     Case("`--lora.rank 0`", words("--lora.rank", "0"), ("--lora.rank: expected at least 1",)),
     Case("a rank above the width", words("--lora.rank", "65"), ("above the model's width 64",)),
+    Case("`--method half`", words("--method", "half"), ("expected one of lora, full",)),
+    Case(
+        "adapters' settings where there are none",
+        words("--method", "full", "--lora.rank", "8", "--lora.dropout", "0"),
+        ("--lora.rank: has no effect with --method full", "--lora.dropout: has no effect"),
+    ),
     Case("`--lora.alpha nan`", words("--lora.alpha", "nan"), ("expected a finite number",)),
     Case("`--lora.dropout 1`", words("--lora.dropout", "1"), ("from 0 to below 1, found 1.0",)),
     Case("a target that matches no layer", words("--lora.targets", "wq,wx"), ("found 'wx'",)),

@@ -28,6 +28,11 @@ CASES = [
         "a degree that one rank cannot have", words("--tensor_parallel", "2"), ("groups of 2",)
     ),
     Refused("a rank above the width", words("--lora.rank", "65"), ("above the model's width 64",)),
+    Refused(
+        "adapters' settings where there are none",
+        words("--method", "full", "--lora.targets", "wq"),
+        ("--lora.targets: has no effect with --method full",),
+    ),
     Refused("no such model", lambda s: s.options.update(model="absent"), ("absent",)),
     Refused("an unknown key", no_such_key, ("zero_optimisation",)),
     Refused("WORLD_SIZE `two`", variables(WORLD_SIZE="two"), ("WORLD_SIZE: expected",)),

@@ -14,7 +14,8 @@ import torch
 
 from llama.adapters import peft_format
 from llama.checkpoint import Store, read
-from llama.checkpoint.content import FORMAT, contents
+from llama.checkpoint.manifest import FORMAT, manifest_text
+from llama.checkpoint.whole import contents
 from llama.engine.state import EngineState
 from llama.errors import TrainingError, UserError
 from tests.unit.checkpoint.checkpoint_case import ADAPTER, MOST, SHAPES, checkpoint, same
@@ -89,13 +90,12 @@ def test_files_of_two_checkpoints_are_refused(tmp_path: Path) -> None:
 
 def rewritten(folder: Path, change: Callable[[dict], None]) -> None:
     """The manifest, changed by someone who knows how its own hash is made."""
-    from llama.checkpoint import content
 
     path = folder / "manifest.json"
     document = json.loads(path.read_text())
     change(document)
     del document["sha256"]
-    path.write_bytes(content._manifest_text(document))
+    path.write_bytes(manifest_text(document))
 
 
 def test_names_that_lead_elsewhere_are_refused(saved: Path) -> None:
@@ -134,7 +134,7 @@ def test_declared_sizes_are_bounded(saved: Path) -> None:
         document["files"]["optimizer.safetensors"]["bytes"] = 1 << 40
 
     rewritten(saved, declare)
-    assert "more than any adapter needs" in refusal(saved)
+    assert "more than any run needs" in refusal(saved)
 
 
 def test_a_checkpoint_is_three_numbers_a_parameter() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from llama.engine.optimizer_state import OptimizerState
+from llama.engine.optimizer_state import Held, OptimizerState
 
 
 def test_the_state_is_a_copy() -> None:
@@ -40,5 +40,5 @@ def test_each_group_keeps_the_rate_of_its_own() -> None:
     state, _ = made((0.1, 1.6))
     resumed, optimizer = made((0.5, 0.5))
     moments = {key: state.moments(key) for key in ("exp_avg", "exp_avg_sq")}
-    resumed.load(state.masters(), moments, state.counters())
+    resumed.load(Held(state.masters(), moments), state.counters())
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 1.6]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llama.adapters import peft_config, peft_format
-from llama.checkpoint.content import read_saved
+from llama.checkpoint.manifest import read_saved
 from llama.data.rows import read_rows
 from llama.errors import UserError, raise_if
 from llama.launch.hostfile import read_hostfile

@@ -5,6 +5,7 @@ its verdict: a thread of gloo's asked for the interpreter while it was taken dow
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -117,3 +118,27 @@ def test_after_the_imports_ctrl_c_is_raised_again() -> None:
     assert signal.getsignal(signal.SIGINT) is before
     assert ended("signal.raise_signal(signal.SIGINT)").returncode == 130
     assert ended("signal.raise_signal(signal.SIGINT)").stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("UNRELATED", "1", "expandable_segments:True"),
+        ("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64", "max_split_size_mb:64"),
+        ("PYTORCH_ALLOC_CONF", "max_split_size_mb:64", "None"),
+    ],
+)
+def test_the_allocator_grows_in_place_unless_the_user_has_set_it(
+    variable: str, value: str, expected: str
+) -> None:
+    others = {k: v for k, v in os.environ.items() if "ALLOC_CONF" not in k}
+    body = "print(os.environ.get('PYTORCH_CUDA_ALLOC_CONF'))"
+    done = subprocess.run(
+        [sys.executable, "-c", "import os\n" + PROGRAM, body],
+        cwd=ROOT,
+        env=others | {variable: value},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert expected in done.stdout.splitlines()

@@ -14,6 +14,7 @@ from llama.data.batches import make_batch
 from llama.data.feed import model_inputs
 from llama.data.types import Example
 from llama.errors import TrainingError
+from llama.methods.method import Watched
 from llama.model.transformer import Transformer
 from llama.settings import LoRAOptions
 from llama.train.first_steps import FirstStepsCheck, optimizer_state_bytes
@@ -34,9 +35,10 @@ def adapted() -> Transformer:
 
 
 def watching(trainable: dict[str, nn.Parameter]) -> FirstStepsCheck:
-    return FirstStepsCheck(
-        trainable, lambda: {name: p.detach().clone() for name, p in trainable.items()}
-    )
+    def values() -> dict[str, torch.Tensor]:
+        return {name: p.detach().clone() for name, p in trainable.items()}
+
+    return FirstStepsCheck(trainable, Watched(values, lambda flags: flags))
 
 
 def verdict(
@@ -125,5 +127,5 @@ def test_the_optimizer_may_hold_twelve_bytes_an_element_and_no_more() -> None:
 
     assert optimizer_state_bytes(engine(12_000)) == 12_000
     assert optimizer_state_bytes(engine(8_000)) == 8_000  # float32 parameters that are the masters
-    with pytest.raises(TrainingError, match="holds 12,004 bytes, and the adapter"):
+    with pytest.raises(TrainingError, match="holds 12,004 bytes, and the states"):
         optimizer_state_bytes(engine(12_004))

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 from llama.files.json_text import json_text
-from llama.train.reporter import shown
+from llama.train.reporter import norms_before, shown
+from llama.train.start.resume import Start
 
 
 def test_a_loss_is_shown_alike_before_and_after_it_went_through_a_checkpoint() -> None:
     for loss in (0.5, math.nan):
         assert shown(json.loads(json_text(loss))) == shown(loss)
     assert shown(0.5) == "0.5000"
+
+
+def test_norms_of_a_checkpoint_s_own_step_and_later_are_taken_again(tmp_path: Path) -> None:
+    """They are taken after it is saved. The last line is one that a killed run did not end."""
+    lines = [json.dumps({"step": step, "norms": {}}) + "\n" for step in (4, 8, 12)]
+    (tmp_path / "norms.jsonl").write_text("".join(lines) + '{"step"')
+    kept = {
+        step: norms_before(Start(tmp_path, step, source=tmp_path / f"checkpoints/step-{step}"))
+        for step in (2, 4, 5, 8, 14)
+    }
+    assert kept == {2: [], 4: [], 5: lines[:1], 8: lines[:1], 14: lines}
+    assert norms_before(Start(tmp_path)) == []

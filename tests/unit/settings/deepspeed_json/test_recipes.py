@@ -79,7 +79,7 @@ def test_auto_is_one_table_of_known_keys_and_none_is_left_out() -> None:
     of_ours: dict[str, Any] = {}
     for file in ("lora_zero3.json", "lora.json"):
         of_ours |= dict(leaves(json.loads((FOLDER / file).read_text())))
-    facts = auto.Facts((1, 1, 1), "fp32", 1, 1, {})
+    facts = auto.Facts((1, 1, 1), "fp32", 1, 1, "lora", {})
     for path in (
         "gradient_clipping",
         "optimizer.params.betas",

@@ -15,6 +15,7 @@ import pytest
 
 from llama.errors import UserError
 from llama.settings.options import parse, run_command
+from llama.settings.options.marks import POSITIONAL
 
 REPOSITORY = Path(__file__).parents[4]
 
@@ -106,6 +107,33 @@ def test_a_path_may_hold_a_comma(tmp_path: Path):
     (tmp_path / "a,b").touch()
     assert outer("--more", f"{tmp_path}/a,b").more == [tmp_path / "a,b"]
     assert problems("--more", "a,,b") == ["--more: expected a path, found ''"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Positional:
+    runs: list[Path] = field(metadata=POSITIONAL)
+    """Folders."""
+    output: Path | None = None
+    """A file."""
+    json: bool = False
+    """Whether."""
+
+
+@pytest.mark.parametrize(
+    "argv",
+    ["a b --json", "--json a b", "--runs a b --json true", "--runs a,b --json", "a --json b"],
+)
+def test_a_positional_option_may_stand_without_its_name(argv: str):
+    parsed = parse(Positional, argv.split(), "x.py", "")
+    assert parsed == Positional(runs=[Path("a"), Path("b")], json=True)
+
+
+def test_a_positional_option_is_required_and_shown_as_such(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(UserError, match="--runs: required, and not given"):
+        parse(Positional, ["--output", "x"], "x.py", "")
+    with pytest.raises(SystemExit):
+        parse(Positional, ["--help"], "x.py", "")
+    assert "usage: x.py RUNS... [options]" in capsys.readouterr().out
 
 
 def test_a_value_may_begin_with_dashes_that_name_no_option():

@@ -28,6 +28,7 @@ OTHER: dict[str, Any] = {
     "lora.targets": ("w1",),
     "lora.kind": "another",
     "lora.scale": "alpha/sqrt(r)",
+    "method": "full",
 }
 
 

@@ -1,0 +1,155 @@
+"""From the options of `plan` to what is planned: the sizes of the model, a job, a place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llama.assembly.limits import check_examples, check_length, check_tokenizer
+from llama.data.packing import PackedRow
+from llama.errors import UserError, raise_if
+from llama.methods.kinds import KINDS
+from llama.metrics.hardware import NETWORKS, gpu_named
+from llama.model.config import ModelConfig
+from llama.objectives.kinds import SFT
+from llama.planning.job import Job, settings_of
+from llama.planning.levels import kept_within
+from llama.planning.plan import Plan
+from llama.planning.rows import largest_batch, mean_batch
+from llama.planning.time import Place
+from llama.settings import PlanOptions, checked_plan, deepspeed_json
+from llama.tokenizer.load import load_tokenizer
+from llama.tokenizer.templates import load_template
+from llama.train.start.inputs import degree_problems
+from llama.weights.open_model import ModelSource, sizes_of
+from llama.weights.random_init import RandomReader
+
+_UNKNOWN_STEPS = 1000
+"""Of a run whose length nothing says; a schedule's lengths depend on it, and no figure here."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the user gave, read and found right."""
+
+    options: PlanOptions
+    deepspeed: dict[str, Any]
+    """Empty with --suggest."""
+    config: ModelConfig
+    place: Place
+    packed: Sequence[PackedRow]
+    """Of --data."""
+
+    @property
+    def world_size(self) -> int:
+        return self.options.gpus * self.options.nodes
+
+    @property
+    def rows(self) -> int | None:
+        """Rows of an epoch."""
+        return len(self.packed) if self.packed else self.options.rows
+
+
+def read_inputs(options: PlanOptions) -> Inputs:
+    """Raises `UserError` with every problem of one stage."""
+    problems: list[str] = []
+    deepspeed: dict[str, Any] = {}
+    try:
+        deepspeed = checked_plan(options)
+    except UserError as error:
+        problems += error.problems
+    place = None
+    try:
+        place = _place(options)
+    except UserError as error:
+        problems += error.problems
+    raise_if(problems)
+    assert place is not None
+    config, tokenizer = sizes_of(options.model)
+    raise_if(
+        [
+            *degree_problems(options.tensor_parallel, config),
+            *KINDS[options.method](options.lora, _shape_of(config, options.model)).misfits(),
+        ]
+    )
+    check_length(options.seq_len, config)
+    packed = _packed(options, config, tokenizer) if options.data else []
+    return Inputs(options, deepspeed, config, place, packed)
+
+
+def _shape_of(config: ModelConfig, name: str) -> ModelSource:
+    """A model of these sizes whose weights nobody asks for."""
+    return ModelSource(name, RandomReader(config), None)
+
+
+def _place(options: PlanOptions) -> Place:
+    if options.network not in NETWORKS:
+        raise UserError(
+            f"--network: expected one of {', '.join(NETWORKS)}, found {options.network!r}"
+        )
+    return Place(gpu_named(options.gpu), options.nodes, NETWORKS[options.network])
+
+
+def _packed(options: PlanOptions, config: ModelConfig, beside: Path | None) -> list[PackedRow]:
+    path = options.tokenizer or beside
+    if path is None:
+        raise UserError(
+            f"--data: {options.model} comes without a tokenizer, which says how long the rows are: "
+            "give --tokenizer, or leave --data out"
+        )
+    tokenizer = load_tokenizer(path)
+    check_tokenizer(path, tokenizer, config, options.model)
+    template = load_template(options.template, tokenizer)
+    found = SFT.prepare(options.data, template, tokenizer, options.seq_len, options.pack)
+    check_examples(found.report.source, found.packed, config, tokenizer)
+    return found.packed
+
+
+def plan_of(inputs: Inputs, deepspeed: dict[str, Any], options: PlanOptions) -> Plan:
+    """The plan of a run by this checked DeepSpeed JSON; `options` are those of `inputs`, or what a
+    suggestion made of them. Raises `UserError` where the GPU lacks the precision."""
+    data_parallel = inputs.world_size // options.tensor_parallel
+    micro_batch, accumulation = deepspeed_json.batch_sizes(deepspeed, data_parallel)
+    steps = steps_of(inputs, micro_batch * accumulation * data_parallel)
+    resolved = deepspeed_json.resolve(
+        deepspeed,
+        data_parallel=data_parallel,
+        total_steps=steps or _UNKNOWN_STEPS,
+        width=inputs.config.dim,
+        fp16_supported=True,
+        bf16_supported=inputs.place.gpu.bf16,
+    )
+    job = Job(
+        inputs.config,
+        KINDS[options.method].adapters(options.lora),
+        seq_len=options.seq_len,
+        checkpointing="block" if options.checkpointing == "auto" else options.checkpointing,
+        fused=options.compile,
+        tensor_parallel=options.tensor_parallel,
+        data_parallel=data_parallel,
+        **settings_of(resolved),
+    )
+    mean = job
+    if inputs.packed:
+        job, mean = (
+            replace(job, documents=documents, supervised=supervised)
+            for documents, supervised in (
+                largest_batch(inputs.packed, micro_batch),
+                mean_batch(inputs.packed, micro_batch),
+            )
+        )
+    available = inputs.place.gpu.memory
+    if options.checkpointing == "auto":
+        job = replace(job, checkpointing=kept_within(job, available))
+        mean = replace(mean, checkpointing=job.checkpointing)
+    return Plan(job, inputs.place, available, mean, steps)
+
+
+def steps_of(inputs: Inputs, batch: int) -> int | None:
+    """Optimizer steps of a run of batches of so many rows."""
+    options, rows = inputs.options, inputs.rows
+    by_epochs = None if rows is None else options.epochs * -(-rows // batch)
+    known = [steps for steps in (by_epochs, options.max_steps) if steps is not None]
+    return min(known, default=None)

@@ -1,0 +1,238 @@
+"""`--suggest`: the fastest way to train a model on given GPUs that their memory holds.
+
+All ways are put in the order of their predicted speed, which is arithmetic, and then asked one
+after the other whether they fit, which takes a trace; the first that does is taken. Ways of nearly
+one speed go by what can go wrong with them: fewer shards and a lower stage first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from llama.commands.plan.inputs import Inputs, plan_of
+from llama.errors import UserError
+from llama.methods.kinds import KINDS
+from llama.metrics.hardware import GIB
+from llama.model.kept import Checkpointing
+from llama.planning.fit import estimate
+from llama.planning.job import Job, Zero
+from llama.planning.plan import Plan
+from llama.planning.time import step_time, tokens_per_second
+from llama.planning.work import adapter_bytes, base_bytes
+from llama.settings import PlanOptions
+from llama.train.start.inputs import degree_problems
+
+FILE = "deepspeed.json"
+SAME = 1.02
+"""Ways whose speeds lie within so much of each other for each step of trouble count as equal."""
+FILLED = 0.92
+"""Of a GPU's memory that a suggestion uses at most: the allocator comes to hold more than it gives
+out as a run goes on."""
+_BUCKET = 10_000_000
+_KEEPING: tuple[Checkpointing, ...] = ("none", "ffn", "block")
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to train the model."""
+
+    tensor_parallel: int
+    stage: int
+    offload: bool
+    checkpointing: Checkpointing
+    micro_batch: int
+    compile: bool
+
+    @property
+    def trouble(self) -> int:
+        """What it asks of the machines, in steps."""
+        shards = self.tensor_parallel.bit_length() - 1
+        return shards + max(0, self.stage - 1) + 4 * self.offload
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What was found."""
+
+    way: Way
+    deepspeed: dict[str, Any]
+    options: PlanOptions
+    plan: Plan
+
+    def command(self, folder: Path) -> str:
+        """The command line that trains so."""
+        options, way = self.options, self.way
+        start = f"deepspeed --num_gpus {options.gpus}"
+        if options.nodes > 1:
+            start = "deepspeed --hostfile hosts"
+        words = [
+            f"{start} launcher/train.py --deepspeed {folder / FILE} --model {options.model}",
+            f"--seq_len {options.seq_len} --checkpointing {way.checkpointing}",
+        ]
+        if way.tensor_parallel > 1:
+            words.append(f"--tensor_parallel {way.tensor_parallel}")
+        if way.compile:
+            words.append("--compile true")
+        if options.method == "full":
+            words.append("--method full")
+        else:
+            lora = options.lora
+            words.append(f"--lora.rank {lora.rank} --lora.targets {','.join(lora.targets)}")
+        if options.data:
+            words.append(" ".join(f"--data {path}" for path in options.data))
+        return " ".join(words)
+
+
+def suggest(inputs: Inputs) -> Suggestion:
+    """Raises `UserError` where no way fits."""
+    available = int(FILLED * inputs.place.gpu.memory)
+    tried: Way | None = None
+    for way in ordered(inputs):
+        job = job_of(inputs, way)
+        if least_bytes(job) > available:
+            continue
+        tried = way
+        if estimate(job) > available:
+            continue
+        options = options_of(inputs, way)
+        document = deepspeed_of(inputs, way)
+        plan = plan_of(inputs, document, options)
+        if plan.memory.used_bytes <= available:
+            return Suggestion(way, document, options, plan)
+    raise UserError(_nothing_fits(inputs, tried))
+
+
+def _nothing_fits(inputs: Inputs, tried: Way | None) -> str:
+    options = inputs.options
+    way = tried or min(ways(inputs), key=lambda way: least_bytes(job_of(inputs, way)))
+    least = least_bytes(job_of(inputs, way))
+    return (
+        f"--suggest: no way to train {options.model} on {inputs.world_size} x {options.gpu} at "
+        f"--seq_len {options.seq_len} fits: each needs at least {least / GIB:.1f} GiB of "
+        f"{inputs.place.gpu.memory / GIB:.1f}; take more GPUs, larger ones or shorter rows"
+    )
+
+
+def ordered(inputs: Inputs) -> list[Way]:
+    """All ways, the fastest first."""
+
+    def cost(way: Way) -> tuple[float, int]:
+        job = job_of(inputs, way)
+        speed = tokens_per_second(job, step_time(job, inputs.place))
+        return SAME**way.trouble / speed, way.trouble
+
+    return sorted(ways(inputs), key=cost)
+
+
+def ways(inputs: Inputs) -> Iterator[Way]:
+    """Every way worth asking about. Tensor parallelism stays within a node."""
+    options, world = inputs.options, inputs.world_size
+    degrees = [
+        p
+        for p in range(1, options.gpus + 1)
+        if options.gpus % p == 0 and not degree_problems(p, inputs.config)
+    ]
+    for p, keeping in product(degrees, _KEEPING):
+        n = world // p
+        stages = [(1, False), (3, True)]
+        if n > 1:
+            stages += [(3, False)] + ([(2, False)] if options.method == "full" else [])
+        rows = max(1, options.batch // n)
+        sizes = [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= rows]
+        for (stage, offload), size in product(stages, sizes):
+            fused = p == 1 and stage < 3 and options.method == "lora"
+            for compiled in (False, True) if fused else (False,):
+                yield Way(p, stage, offload, keeping, size, compiled)
+
+
+def job_of(inputs: Inputs, way: Way) -> Job:
+    """Of full rows."""
+    options = inputs.options
+    n = inputs.world_size // way.tensor_parallel
+    document = deepspeed_of(inputs, way)
+    return Job(
+        inputs.config,
+        KINDS[options.method].adapters(options.lora),
+        precision="bf16" if inputs.place.gpu.bf16 else "fp16",
+        zero=Zero.of(document),
+        micro_batch=way.micro_batch,
+        accumulation=document["gradient_accumulation_steps"],
+        seq_len=options.seq_len,
+        checkpointing=way.checkpointing,
+        fused=way.compile,
+        tensor_parallel=way.tensor_parallel,
+        data_parallel=n,
+    )
+
+
+def least_bytes(job: Job) -> float:
+    """What the job holds at the very least, by arithmetic: weights, what trains, what is kept."""
+    config, p, n = job.config, job.tensor_parallel, job.data_parallel
+    weights = base_bytes(config, p, 2)
+    sharded = job.zero.stage == 3
+    held = 0.0 if job.zero.offload_param else weights / (n if sharded else 1)
+    trained = weights if job.lora is None else adapter_bytes(config, job.lora, p, 2)
+    states = 0.0 if job.zero.offload_optimizer else 6 * trained / (n if job.zero.stage else 1)
+    return held + states + 2 * config.n_layers * job.tokens * _kept(job)
+
+
+def _kept(job: Job) -> float:
+    """Elements of a token that each block keeps at the least (`llama/model/kept.py`)."""
+    config, p = job.config, job.tensor_parallel
+    heads = config.head_dim / p
+    kept = float(config.dim)
+    if job.checkpointing != "block":
+        kept += config.dim + heads * (2 * config.n_heads + 2 * config.n_kv_heads)
+    if job.checkpointing == "none":
+        kept += 2 * config.ffn_dim / p
+    return kept
+
+
+def options_of(inputs: Inputs, way: Way) -> PlanOptions:
+    """The options of the plan that the suggestion is."""
+    return replace(
+        inputs.options,
+        tensor_parallel=way.tensor_parallel,
+        checkpointing=way.checkpointing,
+        compile=way.compile,
+    )
+
+
+def deepspeed_of(inputs: Inputs, way: Way) -> dict[str, Any]:
+    """The DeepSpeed JSON of a way, as ds_configs/ has them."""
+    options = inputs.options
+    n = inputs.world_size // way.tensor_parallel
+    zero: dict[str, Any] = {"stage": way.stage, "reduce_bucket_size": _BUCKET}
+    if way.stage < 3:
+        zero["allgather_bucket_size"] = _BUCKET
+    else:
+        zero |= {
+            "stage3_prefetch_bucket_size": 100_000_000,
+            "stage3_param_persistence_threshold": 200_000,
+            "stage3_max_live_parameters": 1_000_000_000,
+            "stage3_max_reuse_distance": 500_000_000,
+        }
+    if way.offload:
+        host = {"device": "cpu", "pin_memory": True}
+        zero |= {"offload_param": host, "offload_optimizer": host}
+    half: dict[str, Any] = {"bf16": {"enabled": True}}
+    if not inputs.place.gpu.bf16:
+        half = {"fp16": {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}}
+    rate: dict[str, Any] = {"total_num_steps": "auto", "warmup_num_steps": "auto"}
+    adam = {"lr": "auto", "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
+    return {
+        "train_micro_batch_size_per_gpu": way.micro_batch,
+        "gradient_accumulation_steps": max(1, -(-options.batch // (n * way.micro_batch))),
+        "gradient_clipping": 1.0,
+        **half,
+        "optimizer": {"type": "AdamW", "params": {**adam, "torch_adam": True}},
+        "scheduler": {
+            "type": "WarmupDecayLR",
+            "params": {**rate, "warmup_min_lr": "auto", "warmup_type": "linear"},
+        },
+        "zero_optimization": zero,
+    }

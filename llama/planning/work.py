@@ -1,0 +1,211 @@
+"""The arithmetic of one training step, and the bytes that it puts on the wire: formulas over the
+sizes of a model and of a job, each of one rank.
+
+Letters: T tokens of a micro-batch, D width, F feed-forward width, R rank of the adapters, p the
+tensor-parallel degree, n data-parallel ranks, k micro-batches of a step, s bytes of an element,
+P bytes of what trains on one rank, W of the frozen weights there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llama.fused.keeping import AGAIN
+from llama.model.config import LINEARS, ModelConfig
+from llama.model.kept import Kept
+from llama.planning.job import Job
+from llama.settings import LoRAOptions
+
+ROWS = ("wo", "w2")
+"""Layers that tensor parallelism cuts by inputs: of their adapters A is cut, of others B."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one micro-batch asks of one rank."""
+
+    products: float
+    """FLOP of the base's products and of the output matrix, forward and backward."""
+    again: float
+    """FLOP of products that are computed again, since they were not kept."""
+    attention: float
+    """FLOP of scores and values in both passes, again included, above the diagonal nothing."""
+    adapters: float
+    """FLOP of A and B in both passes, again included."""
+    element_bytes: float
+    """That functions of single elements read and write: norms, rotary turn, SwiGLU, sums, dropout,
+    the logits' softmax."""
+
+    @property
+    def flops(self) -> float:
+        return self.products + self.again + self.attention + self.adapters
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that leave one rank in a step."""
+
+    exchanged: float
+    """Over data-parallel ranks: gradients, parameters, and under ZeRO-3 weights."""
+    summed: float
+    """Over tensor-parallel ranks."""
+    from_host: float
+    """From host memory, of offloaded weights."""
+
+    @property
+    def total(self) -> float:
+        """On the wire."""
+        return self.exchanged + self.summed
+
+
+def work(job: Job) -> Work:
+    """Of one micro-batch. In the method `full` every product has a gradient of its weight too."""
+    config, tokens, p = job.config, job.tokens, job.tensor_parallel
+    sizes = {name: rows * columns for name, (rows, columns) in _shapes(config).items()}
+    each = 6.0 if job.lora is None else 4.0
+    head = config.vocab_size * config.dim * supervised(job)
+    again = sum(sizes[name] for level in job.kept for name in _again(level, job.fused))
+    return Work(
+        products=each * (config.n_layers * sum(sizes.values()) * tokens + head) / p,
+        again=2.0 * again * tokens / p,
+        attention=sum(map(_attention_passes, job.kept)) * _attention_forward(job) / p,
+        adapters=_adapters(job),
+        element_bytes=_element_bytes(job),
+    )
+
+
+def supervised(job: Job) -> int:
+    """Positions of a micro-batch that have a label."""
+    return job.tokens - len(job.lengths) if job.supervised is None else job.supervised
+
+
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    return {name: config.linear_shape(name) for name in LINEARS}
+
+
+def _again(level: Kept, fused: bool) -> Sequence[str]:
+    """The fused block computes what `AGAIN` says; the plain one whole parts."""
+    plain = Kept.INPUT if level < Kept.FFN_INPUTS else level
+    return AGAIN[level if fused else plain]
+
+
+def _attention_forward(job: Job) -> float:
+    """FLOP of one forward pass in one block: two products of T x T for each head, halved, since no
+    token sees a later one."""
+    config = job.config
+    return 2.0 * config.n_heads * config.head_dim * sum(length**2 for length in job.lengths)
+
+
+def _attention_passes(level: Kept) -> float:
+    """The backward pass is five products for the forward's two (Dao, "FlashAttention-2", 2023)."""
+    return 3.5 + (1.0 if level == Kept.INPUT else 0.0)
+
+
+def _targets(job: Job) -> tuple[str, ...]:
+    return () if job.lora is None else job.lora.targets
+
+
+def _adapters(job: Job) -> float:
+    """A and B, and their two gradients each; A x and its like again where a block is."""
+    if job.lora is None:
+        return 0.0
+    shapes = _shapes(job.config)
+    elements = sum(job.lora.rank * sum(shapes[name]) for name in job.lora.targets)
+    again = sum(2.0 for level in job.kept if level == Kept.INPUT)
+    return elements * job.tokens * (6.0 * job.config.n_layers + again) / job.tensor_parallel
+
+
+def _element_bytes(job: Job) -> float:
+    """Each operand once, in the order of `llama/fused/block.py`, which reads and writes it once;
+    the plain block does more, and its excess is measured (`time.PLAIN_BYTES`)."""
+    config, p = job.config, job.tensor_parallel
+    size = 4 if job.precision == "fp32" else 2
+    width, ffn = config.dim, config.ffn_dim / p
+    heads = (config.n_heads + config.n_kv_heads) * config.head_dim / p
+    inputs = {name: columns for name, (_, columns) in _shapes(config).items()}
+    dropped = sum(inputs[name] for name in _targets(job))
+    forward = 2 * width + dropped + 2 * heads + 4 * width + 3 * ffn + 3 * width
+    backward = 5 * ffn + 4 * width + 2 * heads + 4 * width + 3 * dropped
+    total = 0.0
+    for level in job.kept:
+        total += forward + backward
+        if level == Kept.INPUT:
+            total += 2 * width + 2 * heads + 4 * width
+        elif level == Kept.FFN_INPUTS:
+            total += 2 * width
+    logits = supervised(job) * config.vocab_size / p * (size + 4 + size)
+    return total * job.tokens * size + logits
+
+
+# On the wire
+
+
+def traffic(job: Job) -> Traffic:
+    """Of one step."""
+    size = 4 if job.precision == "fp32" else 2
+    n, k, p = job.data_parallel, job.accumulation, job.tensor_parallel
+    whole = base_bytes(job.config, p, size)
+    trained = whole if job.lora is None else adapter_bytes(job.config, job.lora, p, size)
+    frozen = whole if job.zero.stage == 3 else 0
+    summed = k * summed_bytes(job.config, job.lora, job.tokens, supervised(job), job.kept, size)
+    offloaded = 2 * k * whole / n if job.zero.offload_param else 0.0
+    return Traffic(
+        exchanged=exchanged_bytes(job.zero.stage, n, k, trained, frozen, job.lora is None),
+        summed=2 * (p - 1) / p * summed,
+        from_host=offloaded,
+    )
+
+
+def adapter_bytes(config: ModelConfig, lora: LoRAOptions, p: int, size: int) -> int:
+    """P of adapters: the factor on the side that is cut is cut, the other whole on every rank."""
+    count = 0
+    for name in lora.targets:
+        outputs, inputs = config.linear_shape(name)
+        count += inputs // p + outputs if name in ROWS else inputs + outputs // p
+    return size * config.n_layers * lora.rank * count
+
+
+def base_bytes(config: ModelConfig, p: int, size: int) -> int:
+    """W, of one model shard."""
+    return size * config.parameter_count() // p
+
+
+def exchanged_bytes(
+    stage: int, n: int, k: int, trained: float, frozen: float, full: bool = False
+) -> float:
+    """Bytes that leave a rank over the data-parallel group: the table of docs/scaling.md. ZeRO-2
+    and 3 send gradients after each micro-batch; ZeRO-3 gathers the weights in each forward and
+    each backward pass, and where all of them train has none to send afterwards."""
+    gradients = trained * (k if stage >= 2 else 1)
+    parameters = 0.0 if full and stage == 3 else trained
+    gathered = 2 * k * frozen if stage == 3 else 0.0
+    return (n - 1) / n * (gradients + parameters + gathered)
+
+
+def summed_bytes(
+    config: ModelConfig,
+    lora: LoRAOptions | None,
+    tokens: int,
+    supervised: int,
+    kept: Sequence[Kept],
+    size: int,
+) -> float:
+    """Bytes of the activations that tensor parallelism sums in a micro-batch: of each layer two in
+    the forward, two in the backward pass, and one in between where the block is computed again,
+    which stops before the second; for each adapter one of its rank's width, again where it is on a
+    layer cut by its inputs; the embedding's, and the gradient of the last hidden states."""
+    names = lora.targets if lora else ()
+    rank = lora.rank if lora else 0
+    total = 0.0
+    for level in kept:
+        again = level < Kept.FFN_INPUTS
+        rows = sum(name in ROWS for name in names) if again else 0
+        total += tokens * ((5 if again else 4) * config.dim + rank * (len(names) + rows))
+    return size * (total + (tokens + supervised) * config.dim)
+
+
+def sums(config: ModelConfig, lora: LoRAOptions | None, kept: Sequence[Kept]) -> int:
+    """How many sums those are, in the blocks."""
+    names = lora.targets if lora else ()
+    return sum((5 if level < Kept.FFN_INPUTS else 4) + len(names) for level in kept)

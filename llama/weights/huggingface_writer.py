@@ -1,0 +1,164 @@
+"""Hugging Face's layout, written: `config.json`, safetensors in files of at most 5 GB, and the
+tokenizer's files as they lie beside the model that training began with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+
+import torch
+
+from llama.files.atomic import (
+    abandon_folder,
+    begin_folder,
+    finish_folder,
+    sync_folders,
+    write_in,
+)
+from llama.files.json_text import json_text
+from llama.files.kinds import GGUF, HEAD, JSON, kind_of
+from llama.files.safetensors import TensorFile
+from llama.tokenizer.load import load_tokenizer
+from llama.weights.huggingface import INDEX, SINGLE, HuggingFaceReader
+from llama.weights.huggingface_config import CONFIG, config_document
+from llama.weights.names import to_huggingface
+from llama.weights.shapes import expected_shapes
+from llama.weights.writing import FileWriter
+
+FILE_BYTES = 5_000_000_000
+"""Of the tensors of one file, at most; of a larger one only where a single tensor is larger."""
+GENERATION = "generation_config.json"
+_BESIDE = (
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", GENERATION),
+    *("chat_template.jinja", "chat_template.json"),
+)
+"""What a tokenizer's folder may hold beside it; and a folder of more templates."""
+_TEMPLATES = "additional_chat_templates"
+
+
+class HuggingFaceWriter(FileWriter):
+    """One file after another, each with its tensors in the model's order."""
+
+    interleaved = False
+    _file: TensorFile | None = None
+
+    def _store(self, name: str, tensor: torch.Tensor) -> None:
+        if self._file is None:
+            self._begin(tensor.dtype)
+        names = self._files[self._current]
+        assert self._file is not None
+        self._file.add(to_huggingface(name), tensor)
+        self._left -= 1
+        if self._left == 0:
+            self._file.finish()
+            self._current += 1
+            if self._current < len(self._files):
+                self._open()
+        assert name in names
+
+    def _begin(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._shapes = expected_shapes(self.config)
+        self._files = list(_cut(self._shapes, dtype.itemsize))
+        self._partial = begin_folder(self.folder)
+        self._current = 0
+        self._open()
+
+    def _open(self) -> None:
+        names = self._files[self._current]
+        tensors = [(to_huggingface(name), self._dtype, self._shapes[name]) for name in names]
+        path = self._partial / self._file_name(self._current)
+        self._file = TensorFile(path, tensors, {"format": "pt"})
+        self._left = len(names)
+
+    def _file_name(self, number: int) -> str:
+        count = len(self._files)
+        return SINGLE if count == 1 else f"model-{number + 1:05}-of-{count:05}.safetensors"
+
+    def finish(self) -> list[str]:
+        assert self._current == len(self._files), "a weight has not come"
+        if len(self._files) > 1:
+            sizes = (prod(shape) for shape in self._shapes.values())
+            index = {
+                "metadata": {"total_size": sum(sizes) * self._dtype.itemsize},
+                "weight_map": {
+                    to_huggingface(name): self._file_name(number)
+                    for number, names in enumerate(self._files)
+                    for name in names
+                },
+            }
+            self._write_json(INDEX, index)
+        self._write_json(CONFIG, self._config_document())
+        hints = self._copy_tokenizer()
+        sync_folders(self._partial)
+        finish_folder(self.folder)
+        return hints
+
+    def abandon(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        abandon_folder(self.folder)
+
+    def _write_json(self, name: str, document: object) -> None:
+        write_in(self._partial, name, (json_text(document, indent=2) + "\n").encode())
+
+    def _config_document(self) -> dict[str, object]:
+        """The source's own where it has one: it says more than the sizes."""
+        reader = self.source.reader
+        beside = reader.files[0] if isinstance(reader, HuggingFaceReader) else None
+        ids: dict[str, object] = {}
+        if beside is None and self.tokenizer is not None:
+            tokenizer = load_tokenizer(self.tokenizer)
+            stops = sorted(tokenizer.stop_ids)
+            ids = {
+                "bos_token_id": tokenizer.bos_id,
+                "eos_token_id": stops[0] if len(stops) == 1 else stops,
+            }
+        return config_document(self.config, self._dtype, beside) | ids
+
+    def _copy_tokenizer(self) -> list[str]:
+        """The tokenizer's files as they are; from a file that holds a whole model nothing."""
+        path = self.tokenizer
+        if path is None:
+            return [f"{self.folder} holds no tokenizer: the model has none"]
+        folder = path if path.is_dir() else path.parent
+        files = [folder / "tokenizer.json", folder / "tokenizer.model"] if path.is_dir() else [path]
+        files = [file for file in files if file.exists()]
+        kinds = {file: _kind(file) for file in files}
+        if not files or GGUF in kinds.values():
+            where = path if not path.is_dir() else folder
+            return [
+                f"{self.folder} holds no tokenizer, which is part of {where} and is not written "
+                f"from there: give --tokenizer {where} with it"
+            ]
+        for file, kind in kinds.items():
+            name = "tokenizer.json" if kind == JSON else "tokenizer.model"
+            write_in(self._partial, name, file.read_bytes())
+        more = [folder / name for name in _BESIDE]
+        more += sorted((folder / _TEMPLATES).glob("*.jinja"))
+        for file in more:
+            if file.is_file():
+                write_in(self._partial, str(file.relative_to(folder)), file.read_bytes())
+        if JSON in kinds.values():
+            return []
+        return [f"{self.folder} holds tokenizer.model as it was, and no tokenizer.json of it"]
+
+
+def _kind(file: Path) -> str | None:
+    with file.open("rb") as content:
+        return kind_of(content.read(HEAD))
+
+
+def _cut(shapes: dict[str, tuple[int, ...]], item: int) -> Iterator[list[str]]:
+    """The names of each file's tensors."""
+    names: list[str] = []
+    held = 0
+    for name, shape in shapes.items():
+        size = prod(shape) * item
+        if names and held + size > FILE_BYTES:
+            yield names
+            names, held = [], 0
+        names.append(name)
+        held += size
+    yield names

@@ -1,0 +1,64 @@
+"""What every writer of a model offers, and what those that write files share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from llama.model.config import ModelConfig
+from llama.weights import rotary
+from llama.weights.open_model import ModelSource
+
+
+class WeightWriter(Protocol):
+    """Takes a model's weights one at a time, by native name and in native layout. What it writes
+    appears whole or not at all. Raises `OSError` where it cannot be written."""
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """A whole weight. They come in the order of `llama.weights.shapes.expected_shapes`, all in
+        one type."""
+        ...
+
+    def finish(self) -> list[str]:
+        """Let it appear, with what goes with the weights. Gives, one line each, what a user has to
+        know of it."""
+        ...
+
+    def abandon(self) -> None:
+        """Remove what was begun."""
+        ...
+
+
+class FileWriter(ABC):
+    """A writer of files: rotary layout. A format adds the rest."""
+
+    interleaved: bool
+    """Whether the format keeps rotary pairs in adjacent rows."""
+
+    def __init__(
+        self, folder: Path, config: ModelConfig, source: ModelSource, tokenizer: Path | None
+    ) -> None:
+        """A model of the sizes `config` for `folder`. What goes with the weights comes from
+        `source`, which they began as; `tokenizer` is the one to be used in place of its own."""
+        self.folder = folder
+        self.config = config
+        self.source = source
+        self.tokenizer = tokenizer or source.tokenizer_path
+
+    @abstractmethod
+    def _store(self, name: str, tensor: torch.Tensor) -> None:
+        """Write a weight, laid out as the format has it."""
+
+    @abstractmethod
+    def finish(self) -> list[str]: ...
+
+    @abstractmethod
+    def abandon(self) -> None: ...
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        if self.interleaved and rotary.is_rotary(name):
+            tensor = rotary.halves_to_interleaved(tensor, self.config.head_dim)
+        self._store(name, tensor)

@@ -1,0 +1,36 @@
+"""What `report` refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from tests.bad_inputs.setting import Case, Setting
+
+
+def runs(*folders: str) -> Callable[[Setting], None]:
+    def spoil(setting: Setting) -> None:
+        del setting.options["runs"]
+        setting.more += folders
+
+    return spoil
+
+
+def output(path: str) -> Callable[[Setting], None]:
+    return lambda setting: setting.options.update(output=path)
+
+
+Refused = partial(Case, command="report")
+CASES = [
+    Refused("no run", runs(), ("--runs: required",)),
+    Refused("no such folder", runs("finish"), ("did you mean finished?",)),
+    Refused("a folder that is no run", runs("model"), ("model: holds no run",)),
+    Refused("a file of a run", runs("finished/run.json"), ("the run is finished",)),
+    Refused("a run given twice", runs("finished", "./finished/"), ("finished: given twice",)),
+    Refused("several of them", runs("model", "absent", "finished"), ("model: ", "absent: ")),
+    Refused("a page where a folder is", output("model"), ("--output: model cannot be written",)),
+    Refused(
+        "a page in no folder", output("absent/page.html"), ("--output: absent/page.html cannot",)
+    ),
+    Refused("an unknown option", runs("finished", "--html", "x"), ("--html: unknown option",)),
+]

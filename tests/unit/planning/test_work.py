@@ -1,0 +1,96 @@
+"""The arithmetic of a step where it is known, and the bytes of the wire where they were counted."""
+
+from __future__ import annotations
+
+import pytest
+
+from llama.metrics.speed import step_flops
+from llama.model.config import LINEARS, ModelConfig
+from llama.model.kept import Kept
+from llama.model.presets import PRESETS
+from llama.planning.job import Job, Zero
+from llama.planning.work import adapter_bytes, summed_bytes, traffic, work
+from llama.settings import LoRAOptions
+
+SEVEN_B = PRESETS["llama-7b"]
+QV = LoRAOptions(16, targets=("wq", "wv"))
+
+
+def test_products_are_those_that_the_benchmark_counts() -> None:
+    job = Job(SEVEN_B, micro_batch=2, seq_len=512)
+    assert work(job).products == step_flops(SEVEN_B, 1024, 1022)
+
+
+def test_full_takes_half_as_much_again() -> None:
+    """6 for each weight and token in place of 4: the gradient of the weight too."""
+    lora, full = (work(Job(SEVEN_B, lora=lora)).products for lora in (QV, None))
+    assert full == pytest.approx(1.5 * lora)
+
+
+def test_recomputing_everything_is_nearly_another_forward_pass() -> None:
+    """w2's product alone is not taken again."""
+    block = work(Job(SEVEN_B, checkpointing="block", supervised=0))
+    rows, columns = SEVEN_B.linear_shape("w2")
+    assert block.again == block.products / 2 - 2 * rows * columns * 32 * 1024
+    assert work(Job(SEVEN_B, checkpointing="none")).again == 0
+
+
+def test_the_plain_block_knows_no_levels_between() -> None:
+    kept = (Kept.ATTENTION,) * SEVEN_B.n_layers
+    plain, fused = (work(Job(SEVEN_B, checkpointing=kept, fused=fused)) for fused in (False, True))
+    assert plain.again == fused.again  # wo is taken again in both
+    kept = (Kept.MIDDLE,) * SEVEN_B.n_layers
+    plain, fused = (work(Job(SEVEN_B, checkpointing=kept, fused=fused)) for fused in (False, True))
+    assert plain.again > fused.again
+
+
+def test_attention_grows_with_the_squares_of_the_documents() -> None:
+    whole = work(Job(SEVEN_B, documents=(1024,))).attention
+    halves = work(Job(SEVEN_B, documents=(512, 512))).attention
+    assert whole == 2 * halves
+    assert whole == 3.5 * 2 * 4096 * 1024**2 * 32
+
+
+def test_shards_share_the_arithmetic() -> None:
+    one, four = (work(Job(SEVEN_B, tensor_parallel=p)) for p in (1, 4))
+    assert four.products == one.products / 4 and four.attention == one.attention / 4
+
+
+COUNTED = ModelConfig(
+    dim=256, n_layers=1, n_heads=4, n_kv_heads=4, head_dim=64, ffn_dim=512, vocab_size=512
+)
+
+
+@pytest.mark.parametrize(("level", "count"), [(Kept.ALL, 811_008), (Kept.INPUT, 1_007_616)])
+def test_tensor_parallel_sums_are_those_counted_on_two_hosts(level: Kept, count: int) -> None:
+    """docs/scaling.md: a block of 192 tokens x 256 in float32, without what is once a model."""
+    once = 2 * 192 * 256 * 4
+    assert summed_bytes(COUNTED, QV, 192, 192, (level,), 4) - once == count
+
+
+@pytest.mark.parametrize(
+    ("stage", "k", "expected"), [(0, 1, 2), (1, 1, 2), (1, 3, 2), (2, 1, 2), (2, 3, 4)]
+)
+def test_data_parallel_bytes_are_those_counted_on_two_hosts(
+    stage: int, k: int, expected: int
+) -> None:
+    job = Job(SEVEN_B, data_parallel=2, accumulation=k, zero=Zero(stage=stage))
+    adapter = adapter_bytes(SEVEN_B, job.lora or QV, 1, 2)
+    assert traffic(job).exchanged == expected * adapter / 2
+
+
+def test_zero3_gathers_the_weights_twice_a_micro_batch() -> None:
+    job = Job(SEVEN_B, data_parallel=2, accumulation=3, zero=Zero(stage=3))
+    weights = 2 * SEVEN_B.parameter_count()
+    adapter = adapter_bytes(SEVEN_B, QV, 1, 2)
+    assert traffic(job).exchanged == (3 * (2 * weights + adapter) + adapter) / 2
+
+
+def test_one_rank_sends_nothing() -> None:
+    assert traffic(Job(SEVEN_B, zero=Zero(stage=3))).total == 0
+
+
+def test_factors_are_cut_on_the_side_that_the_layer_is() -> None:
+    whole = adapter_bytes(SEVEN_B, LoRAOptions(16, targets=LINEARS), 1, 2)
+    shares = [adapter_bytes(SEVEN_B, LoRAOptions(16, targets=(name,)), 2, 2) for name in LINEARS]
+    assert whole / 2 < sum(shares) < whole
