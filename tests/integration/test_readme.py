@@ -18,7 +18,7 @@ from tests.support.tiny_runs import launched, read_lines, write_model, write_row
 
 README = (ROOT / "README.md").read_text()
 LINES = shell_lines(ROOT / "README.md")
-COMMANDS = [line for line in LINES if "launcher/" in line]
+COMMANDS = list(dict.fromkeys(line for line in LINES if "launcher/" in line))
 SMALLER = {
     "train": ["--max_steps", "1", "--data", "ROWS.jsonl", "--output_dir", "OUT"],
     "generate": ["--max_new_tokens", "2"],
@@ -28,6 +28,10 @@ SMALLER = {
     "plan": [],
     "verify": ["--steps", "2", "--layers", "1", "--seq_len", "32"],
     "report": [],
+    "ablate": [
+        *("--precision", "float32", "--accumulation", "1", "--checkpointing", "none"),
+        *("--rows", "1", "--steps", "2", "--seq_len", "64"),
+    ],
 }
 
 

@@ -82,7 +82,8 @@ def measured(
     resolved = resolve_here(deepspeed_of(case), mesh, options.steps, source.config, case.method)
     epochs = Epochs(data.training, case.micro_batch, case.accumulation, 0, 1, options.seed)
     windows = first_windows(epochs, options.steps + 1)
-    job = _job(case, options, source, resolved, device, _largest(windows, device))
+    jobs = {_job(case, options, source, resolved, device, b) for b in _followed(windows, device)}
+    job = max(jobs, key=lambda one: memory(one).peak_bytes)
     plan = memory(job)
     result = Result(case, plan.peak_bytes, parts_of(plan), _seconds(job, data, device))
     needed, free = plan.peak_bytes, free_bytes(device)
@@ -98,11 +99,11 @@ def measured(
     return result
 
 
-def _largest(windows: list[list[Batch]], device: torch.device) -> Batch:
-    """The largest micro-batch of those whose memory is measured: on CUDA of every timed step but
+def _followed(windows: list[list[Batch]], device: torch.device) -> list[Batch]:
+    """The micro-batches of those steps whose memory is measured: on CUDA of every timed step but
     the first, on the CPU of the step that is followed."""
-    looked_at = windows[1:-1] or windows[:1] if device.type == "cuda" else windows[-1:]
-    return max((batch for window in looked_at for batch in window), key=lambda b: len(b.tokens))
+    steps = windows[1:-1] or windows[:1] if device.type == "cuda" else windows[-1:]
+    return [batch for step in steps for batch in step]
 
 
 def _job(
