@@ -29,8 +29,8 @@ SMALLER = {
     "verify": ["--steps", "2", "--layers", "1", "--seq_len", "32"],
     "report": [],
     "ablate": [
-        *("--precision", "float32", "--accumulation", "1", "--checkpointing", "none"),
-        *("--rows", "1", "--steps", "2", "--seq_len", "64"),
+        *("--precision", "float32", "--method", "lora"),
+        *("--rows", "2", "--steps", "2", "--seq_len", "64"),
     ],
 }
 
