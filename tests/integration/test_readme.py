@@ -31,6 +31,7 @@ SMALLER = {
     "ablate": [
         *("--precision", "float32", "--method", "lora"),
         *("--rows", "2", "--steps", "2", "--seq_len", "256"),
+        *("--data", "ROWS.jsonl", "--eval_data", "ROWS.jsonl"),
     ],
 }
 
