@@ -13,7 +13,7 @@ import subprocess
 from tests.faults import spoil
 from tests.faults.forked import Run
 from tests.faults.kills import BOUND, all_end, killed_at, operations_of_saves
-from tests.faults.setting import ONE, SHARDED, TWO, Case, Setting, Shape, saved_steps
+from tests.faults.setting import ONE, SHARDED, TWO, WHOLE, Case, Setting, Shape, saved_steps
 from tests.support.tiny_runs import read_lines
 
 SAVE = 3
@@ -41,6 +41,24 @@ def killed_in_a_save(case: Case) -> int:
 
 def operations(setting: Setting) -> int:
     return operations_of_saves(setting)[SAVE - 1]
+
+
+def killed_in_a_save_of_all(case: Case) -> int:
+    """Where both ranks write: each operation of one, then each of the other."""
+    places = [
+        (rank, operation)
+        for rank, most in enumerate(operations_of_all(case.setting))
+        for operation in range(1, most + 1)
+    ]
+    victim, operation = places[case.number % len(places)]
+    lost = killed_at(case, WHOLE, spoil.in_save(SAVE, operation, spoil.kill, victim=victim))
+    case.finish(WHOLE)
+    return lost
+
+
+def operations_of_all(setting: Setting) -> list[int]:
+    """Of each rank in that save."""
+    return [operations_of_saves(setting, WHOLE, rank)[SAVE - 1] for rank in range(WHOLE.ranks)]
 
 
 def failing_save(case: Case, then: spoil.Then) -> int:

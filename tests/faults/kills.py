@@ -46,14 +46,13 @@ def killed_at(case: Case, shape: Shape, what: Spoil) -> int:
     return case.lost()
 
 
-def operations_of_saves(setting: Setting) -> list[int]:
-    """How many file operations each save of a run has."""
-    counted = setting.folder / "operations"
+def operations_of_saves(setting: Setting, shape: Shape = ONE, rank: int = 0) -> list[int]:
+    """How many file operations each save of a run has on that rank."""
+    counted = setting.folder / f"operations-{shape.name}-{rank}"
     if not counted.exists():
-        with setting.start(
-            ONE, setting.folder / "counting", spoil=spoil.count_file_operations(counted)
-        ) as run:
-            assert run.wait(120) == [0], run.said
+        out = counted.with_name(f"counting-{shape.name}-{rank}")
+        with setting.start(shape, out, spoil=spoil.count_file_operations(counted, rank)) as run:
+            assert run.wait(120) == [0] * shape.ranks, run.said
     return [int(line) for line in counted.read_text().split()]
 
 

@@ -204,7 +204,7 @@ def restarted(case: Case) -> int:
         before = last_step(case.out)
         assert run.end(240) == 0, run.said
         assert "going on from" in run.said, run.said
-    assert outcome(case.out) == expected
+    assert outcome(case.out, LONG) == expected
     return before - resumed_from(case.out)
 
 
@@ -230,7 +230,7 @@ def loop(case: Case) -> int:
         assert "going on from" in run.said, run.said
     finally:
         run.kill()
-    assert outcome(case.out) == expected
+    assert outcome(case.out, LONG) == expected
     return before - resumed_from(case.out)
 
 

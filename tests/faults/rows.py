@@ -74,6 +74,14 @@ def _in_a_save(setting: Setting) -> list[Row]:
             in_rank.killed_in_a_save,
         )
     ]
+    every.append(
+        Row(
+            "SIGKILL of one rank of two at every file operation of a save by both",
+            sum(in_rank.operations_of_all(setting)),
+            f"the other ends; {RESUMES}",
+            in_rank.killed_in_a_save_of_all,
+        )
+    )
     stops = "exit 1 on every rank, named; earlier checkpoint whole; equal"
     failing = {
         "OSError (EIO) in a save, on one rank of two": spoil.fail_device,

@@ -34,10 +34,12 @@ class Shape:
     tensor_parallel: int = 1
     zero_stage: int = 1
     epochs: int = 3
+    method: str = "lora"
 
     @property
     def name(self) -> str:
-        return f"{self.ranks}-{self.tensor_parallel}-{self.zero_stage}-{self.epochs}"
+        sizes = (self.ranks, self.tensor_parallel, self.zero_stage, self.epochs)
+        return f"{self.method}-{'-'.join(map(str, sizes))}"
 
     @property
     def steps(self) -> int:
@@ -48,6 +50,13 @@ class Shape:
 ROWS = 11
 ONE, TWO, SHARDED = Shape(), Shape(ranks=2), Shape(ranks=2, tensor_parallel=2)
 PLAIN = Shape(zero_stage=0)
+WHOLE = Shape(ranks=2, zero_stage=3, method="full")
+"""Every parameter trains, and every rank writes its part of a checkpoint."""
+TRAINS = {
+    "lora": ("--lora.rank", "4", "--lora.dropout", "0.1"),
+    "full": ("--method", "full"),
+}
+RESULTS = {"lora": "adapter/adapter_model.safetensors", "full": "model/model.safetensors"}
 LONG, LONG_ALONE = Shape(ranks=2, epochs=30), Shape(epochs=15)
 """Long enough for a launcher to be met in the middle of it."""
 
@@ -69,7 +78,7 @@ class Setting:
         argv = [
             *("--deepspeed", str(settings), "--model", str(self.folder / "model")),
             *("--data", str(self.folder / "rows.json"), "--template", "chatml"),
-            *("--seq_len", "64", "--pack", "false", "--lora.rank", "4", "--lora.dropout", "0.1"),
+            *("--seq_len", "64", "--pack", "false", *TRAINS[shape.method]),
             *("--tensor_parallel", str(shape.tensor_parallel), "--epochs", str(shape.epochs)),
             *("--save_every", "1", "--keep", "2", "--output_dir", str(out)),
         ]
@@ -94,7 +103,7 @@ class Setting:
                 began = time.monotonic()
                 self.finish(shape, out)
                 self._seconds[shape] = time.monotonic() - began
-                outcomes.append(outcome(out))
+                outcomes.append(outcome(out, shape))
             assert outcomes[0] == outcomes[1], f"{shape}: two runs differ"
             assert [step for step, _ in outcomes[0][1]] == [*range(1, shape.steps + 1)]
             self._expected[shape] = outcomes[0]
@@ -125,7 +134,7 @@ class Case:
     def finish(self, shape: Shape) -> None:
         """Go on with the run to its end: it must end as if nothing had happened."""
         self.setting.finish(shape, self.out)
-        same = outcome(self.out) == self.setting.expected(shape)
+        same = outcome(self.out, shape) == self.setting.expected(shape)
         assert same, f"{self.out}: not the uninterrupted run's outcome"
 
     def lost(self) -> int:
@@ -133,9 +142,9 @@ class Case:
         return last_step(self.out) - max(saved_steps(self.out), default=0)
 
 
-def outcome(out: Path) -> Outcome:
-    """Of a finished run: the hash of its adapter, bit for bit, and every step with its loss."""
-    content = (out / "adapter" / "adapter_model.safetensors").read_bytes()
+def outcome(out: Path, shape: Shape) -> Outcome:
+    """Of a finished run: the hash of what it trained, bit for bit, and every step with its loss."""
+    content = (out / RESULTS[shape.method]).read_bytes()
     lines = [line for line in read_lines(out / "metrics.jsonl") if "loss" in line]
     return hashlib.sha256(content).hexdigest(), [(line["step"], line["loss"]) for line in lines]
 

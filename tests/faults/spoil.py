@@ -16,12 +16,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partialmethod
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from llama.checkpoint.saving import ShardSaver
 from llama.checkpoint.store import Store
 from llama.engine import engine as engine_module
 from llama.launch import processes
@@ -84,12 +86,18 @@ def in_step(step: int, point: Point, then: Then, victim: int = 0) -> Spoil:
     return spoil
 
 
-def in_save(save: int, operation: int, then: Then, names: Sequence[str] = FILE_OPERATIONS) -> Spoil:
-    """On rank 0, in place of file operation `operation` (of those in `names`) of save `save`, both
-    from 1. Where that is a write, half of it is written first."""
+def in_save(
+    save: int,
+    operation: int,
+    then: Then,
+    names: Sequence[str] = FILE_OPERATIONS,
+    victim: int = 0,
+) -> Spoil:
+    """On rank `victim`, in place of file operation `operation` (of those in `names`) of save
+    `save`, both from 1. Where that is a write, half of it is written first."""
 
     def spoil(rank: int) -> None:
-        if rank:
+        if rank != victim:
             return
         saves, operations = _count_saves(), [0]
         for name in names:
@@ -98,25 +106,24 @@ def in_save(save: int, operation: int, then: Then, names: Sequence[str] = FILE_O
     return spoil
 
 
-def count_file_operations(path: Path) -> Spoil:
-    """Appends to `path` how many file operations each save has, a line each."""
+def count_file_operations(path: Path, of: int = 0) -> Spoil:
+    """Appends to `path` how many file operations each save has on rank `of`, a line each."""
 
     def spoil(rank: int) -> None:
-        if rank:
+        if rank != of:
             return
         saves, operations = _count_saves(), [0]
         for name in FILE_OPERATIONS:
             _interpose(name, saves, operations, (0, 0), hang)
-        save = Store.save
 
-        def counted(*args: Any, **keywords: Any) -> Any:
+        def counted(save: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
             operations[0] = 0
             done = save(*args, **keywords)
             with path.open("a") as file:
                 file.write(f"{operations[0]}\n")
             return done
 
-        Store.save = counted
+        _around_saves(counted)
 
     return spoil
 
@@ -245,17 +252,28 @@ def _in_backward(here: Then) -> None:
 def _count_saves() -> list[int]:
     """Holds how many saves were begun, and the thread of the one in progress."""
     state = [0, 0]
-    original = Store.save
 
-    def save(*args: Any, **keywords: Any) -> Any:
+    def counted(save: Callable[..., Any], *args: Any, **keywords: Any) -> Any:
         state[:] = [state[0] + 1, threading.get_ident()]
         try:
-            return original(*args, **keywords)
+            return save(*args, **keywords)
         finally:
             state[1] = 0
 
-    Store.save = save
+    _around_saves(counted)
     return state
+
+
+def _around_saves(around: Callable[..., Any]) -> None:
+    """Have `around` called in place of each save, with what saves as its first argument: by the
+    main rank, or where all parameters train by every rank."""
+    owners: tuple[Any, ...] = (Store, ShardSaver)
+    for owner in owners:
+        owner.save = partialmethod(_called, around, owner.save)
+
+
+def _called(owner: Any, around: Callable[..., Any], save: Any, *args: Any, **keywords: Any) -> Any:
+    return around(save, owner, *args, **keywords)
 
 
 def _interpose(
