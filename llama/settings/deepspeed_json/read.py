@@ -12,7 +12,6 @@ from llama.files.inputs import file_problem, nearest, read_text
 from llama.settings.deepspeed_json import keys
 from llama.settings.deepspeed_json.off import without_what_is_off
 
-
 SHIPPED = Path(__file__).parents[2] / "ds_configs"
 """The files that come with the program; in a checkout a link to `ds_configs/`."""
 
