@@ -33,10 +33,10 @@ def run_program(main: Callable[P, int | None], *args: P.args, **kwargs: P.kwargs
     open_streams()
     _join_freed_memory()
     status = _status_of(main, *args, **kwargs)
-    for thread in threading.enumerate():
-        if not thread.daemon and thread is not threading.current_thread():
-            thread.join()
-    atexit._run_exitfuncs()  # as multiprocessing ends its own processes
+    # As multiprocessing ends its own processes. Pools of threads are told to end before they are
+    # waited for: torch.compile leaves one.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(ValueError):  # something closed it
             stream.flush()

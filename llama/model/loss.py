@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llama.kernels.compiled import compiled, kernel
+from llama.kernels.compiled import compiled, kernel, rounds
 from llama.parallel.mesh import TensorParallel
 
 CHUNK_ELEMENTS = 2**25
@@ -58,7 +58,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         at_once = grad_hidden is not None and grad_weight is None and tp.size == 1 and compiled()
         rows = _rows(weight.shape[0], at_once)
-        for start in range(0, hidden.shape[0], rows):
+        for start in rounds(range(0, hidden.shape[0], rows)):
             chunk = slice(start, start + rows)
             if at_once and grad_hidden is not None:
                 logits = hidden[chunk] @ weight.t()

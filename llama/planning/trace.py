@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -17,8 +18,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llama.adapters.attach import adapters, attach
-from llama.data.batches import make_batch
-from llama.data.types import IGNORE, Batch, Example
+from llama.data.types import IGNORE, Batch
 from llama.fused.install import install
 from llama.kernels.compiled import Plan, planned
 from llama.kernels.paths import as_on_cuda
@@ -246,16 +246,24 @@ def build(job: Job, tp: TensorParallel, fake: FakeTensorMode) -> Transformer:
 
 
 def batch_of(job: Job) -> Batch:
-    """A micro-batch of the job's documents, with a label where the job has one."""
-    examples, left = [], job.supervised
-    for length in job.lengths:
-        labels = [0] * length
-        if left is not None:
-            taken = min(left, length - 1)
-            left -= taken
-            labels = [IGNORE] * (length - taken) + [0] * taken
-        examples.append(Example([0] * length, labels, 0))
-    return make_batch([examples], 0)
+    """A micro-batch of the job's documents, with a target where the job has one: of each document
+    the last, until there are as many as it says."""
+    lengths = job.lengths
+    boundaries = tuple(accumulate(lengths, initial=0))
+    targets_T = torch.full((boundaries[-1],), IGNORE)
+    left = boundaries[-1] if job.supervised is None else job.supervised
+    for end, length in zip(boundaries[1:], lengths, strict=True):
+        taken = min(left, length - 1)
+        targets_T[end - 1 - taken : end - 1] = 0
+        left -= taken
+    return Batch(
+        tokens=torch.zeros_like(targets_T),
+        positions=torch.cat([torch.arange(length) for length in lengths]),
+        targets=targets_T,
+        boundaries=boundaries,
+        supervised=int((targets_T != IGNORE).sum()),
+        stream=0,
+    )
 
 
 def _faked(inputs: dict[str, Any], fake: FakeTensorMode, storages: LiveStorages) -> dict[str, Any]:

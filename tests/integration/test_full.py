@@ -45,11 +45,11 @@ def cut_up(kind: str, accumulation: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """Runs on two ranks of each stage, straight and stopped twice; one on one rank."""
+    """Runs on two ranks of each stage, straight and stopped, of one twice; one on one rank."""
     made = Case(tmp_path_factory.mktemp("full"), lora=FULL)
     for kind in KINDS:
         made.add(kind, cut_up(kind, 1), None)
-        for stop_at in (3, 2, None):
+        for stop_at in (3, 2, None) if kind == "zero3-fp32" else (3, None):
             made.add(f"{kind}-stopped", cut_up(kind, 1), stop_at, "--save_every", "2")
     made.go(2)  # groups are made once in the life of a process
     made.add("shards", settings("zero1-bf16"), None, "--tensor_parallel", "2")

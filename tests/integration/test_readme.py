@@ -30,7 +30,8 @@ SMALLER = {
     "report": [],
     "ablate": [
         *("--precision", "float32", "--method", "lora"),
-        *("--rows", "2", "--steps", "2", "--seq_len", "64"),
+        *("--rows", "2", "--steps", "2", "--seq_len", "256"),
+        *("--data", "ROWS.jsonl", "--eval_data", "ROWS.jsonl"),
     ],
 }
 

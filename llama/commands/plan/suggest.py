@@ -18,6 +18,7 @@ from llama.errors import UserError
 from llama.methods.kinds import KINDS
 from llama.metrics.hardware import GIB
 from llama.model.kept import Checkpointing
+from llama.model.presets import PRESETS
 from llama.planning.fit import estimate
 from llama.planning.job import Job, Zero
 from llama.planning.plan import Plan
@@ -32,6 +33,8 @@ SAME = 1.02
 FILLED = 0.92
 """Of a GPU's memory that a suggestion uses at most: the allocator comes to hold more than it gives
 out as a run goes on."""
+WEIGHTS = "MODEL"
+"""Stands in a command line for a folder that the user has."""
 _BUCKET = 10_000_000
 _KEEPING: tuple[Checkpointing, ...] = ("none", "ffn", "block")
 
@@ -63,6 +66,12 @@ class Suggestion:
     options: PlanOptions
     plan: Plan
 
+    @property
+    def model(self) -> str:
+        """What `--model` is to be given: of a shape that was only named, nobody knows where its
+        weights lie."""
+        return WEIGHTS if self.options.model in PRESETS else self.options.model
+
     def command(self, folder: Path) -> str:
         """The command line that trains so."""
         options, way = self.options, self.way
@@ -70,7 +79,7 @@ class Suggestion:
         if options.nodes > 1:
             start = "deepspeed --hostfile hosts"
         words = [
-            f"{start} launcher/train.py --deepspeed {folder / FILE} --model {options.model}",
+            f"{start} launcher/train.py --deepspeed {folder / FILE} --model {self.model}",
             f"--seq_len {options.seq_len} --checkpointing {way.checkpointing}",
         ]
         if way.tensor_parallel > 1:

@@ -69,6 +69,14 @@ def test_all_but_the_taking_down_is_as_python_does(body: str, status: int, said:
     assert said in done.stderr if said else not done.stderr
 
 
+def test_a_pool_that_was_left_open_is_ended() -> None:
+    """As Python does: its threads wait for work for ever, and `torch.compile` leaves one."""
+    pool = "__import__('concurrent.futures').futures.ThreadPoolExecutor()"
+    done = ended(f"sys.__dict__.setdefault('pool', {pool}).submit(int).result()")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["begun", "the thread", "the handler"]
+
+
 def test_output_that_nobody_reads_is_no_success() -> None:
     command = [sys.executable, "-c", PROGRAM, "None"]
     with subprocess.Popen(

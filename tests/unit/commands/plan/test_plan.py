@@ -147,6 +147,14 @@ def test_the_command_of_a_suggestion_is_planned_alike(
     assert second["seconds_per_step"] == first["seconds_per_step"]
 
 
+def test_a_command_names_no_folder_that_is_not_known(tmp_path: Path) -> None:
+    """A bare name is a shape; where its weights lie is the user's to say."""
+    here = str(write_model(tmp_path / "model"))
+    for model, named in (("llama-3.2-1b", "MODEL"), (here, here)):
+        found = suggest(read_inputs(options(deepspeed=None, suggest=True, model=model)))
+        assert f" --model {named} " in found.command(tmp_path)
+
+
 def test_the_fastest_way_that_fits_is_taken() -> None:
     """No way before it in the order fits."""
     given = options(deepspeed=None, suggest=True, model="llama-3.2-3b", gpu="t4", seq_len=4096)
