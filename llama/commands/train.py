@@ -1,4 +1,4 @@
-"""For launchers: `deepspeed --module llama.commands.train ...`. What it does is in `llama/train`."""
+"""For launchers: `deepspeed --module llama.commands.train ...`, which `llama/train` then runs."""
 
 from llama.commands.start import program
 
