@@ -114,8 +114,13 @@ def test_a_name_that_is_no_file_says_which_ship(
     assert line in found
 
 
-def test_of_a_path_elsewhere_its_reader_says_what_is_wrong(tmp_path: Path) -> None:
-    assert located(tmp_path / "mine.json") == tmp_path / "mine.json"
+def test_of_all_else_its_reader_says_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for path in (tmp_path / "mine.json", Path("mine"), Path("x/y" * 200)):
+        assert located(path) == path
 
 
 def test_a_byte_order_mark_and_crlf_are_accepted(tmp_path: Path):
