@@ -1,4 +1,4 @@
-# docker build -t llama-lora . && docker run --rm --gpus all -v "$PWD/runs:/work" llama-lora train --deepspeed lora
+# docker build -t llama-lora . && docker run --rm --gpus all -v "$PWD/runs:/data" llama-lora train --deepspeed lora
 #
 # The base brings what a container needs to reach the driver; CUDA's libraries come with torch. Its
 # Python is 3.10, the oldest that is supported and one of those that every change is tested with.
@@ -9,7 +9,7 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev python3 python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 llama \
-    && install --directory --owner llama --group llama /work
+    && install --directory --owner llama --group llama /data
 
 ENV PATH=/opt/venv/bin:$PATH DS_BUILD_OPS=0 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /opt/llama-lora
@@ -30,6 +30,6 @@ RUN pip install --constraint constraints.txt --no-deps --force-reinstall . \
     && rm -rf build *.egg-info
 
 USER llama
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["llama-lora"]
 CMD ["--help"]
