@@ -7,6 +7,7 @@ kept off, so that nobody needs a compiler.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -23,6 +24,7 @@ import deepspeed
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.ops import __compatible_ops__
+from deepspeed.runtime import compiler
 
 from llama.engine.known import require_known
 from llama.launch.processes import meet_processes
@@ -39,6 +41,7 @@ def start_processes() -> torch.device:
     for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):  # DeepSpeed's to rename
         warnings.filterwarnings("ignore", f"`torch.distributed.{name}` is deprecated")
     __compatible_ops__["deepspeed_shm_comm"] = False
+    _import_muon_uncompiled()
     device = meet_processes()
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
     return device
@@ -56,6 +59,18 @@ def bf16_supported() -> bool:
 
 def _accelerator() -> Any:
     return get_accelerator()
+
+
+def _import_muon_uncompiled() -> None:
+    """ZeRO asks of each optimizer whether it is DeepSpeed's Muon, which the settings refuse. That
+    module has its functions compiled as it is imported, for which torch loads its whole compiler:
+    a second of every start."""
+    before: Any = compiler.compile
+    compiler.compile = lambda *_, **__: lambda function: function
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        compiler.compile = before
 
 
 def _log_to_stderr() -> None:

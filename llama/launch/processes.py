@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future
 from datetime import timedelta
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
@@ -15,6 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from llama.errors import TrainingError
 from llama.launch.parent import launcher_processes
+from llama.launch.ranks import DEFAULT_PORT, port_of
 
 MEETING = timedelta(minutes=10)
 """How long a rank waits for the others, at the start and in a collective: NCCL's own default."""
@@ -83,6 +86,8 @@ def _store(ranks: int) -> Store:
     """Where the ranks find one another. One alone takes no port: another run may have it."""
     if ranks == 1:
         return dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+    if port := _port_of_launcher(os.environ):
+        os.environ["MASTER_PORT"] = str(port)
     # In a thread: one that waits for others inside torch hears no Ctrl-C.
     found: Future[Store] = Future()
     threading.Thread(target=_rendezvous, args=(found,), name="meeting", daemon=True).start()
@@ -106,6 +111,22 @@ def _name_of_run() -> str:
     if os.environ.get("CROSS_SIZE") != "1":
         return start
     return "-".join([start, *(str(process.pid) for process in launcher_processes()[:1])])
+
+
+def _port_of_launcher(environment: Mapping[str, str]) -> int | None:
+    """A port of this launcher's own, in place of the one that deepspeed gives to every run: two
+    runs of one host would both take it. Made of the number of the process that all ranks have
+    above them. None where ranks are on other hosts too, or the user has given a port."""
+    if environment.get("CROSS_SIZE") != "1" or environment["MASTER_PORT"] != str(DEFAULT_PORT):
+        return None
+    try:
+        launchers = launcher_processes()
+        typed = [word for launcher in launchers[1:] for word in launcher.cmdline()]
+    except (psutil.Error, OSError):  # hidden from this user
+        return None
+    if len(launchers) < 2 or any(word.startswith("--master_port") for word in typed):
+        return None
+    return port_of(f"deepspeed {launchers[0].pid}")
 
 
 def _own_device() -> torch.device:

@@ -17,6 +17,8 @@ import zlib
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 
+DEFAULT_PORT = 29500
+"""Torch's and DeepSpeed's own."""
 _FIRST_PORT, _PORTS = 20000, 12000
 """Ports below those that the kernel gives to connections (from 32768)."""
 _SPECIAL_STEP = 4294967290
@@ -129,7 +131,7 @@ def _joined(group: _Group, environment: Mapping[str, str]) -> Told:
         "WORLD_SIZE": str(group.size[1]),
         "LOCAL_RANK": str(local),
         "MASTER_ADDR": str(group.first_host),
-        "MASTER_PORT": str(_port(group.job)),
+        "MASTER_PORT": str(port_of(group.job)),
     }
     if group.local_size is not None:
         found["LOCAL_WORLD_SIZE"] = str(group.local_size)
@@ -281,10 +283,10 @@ def _number(text: str | None) -> int | None:
     return int(text) if text is not None and is_number else None
 
 
-def _port(job: str | None) -> int:
+def port_of(job: str | None) -> int:
     """One of `job`'s own, so that two jobs may share a host; torch's usual one where the job has no
     name."""
-    return 29500 if job is None else _FIRST_PORT + zlib.crc32(job.encode()) % _PORTS
+    return DEFAULT_PORT if job is None else _FIRST_PORT + zlib.crc32(job.encode()) % _PORTS
 
 
 def _first_host(hosts: str) -> str | None:

@@ -83,6 +83,7 @@ def _with_deepspeed(
     groups, rest = divmod(world_size, max(1, options.tensor_parallel))
     config: dict[str, Any] = {}
     try:
+        file = deepspeed_json.located(file)
         config = deepspeed_json.load(file, options.override)
         data_parallel = None if rest else groups
         problems = problems + deepspeed_json.check(config, str(file), data_parallel)

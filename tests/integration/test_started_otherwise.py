@@ -215,16 +215,36 @@ def test_ctrl_c_while_others_are_awaited(sound: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_runs_on_the_port_that_deepspeed_gives(sound: Path, tmp_path: Path) -> None:
+def test_two_runs_on_one_port(sound: Path, tmp_path: Path) -> None:
     """One of them trains; the other says what is wrong, and leaves that one alone."""
-    deepspeed = [Path(sys.executable).parent / "deepspeed", "--num_gpus", "2", "--master_port"]
+    runs = two_runs(sound, tmp_path, "--master_port", str(free_port()))
+    said = [run.communicate(timeout=300) for run in runs]
+    assert sum(run.returncode == 0 for run in runs) == 1, said
+    lost = next(number for number, run in enumerate(runs) if run.returncode != 0)
+    assert "another run has this port; give another with --master_port" in said[lost][1]
+    assert not any("Traceback" in stream for streams in said for stream in streams), said
+    assert json.loads((tmp_path / "ab"[1 - lost] / "summary.json").read_text())["steps"] == 2
+
+
+@pytest.mark.slow
+def test_two_runs_on_the_port_that_deepspeed_gives(sound: Path, tmp_path: Path) -> None:
+    """It gives 29500 to both, and their ranks meet elsewhere."""
+    runs = two_runs(sound, tmp_path)
+    said = [run.communicate(timeout=300) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    for name in "ab":
+        assert json.loads((tmp_path / name / "summary.json").read_text())["steps"] == 2
+
+
+def two_runs(sound: Path, folder: Path, *words: str) -> list[subprocess.Popen[str]]:
+    """Two runs of two ranks each, begun at once under `deepspeed` with the options `words`."""
+    deepspeed = [Path(sys.executable).parent / "deepspeed", "--num_gpus", "2", *words]
     options = ["--deepspeed", sound / "ds.json", "--model", sound / "model"]
     options += ["--data", sound / "rows.json", "--max_steps", "2", "--output_dir"]
-    port = free_port()
-    runs = [
+    return [
         subprocess.Popen(
-            list(map(str, [*deepspeed, port, ROOT / "launcher/train.py", *options, name])),
-            cwd=tmp_path,
+            list(map(str, [*deepspeed, ROOT / "launcher/train.py", *options, name])),
+            cwd=folder,
             env=of_one_thread(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -232,9 +252,3 @@ def test_two_runs_on_the_port_that_deepspeed_gives(sound: Path, tmp_path: Path) 
         )
         for name in ("a", "b")
     ]
-    said = [run.communicate(timeout=300) for run in runs]
-    assert sum(run.returncode == 0 for run in runs) == 1, said
-    lost = next(number for number, run in enumerate(runs) if run.returncode != 0)
-    assert "another run has this port; give another with --master_port" in said[lost][1]
-    assert not any("Traceback" in stream for streams in said for stream in streams), said
-    assert json.loads((tmp_path / "ab"[1 - lost] / "summary.json").read_text())["steps"] == 2

@@ -18,7 +18,7 @@ import pytest
 from tests.support.model_files import ROOT
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("launcher",),
+    ("launcher", "__main__"),
     ("commands",),
     ("train",),
     ("checkpoint", "assembly"),
@@ -33,7 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 """The top one first."""
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-LOOSE_FILES = 3
+LOOSE_FILES = 4
 FILE_LINES, FUNCTION_LINES = 350, 60
 
 DOORS = {

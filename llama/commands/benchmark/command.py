@@ -93,10 +93,11 @@ def read_job(options: BenchmarkOptions) -> Job:
     config = deepspeed_config(options)
     if options.deepspeed is not None:
         try:
-            config = deepspeed_json.load(options.deepspeed, [])
+            file = deepspeed_json.located(options.deepspeed)
+            config = deepspeed_json.load(file, [])
             groups, rest = divmod(world_size, max(1, options.tensor_parallel))
             data_parallel = None if rest else groups
-            problems += deepspeed_json.check(config, str(options.deepspeed), data_parallel)
+            problems += deepspeed_json.check(config, str(file), data_parallel)
         except UserError as error:
             problems += error.problems
     raise_if(problems)

@@ -79,7 +79,8 @@ class Suggestion:
         if options.nodes > 1:
             start = "deepspeed --hostfile hosts"
         words = [
-            f"{start} launcher/train.py --deepspeed {folder / FILE} --model {self.model}",
+            f"{start} --module llama.commands.train",
+            f"--deepspeed {folder / FILE} --model {self.model}",
             f"--seq_len {options.seq_len} --checkpointing {way.checkpointing}",
         ]
         if way.tensor_parallel > 1:

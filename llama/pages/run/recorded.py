@@ -87,7 +87,7 @@ def checks(run: RunFiles) -> Table:
         *_linted(run),
         (
             "this topology trains what one process does",
-            f"is not part of a run: launcher/verify.py shows it, with {launched}",
+            f"is not part of a run: llama-lora verify shows it, with {launched}",
             f"{RECORD}: topology",
         ),
     ]

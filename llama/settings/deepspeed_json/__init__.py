@@ -1,5 +1,6 @@
 """DeepSpeed JSON: read, checked, and resolved for one run. The one place that knows its keys.
 
+    path = located(path)                  # the user's, or by its name one that ships
     config = load(path, overrides)        # strict JSON, then `--override key=value`
     problems = check(config, str(path))   # every problem, one line each
     resolved = resolve(config, ...)       # what deepspeed.initialize is given, all explicit
@@ -18,7 +19,7 @@ written is AdamW with "auto" throughout, as transformers makes one.
 """
 
 from llama.settings.deepspeed_json.check import batch_sizes, check
-from llama.settings.deepspeed_json.read import load
+from llama.settings.deepspeed_json.read import load, located
 from llama.settings.deepspeed_json.resolve import Resolved, resolve
 
-__all__ = ["Resolved", "batch_sizes", "check", "load", "resolve"]
+__all__ = ["Resolved", "batch_sizes", "check", "load", "located", "resolve"]

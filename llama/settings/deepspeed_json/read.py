@@ -4,13 +4,35 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 from llama.errors import UserError, raise_if
-from llama.files.inputs import nearest, read_text
+from llama.files.inputs import file_problem, nearest, read_text
 from llama.settings.deepspeed_json import keys
 from llama.settings.deepspeed_json.off import without_what_is_off
+
+SHIPPED = Path(__file__).parents[2] / "ds_configs"
+"""The files that come with the program; in a checkout a link to `ds_configs/`."""
+
+
+def located(path: Path) -> Path:
+    """`path` where there is such a file; else, of a bare name, the file of that name (`lora_bf16`,
+    `lora_bf16.json`) that comes with the program. Raises `UserError`, naming those that do."""
+    if os.path.isfile(path):  # false too of a name that is no name for a file
+        return path
+    shipped = {file.stem: file for file in sorted(SHIPPED.glob("*.json"))}
+    name, is_bare = path.name.removesuffix(".json"), path.name == str(path)
+    if is_bare and name in shipped:
+        return shipped[name]
+    problem = file_problem(path)
+    if os.path.exists(path) or problem is None or not (is_bare or name in shipped):
+        return path  # whoever reads it says what is wrong with it
+    if name in shipped:
+        raise UserError(f"{path}: {problem}; the one that comes with llama-lora is {name}")
+    hint = "" if "did you mean" in problem else nearest(name, shipped)
+    raise UserError(f"{path}: {problem}{hint}; with llama-lora come {', '.join(shipped)}")
 
 
 def load(path: Path, overrides: list[str]) -> dict[str, Any]:

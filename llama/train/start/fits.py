@@ -176,12 +176,11 @@ def _help(job: Job, inputs: Inputs, room: int) -> list[str]:
     degrees = [d for d in (2, 4, 8) if job.config.n_kv_heads % d == 0 and d > job.tensor_parallel]
     ranks = "more GPUs" if job.device == "cuda" else "more machines"
     if job.zero.stage < 3:
-        lines.append(f"ZeRO-3 on {ranks} (ds_configs/lora_zero3.json) cuts them up")
+        lines.append(f"ZeRO-3 on {ranks} (--deepspeed lora_zero3) cuts them up")
     if degrees:
         lines.append(f"--tensor_parallel {degrees[0]} halves them")
     lines.append(
-        f"python launcher/plan.py --model {inputs.options.model} --gpu GPU --gpus N --suggest "
-        "finds a way"
+        f"llama-lora plan --model {inputs.options.model} --gpu GPU --gpus N --suggest finds a way"
     )
     return lines
 

@@ -5,19 +5,23 @@ its verdict: a thread of gloo's asked for the interpreter while it was taken dow
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from llama.commands.start import program
+from llama.commands.table import COMMANDS
 from llama.launch.program import loading
 from tests.support.model_files import ROOT
 
 PROGRAM = """
 import atexit, signal, sys, threading, time
+from llama.commands.start import program
+from llama.commands.table import COMMANDS
 from llama.launch.program import run_program
 
 class Last:
@@ -83,16 +87,17 @@ def test_output_that_nobody_reads_is_no_success() -> None:
         assert process.wait(30) == 1
 
 
-@pytest.mark.parametrize(
-    "launcher", sorted((ROOT / "launcher").glob("*.py")), ids=lambda path: path.stem
-)
-def test_every_launcher_ends_so(launcher: Path) -> None:
-    text = launcher.read_text()
-    assert "run_program(main)" in text and "return run_command(run, " in text
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_launcher_ends_so(name: str) -> None:
+    text = (ROOT / "launcher" / f"{name}.py").read_text()
+    assert f'    program("{name}")' in text
+    assert "run_program(lambda: run(" in inspect.getsource(program)
 
 
 LOADING = """
 import os, signal, sys, time
+from llama.commands.start import program
+from llama.commands.table import COMMANDS
 from llama.launch.program import loading, run_program
 
 def main():

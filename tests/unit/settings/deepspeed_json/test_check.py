@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llama.errors import UserError
-from llama.settings.deepspeed_json import check, keys, load
+from llama.settings.deepspeed_json import check, keys, load, located
 
 FOLDER = Path(__file__).parents[4] / "ds_configs"
 LORA = FOLDER / "lora.json"
@@ -81,6 +81,46 @@ def test_files_that_are_refused(tmp_path: Path):
     ]:
         with pytest.raises(UserError, match=line):
             load(tmp_path / name, [])
+
+
+def test_a_file_that_ships_is_found_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = (FOLDER / "lora_bf16.json").read_text()
+    for name in ("lora_bf16", "lora_bf16.json"):
+        assert located(Path(name)).read_text() == shipped
+    (tmp_path / "lora").mkdir()  # a run's folder, say, is no such file
+    assert located(Path("lora")).name == "lora.json"
+    (tmp_path / "lora_bf16.json").write_text("{}")  # the user's own comes first
+    assert located(Path("lora_bf16.json")) == Path("lora_bf16.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("lora_bf6", "lora_bf6: does not exist; did you mean lora_bf16?; with llama-lora come "),
+        ("qqq", "qqq: does not exist; with llama-lora come full, full_zero3, lora, "),
+        ("ds_configs/lora.json", "; the one that comes with llama-lora is lora"),
+    ],
+)
+def test_a_name_that_is_no_file_says_which_ship(
+    name: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        located(Path(name))
+    (found,) = caught.value.problems
+    assert line in found
+
+
+def test_of_all_else_its_reader_says_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for path in (tmp_path / "mine.json", Path("mine"), Path("x/y" * 200)):
+        assert located(path) == path
 
 
 def test_a_byte_order_mark_and_crlf_are_accepted(tmp_path: Path):

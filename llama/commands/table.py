@@ -1,0 +1,74 @@
+"""The commands of `llama-lora`: a new one is a line here, its options and its function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Command:
+    """What starts a command. Its parts are named, not imported: a list of all of them, and a typo
+    in the options of one, are to be answered without torch."""
+
+    summary: str
+    """One line of the list of commands, and the head of its own `--help`."""
+    options: str
+    """MODULE:CLASS, the dataclass of its options; this module imports no torch."""
+    function: str
+    """MODULE:FUNCTION that is given the options and returns the exit status."""
+    in_ranks: bool = False
+    """Whether deepspeed or torchrun may start it as several processes, which then end with their
+    launcher. As a module of theirs it is `llama.commands.NAME`."""
+
+
+_SETTINGS = "llama.settings"
+
+COMMANDS = {
+    "train": Command(
+        "fine-tune a model on rows",
+        f"{_SETTINGS}:TrainOptions",
+        "llama.train.loop:train",
+        in_ranks=True,
+    ),
+    "generate": Command(
+        "answer a prompt", f"{_SETTINGS}:GenerateOptions", "llama.commands.generate:generate"
+    ),
+    "evaluate": Command(
+        "the loss of a model on rows",
+        f"{_SETTINGS}:EvaluateOptions",
+        "llama.commands.evaluate:evaluate",
+    ),
+    "verify": Command(
+        "prove that a topology trains what one process would",
+        f"{_SETTINGS}:VerifyOptions",
+        "llama.commands.verify.command:verify",
+        in_ranks=True,
+    ),
+    "doctor": Command(
+        "look over this machine, or every host, before a run",
+        "llama.commands.doctor.options:DoctorOptions",
+        "llama.commands.doctor.command:doctor",
+    ),
+    "benchmark": Command(
+        "time the training step",
+        f"{_SETTINGS}:BenchmarkOptions",
+        "llama.commands.benchmark.command:benchmark",
+        in_ranks=True,
+    ),
+    "plan": Command(
+        "what a run will need, with no GPU at hand",
+        f"{_SETTINGS}:PlanOptions",
+        "llama.commands.plan.command:plan",
+    ),
+    "ablate": Command(
+        "measure what each technique saves and costs",
+        f"{_SETTINGS}:AblateOptions",
+        "llama.commands.ablate.command:ablate",
+    ),
+    "report": Command(
+        "one page of a run, or of several side by side",
+        f"{_SETTINGS}:ReportOptions",
+        "llama.commands.report:report",
+    ),
+}
+"""In the order in which they are listed."""
