@@ -22,6 +22,7 @@ OTHER: dict[str, Any] = {
     "seq_len": 77,
     "pack": False,
     "seed": 5,
+    "eval_split": 0.25,
     "lora.rank": 3,
     "lora.alpha": 5.0,
     "lora.dropout": 0.5,
