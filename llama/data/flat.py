@@ -45,6 +45,8 @@ class Flat:
     contents: Array
     """[n, 2]"""
     largest_id: int
+    held: Any = None
+    """What keeps their files in place while these are there."""
 
 
 class Examples(Sequence[Example]):
@@ -126,13 +128,19 @@ def flatten(examples: Sequence[Example]) -> dict[str, Array]:
     }
 
 
-def flat_of(arrays: dict[str, Array], largest_id: int) -> Flat:
+def flat_of(arrays: dict[str, Array], largest_id: int, held: Any = None) -> Flat:
     """From arrays as `flatten` gives them, whose largest id is known."""
     offsets = np.zeros(len(arrays["lengths"]) + 1, np.int64)
     np.cumsum(arrays["lengths"], out=offsets[1:])
     contents = arrays["contents"].reshape(-1, 2)
     return Flat(
-        arrays["tokens"], offsets, arrays["supervised"], arrays["rows"], contents, largest_id
+        tokens=arrays["tokens"],
+        offsets=offsets,
+        supervised=arrays["supervised"],
+        rows=arrays["rows"],
+        contents=contents,
+        largest_id=largest_id,
+        held=held,
     )
 
 

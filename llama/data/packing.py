@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import SupportsIndex, overload
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 
@@ -22,6 +22,8 @@ class Packing:
 
     members: Array
     starts: Array
+    held: Any = None
+    """What keeps the files of the arrays in place while this is there."""
 
 
 def pack_lengths(lengths: Sequence[int] | Array, seq_len: int, pack: bool = True) -> Packing:

@@ -197,7 +197,7 @@ def _packed(
 
     def fill(sink: Sink, alone: bool) -> dict[str, Any]:
         packing, ends = pack()
-        sink.add(vars(packing))
+        sink.add({"members": packing.members, "starts": packing.starts})
         return {"ends": ends, "digest": digest_of(Packed(examples, packing))}
 
     if made.cache is None:
@@ -210,7 +210,7 @@ def _packed(
             examples=key, chosen=chosen, weights=list(map(str, weights)), pack=reading.pack
         )
         entry = cached(folder, key, _PACKING, fill)
-        packing, ends = Packing(**entry.arrays), entry.facts["ends"]
+        packing, ends = Packing(**entry.arrays, held=entry.held), entry.facts["ends"]
         packed = Packed(examples, packing, entry.facts["digest"])
     starts = [0, *ends[:-1]]
     shares = zip(starts, ends, filled, strict=True)

@@ -2,7 +2,7 @@
 
 `llama.data.records` reads a file whole and names all that is wrong with it. This is the fast way
 for files with nothing wrong: at the first thing that is unlike what a sound file holds it raises
-`UnsoundError`, and the file is read the other way for the words. Tests hold the two against each other.
+`UnsoundError`, and the file is read the other way for the words. Tests hold one against the other.
 
 What a `place` counts, so that a record can be found again without reading those before it:
 
@@ -44,7 +44,7 @@ class UnsoundError(Exception):
 
 
 def items(path: Path) -> Iterator[Item]:
-    """The records of `path`, from its start. Raises UnsoundError and UserError, perhaps after some."""
+    """The records of `path` from its start. Raises UnsoundError and UserError, after some or none."""
     try:
         kind = _kind_of(path)
         if kind in _BATCHES:

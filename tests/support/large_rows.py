@@ -1,5 +1,5 @@
-"""`python -m tests.support.large_rows N FILE`: N rows of Alpaca's shape, for measuring the way of
-data; JSONL, or a JSON list where FILE ends in .json.
+"""`python -m tests.support.large_rows N FILE [SHARE]`: N rows of Alpaca's shape, for measuring the
+way of data; JSONL, or a JSON list where FILE ends in .json. SHARE shortens the texts to that part.
 
 Words follow a few thousand made of syllables, by Zipf's law; lengths follow those of Alpaca's
 52,002 rows: 60 characters of instruction in the mean, an input in 4 of 10 rows, 270 of output.
@@ -16,7 +16,7 @@ from pathlib import Path
 _SYLLABLES = [a + b for a in "bdfgklmnprstvw" for b in ("a", "e", "i", "o", "u", "an", "er", "ing")]
 
 
-def rows(count: int, seed: int = 0) -> Iterator[dict[str, str]]:
+def rows(count: int, seed: int = 0, share: float = 1.0) -> Iterator[dict[str, str]]:
     """As many rows, the same for the same seed."""
     dice = random.Random(seed)
     words = ["".join(dice.choices(_SYLLABLES, k=dice.randint(1, 4))) for _ in range(4000)]
@@ -24,7 +24,7 @@ def rows(count: int, seed: int = 0) -> Iterator[dict[str, str]]:
     drawn = dice.choices(words, weights, k=200_000)
 
     def text(mean: float) -> str:
-        length = max(2, int(dice.expovariate(1 / mean)))
+        length = max(2, int(share * dice.expovariate(1 / mean)))
         start = dice.randrange(len(drawn) - length)
         said = " ".join(drawn[start : start + length])
         return said.capitalize() + dice.choice(".?!")
@@ -34,15 +34,15 @@ def rows(count: int, seed: int = 0) -> Iterator[dict[str, str]]:
         yield {"instruction": f"{text(9)} ({number})", "input": given, "output": text(45)}
 
 
-def write(path: Path, count: int) -> None:
+def write(path: Path, count: int, share: float = 1.0) -> None:
     """JSONL, or a JSON list as Alpaca is published."""
     as_list = path.suffix == ".json"
     with path.open("w", encoding="utf-8") as file:
-        for number, row in enumerate(rows(count)):
+        for number, row in enumerate(rows(count, share=share)):
             between = ("[" if number == 0 else ",\n") if as_list else ""
             file.write(between + json.dumps(row) + ("" if as_list else "\n"))
         file.write("]\n" if as_list else "")
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[2]), int(sys.argv[1]))
+    write(Path(sys.argv[2]), int(sys.argv[1]), *map(float, sys.argv[3:4]))

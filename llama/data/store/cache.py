@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,17 @@ def cached(folder: Path, key: str, types: dict[str, str], fill: Fill) -> Entry:
         why = str(error)
     except OSError as error:
         why = error.strerror or str(error)
-    note(
+    _tell_once(
         f"--data_cache: {folder} cannot be written ({why}): the examples are held in memory, and "
         "made again at the next start"
     )
     return in_memory(types, fill)
+
+
+@lru_cache
+def _tell_once(line: str) -> None:
+    """Of all that is to be kept there."""
+    note(line)
 
 
 def in_memory(types: dict[str, str], fill: Fill) -> Entry:

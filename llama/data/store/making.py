@@ -79,7 +79,7 @@ def parts(files: Sequence[Path], starts: list[int]) -> Iterator[Part]:
 
 
 def make(part: Part, making: Making, first: int | None = None) -> Made:
-    """Of its first rows alone, if `first` is given. Raises UnsoundError where any row has a problem."""
+    """Of its `first` rows alone, if that is given. Raises UnsoundError for a row with a problem."""
     problems = Problems(part.path)
     try:
         records = [(number, parsed(item)) for number, _, item in part.items]

@@ -42,7 +42,7 @@ class Tokenised:
 
     @property
     def examples(self) -> Examples:
-        return Examples(flat_of(self.entry.arrays, self.tally.largest_id))
+        return Examples(flat_of(self.entry.arrays, self.tally.largest_id, held=self.entry.held))
 
 
 def tokenise(

@@ -333,3 +333,40 @@ def test_the_hash_covers_every_file_in_order(tokenizer: Tokenizer, tmp_path: Pat
 
     assert sha256("a") == hashlib.sha256((tmp_path / "a").read_bytes()).hexdigest()
     assert len({sha256("a"), sha256("b"), sha256("a", "b"), sha256("b", "a")}) == 4
+
+
+def test_long_rows_are_left_out_and_named(tokenizer: Tokenizer) -> None:
+    rows = [chat(1, "q", "a" * 80), chat(2, "q", "a"), Row(3, text="t" * 80), Row(4, text="t")]
+    built = build(rows, tokenizer, overlong="drop")
+    assert [example.row for example in built.examples] == [2, 4]
+    report = linted(built, tokenizer)
+    assert not report.is_plain and not report.truncated.count
+    assert (
+        "; 2 longer than --seq_len 64 are left out (rows 1, 3): --overlong cut keeps the beginning "
+        "of each, --overlong split cuts plain texts into pieces."
+    ) in report.text()
+    assert "split" not in linted(build(rows[:2], tokenizer, overlong="drop"), tokenizer).text()
+
+
+def test_nothing_but_long_rows_is_refused_with_what_would_fit(tokenizer: Tokenizer) -> None:
+    rows = [chat(i, "q", "a" * (100 * i)) for i in range(1, 11)]
+    (line,) = refused(build(rows, tokenizer, overlong="drop"), tokenizer)
+    assert "10 of its 10 rows are longer than --seq_len 64 (the longest has 1,023 tokens)" in line
+    assert "--seq_len 1024 would keep 100% of them, --overlong cut" in line
+
+
+def test_a_cut_text_is_said_to_lose_its_end(tokenizer: Tokenizer) -> None:
+    built = build([Row(1, text="t" * 80), Row(2, text="t")], tokenizer, overlong="cut")
+    assert [len(example.input_ids) for example in built.examples] == [64, 3]
+    said = linted(built, tokenizer).text()
+    assert (
+        "1 truncated (row 1)" in said and "1 answer is cut short and lost its end (row 1)" in said
+    )
+
+
+def test_a_long_conversation_is_not_split(tokenizer: Tokenizer) -> None:
+    rows = [chat(1, "q", "a" * 80), chat(2, "q", "a"), Row(3, text="t" * 80)]
+    built = build(rows, tokenizer, overlong="split")
+    assert [example.row for example in built.examples] == [2, 3, 3]
+    (line,) = refusals(FILE, built.refused)
+    assert line.startswith("data.json: row 1: longer than --seq_len 64, and --overlong split")
