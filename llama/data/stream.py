@@ -44,7 +44,7 @@ class UnsoundError(Exception):
 
 
 def items(path: Path) -> Iterator[Item]:
-    """The records of `path` from its start. Raises UnsoundError and UserError, after some or none."""
+    """The records of `path` from its start. Raises UnsoundError and UserError, perhaps late."""
     try:
         kind = _kind_of(path)
         if kind in _BATCHES:
