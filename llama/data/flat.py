@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import chain
 from typing import Any, SupportsIndex, overload
 
 import numpy as np
@@ -117,15 +118,27 @@ class Examples(Sequence[Example]):
 
 def flatten(examples: Sequence[Example]) -> dict[str, Array]:
     """The arrays of `examples`, by name."""
-    pieces = [_signed(example) for example in examples]
-    digests = [_content(example.input_ids) for example in examples]
+    lengths = [len(example.input_ids) for example in examples]
+    ids = _laid_end_to_end([example.input_ids for example in examples])
+    labels = _laid_end_to_end([example.labels for example in examples])
+    masked = labels == IGNORE
+    assert ((labels == ids) | masked).all(), "a label is the id of its position"
+    ends = np.cumsum(lengths, dtype=np.int64).tolist()
+    contents = (
+        blake2b(ids[end - length : end].data, digest_size=16).digest()
+        for length, end in zip(lengths, ends, strict=True)
+    )
     return {
-        "tokens": _array("tokens", np.concatenate(pieces) if pieces else []),
-        "lengths": _array("lengths", [len(piece) for piece in pieces]),
-        "supervised": _array("supervised", [example.supervised for example in examples]),
-        "rows": _array("rows", [example.row for example in examples]),
-        "contents": np.frombuffer(b"".join(digests), DTYPES["contents"]),
+        "tokens": np.where(masked, -1 - ids, ids),
+        "lengths": np.array(lengths, DTYPES["lengths"]),
+        "supervised": np.array([e.supervised for e in examples], DTYPES["supervised"]),
+        "rows": np.array([example.row for example in examples], DTYPES["rows"]),
+        "contents": np.frombuffer(b"".join(contents), DTYPES["contents"]),
     }
+
+
+def _laid_end_to_end(lists: Iterable[list[int]]) -> Array:
+    return np.fromiter(chain.from_iterable(lists), DTYPES["tokens"])
 
 
 def flat_of(arrays: dict[str, Array], largest_id: int, held: Any = None) -> Flat:
@@ -158,19 +171,3 @@ def _as_one(contents: Array) -> Array:
     """Each pair as one value that numpy can sort."""
     pair = [("first", "<u8"), ("second", "<u8")]
     return np.ascontiguousarray(contents).view(pair).reshape(-1)
-
-
-def _array(name: str, values: Iterable[Any]) -> Array:
-    return np.asarray(values, DTYPES[name])
-
-
-def _signed(example: Example) -> Array:
-    ids = np.array(example.input_ids, np.int32)
-    labels = np.array(example.labels, np.int32)
-    masked = labels == IGNORE
-    assert ((labels == ids) | masked).all(), "a label is the id of its position"
-    return np.where(masked, -1 - ids, ids)
-
-
-def _content(ids: Sequence[int]) -> bytes:
-    return blake2b(np.array(ids, "<i4").tobytes(), digest_size=16).digest()

@@ -7,6 +7,7 @@ goes an `Answer` for each.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -16,11 +17,16 @@ from llama.data.store.making import make
 from llama.data.store.wire import Answer, receive, send
 from llama.data.stream import UnsoundError
 
+COLLECTED = 100_000
+"""Objects after which Python looks for circles of them: a row makes hundreds, hardly a circle."""
+
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The one that started it ends it, by its pipe.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # What a library prints is no answer.
+    gc.freeze()
+    gc.set_threshold(COLLECTED)
     try:
         making = receive(sys.stdin.buffer)
         while True:
