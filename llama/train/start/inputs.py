@@ -9,7 +9,7 @@ from typing import Any
 from llama.assembly.limits import check_examples
 from llama.assembly.model import default_device, find_tokenizer
 from llama.data.flat import Examples
-from llama.data.holding import HoldOut
+from llama.data.holding import HoldOut, shared_examples
 from llama.data.prepare import Prepared, Reading
 from llama.data.rows import bundled
 from llama.errors import UserError, raise_if
@@ -45,9 +45,15 @@ class Inputs:
 
     def reports(self) -> list[str]:
         """What the user is told of the rows; of the held-out ones, where something befell any."""
-        held_out = self.held_out and self.held_out.report
-        said = [] if held_out is None or held_out.is_plain else [f"held-out: {held_out.text()}"]
-        return [self.training.report.text(), *said]
+        said = [self.training.report.text()]
+        if self.held_out is None:
+            return said
+        if not self.held_out.report.is_plain:
+            said.append(f"held-out: {self.held_out.report.text()}")
+        if both := shared_examples(self.training.examples, self.held_out.examples):
+            are = "example is" if both == 1 else "examples are"
+            said.append(f"held-out: {both:,} {are} among the training rows too, token for token.")
+        return said
 
 
 def read_inputs(options: TrainOptions, deepspeed: dict[str, Any], mesh: Mesh) -> Inputs:
