@@ -3,11 +3,11 @@ it was made for, and tokens for which its embedding has no row."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from llama.data.flat import Examples
 from llama.data.source import Source
-from llama.data.types import Example
 from llama.errors import UserError, raise_if
 from llama.model.config import ModelConfig
 from llama.notes import note
@@ -31,28 +31,24 @@ def check_tokenizer(path: Path, tokenizer: Tokenizer, config: ModelConfig, model
 
 
 def check_examples(
-    source: Source, rows: Iterable[Sequence[Example]], config: ModelConfig, tokenizer: Tokenizer
+    source: Source, examples: Examples, config: ModelConfig, tokenizer: Tokenizer
 ) -> None:
     """Refuse examples of `source` that use a token without a row. Those longer than the model's
     positions are counted in one line; refused where its rotation is not known there."""
-    examples = sorted((e for row in rows for e in row), key=lambda example: example.row)
     problems = []
-    used: dict[int, list[int]] = {}
-    for example in examples:
-        for id_ in {id_ for id_ in example.input_ids if id_ >= config.vocab_size}:
-            used.setdefault(id_, []).append(example.row)
-    for id_, at in sorted(used.items()):
+    for id_, at in sorted(examples.using(config.vocab_size).items()):
         problems.append(f"{source.name}: {source.numbers(at)}: {_no_row(tokenizer, id_, config)}")
-    long = [example.row for example in examples if len(example.input_ids) > config.max_seq_len]
-    if long:
-        longest = max(len(example.input_ids) for example in examples)
+    lengths = examples.lengths
+    long = examples.rows[lengths > config.max_seq_len]
+    if len(long):
         verb = "is" if len(long) == 1 else "are"
         past = (
-            f"{source.name}: {len(long):,} of {len(examples):,} examples ({source.numbers(long)}) "
-            f"{verb} longer than the model's {config.max_seq_len} positions "
-            f"(max_position_embeddings), the longest has {longest:,} tokens"
+            f"{source.name}: {len(long):,} of {len(examples):,} examples "
+            f"({source.numbers(long.tolist())}) {verb} longer than the model's "
+            f"{config.max_seq_len} positions (max_position_embeddings), the longest has "
+            f"{lengths.max():,} tokens"
         )
-        problems += _past(past, f"--seq_len {config.max_seq_len} cuts them", config)
+        problems += _past(past, f"--seq_len {config.max_seq_len} stays within", config)
     raise_if(problems)
 
 

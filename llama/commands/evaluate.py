@@ -9,6 +9,7 @@ from llama.assembly.limits import check_examples
 from llama.assembly.model import check_adapter, default_device, find_tokenizer, ready_model
 from llama.assembly.use import summed_loss
 from llama.data.batches import eval_batches
+from llama.data.prepare import Reading
 from llama.errors import raise_if
 from llama.files.json_text import json_text
 from llama.objectives.kinds import SFT
@@ -33,8 +34,9 @@ def evaluate(options: EvaluateOptions) -> int:
     source = open_model(options.model, device)
     tokenizer = find_tokenizer(source, options.tokenizer)
     template = load_template(options.template, tokenizer)
-    data = SFT.prepare(options.data, template, tokenizer, options.seq_len, options.pack)
-    check_examples(data.report.source, data.packed, source.config, tokenizer)
+    reading = Reading(options.seq_len, options.pack, options.overlong, cache=options.data_cache)
+    data = SFT.prepare(options.data, template, tokenizer, reading)
+    check_examples(data.report.source, data.examples, source.config, tokenizer)
     if options.adapter is not None:
         check_adapter(options.adapter, source.config)
     print(data.report.text(), file=sys.stderr)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from llama.data.packing import PackedRow
+from llama.data.shares import Share, epoch_rows, rows_of_epoch
 from llama.data.types import IGNORE, Batch
 
 
@@ -37,7 +38,9 @@ class Epochs:
         rank: int = 0,
         size: int = 1,
         seed: int = 0,
+        shares: Sequence[Share] = (),
     ) -> None:
+        """`shares` cover all `rows`; none means that each row comes once."""
         assert rows and micro_batch > 0 and accumulation > 0 and 0 <= rank < size
         self._rows = rows
         self._micro_batch = micro_batch
@@ -45,18 +48,20 @@ class Epochs:
         self._rank = rank
         self._size = size
         self._seed = seed
+        self._shares = shares or (Share(0, len(rows)),)
 
     @property
     def windows_per_epoch(self) -> int:
-        return -(-len(self._rows) // self._window_rows)
+        return -(-rows_of_epoch(self._shares) // self._window_rows)
 
     def windows(self, epoch: int, start: int = 0) -> Iterator[list[Batch]]:
         """The micro-batches of this rank, window by window, from window `start` of `epoch` on. The
         order of rows follows from seed and epoch alone."""
-        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._rows)).tolist()
+        chosen = epoch_rows(self._shares, self._seed, epoch)
+        order = chosen[np.random.default_rng([self._seed, epoch]).permutation(len(chosen))]
         for window in range(start, self.windows_per_epoch):
             first = window * self._window_rows
-            rows = [self._rows[i] for i in order[first : first + self._window_rows]]
+            rows = [self._rows[int(i)] for i in order[first : first + self._window_rows]]
             yield list(eval_batches(rows, self._micro_batch, self._rank, self._size))
 
 

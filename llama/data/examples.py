@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Literal
 
 from llama.data import findings
 from llama.data.findings import Findings
 from llama.data.rows import Row
 from llama.data.source import Source
 from llama.data.types import IGNORE, Example
-from llama.errors import UserError, raise_if
+from llama.errors import UserError
 from llama.tokenizer.base import REASONING, Message, Template, Tokenizer, Written
 from llama.tokenizer.marks import special_pattern, texts_of
 from llama.tokenizer.segments import lost_characters, plain_text
+
+Overlong = Literal["drop", "cut", "split"]
+"""What becomes of an example longer than `seq_len`: it is left out; its first `seq_len` tokens are
+kept; a plain text is cut into pieces."""
 
 CHARACTERS = 256
 """More than any token stands for, as far as we know: the longest in LLaMA's tokenizers has half as
@@ -24,20 +29,34 @@ REFUSED = 20
 most likely of the same kind, and the user needs no longer list."""
 
 
+@dataclass(frozen=True)
+class Dropped:
+    """A row that was left out for its length."""
+
+    number: int
+    length: int
+    """In tokens; of one so long that its end was not tokenised, those that were."""
+    is_text: bool
+
+
 @dataclass
 class ExampleSet:
-    """The examples of a data set, and what became of its rows on the way."""
+    """The examples of rows, and what became of the rows on the way."""
 
-    source: Source
     seq_len: int
+    overlong: Overlong
     rows: int = 0
     examples: list[Example] = field(default_factory=list)
     skipped: list[tuple[int, str]] = field(default_factory=list)
     """Row number and reason of each row that gave no example."""
     truncated: list[int] = field(default_factory=list)
     """Numbers of the rows cut off at `seq_len`, skipped ones included."""
+    dropped: list[Dropped] = field(default_factory=list)
+    refused: list[tuple[int, str]] = field(default_factory=list)
+    """Row number and reason of each row that the template cannot express, or that cannot be split;
+    after more than `REFUSED` of them the rest were not looked at."""
     answers: int = 0
-    """Stretches of supervised tokens, before anything was cut off."""
+    """Where rows are cut: stretches of supervised tokens, before anything was cut off."""
     tokens_lost: int = 0
     """Supervised tokens cut off at `seq_len`."""
     cut_unseen: bool = False
@@ -46,20 +65,20 @@ class ExampleSet:
 
 
 def build_examples(
-    source: Source, rows: Iterable[Row], template: Template, tokenizer: Tokenizer, seq_len: int
+    rows: Iterable[Row],
+    template: Template,
+    tokenizer: Tokenizer,
+    seq_len: int,
+    overlong: Overlong,
 ) -> ExampleSet:
-    """Tokenise `rows`, read from `source`.
+    """Tokenise `rows`.
 
-    A conversation is written by `template`; one longer than `seq_len` is cut on the right, and one
-    with no label left is skipped: both are noted. A plain text is BOS, text, EOS with every
-    position supervised, and gives as many examples as it needs.
-
-    `seq_len` is in tokens, at least 2. Raises UserError with the rows that the template cannot
-    express, one line for each reason; after `REFUSED` of them it stops looking.
+    A conversation is written by `template`; a plain text is BOS, text, EOS with every position
+    supervised. What is longer than `seq_len` tokens, at least 2, is treated as `overlong` says;
+    what has no label left is skipped. Both are noted, and so is what the template cannot express.
     """
     assert seq_len >= 2, "a position predicts the next one"
-    built = ExampleSet(source, seq_len)
-    refused: dict[str, list[int]] = {}
+    built = ExampleSet(seq_len, overlong)
     for row in rows:
         built.rows += 1
         _note_row(row, tokenizer, built.findings)
@@ -68,21 +87,45 @@ def build_examples(
             continue
         try:
             written, whole = _written(row, template, tokenizer, seq_len)
+            if overlong == "split" and len(written.ids) > seq_len:
+                raise UserError(_NOT_SPLIT.format(seq_len))
         except UserError as error:
-            refused.setdefault(str(error), []).append(row.number)
-            if sum(map(len, refused.values())) > REFUSED:
+            built.refused.append((row.number, str(error)))
+            if len(built.refused) > REFUSED:
                 break
             continue
-        built.cut_unseen |= not whole
         _note_written(row, written, built.findings)
+        if overlong == "drop" and len(written.ids) > seq_len:
+            built.dropped.append(Dropped(row.number, len(written.ids), is_text=False))
+            continue
+        built.cut_unseen |= not whole
         _add_conversation(row, written, built)
-    raise_if([f"{source.name}: {source.numbers(at)}: {why}" for why, at in refused.items()])
     return built
+
+
+_NOT_SPLIT = (
+    "longer than --seq_len {}, and --overlong split is for plain texts alone: a piece of a "
+    "conversation would lack what its answer is to; give --overlong drop or cut"
+)
+
+
+def refusals(source: Source, refused: Iterable[tuple[int, str]]) -> list[str]:
+    """One line for each reason, with the rows that have it."""
+    reasons: dict[str, list[int]] = {}
+    for number, why in refused:
+        reasons.setdefault(why, []).append(number)
+    return [f"{source.name}: {source.numbers(at)}: {why}" for why, at in reasons.items()]
 
 
 def _add_text(text: str, number: int, tokenizer: Tokenizer, built: ExampleSet) -> None:
     ids = plain_text(text, tokenizer)
     built.findings.add(findings.LOST, number, lost_characters(text, ids, tokenizer))
+    if built.overlong == "drop" and len(ids) > built.seq_len:
+        built.dropped.append(Dropped(number, len(ids), is_text=True))
+        return
+    if built.overlong == "cut":
+        _note_cut(ids, number, built)
+        ids = ids[: built.seq_len]
     pieces = list(_pieces(ids, number, built.seq_len))
     built.examples += pieces
     if not pieces:
@@ -91,15 +134,8 @@ def _add_text(text: str, number: int, tokenizer: Tokenizer, built: ExampleSet) -
 
 def _add_conversation(row: Row, written: Written, built: ExampleSet) -> None:
     ids, labels, seq_len = written.ids, written.labels, built.seq_len
-    if len(ids) > seq_len:
-        built.truncated.append(row.number)
-        built.tokens_lost += sum(label != IGNORE for label in labels[seq_len:])
-    for start, end in _answers(labels):
-        built.answers += 1
-        if start >= seq_len:
-            built.findings.add(findings.GONE, row.number)
-        elif end > seq_len:
-            built.findings.add(findings.CUT, row.number)
+    if built.overlong == "cut":
+        _note_cut(labels, row.number, built)
     example = Example(ids[:seq_len], labels[:seq_len], row.number)
     if example.supervised:
         built.examples.append(example)
@@ -108,6 +144,20 @@ def _add_conversation(row: Row, written: Written, built: ExampleSet) -> None:
         built.skipped.append((row.number, reason))
     else:
         built.skipped.append((row.number, "no answer in it is to be learnt"))
+
+
+def _note_cut(labels: list[int], row: int, built: ExampleSet) -> None:
+    """Count the answers, and what of them the cut takes."""
+    seq_len = built.seq_len
+    if len(labels) > seq_len:
+        built.truncated.append(row)
+        built.tokens_lost += sum(label != IGNORE for label in labels[seq_len:])
+    for start, end in _answers(labels):
+        built.answers += 1
+        if start >= seq_len:
+            built.findings.add(findings.GONE, row)
+        elif end > seq_len:
+            built.findings.add(findings.CUT, row)
 
 
 def _answers(labels: list[int]) -> Iterator[tuple[int, int]]:

@@ -1,12 +1,37 @@
 """What became of a row on its way to ids that its owner might not expect: each thing is counted,
-with the rows that it befell."""
+with the first of the rows that it befell."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
 
-from llama.data.source import Source
+from llama.data.source import NAMED, Source
+
+
+@dataclass
+class Tallied:
+    """A count, and as many of the rows counted as a message names: of the same size for any number
+    of rows."""
+
+    count: int = 0
+    rows: list[int] = field(default_factory=list)
+    """The first ones, each once; one more than is named, so that a message knows of more."""
+
+    def add(self, row: int, count: int = 1) -> None:
+        self.count += count
+        self._name([row])
+
+    def merge(self, later: Tallied) -> None:
+        """Take in what was counted of the rows that follow."""
+        self.count += later.count
+        self._name(later.rows)
+
+    def _name(self, rows: Iterable[int]) -> None:
+        for row in rows:
+            if len(self.rows) <= NAMED and row not in self.rows:
+                self.rows.append(row)
 
 
 @dataclass(frozen=True)
@@ -63,22 +88,35 @@ class Findings:
     """A tally of findings, in the order of their first occurrence."""
 
     def __init__(self) -> None:
-        self._rows: dict[Finding, list[int]] = {}
-        self._counts: dict[Finding, int] = {}
+        self._found: dict[Finding, Tallied] = {}
 
     def add(self, finding: Finding, row: int, count: int = 1) -> None:
         if count:
-            self._rows.setdefault(finding, []).append(row)
-            self._counts[finding] = self._counts.get(finding, 0) + count
+            self._found.setdefault(finding, Tallied()).add(row, count)
 
     def count(self, finding: Finding) -> int:
-        return self._counts.get(finding, 0)
+        return self._found[finding].count if finding in self._found else 0
+
+    def merge(self, later: Findings) -> None:
+        """Take in what was found in the rows that follow."""
+        for finding, tallied in later._found.items():
+            self._found.setdefault(finding, Tallied()).merge(tallied)
 
     def lines(self, source: Source) -> list[str]:
         """`2 rows have "category", which is not read (rows 1, 2)` and the like."""
-        return [self._line(finding, rows, source) for finding, rows in self._rows.items()]
+        return [self._line(finding, tallied, source) for finding, tallied in self._found.items()]
 
-    def _line(self, finding: Finding, rows: Sequence[int], source: Source) -> str:
-        count = self._counts[finding]
-        what = finding.one if count == 1 else finding.many
-        return f"{count:,} {what} ({source.numbers(rows)})"
+    def _line(self, finding: Finding, tallied: Tallied, source: Source) -> str:
+        what = finding.one if tallied.count == 1 else finding.many
+        return f"{tallied.count:,} {what} ({source.numbers(tallied.rows)})"
+
+    def as_json(self) -> list[Any]:
+        """For a file, from which `from_json` makes the same again."""
+        return [[f.one, f.many, t.count, t.rows] for f, t in self._found.items()]
+
+    @staticmethod
+    def from_json(written: list[Any]) -> Findings:
+        findings = Findings()
+        for one, many, count, rows in written:
+            findings._found[Finding(one, many)] = Tallied(count, rows)
+        return findings

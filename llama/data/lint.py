@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from llama.data.examples import ExampleSet
-from llama.data.findings import CUT, GONE
+from llama.data.examples import Overlong
+from llama.data.findings import CUT, GONE, Tallied
 from llama.data.source import Source
-from llama.data.types import Example
+from llama.data.tally import Tally
 from llama.errors import UserError
-from llama.tokenizer.base import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -23,10 +22,12 @@ class LintReport:
     tokens: int
     supervised_tokens: int
     longest: int
-    truncated: tuple[int, ...]
-    """Numbers of the rows cut off at the sequence length."""
-    skipped: tuple[tuple[int, str], ...]
-    """Row number and reason of each row left out."""
+    truncated: Tallied
+    """Rows cut off at the sequence length."""
+    dropped: str | None
+    """What is said of the rows left out for their length."""
+    skipped: Mapping[str, Tallied]
+    """By reason, the rows left out."""
     duplicates: int
     """Examples whose ids an earlier one has too."""
     tokens_lost: int
@@ -37,6 +38,8 @@ class LintReport:
     """Whether more than half of the answers lost their end."""
     findings: tuple[str, ...]
     """What else became of rows, each with its count and the rows."""
+    held_out: str | None = None
+    """What is said of the examples that are in the rows and not in these figures."""
 
     @property
     def supervised_share(self) -> float:
@@ -45,7 +48,7 @@ class LintReport:
     @property
     def is_plain(self) -> bool:
         """Whether every row was taken whole, and there is nothing else to tell."""
-        return not (self.truncated or self.skipped or self.findings)
+        return not (self.truncated.count or self.dropped or self.skipped or self.findings)
 
     def text(self) -> str:
         """The report as one paragraph."""
@@ -55,14 +58,17 @@ class LintReport:
             f"the longest has {self.longest:,}",
         ]
         numbers = self.source.numbers
-        if self.truncated:
-            parts.append(f"{len(self.truncated):,} truncated ({numbers(self.truncated)})")
+        if self.held_out:
+            parts.append(self.held_out)
+        if self.truncated.count:
+            parts.append(f"{self.truncated.count:,} truncated ({numbers(self.truncated.rows)})")
         if self.tokens_lost:
             more = "at least " if self.cut_unseen else ""
             parts.append(f"{more}{self.tokens_lost:,} supervised tokens are lost with that")
-        for reason, count in Counter(reason for _, reason in self.skipped).items():
-            rows = [number for number, why in self.skipped if why == reason]
-            parts.append(f"{count:,} skipped, {reason} ({numbers(rows)})")
+        if self.dropped:
+            parts.append(self.dropped)
+        for reason, rows in self.skipped.items():
+            parts.append(f"{rows.count:,} skipped, {reason} ({numbers(rows.rows)})")
         parts += self.findings
         if self.most_ends_lost:
             parts.append("most answers lost their end: the model may not learn to stop")
@@ -71,64 +77,93 @@ class LintReport:
         return "; ".join(parts) + "."
 
 
-def lint(built: ExampleSet, tokenizer: Tokenizer) -> LintReport:
-    """Report on `built`. Raises UserError, all problems at once, where training on it would be
-    useless: nothing supervised, no answer that ends, or BOS doubled."""
-    examples = built.examples
-    if not examples:
-        raise UserError(_nothing_to_train(built))
+def lint(tally: Tally, source: Source, seq_len: int, overlong: Overlong) -> LintReport:
+    """Report on the rows of `source`, made into examples of at most `seq_len` tokens. Raises
+    UserError, all problems at once, where training on them would be useless: nothing supervised, no
+    answer that ends, or BOS doubled."""
+    if not tally.examples:
+        raise UserError(f"{source.name}: {_nothing_to_train(tally, source, seq_len)}")
     problems: list[str] = []
-    if not any(tokenizer.stop_ids.intersection(example.labels[1:]) for example in examples):
-        problems.append(f"{built.source.name}: {_no_end(built)}")
-    doubled = [example.row for example in examples if _doubled_bos(example, tokenizer)]
-    if doubled:
+    if not tally.ends:
+        problems.append(f"{source.name}: {_no_end(tally, seq_len, overlong)}")
+    if tally.doubled.count:
         problems.append(
-            f"{built.source.name}: {len(doubled):,} examples begin with BOS twice "
-            f"({built.source.numbers(doubled)}); take `bos_token` out of the template"
+            f"{source.name}: {tally.doubled.count:,} examples begin with BOS twice "
+            f"({source.numbers(tally.doubled.rows)}); take `bos_token` out of the template"
         )
     if problems:
         raise UserError(problems)
-    ends_lost = built.findings.count(CUT) + built.findings.count(GONE)
+    ends_lost = tally.findings.count(CUT) + tally.findings.count(GONE)
     return LintReport(
-        source=built.source,
-        rows=built.rows,
-        examples=len(examples),
-        tokens=sum(len(example.input_ids) for example in examples),
-        supervised_tokens=sum(example.supervised for example in examples),
-        longest=max(len(example.input_ids) for example in examples),
-        truncated=tuple(built.truncated),
-        skipped=tuple(built.skipped),
-        duplicates=len(examples) - len({tuple(example.input_ids) for example in examples}),
-        tokens_lost=built.tokens_lost,
-        cut_unseen=built.cut_unseen,
-        most_ends_lost=2 * ends_lost > built.answers,
-        findings=tuple(built.findings.lines(built.source)),
+        source=source,
+        rows=tally.rows,
+        examples=tally.examples,
+        tokens=tally.tokens,
+        supervised_tokens=tally.supervised,
+        longest=tally.longest,
+        truncated=tally.truncated,
+        dropped=_dropped(tally, source, seq_len) if tally.dropped.count else None,
+        skipped=tally.skipped,
+        duplicates=tally.duplicates,
+        tokens_lost=tally.tokens_lost,
+        cut_unseen=tally.cut_unseen,
+        most_ends_lost=2 * ends_lost > tally.answers,
+        findings=tuple(tally.findings.lines(source)),
     )
 
 
-def _nothing_to_train(built: ExampleSet) -> str:
-    if not built.rows:
-        return f"{built.source.name}: holds no rows"
-    number, reason = built.skipped[0]
+def _dropped(tally: Tally, source: Source, seq_len: int) -> str:
+    """Of the rows that were left out: how many, which, and what would keep them."""
+    dropped = tally.dropped
+    verb = "is" if dropped.count == 1 else "are"
+    keep = "--overlong cut keeps the beginning of each"
+    if tally.dropped_texts:
+        keep += ", --overlong split cuts plain texts into pieces"
     return (
-        f"{built.source.name}: none of its {built.rows:,} rows has a token to learn "
-        f"({built.source.numbers([number])}: {reason}); raise --seq_len, now {built.seq_len}, or "
+        f"{dropped.count:,} longer than --seq_len {seq_len} {verb} left out "
+        f"({source.numbers(dropped.rows)}): {keep}"
+    )
+
+
+def _nothing_to_train(tally: Tally, source: Source, seq_len: int) -> str:
+    if not tally.rows:
+        return "holds no rows"
+    if tally.dropped.count:
+        return _all_too_long(tally, seq_len)
+    reason, skipped = next(iter(tally.skipped.items()))
+    return (
+        f"none of its {tally.rows:,} rows has a token to learn "
+        f"({source.numbers(skipped.rows[:1])}: {reason}); raise --seq_len, now {seq_len}, or "
         "mend the data"
     )
 
 
-def _no_end(built: ExampleSet) -> str:
-    if len(built.truncated) == built.rows:
+def _all_too_long(tally: Tally, seq_len: int) -> str:
+    """The refusal of a set of which nothing is left, with what a longer row would keep."""
+    fitting, shares = 0, []
+    for power, count in sorted(tally.lengths.items()):
+        fitting += count
+        shares.append((power, fitting / tally.rows))
+    power, share = next((at for at in shares if at[1] >= 0.9), shares[-1])
+    ways = f"--seq_len {power} would keep {share:.0%} of them, --overlong cut the beginning of each"
+    if tally.dropped_texts:
+        ways += ", --overlong split keeps plain texts whole, in pieces"
+    others = tally.rows - tally.dropped.count
+    rest = f" and the other {others:,} give nothing to learn" if others else ""
+    return (
+        f"{tally.dropped.count:,} of its {tally.rows:,} rows are longer than --seq_len {seq_len} "
+        f"(the longest has {tally.longest_dropped:,} tokens){rest}, so nothing is left: {ways}"
+    )
+
+
+def _no_end(tally: Tally, seq_len: int, overlong: Overlong) -> str:
+    if tally.truncated.count == tally.rows:
         return (
-            f"every row is longer than --seq_len {built.seq_len}, so no answer's end is ever seen "
-            "and the model would not learn to stop; raise --seq_len"
+            f"every row is longer than --seq_len {seq_len} and --overlong {overlong} takes its "
+            "end, so no answer's end is ever seen and the model would not learn to stop; raise "
+            "--seq_len"
         )
     return (
         "no example has an EOS or end-of-turn token among its labels, so the model would not learn "
         "to stop; use a template that ends the answer with the tokenizer's EOS"
     )
-
-
-def _doubled_bos(example: Example, tokenizer: Tokenizer) -> bool:
-    bos = tokenizer.bos_id
-    return bos is not None and example.input_ids[:2] == [bos, bos]

@@ -59,6 +59,10 @@ class Problems:
         else:
             self._more += 1
 
+    @property
+    def any(self) -> bool:
+        return bool(self._lines)
+
     def raise_any(self) -> None:
         """Raise all of them as one UserError, if there are any."""
         lines = [f"{line}; so {_are(n)} more" if n else line for line, n in self._lines.items()]
@@ -92,15 +96,15 @@ def _table(path: Path, data: bytes, kind: str) -> list[dict[str, Any]]:
     with refused(path, f"is not a readable {kind.removeprefix('a ').removeprefix('an ')}"):
         table = TABLES[kind](pyarrow.BufferReader(data))
         table.validate(full=True)  # Among the rest, that texts are UTF-8.
-        return [_without_nulls(row) for row in table.to_pylist()]
+        return [without_nulls(row) for row in table.to_pylist()]
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
     """A table's rows all have the fields of any: null stands where a row has none of its own."""
     if isinstance(value, dict):
-        return {k: _without_nulls(item) for k, item in value.items() if item is not None}
+        return {k: without_nulls(item) for k, item in value.items() if item is not None}
     if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
+        return [without_nulls(item) for item in value]
     return value
 
 

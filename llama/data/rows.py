@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,6 +17,8 @@ from llama.errors import UserError, raise_if
 from llama.files.shards import data_files
 from llama.tokenizer.base import Message
 
+Columns = tuple[tuple[str, str], ...]
+"""Names under which fields are to be read, each with the name that it has in the files."""
 BUNDLED = ("instructions_200", "heldout_40")
 SHOWN = 8
 """Fields that a message names of a row that has no known ones."""
@@ -50,8 +52,9 @@ def bundled(name: str) -> Path:
     return Path(str(resources.files("llama.data") / "bundled" / f"{name}.json"))
 
 
-def read_rows(paths: Sequence[Path]) -> DataSet:
-    """All rows of the files, and folders of shards, in order.
+def read_rows(paths: Sequence[Path], columns: Columns = ()) -> DataSet:
+    """All rows of the files, and folders of shards, in order, all in memory: what a data set with
+    something wrong in it is read by. `llama.data.prepare` reads sound ones part by part.
 
     Raises UserError with every problem of the files: one line each, naming file, row and field, the
     first 20 of a file and a count of the rest.
@@ -62,7 +65,7 @@ def read_rows(paths: Sequence[Path]) -> DataSet:
     problems: list[str] = []
     for file in files:
         try:
-            of_file, last = _read_file(file, starts[-1])
+            of_file, last = _read_file(file, starts[-1], columns)
             rows += of_file
             starts.append(starts[-1] + last)
         except UserError as error:
@@ -71,12 +74,26 @@ def read_rows(paths: Sequence[Path]) -> DataSet:
     return DataSet(Source(tuple(files), tuple(starts[:-1])), rows)
 
 
-def _read_file(path: Path, start: int) -> tuple[list[Row], int]:
+def _read_file(path: Path, start: int, columns: Columns) -> tuple[list[Row], int]:
     """The rows of one file, numbered from `start` + 1, and the number of the last within it."""
     records, unit = read_records(path)
     if not records:
         raise UserError(f"{path}: holds no rows; give {WANTED}")
     problems = Problems(path)
+    rows, _ = rows_of(records, unit, start, columns, problems)
+    problems.raise_any()
+    return rows, records[-1][0]
+
+
+def rows_of(
+    records: Iterable[tuple[int, Any]],
+    unit: str,
+    start: int,
+    columns: Columns,
+    problems: Problems,
+) -> tuple[list[Row], str | None]:
+    """The rows that numbered `records` of one file hold, numbered from `start` on, and the name of
+    their form. What is wrong with any is noted in `problems`."""
     rows: list[Row] = []
     first: Form | None = None
     mixed = False
@@ -85,6 +102,7 @@ def _read_file(path: Path, start: int) -> tuple[list[Row], int]:
         if not isinstance(record, dict):
             problems.add_kind(place, f"is {kind(record)}, not an object; give {WANTED}")
             continue
+        record = renamed(record, columns)
         form = form_of(record)
         if (what := foreign(record, form)) is not None:
             problems.add_kind(place, what)
@@ -103,8 +121,13 @@ def _read_file(path: Path, start: int) -> tuple[list[Row], int]:
         row = _read_row(fields, form, start + number)
         if fields.sound:
             rows.append(row)
-    problems.raise_any()
-    return rows, records[-1][0]
+    return rows, first and first.name
+
+
+def renamed(record: dict[str, Any], columns: Columns) -> dict[str, Any]:
+    """`record` with each of `columns` under the name by which it is to be read."""
+    names = {of_file: name for name, of_file in columns}
+    return {names.get(name, name): value for name, value in record.items()} if names else record
 
 
 def _read_row(fields: Fields, form: Form, number: int) -> Row:

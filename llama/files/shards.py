@@ -58,7 +58,11 @@ def data_files(path: Path) -> list[Path]:
 
 def sha256_of_files(files: Sequence[Path]) -> str:
     """The hash of the only file, or of the hashes of several in their order."""
-    hashes = [sha256_of(file) for file in files]
+    return hash_of_hashes([sha256_of(file) for file in files])
+
+
+def hash_of_hashes(hashes: Sequence[str]) -> str:
+    """As `sha256_of_files` puts the hashes of files together."""
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 

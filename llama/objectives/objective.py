@@ -11,7 +11,8 @@ from typing import Protocol
 
 import torch
 
-from llama.data.prepare import Prepared
+from llama.data.holding import HoldOut
+from llama.data.prepare import Prepared, Reading
 from llama.data.types import Batch
 from llama.tokenizer.base import Template, Tokenizer
 
@@ -27,11 +28,21 @@ class Objective(Protocol):
         paths: Sequence[Path],
         template: Template,
         tokenizer: Tokenizer,
-        seq_len: int,
-        pack: bool,
+        reading: Reading,
     ) -> Prepared:
-        """The examples of the files and folders at `paths`, checked and packed into rows of
-        `seq_len` tokens. Raises `UserError` with all that is wrong with them."""
+        """The examples of the files and folders at `paths`, checked and packed as `reading` says.
+        Raises `UserError` with all that is wrong with them."""
+        ...
+
+    def prepare_split(
+        self,
+        paths: Sequence[Path],
+        template: Template,
+        tokenizer: Tokenizer,
+        reading: Reading,
+        asked: HoldOut,
+    ) -> tuple[Prepared, Prepared]:
+        """The same in two parts: to train on, and held out as `asked`."""
         ...
 
     def count(self, batch: Batch) -> int:

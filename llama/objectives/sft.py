@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from llama.data.feed import model_inputs
-from llama.data.prepare import Prepared, prepare
+from llama.data.holding import HoldOut
+from llama.data.prepare import Prepared, Reading, prepare, prepare_split
 from llama.data.types import Batch
 from llama.objectives.objective import Model
 from llama.tokenizer.base import Template, Tokenizer
@@ -23,10 +24,19 @@ class SupervisedFineTuning:
         paths: Sequence[Path],
         template: Template,
         tokenizer: Tokenizer,
-        seq_len: int,
-        pack: bool,
+        reading: Reading,
     ) -> Prepared:
-        return prepare(paths, template, tokenizer, seq_len, pack)
+        return prepare(paths, template, tokenizer, reading)
+
+    def prepare_split(
+        self,
+        paths: Sequence[Path],
+        template: Template,
+        tokenizer: Tokenizer,
+        reading: Reading,
+        asked: HoldOut,
+    ) -> tuple[Prepared, Prepared]:
+        return prepare_split(paths, template, tokenizer, reading, asked)
 
     def count(self, batch: Batch) -> int:
         """The supervised tokens."""

@@ -50,7 +50,20 @@ class ModelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(ModelOptions):
+class RowOptions(ModelOptions):
+    """How rows are made into tokens, for every command that takes --data."""
+
+    overlong: Literal["drop", "cut", "split"] = "drop"
+    """What becomes of a row longer than --seq_len: drop leaves it out; cut keeps its beginning, and
+    its answer then has no end token to learn; split cuts a plain text into pieces. Each is
+    counted."""
+    data_cache: Path | None = None
+    """Folder where tokens of large data are kept for the next start; none means
+    ~/.cache/llama-lora/data, or what XDG_CACHE_HOME says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(RowOptions):
     """Settings of `train`."""
 
     deepspeed: Path
@@ -58,10 +71,14 @@ class TrainOptions(ModelOptions):
     data: list[Path] = field(default_factory=list, metadata=BY_CONTENT)
     """Training rows: a file (JSON, JSONL, CSV, Parquet or Arrow) or a folder of shards; may be
     repeated. Alpaca, Dolly, prompt/completion, messages, ShareGPT or text; none means the 200
-    bundled examples."""
+    bundled examples. FILE:2 takes the examples of FILE twice in every epoch, FILE:0.5 half of them
+    in each; a file of such a name goes before that."""
     eval_data: list[Path] = field(default_factory=list, metadata=BY_CONTENT)
     """Held-out rows, as --data takes them; none means the bundled set where --data is also none,
     else no evaluation."""
+    eval_split: float | None = field(default=None, metadata=BY_VALUE)
+    """Hold out examples of --data in place of --eval_data: a share of them, as 0.1, or so many, as
+    200. Which ones follows from what they say and from --seed; equal ones stay together."""
     output_dir: Path | None = None
     """Folder the run writes; none means runs/<time>. What --resume does with one that holds a run
     already is said there."""
@@ -70,7 +87,7 @@ class TrainOptions(ModelOptions):
     max_steps: int | None = None
     """Stop after this many optimizer steps; none means all the epochs."""
     seq_len: int = field(default=1024, metadata=BY_VALUE)
-    """Tokens of one row of a batch; a longer example is cut."""
+    """Tokens of one row of a batch; see --overlong."""
     pack: bool = field(default=True, metadata=BY_VALUE)
     """Whether examples share a row, each seeing only itself."""
     tensor_parallel: int = 1
@@ -131,7 +148,7 @@ class GenerateOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(ModelOptions):
+class EvaluateOptions(RowOptions):
     """Settings of `evaluate`."""
 
     data: list[Path]
@@ -139,7 +156,7 @@ class EvaluateOptions(ModelOptions):
     adapter: Path | None = None
     """A PEFT folder; none means the model alone."""
     seq_len: int = 1024
-    """Tokens of one row of a batch; a longer example is cut."""
+    """Tokens of one row of a batch; see --overlong."""
     pack: bool = True
     """Whether examples share a row, each seeing only itself."""
     micro_batch: int = 1
@@ -151,7 +168,7 @@ class EvaluateOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkOptions(ModelOptions):
+class BenchmarkOptions(RowOptions):
     """Settings of `benchmark`."""
 
     data: list[Path] = field(default_factory=list)
@@ -228,7 +245,7 @@ class VerifyOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanOptions(ModelOptions):
+class PlanOptions(RowOptions):
     """Settings of `plan`. The model may also be a bare name of a shape, as llama-7b."""
 
     gpu: str
@@ -280,7 +297,7 @@ class PlanOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblateOptions(ModelOptions):
+class AblateOptions(RowOptions):
     """Settings of `ablate`."""
 
     output_dir: Path

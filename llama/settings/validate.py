@@ -13,6 +13,7 @@ from typing import Any
 from llama.errors import UserError, raise_if
 from llama.files.inputs import file_problem, nearest, not_found
 from llama.files.shards import data_problems
+from llama.files.weighted import weight_problems, weighted, without_weights
 from llama.model.config import LINEARS
 from llama.settings import deepspeed_json
 from llama.settings.commands import (
@@ -42,8 +43,9 @@ def check_train(options: TrainOptions, world_size: int) -> list[str]:
         *_check_method(options),
         *_check_degree(options.tensor_parallel, world_size),
         *_check_seed(options.seed),
-        *data_problems("data", options.data),
-        *data_problems("eval_data", options.eval_data),
+        *_check_sets(options.data),
+        *_check_plain("eval_data", options.eval_data),
+        *_check_split(options),
     ]
     if not 0 < options.hang_timeout < math.inf:
         expected = "expected a finite number above 0"
@@ -116,7 +118,7 @@ def check_evaluate(options: EvaluateOptions) -> list[str]:
     return [
         *_check_model(options),
         *_check_adapter(options.adapter),
-        *data_problems("data", options.data),
+        *_check_plain("data", options.data),
         *([] if options.data else ["--data: expected one or more files, found none"]),
         *_at_least(2, seq_len=options.seq_len),
         *_at_least(1, micro_batch=options.micro_batch),
@@ -127,7 +129,7 @@ def check_benchmark(options: BenchmarkOptions, world_size: int) -> list[str]:
     """Every problem of `benchmark`'s own settings on `world_size` ranks."""
     problems = [
         *_check_model(options),
-        *data_problems("data", options.data),
+        *_check_sets(options.data),
         *_at_least(1, rows=options.rows, batch=options.batch, steps=options.steps),
         *_at_least(0, warmup=options.warmup),
         *_at_least(2, seq_len=options.seq_len),
@@ -159,8 +161,8 @@ def check_ablate(options: AblateOptions) -> list[str]:
         *_at_least(2, seq_len=options.seq_len, rows=options.rows),
         *check_lora(options.lora),
         *_check_seed(options.seed),
-        *data_problems("data", options.data),
-        *data_problems("eval_data", options.eval_data),
+        *_check_plain("data", options.data),
+        *_check_plain("eval_data", options.eval_data),
         *_check_output(options.output_dir, unused=False),
     ]
     for name, words in known.items():
@@ -183,7 +185,7 @@ def check_plan(options: PlanOptions) -> list[str]:
         *_at_least(1, rows=options.rows, epochs=options.epochs, max_steps=options.max_steps),
         *_at_least(2, seq_len=options.seq_len),
         *_check_method(options),
-        *data_problems("data", options.data),
+        *_check_sets(options.data),
     ]
     if options.gpus >= 1 and options.nodes >= 1:
         problems += _check_degree(options.tensor_parallel, options.gpus, "GPUs of a node")
@@ -209,6 +211,34 @@ def checked_plan(options: PlanOptions) -> dict[str, Any]:
         return {}
     world_size = max(1, options.gpus) * max(1, options.nodes)
     return _with_deepspeed(problems, options, options.deepspeed, world_size)
+
+
+def _check_sets(data: list[Path]) -> list[str]:
+    """Problems of data sets that may have weights."""
+    return [*weight_problems("data", data), *data_problems("data", without_weights(data))]
+
+
+def _check_plain(option: str, data: list[Path]) -> list[str]:
+    """Problems of data sets in which each row counts once."""
+    weights = [
+        f"--{option}: {path}: a weight has no effect here; give {found.path}"
+        for path, found in zip(data, weighted(data), strict=True)
+        if found.path != path and not os.path.lexists(path)
+    ]
+    return [*weights, *data_problems(option, without_weights(data))]
+
+
+def _check_split(options: TrainOptions) -> list[str]:
+    split = options.eval_split
+    if split is None:
+        return []
+    problems = []
+    if not 0 < split < 1 and not (split >= 1 and split == int(split)):
+        expected = "expected a share above 0 and below 1, or a number of examples"
+        problems.append(f"--eval_split: {expected}, found {split:g}")
+    if options.eval_data:
+        problems.append("--eval_split: --eval_data says what is held out; give one of them")
+    return problems
 
 
 def _check_method(

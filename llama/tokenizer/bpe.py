@@ -56,6 +56,12 @@ class BpeTokenizer:
         self.chat_templates = beside.chat_templates
         self.template_variables = beside.named
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of what was set on an engine, pickling keeps all but this."""
+        self.__dict__.update(state)
+        for engine in self._engines.values():
+            engine.encode_special_tokens = True
+
     def encode(self, text: str, follows: Follows = "nothing") -> list[int]:
         if follows == "text" and self._each_word:
             return self._words_after_text(text)

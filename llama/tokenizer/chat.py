@@ -33,7 +33,12 @@ class ChatTemplate(Template):
 
     def __init__(self, name: str, source: str) -> None:
         self.name = name
+        self._source = source
         self._render = compile_template(source, name)
+
+    def __reduce__(self) -> tuple[type[ChatTemplate], tuple[str, str]]:
+        """Another process compiles the source itself."""
+        return ChatTemplate, (self.name, self._source)
 
     def write(
         self, messages: Sequence[Message], tokenizer: Tokenizer, tools: Tools = None

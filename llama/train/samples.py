@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeVar
 
+import numpy as np
+
 from llama.assembly.limits import can_answer
 from llama.assembly.use import answer
 from llama.data.prepare import Prepared
@@ -26,6 +28,8 @@ T = TypeVar("T")
 COUNT = 4
 """Prompts of each kind of rows."""
 MAX_NEW_TOKENS = 48
+LOOKED_AT = 4096
+"""Rows of each kind that are read in search of prompts: plain texts have none."""
 
 Rows = Literal["training", "held-out"]
 HEADINGS: dict[Rows, str] = {"training": "From the training rows", "held-out": "Held out"}
@@ -43,16 +47,21 @@ class Prompt:
 def choose_prompts(inputs: Inputs) -> list[Prompt]:
     """Conversations that the model can answer, up to their first answer: of the training rows one
     from each quarter, as they are often sorted; of the held-out ones the first."""
-    held_out = inputs.held_out.rows if inputs.held_out else []
+    learnt = np.unique(inputs.training.examples.rows)
+    training = _read(inputs.training, spread(learnt.tolist()))
+    held_out = inputs.held_out
+    others = _read(held_out, held_out.row_numbers.tolist()) if held_out else ()
     return [
-        *islice(_prompts(spread(_learnt(inputs.training)), "training", inputs), COUNT),
-        *islice(_prompts(held_out, "held-out", inputs), COUNT),
+        *islice(_prompts(training, "training", inputs), COUNT),
+        *islice(_prompts(others, "held-out", inputs), COUNT),
     ]
 
 
-def _learnt(data: Prepared) -> list[Row]:
-    skipped = {number for number, _ in data.report.skipped}
-    return [row for row in data.rows if row.number not in skipped]
+def _read(data: Prepared, numbers: Iterable[int]) -> Iterator[Row]:
+    """The rows of those numbers, some at a time, as far as `LOOKED_AT`."""
+    first = islice(numbers, LOOKED_AT)
+    while some := list(islice(first, 16 * COUNT)):
+        yield from data.rows_numbered(some)
 
 
 def spread(items: Sequence[T]) -> Iterator[T]:

@@ -19,7 +19,7 @@ from llama.assembly.model import check_adapter
 from llama.checkpoint import read
 from llama.checkpoint.manifest import MANIFEST, manifest, written
 from llama.checkpoint.whole import contents
-from llama.data.prepare import prepare
+from llama.data.prepare import Reading, prepare
 from llama.errors import UserError
 from llama.files.atomic import write_folder
 from llama.launch.hostfile import HOST_NAME, read_hostfile
@@ -107,7 +107,7 @@ def adapter(path: Path) -> None:
 
 def rows(path: Path) -> None:
     tokenizer = byte_tokenizer(path.parent / "bytes")
-    prepare([path], load_template("chatml", tokenizer), tokenizer, 64, True)
+    prepare([path], load_template("chatml", tokenizer), tokenizer, Reading(64))
 
 
 def tokenizer(path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from llama.adapters.attach import adapters, attach, initialise, trainable_parameters
 from llama.data.batches import eval_batches, make_batch
 from llama.data.feed import model_inputs
-from llama.data.packing import pack_examples
+from llama.data.packing import Packed, pack_lengths
 from llama.data.types import IGNORE, Example
 from llama.model.config import LINEARS
 from llama.model.kept import Checkpointing
@@ -71,8 +71,9 @@ def inputs(rows: list[list[Example]], micro_batch: int) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("micro_batch", [1, 2])
 def test_packed_equals_unpacked(lengths: list[int], micro_batch: int) -> None:
     model, examples = trained_model(), documents(lengths)
-    packed = inputs(pack_examples(examples, 40), micro_batch)
-    alone = inputs(pack_examples(examples, 40, pack=False), 1)
+    lengths = [len(example.input_ids) for example in examples]
+    packed = inputs(list(Packed(examples, pack_lengths(lengths, 40))), micro_batch)
+    alone = inputs([[example] for example in examples], 1)
     assert len(packed) < len(alone) == len(lengths)
     loss, gradients = loss_and_gradients(model, packed)
     expected, expected_gradients = loss_and_gradients(model, alone)

@@ -11,6 +11,7 @@ from llama.commands.ablate import report
 from llama.commands.ablate.grid import grid
 from llama.commands.ablate.measure import Data, Result, measured
 from llama.data.packing import PackedRow
+from llama.data.prepare import Reading
 from llama.data.random_rows import random_rows
 from llama.data.rows import bundled
 from llama.engine import bf16_supported, fp16_supported, start_processes
@@ -99,8 +100,9 @@ def _read_data(options: AblateOptions, source: ModelSource) -> Data:
         if not paths:
             found.append([])
             continue
-        rows = SFT.prepare(paths, template, tokenizer, options.seq_len, True)
-        check_examples(rows.report.source, rows.packed, source.config, tokenizer)
+        reading = Reading(options.seq_len, overlong=options.overlong, cache=options.data_cache)
+        rows = SFT.prepare(paths, template, tokenizer, reading)
+        check_examples(rows.report.source, rows.examples, source.config, tokenizer)
         found.append(list(rows.packed))
     training, held_out = found
     if len(training) < options.rows:

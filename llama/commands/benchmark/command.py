@@ -22,7 +22,7 @@ from llama.assembly.limits import check_examples, check_length
 from llama.assembly.model import default_device, find_tokenizer
 from llama.commands.benchmark.report import arithmetic, machine, speed, table
 from llama.data.batches import Epochs, first_windows
-from llama.data.prepare import Prepared, prepare
+from llama.data.prepare import Prepared, Reading, prepare
 from llama.data.random_rows import random_rows
 from llama.engine import start_processes
 from llama.errors import UserError, raise_if
@@ -132,9 +132,12 @@ def _read_data(options: BenchmarkOptions, source: ModelSource) -> Prepared | Non
     tokenizer = find_tokenizer(source, options.tokenizer)
     template = load_template(options.template, tokenizer)
     length = row_length(options)
-    data = prepare(options.data, template, tokenizer, length, pack=True, first=options.rows)
+    reading = Reading(
+        length, overlong=options.overlong, cache=options.data_cache, first=options.rows
+    )
+    data = prepare(options.data, template, tokenizer, reading)
     print(data.report.text(), file=sys.stderr)
-    check_examples(data.report.source, data.packed, source.config, tokenizer)
+    check_examples(data.report.source, data.examples, source.config, tokenizer)
     return data
 
 
@@ -154,12 +157,12 @@ def epochs(job: Job, resolved: Resolved, mesh: Mesh, steps: int) -> Epochs:
     number = steps * resolved.micro_batch * resolved.accumulation * size
     if job.data is None:
         vocabulary = job.source.config.vocab_size
-        packed = random_rows(vocabulary, number, job.row_length, job.options.seed)
+        packed, shares = random_rows(vocabulary, number, job.row_length, job.options.seed), ()
     else:
-        packed = job.data.packed
+        packed, shares = job.data.packed, job.data.shares
     micro_batch, accumulation = resolved.micro_batch, resolved.accumulation
     rank, seed = mesh.data_parallel_rank, job.options.seed
-    return Epochs(packed, micro_batch, accumulation, rank, size, seed)
+    return Epochs(packed, micro_batch, accumulation, rank, size, seed, shares)
 
 
 # Timing

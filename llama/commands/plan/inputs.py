@@ -9,6 +9,8 @@ from typing import Any
 
 from llama.assembly.limits import check_examples, check_length, check_tokenizer
 from llama.data.packing import PackedRow
+from llama.data.prepare import Prepared, Reading
+from llama.data.shares import rows_of_epoch
 from llama.errors import UserError, raise_if
 from llama.methods.kinds import KINDS
 from llama.metrics.hardware import NETWORKS, gpu_named
@@ -41,15 +43,12 @@ class Inputs:
     place: Place
     packed: Sequence[PackedRow]
     """Of --data."""
+    rows: int | None
+    """Rows of an epoch."""
 
     @property
     def world_size(self) -> int:
         return self.options.gpus * self.options.nodes
-
-    @property
-    def rows(self) -> int | None:
-        """Rows of an epoch."""
-        return len(self.packed) if self.packed else self.options.rows
 
 
 def read_inputs(options: PlanOptions) -> Inputs:
@@ -75,8 +74,10 @@ def read_inputs(options: PlanOptions) -> Inputs:
         ]
     )
     check_length(options.seq_len, config)
-    packed = _packed(options, config, tokenizer) if options.data else []
-    return Inputs(options, deepspeed, config, place, packed)
+    if not options.data:
+        return Inputs(options, deepspeed, config, place, [], options.rows)
+    data = _read_data(options, config, tokenizer)
+    return Inputs(options, deepspeed, config, place, data.packed, rows_of_epoch(data.shares))
 
 
 def _shape_of(config: ModelConfig, name: str) -> ModelSource:
@@ -92,7 +93,7 @@ def _place(options: PlanOptions) -> Place:
     return Place(gpu_named(options.gpu), options.nodes, NETWORKS[options.network])
 
 
-def _packed(options: PlanOptions, config: ModelConfig, beside: Path | None) -> list[PackedRow]:
+def _read_data(options: PlanOptions, config: ModelConfig, beside: Path | None) -> Prepared:
     path = options.tokenizer or beside
     if path is None:
         raise UserError(
@@ -102,9 +103,10 @@ def _packed(options: PlanOptions, config: ModelConfig, beside: Path | None) -> l
     tokenizer = load_tokenizer(path)
     check_tokenizer(path, tokenizer, config, options.model)
     template = load_template(options.template, tokenizer)
-    found = SFT.prepare(options.data, template, tokenizer, options.seq_len, options.pack)
-    check_examples(found.report.source, found.packed, config, tokenizer)
-    return found.packed
+    reading = Reading(options.seq_len, options.pack, options.overlong, cache=options.data_cache)
+    found = SFT.prepare(options.data, template, tokenizer, reading)
+    check_examples(found.report.source, found.examples, config, tokenizer)
+    return found
 
 
 def plan_of(inputs: Inputs, deepspeed: dict[str, Any], options: PlanOptions) -> Plan:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from llama.files.weighted import weighted
 from llama.parallel.mesh import Mesh
 from llama.settings.options.marks import BY_VALUE, marked
 from llama.train.start.facts import examples_digest, leaves
@@ -29,6 +30,9 @@ def identity(inputs: Inputs, schedule: Schedule, mesh: Mesh) -> dict[str, Any]:
     reads every byte of the model's."""
     found: dict[str, Any] = {name: of(inputs) for name, of in CONTENTS.items()}
     found["examples"] = examples_digest(inputs.training.packed)
+    weights = [str(of_set.weight) for of_set in weighted(inputs.options.data)]
+    if set(weights) - {"1"}:  # A run from before there were weights is continued without any.
+        found["weights of --data"] = weights
     found["precision"] = schedule.resolved.precision
     found["rows of a step"] = _rows_of_a_step(schedule, mesh)
     for name, value in marked(inputs.options, BY_VALUE):
@@ -69,7 +73,8 @@ def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
         elif name == "examples":
             lines.append(
                 "--data: its rows give other tokens than when the run began: the template's file, "
-                "or this program, has changed"
+                "--overlong or this program has changed; a run from before --overlong was begun "
+                "with `--overlong cut`, or `split` for plain texts"
             )
         else:
             lines.append(f"{name}: the run began with {before!r}, and is now given {after!r}")

@@ -8,7 +8,9 @@ from typing import Any
 
 from llama.assembly.limits import check_examples
 from llama.assembly.model import default_device, find_tokenizer
-from llama.data.prepare import Prepared
+from llama.data.flat import Examples
+from llama.data.holding import HoldOut, shared_examples
+from llama.data.prepare import Prepared, Reading
 from llama.data.rows import bundled
 from llama.errors import UserError, raise_if
 from llama.methods.kinds import method_of
@@ -43,9 +45,15 @@ class Inputs:
 
     def reports(self) -> list[str]:
         """What the user is told of the rows; of the held-out ones, where something befell any."""
-        held_out = self.held_out and self.held_out.report
-        said = [] if held_out is None or held_out.is_plain else [f"held-out: {held_out.text()}"]
-        return [self.training.report.text(), *said]
+        said = [self.training.report.text()]
+        if self.held_out is None:
+            return said
+        if not self.held_out.report.is_plain:
+            said.append(f"held-out: {self.held_out.report.text()}")
+        if both := shared_examples(self.training.examples, self.held_out.examples):
+            are = "example is" if both == 1 else "examples are"
+            said.append(f"held-out: {both:,} {are} among the training rows too, token for token.")
+        return said
 
 
 def read_inputs(options: TrainOptions, deepspeed: dict[str, Any], mesh: Mesh) -> Inputs:
@@ -68,21 +76,38 @@ def _read(options: TrainOptions, deepspeed: dict[str, Any]) -> Inputs:
     )
     tokenizer = find_tokenizer(source, options.tokenizer)
     template = load_template(options.template, tokenizer)
+    training, held_out = _prepared(options, source, template, tokenizer)
+    return Inputs(options, deepspeed, source, tokenizer, template, training, held_out)
+
+
+def _prepared(
+    options: TrainOptions, source: ModelSource, template: Template, tokenizer: Tokenizer
+) -> tuple[Prepared, Prepared | None]:
+    """What is trained on, and what is held out. Raises one `UserError` for both."""
+    reading = Reading(options.seq_len, options.pack, options.overlong, cache=options.data_cache)
+    data, eval_data = _data_paths(options)
+    if options.eval_split is not None:
+        asked = HoldOut(options.eval_split, options.seed)
+        both = SFT.prepare_split(data, template, tokenizer, reading, asked)
+        check_examples(
+            both[0].report.source, Examples(both[0].examples.flat), source.config, tokenizer
+        )
+        return both
     prepared: list[Prepared | None] = []
     problems: list[str] = []
-    for paths in _data_paths(options):
+    for paths in (data, eval_data):
         try:
             found = None
             if paths:
-                found = SFT.prepare(paths, template, tokenizer, options.seq_len, options.pack)
-                check_examples(found.report.source, found.packed, source.config, tokenizer)
+                found = SFT.prepare(paths, template, tokenizer, reading)
+                check_examples(found.report.source, found.examples, source.config, tokenizer)
             prepared.append(found)
         except UserError as error:
             problems += error.problems
     raise_if(problems)
     training, held_out = prepared
     assert training is not None
-    return Inputs(options, deepspeed, source, tokenizer, template, training, held_out)
+    return training, held_out
 
 
 def _data_paths(options: TrainOptions) -> tuple[list[Path], list[Path]]:

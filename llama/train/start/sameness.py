@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from llama.data.prepare import Prepared
 from llama.errors import raise_if
+from llama.files.weighted import weighted
 from llama.launch.packages import COMPUTING, TOKENISING
 from llama.parallel.mesh import Mesh
 from llama.settings import TrainOptions
@@ -27,9 +28,9 @@ from llama.settings.options.marks import BY_CONTENT, marked
 from llama.train.start.facts import examples_digest, leaves
 from llama.weights.open_model import ModelSource
 
-_APART = ("deepspeed", "override", "json")
-"""Options that may differ: the JSON that the first two give is compared itself, and the last
-changes only what is printed."""
+_APART = ("deepspeed", "override", "json", "data_cache")
+"""Options that may differ: the JSON that the first two give is compared itself, and the others
+change only what is printed, and where tokens are kept."""
 _SHOWN = 4
 """Ranks that a message names for each value."""
 
@@ -82,6 +83,8 @@ def facts(
     ):
         for name, value in leaves("", section):
             said[f"{what}: {name}"] = json.dumps(value, default=str)
+    weights = [str(of_set.weight) for of_set in weighted(options.data)]
+    said["weights of --data"] = ", ".join(weights)
     versions = {name: metadata.version(name) for name in (*COMPUTING, *TOKENISING)}
     versions["python"] = ".".join(platform.python_version_tuple()[:2])
     said |= {f"version of {name}": version for name, version in versions.items()}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from llama.assembly.device_settings import resolve_here
 from llama.data.batches import Epochs
+from llama.data.shares import rows_of_epoch
 from llama.parallel.mesh import Mesh
 from llama.settings import deepspeed_json
 from llama.settings.deepspeed_json import Resolved
@@ -34,6 +35,7 @@ def schedule(inputs: Inputs, mesh: Mesh) -> Schedule:
         mesh.data_parallel_rank,
         mesh.data_parallel_size,
         options.seed,
+        inputs.training.shares,
     )
     total_steps = options.epochs * epochs.windows_per_epoch
     if options.max_steps is not None:
@@ -41,7 +43,10 @@ def schedule(inputs: Inputs, mesh: Mesh) -> Schedule:
     resolved = resolve_here(
         inputs.deepspeed, mesh, total_steps, inputs.source.config, options.method
     )
-    rows, batch = len(inputs.training.packed), micro_batch * accumulation * mesh.data_parallel_size
+    rows, batch = (
+        rows_of_epoch(inputs.training.shares),
+        micro_batch * accumulation * mesh.data_parallel_size,
+    )
     if rows < batch:
         resolved.notes.append(
             f"the data fills {rows} of the {batch} rows of a batch: every step takes all of it"

@@ -64,6 +64,15 @@ def both_files(setting: Setting) -> None:
     setting.options["eval_data"] = "held_out.json"
 
 
+def option(**options: str) -> Callable[[Setting], None]:
+    return lambda setting: setting.options.update(options)
+
+
+def all_cut(setting: Setting) -> None:
+    all_longer(setting)
+    setting.options["overlong"] = "cut"
+
+
 def all_longer(setting: Setting) -> None:
     setting.options["seq_len"] = "8"
 
@@ -146,7 +155,34 @@ CASES = [
         rows({"instruction": "a", "output": "b", "history": ["a"]}),
         ("field 'history', pair 1 is a string, not [question, answer]",),
     ),
-    Case("every row longer than `--seq_len`", all_longer, ("rows.json: none of its 11 rows",)),
+    Case(
+        "every row longer than `--seq_len`",
+        all_longer,
+        ("rows.json: 11 of its 11 rows are longer than --seq_len 8",),
+    ),
+    Case(
+        "prompts as long as `--seq_len`",
+        all_cut,
+        ("rows.json: none of its 11 rows has a token to learn",),
+    ),
+    Case(
+        "a long conversation to be split",
+        option(seq_len="8", overlong="split"),
+        ("longer than --seq_len 8, and --overlong split is for plain texts alone",),
+    ),
+    Case("a weight of nothing", named("rows.json:0"), ("above 0 and at most 1,000",)),
+    Case(
+        "a weight of held-out rows",
+        option(eval_data="rows.json:2"),
+        ("--eval_data: rows.json:2: a weight has no effect here",),
+    ),
+    Case("an empty share held out", option(eval_split="0"), ("expected a share above 0",)),
+    Case(
+        "rows held out twice",
+        option(eval_split="0.1", eval_data="rows.json"),
+        ("--eval_split: --eval_data says what is held out",),
+    ),
+    Case("all rows held out", option(eval_split="11"), ("leave none to train on",)),
     Case("both data files wrong", both_files, ("rows.json: row 1", "held_out.json: holds no")),
     Case("nested 100,000 deep", content("[" * 100_000), ("rows.json: is nested too deeply",)),
     Case("a line nested 100,000 deep", content('{"a":' * 100_000), ("line 1: is nested too",)),

@@ -15,6 +15,7 @@ from llama.assembly.limits import (
     check_prompt,
     check_tokenizer,
 )
+from llama.data.flat import Examples, flat_of, flatten
 from llama.data.source import Source
 from llama.data.types import Example
 from llama.errors import UserError
@@ -39,24 +40,29 @@ def example(length: int, row: int, id_: int = 5) -> Example:
     return Example([id_] * length, [id_] * length, row)
 
 
+def of(*examples: Example) -> Examples:
+    largest = max(max(example.input_ids) for example in examples)
+    return Examples(flat_of(flatten(examples), largest))
+
+
 def test_what_fits_is_not_spoken_of(tokenizer: Tokenizer, capsys: Any) -> None:
     for config in (SHORT, DYNAMIC):
         check_tokenizer(ROWS, tokenizer, config, "model")
-        check_examples(SOURCE, [[example(16, 1), example(3, 2, id_=263)]], config, tokenizer)
+        check_examples(SOURCE, of(example(16, 1), example(3, 2, id_=263)), config, tokenizer)
         check_prompt([263] * 6, 10, config, tokenizer)
         check_length(16, config)
     assert capsys.readouterr().err == ""
 
 
 def test_positions_past_the_model_s_are_counted(tokenizer: Tokenizer, capsys: Any) -> None:
-    rows = [[example(17, 3), example(16, 1)], [example(40, 2)]]
+    rows = of(example(16, 1), example(40, 2), example(17, 3))
     check_examples(SOURCE, rows, SHORT, tokenizer)
     check_prompt([5] * 6, 11, SHORT, tokenizer)
     check_prompt([5] * 20, 11, SHORT, tokenizer)
     check_length(17, SHORT)
     data, prompt, long_prompt, length = capsys.readouterr().err.splitlines()
     assert data.startswith("rows.jsonl: 2 of 3 examples (rows 2, 3) are longer than the model's 16")
-    assert "the longest has 40" in data and "--seq_len 16 cuts them" in data
+    assert "the longest has 40" in data and "--seq_len 16 stays within" in data
     assert "6 tokens and 11 new ones go past the model's 16 positions" in prompt
     assert prompt.endswith("--max_new_tokens 10 stays within")
     assert long_prompt.endswith("shorten the prompt")
@@ -65,7 +71,7 @@ def test_positions_past_the_model_s_are_counted(tokenizer: Tokenizer, capsys: An
 
 def test_a_rotation_that_changes_with_the_length_ends_there(tokenizer: Tokenizer) -> None:
     for check in (
-        lambda: check_examples(SOURCE, [[example(17, 3)]], DYNAMIC, tokenizer),
+        lambda: check_examples(SOURCE, of(example(17, 3)), DYNAMIC, tokenizer),
         lambda: check_prompt([5] * 6, 11, DYNAMIC, tokenizer),
         lambda: check_length(17, DYNAMIC),
     ):
@@ -84,9 +90,9 @@ def test_a_token_without_a_row_is_refused_where_it_is_used(tmp_path: Path) -> No
     tokenizer = _tokenizer(tmp_path / "added", description)
     config = replace(SHORT, vocab_size=261)
     check_tokenizer(Path("t"), tokenizer, config, "model")
-    check_examples(SOURCE, [[example(4, 1)]], config, tokenizer)
+    check_examples(SOURCE, of(example(4, 1)), config, tokenizer)
     with pytest.raises(UserError) as caught:
-        check_examples(SOURCE, [[example(4, 7, 262)], [example(4, 2, 261)]], config, tokenizer)
+        check_examples(SOURCE, of(example(4, 2, 261), example(4, 7, 262)), config, tokenizer)
     first, second = caught.value.problems
     assert first.startswith("rows.jsonl: row 2: uses the token '[PAD]' of id 261")
     assert second.startswith("rows.jsonl: row 7: uses the token '<extra>' of id 262")

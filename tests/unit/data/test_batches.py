@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llama.data.batches import Epochs, eval_batches, make_batch
-from llama.data.packing import PackedRow, pack_examples
+from llama.data.packing import Packed, PackedRow, pack_lengths
 from llama.data.types import IGNORE, Batch, Example
 
 
@@ -21,6 +21,11 @@ def documents(count: int, longest: int = 30, seed: int = 0) -> list[Example]:
         prompt = dice.randrange(1, len(ids))
         found.append(Example(ids, [IGNORE] * prompt + ids[prompt:], row))
     return found
+
+
+def pack_examples(examples: list[Example], seq_len: int, pack: bool = True) -> list[PackedRow]:
+    lengths = [len(example.input_ids) for example in examples]
+    return list(Packed(examples, pack_lengths(lengths, seq_len, pack)))
 
 
 def rows_of(batches: list[Batch]) -> list[int]:

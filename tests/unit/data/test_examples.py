@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 
-from llama.data.examples import ExampleSet, build_examples
-from llama.data.lint import lint
-from llama.data.prepare import prepare
+from llama.data.examples import ExampleSet, Overlong, build_examples, refusals
+from llama.data.findings import Tallied
+from llama.data.flat import flatten, repeats
+from llama.data.lint import LintReport, lint
+from llama.data.prepare import Reading, prepare
 from llama.data.rows import Row, bundled, read_rows
 from llama.data.source import Source
+from llama.data.tally import tally_of
 from llama.data.types import IGNORE, Example
 from llama.errors import UserError
 from llama.tokenizer.base import Follows, Message, Tokenizer
@@ -37,9 +40,20 @@ def chat(number: int, user: str, assistant: str) -> Row:
 
 
 def build(
-    rows: Iterable[Row], tokenizer: Tokenizer, seq_len: int = 64, template: str = "chatml"
+    rows: Iterable[Row],
+    tokenizer: Tokenizer,
+    seq_len: int = 64,
+    template: str = "chatml",
+    overlong: Overlong = "cut",
 ) -> ExampleSet:
-    return build_examples(FILE, rows, load_template(template, tokenizer), tokenizer, seq_len)
+    chosen = load_template(template, tokenizer)
+    return build_examples(rows, chosen, tokenizer, seq_len, overlong)
+
+
+def linted(built: ExampleSet, tokenizer: Tokenizer) -> LintReport:
+    tally = tally_of(built, tokenizer)
+    tally.duplicates = repeats(flatten(built.examples)["contents"].reshape(-1, 2))
+    return lint(tally, FILE, built.seq_len, built.overlong)
 
 
 def test_conversation(tokenizer: Tokenizer) -> None:
@@ -61,7 +75,7 @@ def test_long_text_is_cut_and_every_token_predicted_once(
     tokenizer: Tokenizer, seq_len: int
 ) -> None:
     text = "abcdfgijkl"
-    built = build([Row(1, text=text)], tokenizer, seq_len)
+    built = build([Row(1, text=text)], tokenizer, seq_len, overlong="split")
     predicted = [id_ for example in built.examples for id_ in example.labels[1:]]
     assert predicted == [*tokenizer.encode(text), tokenizer.eos_id]
     assert built.examples[0].input_ids[0] == tokenizer.bos_id
@@ -89,9 +103,8 @@ def test_truncated_and_skipped_rows_are_noted(tokenizer: Tokenizer) -> None:
 
 def test_rows_that_the_template_cannot_express_are_told_together(tokenizer: Tokenizer) -> None:
     backwards = [Row(i, chat(i, "q", "a").messages[::-1]) for i in (2, 4)]
-    with pytest.raises(UserError) as caught:
-        build([chat(1, "q", "a"), *backwards], tokenizer, template="alpaca")
-    (line,) = caught.value.problems
+    built = build([chat(1, "q", "a"), *backwards], tokenizer, template="alpaca")
+    (line,) = refusals(FILE, built.refused)
     assert line.split(": ")[1] == "rows 2, 4"
 
 
@@ -103,9 +116,8 @@ def test_a_template_that_fails_on_every_row_is_not_tried_on_all(tokenizer: Token
             taken.append(number)
             yield Row(number, chat(number, "q", "a").messages[::-1])
 
-    with pytest.raises(UserError) as caught:
-        build(rows(), tokenizer, template="alpaca")
-    (line,) = caught.value.problems
+    built = build(rows(), tokenizer, template="alpaca")
+    (line,) = refusals(FILE, built.refused)
     assert "rows 1, 2, 3, 4, 5 and more: " in line and len(taken) < 50
 
 
@@ -131,10 +143,10 @@ def test_a_row_of_ten_megabytes_is_truncated(
 
 def test_report(tokenizer: Tokenizer) -> None:
     rows = [chat(1, "q", "ab"), chat(2, "q", "ab"), chat(3, "q" * 80, "a"), chat(4, "q", "c" * 64)]
-    report = lint(build(rows, tokenizer), tokenizer)
+    report = linted(build(rows, tokenizer), tokenizer)
     assert (report.rows, report.examples, report.duplicates) == (4, 3, 1)
-    assert (report.truncated, report.longest) == ((3, 4), 64)
-    assert report.skipped == ((3, "its prompt alone has 64 tokens or more"),)
+    assert (report.truncated.rows, report.longest) == ([3, 4], 64)
+    assert report.skipped == {"its prompt alone has 64 tokens or more": Tallied(1, [3])}
     prompt = len(load_template("chatml", tokenizer).prompt(rows[0].messages[:1], tokenizer))
     assert report.tokens == 2 * (prompt + 4) + 64
     assert report.supervised_tokens == 2 * 3 + 64 - prompt
@@ -154,16 +166,16 @@ def test_report(tokenizer: Tokenizer) -> None:
 def test_bundled_data_is_clean() -> None:
     rows = read_rows([bundled("instructions_200")]).rows
     template = load_template(None, smollm2())
-    report = lint(build_examples(FILE, rows, template, smollm2(), 1024), smollm2())
+    report = linted(build_examples(rows, template, smollm2(), 1024, "drop"), smollm2())
     assert (report.rows, report.examples) == (200, 200)
-    assert not report.truncated
+    assert not report.dropped
     assert not report.skipped
     assert not report.duplicates
 
 
-def refusals(built: ExampleSet, tokenizer: Tokenizer) -> list[str]:
+def refused(built: ExampleSet, tokenizer: Tokenizer) -> list[str]:
     with pytest.raises(UserError) as caught:
-        lint(built, tokenizer)
+        linted(built, tokenizer)
     assert all(line.startswith("data.json: ") for line in caught.value.problems)
     return caught.value.problems
 
@@ -172,35 +184,35 @@ def test_no_end_in_any_label_is_refused(tokenizer: Tokenizer) -> None:
     built = build([chat(1, "q", "ab")], tokenizer)
     ids, labels = built.examples[0].input_ids, built.examples[0].labels
     built.examples[0] = Example(ids, [IGNORE if label == 3 else label for label in labels], 1)
-    assert "learn to stop" in refusals(built, tokenizer)[0]
+    assert "learn to stop" in refused(built, tokenizer)[0]
     built.examples[0] = Example(ids, labels, 1)
-    lint(built, tokenizer)
+    linted(built, tokenizer)
 
 
 def test_all_rows_truncated_is_refused(tokenizer: Tokenizer) -> None:
     built = build([chat(1, "q", "a" * 99), chat(2, "q", "a" * 99)], tokenizer)
-    assert "raise --seq_len" in refusals(built, tokenizer)[0]
+    assert "raise --seq_len" in refused(built, tokenizer)[0]
 
 
 def test_doubled_bos_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "twice.jinja"
     path.write_text("<s>{{ bos_token }}{{ messages[0].content }}{{ messages[1].content }}</s>")
     built = build([chat(1, "q", "a"), chat(2, "r", "b")], tokenizer, template=str(path))
-    (line,) = refusals(built, tokenizer)
+    (line,) = refused(built, tokenizer)
     assert "2 examples begin with BOS twice (rows 1, 2)" in line
 
 
 def test_nothing_to_learn_is_refused(tokenizer: Tokenizer) -> None:
     built = build([chat(1, "q" * 80, "a"), chat(2, "q" * 90, "a")], tokenizer)
-    (line,) = refusals(built, tokenizer)
+    (line,) = refused(built, tokenizer)
     assert "none of its 2 rows has a token to learn (row 1: its prompt alone" in line
-    assert "holds no rows" in refusals(ExampleSet(FILE, 64), tokenizer)[0]
+    assert "holds no rows" in refused(ExampleSet(64, "cut"), tokenizer)[0]
 
 
 def found(
     rows: list[Row], tokenizer: Tokenizer, seq_len: int = 64, template: str = "chatml"
 ) -> str:
-    return lint(build(rows, tokenizer, seq_len, template), tokenizer).text()
+    return linted(build(rows, tokenizer, seq_len, template), tokenizer).text()
 
 
 def test_control_text_in_rows_is_counted(tokenizer: Tokenizer) -> None:
@@ -271,7 +283,7 @@ def test_what_a_cut_costs_is_told(tokenizer: Tokenizer) -> None:
         chat(4, "q" * 80, "a"),
     ]
     built = build(rows, tokenizer)
-    said = lint(built, tokenizer).text()
+    said = linted(built, tokenizer).text()
     assert "; 3 truncated (rows 2, 3, 4); " in said
     assert "; 1 answer is cut short and lost its end (row 2)" in said
     assert "; 2 answers are lost whole (rows 3, 4)" in said
@@ -308,7 +320,7 @@ def test_rows_are_named_with_their_file(tokenizer: Tokenizer, tmp_path: Path) ->
 
 
 def found_in(paths: list[Path], tokenizer: Tokenizer) -> str:
-    return prepare(paths, load_template("chatml", tokenizer), tokenizer, 64, True).report.text()
+    return prepare(paths, load_template("chatml", tokenizer), tokenizer, Reading(64)).report.text()
 
 
 def test_the_hash_covers_every_file_in_order(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -317,7 +329,44 @@ def test_the_hash_covers_every_file_in_order(tokenizer: Tokenizer, tmp_path: Pat
 
     def sha256(*names: str) -> str:
         paths = [tmp_path / name for name in names]
-        return prepare(paths, load_template(None, tokenizer), tokenizer, 64, True).sha256
+        return prepare(paths, load_template(None, tokenizer), tokenizer, Reading(64)).sha256
 
     assert sha256("a") == hashlib.sha256((tmp_path / "a").read_bytes()).hexdigest()
     assert len({sha256("a"), sha256("b"), sha256("a", "b"), sha256("b", "a")}) == 4
+
+
+def test_long_rows_are_left_out_and_named(tokenizer: Tokenizer) -> None:
+    rows = [chat(1, "q", "a" * 80), chat(2, "q", "a"), Row(3, text="t" * 80), Row(4, text="t")]
+    built = build(rows, tokenizer, overlong="drop")
+    assert [example.row for example in built.examples] == [2, 4]
+    report = linted(built, tokenizer)
+    assert not report.is_plain and not report.truncated.count
+    assert (
+        "; 2 longer than --seq_len 64 are left out (rows 1, 3): --overlong cut keeps the beginning "
+        "of each, --overlong split cuts plain texts into pieces."
+    ) in report.text()
+    assert "split" not in linted(build(rows[:2], tokenizer, overlong="drop"), tokenizer).text()
+
+
+def test_nothing_but_long_rows_is_refused_with_what_would_fit(tokenizer: Tokenizer) -> None:
+    rows = [chat(i, "q", "a" * (100 * i)) for i in range(1, 11)]
+    (line,) = refused(build(rows, tokenizer, overlong="drop"), tokenizer)
+    assert "10 of its 10 rows are longer than --seq_len 64 (the longest has 1,023 tokens)" in line
+    assert "--seq_len 1024 would keep 100% of them, --overlong cut" in line
+
+
+def test_a_cut_text_is_said_to_lose_its_end(tokenizer: Tokenizer) -> None:
+    built = build([Row(1, text="t" * 80), Row(2, text="t")], tokenizer, overlong="cut")
+    assert [len(example.input_ids) for example in built.examples] == [64, 3]
+    said = linted(built, tokenizer).text()
+    assert (
+        "1 truncated (row 1)" in said and "1 answer is cut short and lost its end (row 1)" in said
+    )
+
+
+def test_a_long_conversation_is_not_split(tokenizer: Tokenizer) -> None:
+    rows = [chat(1, "q", "a" * 80), chat(2, "q", "a"), Row(3, text="t" * 80)]
+    built = build(rows, tokenizer, overlong="split")
+    assert [example.row for example in built.examples] == [2, 3, 3]
+    (line,) = refusals(FILE, built.refused)
+    assert line.startswith("data.json: row 1: longer than --seq_len 64, and --overlong split")

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from llama.data.examples import build_examples
-from llama.data.lint import lint
+from llama.data.prepare import Reading, prepare
 from llama.data.rows import Row, read_rows
 from llama.data.types import IGNORE, Example
 from llama.errors import UserError
@@ -44,15 +44,12 @@ def row(tmp_path: Path, record: Any) -> Row:
 def examples(path: Path, tokenizer: Tokenizer, template: str = "chatml") -> list[Example]:
     data = read_rows([path])
     chosen = load_template(template, tokenizer)
-    return build_examples(data.source, data.rows, chosen, tokenizer, 512).examples
+    return build_examples(data.rows, chosen, tokenizer, 512, "drop").examples
 
 
 def report(path: Path, tokenizer: Tokenizer, seq_len: int = 512) -> str:
-    data = read_rows([path])
     template = load_template("chatml", tokenizer)
-    return lint(
-        build_examples(data.source, data.rows, template, tokenizer, seq_len), tokenizer
-    ).text()
+    return prepare([path], template, tokenizer, Reading(seq_len, overlong="cut")).report.text()
 
 
 def problem(tmp_path: Path, record: Any) -> str:

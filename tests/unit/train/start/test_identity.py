@@ -14,7 +14,7 @@ from llama.settings import LoRAOptions, TrainOptions
 from llama.settings.options.marks import BY_CONTENT, BY_VALUE, marked
 from llama.train.start import identity as module
 from llama.train.start.facts import examples_digest, leaves
-from llama.train.start.identity import CONTENTS, identity
+from llama.train.start.identity import CONTENTS, differences, identity
 
 OPTIONS = TrainOptions(deepspeed=Path("ds.json"))
 OTHER: dict[str, Any] = {
@@ -22,6 +22,7 @@ OTHER: dict[str, Any] = {
     "seq_len": 77,
     "pack": False,
     "seed": 5,
+    "eval_split": 0.25,
     "lora.rank": 3,
     "lora.alpha": 5.0,
     "lora.dropout": 0.5,
@@ -67,6 +68,18 @@ def test_another_value_is_another_run(name: str, monkeypatch: pytest.MonkeyPatch
 def test_the_order_of_targets_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     turned = dataclasses.replace(OPTIONS, lora=LoRAOptions(targets=("wv", "wq")))
     assert of(OPTIONS, monkeypatch) == of(turned, monkeypatch)
+
+
+def test_weights_are_another_run_and_none_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    def given(*names: str) -> dict[str, Any]:
+        return of(dataclasses.replace(OPTIONS, data=list(map(Path, names))), monkeypatch)
+
+    assert given("a", "b") == given("a:1", "b") == of(OPTIONS, monkeypatch)
+    was, now = given("a", "b"), given("a", "b:0.5")
+    assert differences(was, now) == [
+        "weights of --data: the run began with None, and is now given ['1', '1/2']"
+    ]
+    assert differences(now, given("a", "b:1/2")) == []
 
 
 def test_leaves_are_named_from_the_outside_in() -> None:
