@@ -11,6 +11,7 @@ from llama.errors import UserError, raise_if
 from llama.files.inputs import nearest, read_text
 from llama.settings.deepspeed_json import keys
 from llama.settings.deepspeed_json.off import without_what_is_off
+from llama.settings.options.answers import in_deepspeed_json
 
 
 def load(path: Path, overrides: list[str]) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def _apply(config: dict[str, Any], override: str, problems: list[str]) -> None:
         problems.append(f"--override {override}: {example}")
         return
     if name not in (known := keys.names()):
-        hint = nearest(name, known)
+        hint = nearest(name, known) or in_deepspeed_json(parts[-1])
         problems.append(f"--override {override}: unknown key {name}{hint}")
         return
     section = config
