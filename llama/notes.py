@@ -71,6 +71,8 @@ class Log:
             self.path = None
 
 
+_WIPE = "\r\x1b[K"
+"""To the start of the terminal's line, and everything behind it away."""
 LOG = Log()
 """The log of this process's run."""
 
@@ -81,9 +83,11 @@ def is_first_rank() -> bool:
 
 
 def say(text: str) -> None:
-    """Lines on standard error, whatever the rank, in one write; and in the log."""
+    """Lines on standard error, whatever the rank, in one write; and in the log. A bar that stands on
+    the terminal's last line is wiped off first: it is drawn again at its next step."""
     LOG.write(text)
-    sys.stderr.write(f"{text}\n")
+    is_drawn_on = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    sys.stderr.write(f"{_WIPE if is_drawn_on else ''}{text}\n")
     sys.stderr.flush()
 
 

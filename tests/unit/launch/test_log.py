@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
@@ -120,6 +121,20 @@ def test_other_ranks_have_logs_of_their_own(
     assert capsys.readouterr().err == "" and lines_of(log) == ["of rank 1"]
     names = [log_file(Path("out"), rank).name for rank in (0, 1)]
     assert names == ["log.txt", "log-rank-1.txt"]
+
+
+@pytest.mark.parametrize(
+    ("terminal", "expected"), [("xterm", "\r\x1b[Kmore\n"), ("dumb", "more\n")]
+)
+def test_a_line_takes_the_place_of_a_bar(
+    terminal: str, expected: str, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", terminal)
+    note("more")
+    assert stream.getvalue() == expected and lines_of(log) == ["more"]
 
 
 FAILING = """

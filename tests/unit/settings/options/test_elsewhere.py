@@ -37,9 +37,7 @@ def single(row: Answer) -> Iterator[tuple[str | None, Single]]:
         yield None, rest
 
 
-ANSWERS = [
-    (name, value, said) for name, row in ELSEWHERE.items() for value, said in single(row)
-]
+ANSWERS = [(name, value, said) for name, row in ELSEWHERE.items() for value, said in single(row)]
 COMMANDS = re.compile(r"--[a-z][a-z_.]*(?: [^-\s;)]\S*)?")
 
 
