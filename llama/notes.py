@@ -83,8 +83,8 @@ def is_first_rank() -> bool:
 
 
 def say(text: str) -> None:
-    """Lines on standard error, whatever the rank, in one write; and in the log. A bar that stands on
-    the terminal's last line is wiped off first: it is drawn again at its next step."""
+    """Lines on standard error, whatever the rank, in one write; and in the log. A bar that stands
+    on the terminal's last line is wiped off first: it is drawn again at its next step."""
     LOG.write(text)
     is_drawn_on = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     sys.stderr.write(f"{_WIPE if is_drawn_on else ''}{text}\n")

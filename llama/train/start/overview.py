@@ -71,7 +71,8 @@ def _step(plan: Schedule, mesh: Mesh) -> str:
 
 def _length(inputs: Inputs, plan: Schedule, start: Start) -> str:
     each = plan.epochs.windows_per_epoch
-    text = f"{plan.total_steps:,} steps; {each:,} make an epoch, of {inputs.options.epochs}"
+    steps = f"{plan.total_steps:,} step{'s' if plan.total_steps > 1 else ''}"
+    text = f"{steps}; {each:,} to an epoch, of {inputs.options.epochs}"
     return text + (f"; goes on after step {start.step:,}" if start.source else "")
 
 
