@@ -100,6 +100,7 @@ def note(text: str) -> None:
 
 
 def say_where_the_log_is() -> None:
-    """After what ended a run, on the first rank, if the run has a log by then."""
+    """Above what ended a run, on the first rank, if the run has a log by then. The last line is to
+    say why it ended."""
     if LOG.path is not None and is_first_rank():
         print(f"log: {LOG.path}", file=sys.stderr, flush=True)

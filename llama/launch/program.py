@@ -97,7 +97,7 @@ def _status_of(main: Callable[P, int | None], *args: P.args, **kwargs: P.kwargs)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BaseException as error:
-        sys.excepthook(type(error), error, error.__traceback__)
         LOG.write("".join(traceback.format_exception(error)))
         say_where_the_log_is()
+        sys.excepthook(type(error), error, error.__traceback__)
     return 1

@@ -104,8 +104,8 @@ def run_command(
             say(f"error: {problem}")
         return 2
     except TrainingError as error:
-        say("\n".join(f"error: {line}" for line in str(error).splitlines()))
         say_where_the_log_is()
+        say("\n".join(f"error: {line}" for line in str(error).splitlines()))
         return 1
     except KeyboardInterrupt:
         return 130

@@ -31,8 +31,10 @@ def overview(
 
 def _model(inputs: Inputs, plan: Schedule) -> str:
     config = inputs.source.config
+    count = config.parameter_count()
+    size = f"{count / 1e6:,.0f}M" if count >= 1e7 else f"{count:,}"
     return (
-        f"{inputs.source.name}: {config.parameter_count() / 1e6:,.0f}M parameters in "
+        f"{inputs.source.name}: {size} parameters in "
         f"{config.n_layers} layers {config.dim} wide; computed in {plan.resolved.precision}"
     )
 

@@ -154,7 +154,7 @@ def test_a_traceback_is_on_the_terminal_and_in_the_log(tmp_path: Path) -> None:
         [sys.executable, "-c", FAILING, path], stderr=subprocess.PIPE, text=True, env=os.environ
     )
     assert done.returncode == 1
-    *above, last = done.stderr.splitlines()
-    assert last == f"log: {path}"
-    assert above[0].startswith("Traceback") and above[-1] == "ZeroDivisionError: of a library"
-    assert lines_of(path)[-1] == above[-1] and lines_of(path)[0].startswith("Traceback")
+    where, *report = done.stderr.splitlines()
+    assert where == f"log: {path}"
+    assert report[0].startswith("Traceback") and report[-1] == "ZeroDivisionError: of a library"
+    assert lines_of(path) == report
