@@ -9,11 +9,12 @@ in which a launcher may end.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 
 import psutil
+
+from llama.notes import say
 
 GONE = threading.Event()
 """Set once a launcher of this rank has ended: the rank is to save, if it can, and end."""
@@ -97,7 +98,7 @@ def _follow(launchers: list[psutil.Process]) -> None:
         time.sleep(_POLL)
     GONE.set()
     rank = os.environ.get("RANK", "0")
-    print(f"rank {rank}: its launcher has ended: so does it", file=sys.stderr, flush=True)
+    say(f"rank {rank}: its launcher has ended: so does it")
     time.sleep(GRACE)
     os._exit(143)
 

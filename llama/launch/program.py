@@ -10,10 +10,13 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from typing import NoReturn, ParamSpec
 
+from llama.launch.log import warnings_kept
 from llama.launch.streams import lost_output, open_streams
+from llama.notes import LOG, say_where_the_log_is
 
 P = ParamSpec("P")
 
@@ -51,16 +54,18 @@ def run_program(main: Callable[P, int | None], *args: P.args, **kwargs: P.kwargs
 def loading() -> Iterator[None]:
     """Around the import of torch and what needs it: Ctrl-C ends the process there and then, with
     130. Python would raise inside whatever module is half imported, and some catch that and go on,
-    or report it as an error of their own. Nothing is begun yet that would have to be ended."""
+    or report it as an error of their own. Nothing is begun yet that would have to be ended.
+    Warnings about other libraries, which importing them gives, are for the log."""
     before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:  # ignored, as after nohup
-        yield
-        return
-    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    replaced = before is signal.default_int_handler  # else ignored, as after nohup
+    if replaced:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
     try:
-        yield
+        with warnings_kept():
+            yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        if replaced:
+            signal.signal(signal.SIGINT, before)
 
 
 def _speak_utf8() -> None:
@@ -92,5 +97,7 @@ def _status_of(main: Callable[P, int | None], *args: P.args, **kwargs: P.kwargs)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BaseException as error:
+        LOG.write("".join(traceback.format_exception(error)))
+        say_where_the_log_is()
         sys.excepthook(type(error), error, error.__traceback__)
     return 1

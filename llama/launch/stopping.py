@@ -26,6 +26,7 @@ from types import FrameType
 
 from llama.errors import TrainingError
 from llama.launch.parent import GONE
+from llama.notes import say
 
 _WISHES = (0, 128 + signal.SIGTERM, 128 + signal.SIGINT)
 """Exit statuses, the one that prevails last: at a terminal, Ctrl-C reaches a rank as SIGINT, and
@@ -170,7 +171,7 @@ class Ends:
 
     def _say(self, text: str) -> None:
         with contextlib.suppress(OSError):  # its reader may have ended with the launcher
-            print(f"rank {self.rank}: {text}", file=sys.stderr, flush=True)
+            say(f"rank {self.rank}: {text}")
 
 
 def _to_the_thread(_number: int, _frame: FrameType | None) -> None:

@@ -7,9 +7,12 @@ import time
 
 from tqdm import tqdm
 
+from llama.notes import LOG, say
+
 
 class Progress:
-    """A bar on a terminal, with loss, speed and time left; elsewhere a plain line now and then."""
+    """A bar on a terminal, with loss, speed and time left; elsewhere, and in the log, a plain line
+    now and then."""
 
     EVERY = 10.0
     """Seconds between plain lines."""
@@ -39,20 +42,25 @@ class Progress:
         self._bar.set_postfix_str(f"loss {loss:.3f}, {tokens_per_second:,.0f} tok/s", refresh=False)
         self._bar.update()
         now = time.monotonic()
-        if self._plain and (now - self._printed >= self.EVERY or self._done == self._total):
+        if now - self._printed >= self.EVERY or self._done == self._total:
             self._printed = now
             left = self._seconds / self._here * (self._total - self._done)
-            self.say(
+            line = (
                 f"step {self._done}/{self._total}  epoch {epoch}  loss {loss:.3f}  "
                 f"{tokens_per_second:,.0f} tok/s  {_clock(left)} left"
             )
+            if self._plain:
+                self.say(line)
+            elif self._enabled:
+                LOG.write(line)
 
     def say(self, line: str) -> None:
-        """A line of the log, on standard error, above the bar."""
+        """A line of the log, on standard error too, above the bar."""
         if self._enabled:
             if self._plain:
-                print(line, file=sys.stderr, flush=True)
+                say(line)
             else:
+                LOG.write(line)
                 self._bar.write(line, file=sys.stderr)
 
     def close(self) -> None:

@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import copy
 import math
-import sys
 import time
 from typing import Any
 
@@ -25,11 +24,12 @@ from llama.files.json_text import json_text
 from llama.files.run_folder import CHECKPOINTS, RECORD, REPORT, SAMPLES, SUMMARY
 from llama.fused.keeping import summary
 from llama.launch.launchers import check_launch
+from llama.launch.log import libraries_kept, log_file
 from llama.launch.processes import launched_world_size, stop_processes
 from llama.launch.stopping import Ends
 from llama.metrics.speed import Stopwatch, peak_memory_bytes
 from llama.model.transformer import Transformer
-from llama.notes import note
+from llama.notes import LOG, note, say
 from llama.parallel.agreement import on_main
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.settings import TrainOptions, checked_train
@@ -37,10 +37,11 @@ from llama.train import samples
 from llama.train.ending import draw_report, in_words
 from llama.train.first_steps import FirstStepsCheck, optimizer_state_bytes
 from llama.train.life import show_life
-from llama.train.record import resumed_before, run_record, trainable, write_json
+from llama.train.record import resumed_before, run_record, write_json
 from llama.train.reporter import Reporter, shown
 from llama.train.start.fits import Verdict, require_fit
 from llama.train.start.inputs import Inputs, read_inputs
+from llama.train.start.overview import overview
 from llama.train.start.resume import Resumer, random_state
 from llama.train.start.schedule import Schedule, schedule
 
@@ -49,6 +50,11 @@ def train(options: TrainOptions) -> int:
     """Run `launcher/train.py`; returns the exit code. `UserError` comes before any weights load."""
     check_launch()
     deepspeed = checked_train(options, launched_world_size())
+    with libraries_kept():
+        return _train(options, deepspeed)
+
+
+def _train(options: TrainOptions, deepspeed: dict[str, Any]) -> int:
     status = 0
     device = start_processes()
     try:
@@ -59,6 +65,7 @@ def train(options: TrainOptions) -> int:
         with contextlib.closing(Resumer(inputs, plan, mesh, device)) as resumer:
             summary = resumer.start.finished
             if summary is None:
+                LOG.begin(log_file(resumer.start.folder, mesh.rank))
                 run = Run(inputs, plan, mesh, device, resumer, verdict)
                 summary, status = run.run(), run.ends.status
             elif mesh.is_main:
@@ -73,7 +80,7 @@ def train(options: TrainOptions) -> int:
 def _say_finished(resumer: Resumer) -> None:
     start = resumer.start
     lines = [*start.notes, f"{start.folder} is finished; to go on, raise --epochs or --max_steps"]
-    print("\n".join(lines), file=sys.stderr)
+    say("\n".join(lines))
 
 
 class Run:
@@ -99,10 +106,7 @@ class Run:
         self.summary.setdefault("checkpoint_seconds", 0.0)
         self.method = inputs.method
         self.report = Reporter(self.start, self.method, plan.total_steps, mesh, device)
-        for line in [*inputs.reports(), *plan.resolved.notes, *self.start.notes]:
-            self.report.say(line)
-        if verdict is not None:
-            self.report.say(verdict.line)
+        self._say_what_it_is()
         self.engine = build_engine(inputs.source, self.options, plan.resolved, mesh, device)
         assert isinstance(self.engine.model, Transformer)
         self.model = self.engine.model
@@ -146,13 +150,20 @@ class Run:
 
     # What the run is, and how it ended
 
-    def _write_record(self) -> None:
-        counts = trainable(self.inputs)
-        self.report.say(
-            f"{counts['trainable_parameters']:,} of {counts['total_parameters']:,} parameters "
-            f"train ({counts['trainable_share']:.2%}); optimizer states for them alone"
-        )
+    def _say_what_it_is(self) -> None:
+        """The overview, then what there is to know besides; what "auto" became is in the log."""
+        inputs, resolved = self.inputs, self.plan.resolved
+        for line in overview(inputs, self.plan, self.verdict, self.mesh, self.start):
+            self.report.say(line)
+        for line in resolved.filled:
+            self.report.detail(line)
+        plain = inputs.training.report.is_plain and not inputs.training.report.duplicates
+        befell = inputs.reports()[plain:]  # the overview says what a plain report would
+        others = [line for line in resolved.notes if line not in resolved.filled]
+        for line in [*befell, *others, *self.start.notes]:
+            self.report.say(line)
 
+    def _write_record(self) -> None:
         def write() -> None:
             self.report.check()
             for name in (SUMMARY, REPORT):  # of an earlier end
@@ -235,7 +246,7 @@ class Run:
         if "optimizer_state_bytes" not in self.summary:
             held = optimizer_state_bytes(self.engine)
             self.summary["optimizer_state_bytes"] = held
-            self.report.say(f"optimizer states: {held:,} bytes on this rank")
+            self.report.detail(f"optimizer states: {held:,} bytes on this rank")
         state.tokens += step.tokens
         state.step_seconds += seconds
         self.summary["tokens_per_second"] = round(state.tokens / state.step_seconds, 1)

@@ -20,6 +20,7 @@ from llama.methods.method import Method
 from llama.metrics.progress import Progress
 from llama.metrics.sinks import JSONLSink, NullSink, Sink, Sinks, TensorBoardSink
 from llama.metrics.speed import mfu, peak_memory_bytes, step_flops
+from llama.notes import LOG
 from llama.parallel.mesh import Mesh
 from llama.train.start.resume import Start
 
@@ -48,6 +49,11 @@ class Reporter:
 
     def say(self, line: str) -> None:
         self.progress.say(line)
+
+    def detail(self, line: str) -> None:
+        """A line that is for the log alone."""
+        if self._mesh.is_main:
+            LOG.write(line)
 
     def step(self, number: int, epoch: int, step: Step, seconds: float) -> None:
         """Step `number`, which took `seconds`."""

@@ -50,7 +50,7 @@ def test_a_run_that_cannot_fit_is_refused_before_it_loads(
 def test_what_a_run_needs_is_said_and_kept(tmp_path: Path) -> None:
     done = launched("python", "train.py", *arguments(tmp_path))
     succeeded(done)
-    assert "plan: 0.0 of " in done.stderr
+    assert "memory    0.0 of " in done.stderr
     plan = json.loads((tmp_path / "out/run.json").read_text())["plan"]
     assert sum(plan["terms"].values()) == plan["peak_bytes"] > 0
     assert plan["available_bytes"] > plan["used_bytes"]

@@ -12,6 +12,7 @@ from llama.settings.deepspeed_json import auto, keys
 from llama.settings.deepspeed_json.auto import AUTO
 from llama.settings.deepspeed_json.keys import BATCH, KEYS, SCHEDULERS
 from llama.settings.deepspeed_json.kinds import Kind, Refused, Table, Unused
+from llama.settings.options.answers import in_deepspeed_json
 
 
 def check(config: dict[str, Any], file: str, data_parallel: int | None = None) -> list[str]:
@@ -104,7 +105,8 @@ def _against_table(
         where, node = prefix + name, table.get(name)
         found = json.dumps(value)[:60]
         if node is None:
-            problems.append(f"{where}: unknown key{nearest(name, known, prefix)}")
+            hint = in_deepspeed_json(name) or nearest(name, known, prefix)
+            problems.append(f"{where}: unknown key{hint}")
         elif isinstance(node, Refused):
             if not is_left_off(value):
                 problems.append(f"{where}: {node.reason}")

@@ -12,6 +12,7 @@ from llama.errors import UserError, raise_if
 from llama.files.inputs import file_problem, nearest, read_text
 from llama.settings.deepspeed_json import keys
 from llama.settings.deepspeed_json.off import without_what_is_off
+from llama.settings.options.answers import in_deepspeed_json
 
 SHIPPED = Path(__file__).parents[2] / "ds_configs"
 """The files that come with the program; in a checkout a link to `ds_configs/`."""
@@ -111,7 +112,7 @@ def _apply(config: dict[str, Any], override: str, problems: list[str]) -> None:
         problems.append(f"--override {override}: {example}")
         return
     if name not in (known := keys.names()):
-        hint = nearest(name, known)
+        hint = nearest(name, known) or in_deepspeed_json(parts[-1])
         problems.append(f"--override {override}: unknown key {name}{hint}")
         return
     section = config

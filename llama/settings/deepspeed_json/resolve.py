@@ -39,6 +39,8 @@ class Resolved:
     """Largest norm of the gradient; 0 is off."""
     notes: list[str]
     """Lines for the log and run.json: what differs from the file, and why."""
+    filled: tuple[str, ...] = ()
+    """Those of them that say what "auto" became."""
 
 
 def resolve(
@@ -62,7 +64,8 @@ def resolve(
     precision = _resolve_precision(engine, fp16_supported, bf16_supported, notes)
     _complete_optimizer(engine, notes)
     filled = auto.fill(auto.Facts(sizes, precision, width, total_steps, method, engine))
-    _say_what_auto_is(filled, width, auto.RATES[method], notes)
+    said = _what_auto_is(filled, width, auto.RATES[method])
+    notes += said
     engine.update(zip(keys.BATCH, sizes, strict=True))
     zero = engine.setdefault("zero_optimization", {"stage": 0})
     if zero["stage"] == 3:  # else it would replace torch's own linear, for the whole process
@@ -77,6 +80,7 @@ def resolve(
         accumulation=accumulation,
         gradient_clipping=float(engine["gradient_clipping"]),
         notes=notes,
+        filled=tuple(said),
     )
 
 
@@ -163,19 +167,18 @@ def _complete_optimizer(engine: dict[str, Any], notes: list[str]) -> None:
         params.setdefault("cycle_max_lr" if cycle else "warmup_max_lr", AUTO)
 
 
-def _say_what_auto_is(
-    filled: dict[str, Any], width: int, rule: auto.RateRule, notes: list[str]
-) -> None:
+def _what_auto_is(filled: dict[str, Any], width: int, rule: auto.RateRule) -> list[str]:
     """One line for the rate, which is ours to choose, and one for all the others."""
-    where = "optimizer.params.lr"
+    where, lines = "optimizer.params.lr", list[str]()
     if where in filled:
-        notes.append(
+        lines.append(
             f'{where} "auto" is {filled.pop(where):g}: {rule.times:g} / the width of the '
             f"model, {width}, and at most {rule.largest:g}"
         )
     if filled:
         values = (f"{path} {_short(value)}" for path, value in filled.items())
-        notes.append(f'"auto" is: {", ".join(values)}')
+        lines.append(f'"auto" is: {", ".join(values)}')
+    return lines
 
 
 def _short(value: Any) -> str:

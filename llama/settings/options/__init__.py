@@ -12,8 +12,10 @@ A field's type decides what the option takes:
 
 Values of the list that is marked positional may also stand alone: `report.py RUN RUN`.
 
-Any other option may stand on a command line once. `--config FILE.yaml` takes the same options,
-nested or dotted; the command line wins.
+Any other option may stand on a command line once; `--seq-len` is `--seq_len`. `--config FILE.yaml`
+takes the same options, nested or dotted; the command line wins. A file may serve several commands:
+what only another one has is named in a note. What another trainer calls differently is answered
+with where it lives here (`elsewhere`).
 """
 
 from __future__ import annotations
@@ -28,9 +30,10 @@ from typing import Any, TypeVar
 
 from llama.errors import TrainingError, UserError, raise_if
 from llama.launch.ranks import adopt
-from llama.notes import is_first_rank
+from llama.notes import is_first_rank, say, say_where_the_log_is
 from llama.settings.options.declare import CONFIG, build, declared, help_text
 from llama.settings.options.read import read_arguments, read_yaml
+from llama.settings.options.shared import names_of_all_commands
 from llama.settings.options.values import value_of
 
 __all__ = ["parse", "run_command"]
@@ -51,7 +54,8 @@ def parse(cls: type[T], argv: list[str], prog: str, description: str) -> T:
     problems: list[str] = []
     given = read_arguments(argv, options, problems)
     if config := given.pop(CONFIG, None):
-        given = read_yaml(Path(config.texts[0] or ""), options, problems) | given
+        file = Path(config.texts[0] or "")
+        given = read_yaml(file, options, names_of_all_commands(), problems) | given
     values: dict[str, Any] = {}
     for name, option in options.items():
         if name in given:
@@ -97,11 +101,11 @@ def run_command(
             # rank saw (a file missing on its host) it then says itself.
             time.sleep(SECONDS_FOR_THE_FIRST_RANK)
         for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+            say(f"error: {problem}")
         return 2
     except TrainingError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        say_where_the_log_is()
+        say("\n".join(f"error: {line}" for line in str(error).splitlines()))
         return 1
     except KeyboardInterrupt:
         return 130

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,9 @@ import yaml
 
 from llama.errors import UserError
 from llama.files.inputs import nearest, read_text
+from llama.settings.options.answers import answer, row_of
 from llama.settings.options.declare import CONFIG, Option
+from llama.settings.options.foreign import Foreign
 
 LOCAL_RANK = "local_rank"
 """Accepted and ignored: the deepspeed launcher passes it to every rank, and the environment says
@@ -51,18 +53,14 @@ def read_arguments(
                 earlier = given[bare].texts if bare in given else []
                 given[bare] = Given(f"--{bare}", [*earlier, word])
             continue
-        name, equals, text = word.removeprefix("--").partition("=")
-        if not equals:
-            is_bool = name in options and options[name].kind is bool
-            if words and _is_value(words[-1], is_bool):
-                text = words.pop()
-            elif is_bool:
-                text = "true"
-            elif name in known:
-                problems.append(f"--{name}: its value is missing")
-                continue
+        written, equals, rest = word.removeprefix("--").partition("=")
+        name = ours(written, known)
         if name not in known:
-            problems.append(f"--{name}: unknown option{nearest(name, known, '--')}")
+            problems.append(_unknown(written, rest if equals else None, words, known))
+            continue
+        text = rest if equals else _next_value(name, options, words)
+        if text is None:
+            problems.append(f"--{name}: its value is missing")
             continue
         earlier = given[name].texts if name in given else []
         if earlier and name != LOCAL_RANK and not (name in options and options[name].repeated):
@@ -73,31 +71,66 @@ def read_arguments(
     return given
 
 
+def ours(written: str, known: Collection[str]) -> str:
+    """The name as we write it: dashes for underscores mean the same."""
+    plain = written.replace("-", "_")
+    return plain if written not in known and plain in known else written
+
+
+def _next_value(name: str, options: Mapping[str, Option], words: list[str]) -> str | None:
+    """The value of `name` taken off `words`, the next one last; None where it is missing."""
+    is_bool = name in options and options[name].kind is bool
+    if words and _is_value(words[-1], is_bool):
+        return words.pop()
+    return "true" if is_bool else None
+
+
 def _is_value(word: str, is_bool: bool) -> bool:
     return word.lower() in ("true", "false") if is_bool else not _OPTION.match(word)
 
 
-def read_yaml(path: Path, options: Mapping[str, Option], problems: list[str]) -> dict[str, Given]:
+def _unknown(written: str, text: str | None, words: list[str], known: list[str]) -> str:
+    """The line for an option that is not ours. Its values are taken off `words`: one, or, where
+    another trainer has it, as many as stand there (`--target_modules q_proj v_proj`)."""
+    name = written.replace("-", "_")
+    if text is None:
+        values: list[str] = []
+        while words and _is_value(words[-1], False) and (row_of(name) or not values):
+            values.append(words.pop())
+        text = ",".join(values) if values else None
+    said = answer(name, text)
+    return f"--{written}" + (said or f": unknown option{nearest(written, known, '--')}")
+
+
+def read_yaml(
+    path: Path, options: Mapping[str, Option], of_others: Collection[str], problems: list[str]
+) -> dict[str, Given]:
     """The options of a YAML file, nested (`lora: {rank: 8}`) or dotted (`lora.rank: 8`). Scalars
     are kept as the text that was written: an option's type, not YAML, decides what `1e-4`, `no`
-    or `007` mean."""
+    or `007` mean. One file may serve several commands: what is not of this one but of `of_others`
+    is named in a note."""
     given: dict[str, Given] = {}
+    foreign = Foreign(path, of_others)
     try:
         root = yaml.compose(read_text(path), Loader=yaml.SafeLoader)
-        for name, node in _leaves(root, "", path, set()) if root else ():
-            where = f"{path}: line {node.start_mark.line + 1}: {name}"
+        for written, node in _leaves(root, "", path, set()) if root else ():
+            line = node.start_mark.line + 1
+            name = ours(written, options)
+            where = f"{path}: line {line}: {written}"
             if name in given:
                 problems.append(f"{where}: given twice")
-            elif name not in options:
-                problems.append(f"{where}: unknown option{nearest(name, options)}")
-            else:
+            elif name in options:
                 given[name] = Given(where, _texts(node, where))
+            elif not foreign.takes(written, node):
+                problems.append(f"{where}: unknown option{nearest(written, options)}")
     except UserError as error:
         problems.extend(error.problems)
     except yaml.YAMLError as error:
         problems.append(f"{path}: {_why(error)}")
     except RecursionError:
         problems.append(f"{path}: nested too deeply")
+    problems.extend(foreign.problems())
+    foreign.note()
     return given
 
 

@@ -129,7 +129,7 @@ def _told(
     job: Job, needed: Memory, inputs: Inputs, device: torch.device, available: int
 ) -> tuple[str, dict[str, Any]]:
     of = "free" if device.type == "cuda" else "free for this rank on this machine"
-    line = f"plan: {_gib(needed_bytes(job, needed))} of {_gib(available)} GiB {of}"
+    line = f"{_gib(needed_bytes(job, needed))} of {_gib(available)} GiB {of}"
     largest = max(needed.terms, key=lambda term: term.bytes)
     line += f"; most of it {largest.name}, {_gib(largest.bytes)}"
     seconds = None

@@ -24,6 +24,9 @@ FOLDERS = Path("runs")
 _LOCK = ".lock"
 _PROBE = 1 << 16
 """Bytes: more than a file system keeps beside a file's name, so that blocks are asked for."""
+_FILES = 64
+"""Files and folders that a run makes, and some to spare; a file system may have none left to give
+while it has bytes."""
 
 
 @contextmanager
@@ -78,9 +81,9 @@ def lock(folder: Path) -> int:
 
 def require_room(folder: Path, checkpoints: Path, need: int, smaller: str) -> None:
     """Raise `UserError` unless files can be written in `folder` and in `checkpoints`, and the file
-    system has `need` bytes for them; else `smaller` says what the user may do. A quota shows in the
-    first alone. Nothing is left behind: what is not there yet is asked of the folder above, in
-    which it will be made."""
+    system has `need` bytes for them, else `smaller` says what the user may do, and files to give. A
+    quota shows in the first alone. Nothing is left behind: what is not there yet is asked of the
+    folder above, in which it will be made."""
     places = dict.fromkeys(map(_nearest, (folder, checkpoints)))
     for place in places:
         with writing_in(place), tempfile.TemporaryFile(dir=place) as file:
@@ -92,6 +95,12 @@ def require_room(folder: Path, checkpoints: Path, need: int, smaller: str) -> No
         raise UserError(
             f"--output_dir: {folder} has room for {usage.free:,} bytes, and the run is to write at "
             f"least {need:,}: make room, {smaller}, or give another folder"
+        )
+    system = os.statvfs(_nearest(folder))
+    if system.f_files and system.f_favail < _FILES:  # some file systems do not count them
+        raise UserError(
+            f"--output_dir: the file system of {folder} has room for {system.f_favail} more files "
+            f"(inodes), and the run makes up to {_FILES}: remove some, or give another folder"
         )
 
 

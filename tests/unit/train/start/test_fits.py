@@ -52,7 +52,7 @@ def with_free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 def test_a_run_that_fits_is_told_in_a_line_and_recorded(run: tuple[Inputs, Schedule]) -> None:
     verdict = require_fit(*run, ALONE, CPU)
     assert isinstance(verdict, Verdict)
-    assert verdict.line.startswith("plan: 0.0 of ") and "GiB free for this rank" in verdict.line
+    assert verdict.line.startswith("0.0 of ") and "GiB free for this rank" in verdict.line
     record = verdict.record
     assert sum(record["terms"].values()) == record["peak_bytes"] > 0
     assert record["seconds_per_step"] is None  # not known of a CPU

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -12,7 +16,7 @@ import torch
 
 from llama.errors import UserError
 from llama.parallel.mesh import SINGLE, Mesh
-from llama.train.start.folder import make_folder
+from llama.train.start.folder import make_folder, require_room
 from llama.train.start.resume import RECORD, Resumer
 
 ALONE = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
@@ -89,3 +93,33 @@ def test_where_no_folder_can_be_made() -> None:
     Path("out/.lock").mkdir(parents=True)
     with pytest.raises(UserError, match="--output_dir: out cannot be written in: Is a directory"):
         resumer(Path("out"))
+
+
+def test_a_file_system_without_files_to_give() -> None:
+    """It has bytes and no inodes. One that counts none, as btrfs, is no problem."""
+    for total, free, refused in ((1000, 3, True), (1000, 900, False), (0, 0, False)):
+        system = SimpleNamespace(f_files=total, f_favail=free)
+        usage = SimpleNamespace(total=1 << 40, used=0, free=1 << 40)
+        with (
+            mock.patch.object(os, "statvfs", lambda _, found=system: found),
+            mock.patch("shutil.disk_usage", lambda _, found=usage: found),
+        ):
+            if refused:
+                with pytest.raises(UserError, match=r"out has room for 3 more files \(inodes\)"):
+                    require_room(Path("out"), Path("out/checkpoints"), 0, "")
+            else:
+                require_room(Path("out"), Path("out/checkpoints"), 0, "")
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EDQUOT, errno.ENOSPC, errno.EACCES])
+def test_what_the_system_says_of_a_folder_is_one_line(code: int) -> None:
+    """Read-only, over quota, full, not ours: met by writing, before anything loads."""
+    error = OSError(code, os.strerror(code))
+    with (
+        mock.patch.object(tempfile, "TemporaryFile", side_effect=error),
+        pytest.raises(UserError) as caught,
+    ):
+        require_room(Path("out"), Path("out/checkpoints"), 0, "")
+    (line,) = caught.value.problems
+    assert os.strerror(code) in line and "give another folder" in line

@@ -1,0 +1,335 @@
+"""Flags and keys of PEFT, TRL, transformers' Trainer, Axolotl, LLaMA-Factory and Unsloth, and what
+each is here. Data alone: `answers` makes a line of it, docs/coming_from.md a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Here:
+    """An option or DeepSpeed key of ours says the same: `{}` in `words` is the user's value."""
+
+    words: str
+    example: str = "true"
+    """A value as users of the name give it."""
+    whole: bool = False
+    """Whether ours takes whole numbers alone, where theirs also has 3.0."""
+
+
+@dataclass(frozen=True)
+class Already:
+    """It is so here without being asked for."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Instead:
+    """Nothing here says it: `what` is so, and what to do."""
+
+    what: str
+
+
+Single = Here | Already | Instead
+
+
+@dataclass(frozen=True)
+class ByValue:
+    """It depends on the value: a bare flag is `true`, `yes` too; `no` is `false`."""
+
+    values: Mapping[str, Single] = field(default_factory=dict)
+    otherwise: Single | None = None
+    """None where the name with another value is none of theirs."""
+
+
+Answer = Single | ByValue
+
+
+def _switch(on: Single, off: Single) -> ByValue:
+    return ByValue({"true": on, "false": off, "auto": Already("it is chosen here")}, on)
+
+
+def _only_on(on: Single) -> ByValue:
+    return ByValue({"false": Already("there is none here"), "none": Already("none here")}, on)
+
+
+_BF16 = Here("--override bf16.enabled=true --override fp16.enabled=false")
+_FP16 = Here("--override fp16.enabled=true --override bf16.enabled=false")
+_FLOAT32 = Instead("float32 is --deepspeed ds_configs/lora_float32.json")
+_PRECISION = Already("the DeepSpeed JSON says the precision")
+_QUANTISED = _only_on(
+    Instead(
+        "frozen weights are held in 16 bits; what fits a smaller GPU: "
+        "--deepspeed ds_configs/lora_zero3_offload.json, or --tensor_parallel N over several"
+    )
+)
+_EVALUATION = "held-out rows (--eval_data) are evaluated before, and after each epoch"
+_EVERY_STEP = Already("metrics.jsonl and tensorboard/ have every step")
+_SINKS = "metrics.jsonl and tensorboard/ are written; wandb and comet are sections of the "
+_SINKS += "DeepSpeed JSON (wandb.enabled)"
+_UPLOAD = Instead("nothing is uploaded; RUN/adapter is a PEFT folder: hf upload NAME RUN/adapter")
+_SAVED = "a checkpoint at the end of each epoch and of the run, the newest 3 kept"
+_ATTENTION = Already("the fastest attention of the device is taken; --compile true fuses the rest")
+_LINEARS = Instead("adapters are of linear layers of the blocks; --method full trains everything")
+_FILES = Already("the model's own files say it")
+_READING = Already("rows are read and packed once, at the start")
+_HELD_OUT = Instead("give the held-out rows as a file: --eval_data FILE")
+_LAUNCHER = Instead("it is the launcher's, before the script: deepspeed --num_gpus N, or torchrun")
+_ZERO = Instead("it is ZeRO here: --deepspeed ds_configs/lora_zero3.json cuts the weights up")
+_STARTS = _only_on(Instead("an adapter starts with A uniform and B zero, as PEFT's default"))
+_PLAIN_LORA = _only_on(Instead("it is not here: --lora.kind lora is all there is"))
+_TARGETS = ByValue(
+    {"all": Here("--lora.targets all-linear", "all")}, Here("--lora.targets {}", "q_proj,v_proj")
+)
+_ONLY_SFT = "supervised fine-tuning is all there is: rows with one good answer each"
+
+_ROWS: tuple[tuple[str, Answer], ...] = (
+    # optimizer and schedule
+    ("learning_rate lr", Here("--override optimizer.params.lr={}", "2e-4")),
+    ("weight_decay", Here("--override optimizer.params.weight_decay={}", "0.01")),
+    ("adam_epsilon adam_eps", Here("--override optimizer.params.eps={}", "1e-8")),
+    (
+        "adam_beta1 adam_beta2",
+        Instead("both stand together: --override 'optimizer.params.betas=[0.9,0.95]'"),
+    ),
+    ("max_grad_norm gradient_clip_val", Here("--override gradient_clipping={}", "0.3")),
+    (
+        "optim optimizer",
+        ByValue(
+            dict.fromkeys(
+                ("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw"),
+                Already("AdamW is the optimizer"),
+            ),
+            Instead("the optimizer is AdamW (or Adam), with states of the adapter alone"),
+        ),
+    ),
+    (
+        "lr_scheduler_type lr_scheduler",
+        ByValue(
+            {
+                "linear": Already("ds_configs/*.json rise and fall in lines (WarmupDecayLR)"),
+                "cosine": Here(
+                    "--override scheduler.type=WarmupCosineLR "
+                    "--override scheduler.params.warmup_min_lr=null",
+                    "cosine",
+                ),
+                "constant": Here("--override scheduler=null", "constant"),
+                "constant_with_warmup": Here(
+                    "--override scheduler.type=WarmupLR "
+                    "--override scheduler.params.total_num_steps=null",
+                    "constant_with_warmup",
+                ),
+            },
+            Instead("write one of WarmupLR, WarmupDecayLR, WarmupCosineLR in the DeepSpeed JSON"),
+        ),
+    ),
+    ("warmup_steps", Here("--override scheduler.params.warmup_num_steps={}", "100", whole=True)),
+    (
+        "warmup_ratio",
+        Instead(
+            "warm-up is 3% of the steps; or a number of steps: "
+            "--override scheduler.params.warmup_num_steps=N"
+        ),
+    ),
+    # batch and length
+    (
+        "per_device_train_batch_size batch_size micro_batch_size per_gpu_train_batch_size",
+        Here("--override train_micro_batch_size_per_gpu={}", "4", whole=True),
+    ),
+    ("gradient_accumulation", Here("--override gradient_accumulation_steps={}", "8", whole=True)),
+    (
+        "gradient_accumulation_steps",
+        Here("--override gradient_accumulation_steps={}", "8", whole=True),
+    ),
+    (
+        "per_device_eval_batch_size eval_batch_size",
+        Already("evaluation takes the micro-batch of training"),
+    ),
+    ("num_train_epochs num_epochs n_epochs", Here("--epochs {}", "3", whole=True)),
+    (
+        "max_length max_seq_length max_seq_len cutoff_len sequence_len model_max_length",
+        Here("--seq_len {}", "2048", whole=True),
+    ),
+    (
+        "packing sample_packing neat_packing",
+        _switch(Already("--pack true is the default"), Here("--pack false", "false")),
+    ),
+    ("eval_sample_packing eval_packing pad_to_sequence_len group_by_length", _READING),
+    ("max_samples max_train_samples", Instead("give a smaller file; --max_steps N stops sooner")),
+    # precision and memory
+    ("bf16", _switch(_BF16, _PRECISION)),
+    ("fp16", _switch(_FP16, _PRECISION)),
+    ("tf32", Already("half precision needs none")),
+    (
+        "torch_dtype dtype",
+        ByValue(
+            {
+                **dict.fromkeys(("bfloat16", "bf16", "torch.bfloat16"), _BF16),
+                **dict.fromkeys(("float16", "fp16", "torch.float16"), _FP16),
+                **dict.fromkeys(("float32", "fp32", "torch.float32"), _FLOAT32),
+            },
+            _PRECISION,
+        ),
+    ),
+    ("load_in_4bit load_in_8bit quantization_bit quantization_method bnb_4bit_*", _QUANTISED),
+    (
+        "gradient_checkpointing use_gradient_checkpointing",
+        _switch(Already("--checkpointing block is the default"), Here("--checkpointing none")),
+    ),
+    ("gradient_checkpointing_kwargs", Already("recomputation is never reentrant")),
+    ("flash_attn flash_attention attn_implementation use_flash_attention_2", _ATTENTION),
+    ("xformers_attention sdp_attention eager_attention s2_attention", _ATTENTION),
+    ("liger_* use_liger_kernel enable_liger_kernel use_unsloth", _ATTENTION),
+    ("torch_compile", _switch(Here("--compile true"), Already("--compile false is the default"))),
+    ("zero_stage", Here("--override zero_optimization.stage={}", "2")),
+    ("fsdp*", _only_on(_ZERO)),
+    ("ddp_*", _only_on(Already("DeepSpeed reduces the adapter's gradients"))),
+    ("tensor_parallel_size tp_size", Here("--tensor_parallel {}", "1")),
+    ("num_gpus nproc_per_node num_processes n_gpu device_map", _LAUNCHER),
+    # adapters
+    ("lora_r lora_rank r", Here("--lora.rank {}", "16", whole=True)),
+    ("lora_alpha", Here("--lora.alpha {}", "32")),
+    ("lora_dropout", Here("--lora.dropout {}", "0.05")),
+    ("target_modules lora_target_modules lora_target lora_targets", _TARGETS),
+    (
+        "lora_target_linear",
+        _switch(Here("--lora.targets all-linear"), Already("--lora.targets names the layers")),
+    ),
+    (
+        "use_rslora peft_use_rslora",
+        _switch(Here("--lora.scale alpha/sqrt(r)"), Already("--lora.scale alpha/r is the default")),
+    ),
+    ("use_dora peft_use_dora", _PLAIN_LORA),
+    ("pissa_init init_lora_weights", _STARTS),
+    ("loraplus_lr_ratio loraplus_lr_embedding", _only_on(Instead("A and B learn at one rate"))),
+    ("modules_to_save lora_modules_to_save additional_target", _only_on(_LINEARS)),
+    ("bias lora_bias", _only_on(_LINEARS)),
+    ("task_type lora_fan_in_fan_out", Already("the models are causal, their layers linear")),
+    (
+        "adapter",
+        ByValue(
+            {
+                "lora": Already("--method lora is the default"),
+                "qlora": _QUANTISED.otherwise or _LINEARS,
+            }
+        ),
+    ),
+    (
+        "finetuning_type",
+        ByValue(
+            {
+                "lora": Already("--method lora is the default"),
+                "full": Here("--method full", "full"),
+            },
+            _LINEARS,
+        ),
+    ),
+    (
+        "lora_model_dir adapter_name_or_path peft_model_id",
+        Instead("a run begins with a new adapter, or goes on with its own: --resume CHECKPOINT"),
+    ),
+    ("neftune_noise_alpha", Instead("it is not here; --lora.dropout is what there is against it")),
+    # model and data
+    (
+        "model_name_or_path base_model model_name model_id model_path base_model_config",
+        Here("--model {}", "meta-llama/Llama-3.2-1B"),
+    ),
+    ("tokenizer_name tokenizer_name_or_path", Here("--tokenizer {}", "tokenizer.json")),
+    ("model_type tokenizer_type is_llama_derived_model max_position_embeddings", _FILES),
+    ("special_tokens added_tokens_overrides resize_vocab", Instead("give a tokenizer that has it")),
+    ("trust_remote_code", Instead("no code of a model's folder is ever run; leave it out")),
+    ("hf_token use_auth_token", Instead("set HF_TOKEN in the environment")),
+    (
+        "dataset datasets dataset_name dataset_path data_path train_file train_data",
+        Here("--data {}", "rows.jsonl"),
+    ),
+    ("eval_dataset validation_file test_datasets", Here("--eval_data {}", "heldout.jsonl")),
+    ("dataset_dir", Instead("give the file's own path: --data DIR/FILE")),
+    ("val_set_size val_size test_size split_dataset_ratio", _HELD_OUT),
+    ("dataset_split train_split", Instead("give the file of the split: --data FILE")),
+    (
+        "dataset_text_field",
+        ByValue(
+            {"text": Already("a plain text is the field `text`")},
+            Instead("the text of a row is its field `text`: rename it"),
+        ),
+    ),
+    ("dataset_prepared_path overwrite_cache preprocessing_num_workers", _READING),
+    ("dataset_num_proc dataloader_num_workers dataloader_pin_memory", _READING),
+    ("remove_unused_columns shuffle_merged_datasets streaming", _READING),
+    (
+        "chat_template",
+        ByValue(
+            {"tokenizer_default": Already("the model's own template is the default")},
+            Here("--template {}", "llama3"),
+        ),
+    ),
+    ("default_system_message", Instead("rows say it: a field `system`, or a system turn")),
+    (
+        "train_on_inputs train_on_prompt",
+        _switch(
+            Instead("prompts are never learnt; rows of `text` are learnt whole"),
+            Already("prompts are masked"),
+        ),
+    ),
+    (
+        "completion_only_loss assistant_only_loss train_on_responses_only",
+        _switch(Already("answers alone are learnt"), Instead("rows of `text` are learnt whole")),
+    ),
+    ("stage", ByValue({"sft": Already("fine-tuning is all there is")}, Instead(_ONLY_SFT))),
+    ("rl dpo_* pref_* kto_*", _only_on(Instead(_ONLY_SFT))),
+    # the run
+    ("output output_path out_dir save_path", Here("--output_dir {}", "out")),
+    ("overwrite_output_dir", Instead("a folder that holds a run is gone on with; give another")),
+    ("save_steps", Here("--save_every {}", "500", whole=True)),
+    ("save_total_limit", Here("--keep {}", "2", whole=True)),
+    (
+        "save_strategy saves_per_epoch",
+        ByValue(
+            {"epoch": Already(_SAVED), "1": Already(_SAVED)},
+            Instead(f"{_SAVED}; --save_every N saves more often"),
+        ),
+    ),
+    ("save_safetensors save_only_model", Already("checkpoints are safetensors, and whole")),
+    (
+        "eval_strategy evaluation_strategy evals_per_epoch do_eval",
+        ByValue(
+            {"epoch": Already(_EVALUATION), "1": Already(_EVALUATION)},
+            Instead(_EVALUATION),
+        ),
+    ),
+    ("eval_steps", Instead(_EVALUATION)),
+    ("do_train", Already("train trains")),
+    ("early_stopping_patience load_best_model_at_end", _only_on(Instead(_SAVED))),
+    ("metric_for_best_model", Instead("held-out loss is what is measured")),
+    ("logging_steps logging_strategy logging_first_step", _EVERY_STEP),
+    ("logging_dir", Already("it is RUN/tensorboard")),
+    ("plot_loss", Already("RUN/report.html draws it")),
+    (
+        "report_to",
+        ByValue(
+            {"tensorboard": _EVERY_STEP, "none": _EVERY_STEP},
+            Instead(_SINKS),
+        ),
+    ),
+    ("wandb_* mlflow_* comet_* trackio_* use_wandb", _only_on(Instead(_SINKS))),
+    ("run_name", Instead("a run is named by its folder: --output_dir runs/NAME")),
+    ("push_to_hub hub_*", _only_on(_UPLOAD)),
+    (
+        "resume_from_checkpoint auto_resume_from_checkpoints",
+        ByValue(
+            {
+                "true": Already("--resume auto is the default"),
+                "false": Here("--resume never", "false"),
+            },
+            Here("--resume {}", "runs/mine/checkpoints/step-40"),
+        ),
+    ),
+    ("data_seed", Already("--seed is of the order of the rows too")),
+    ("use_cpu no_cuda", Instead("set CUDA_VISIBLE_DEVICES to nothing in the environment")),
+)
+
+ELSEWHERE: dict[str, Answer] = {name: answer for names, answer in _ROWS for name in names.split()}
+"""By name; one that ends in `*` is of every name that begins so."""

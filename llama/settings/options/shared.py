@@ -1,0 +1,27 @@
+"""One YAML file for several commands: what each of them has."""
+
+from __future__ import annotations
+
+from llama.settings import commands, doctor
+from llama.settings.options.declare import declared
+
+
+def names_of_all_commands() -> frozenset[str]:
+    """The dotted name of every option that any command has."""
+    return frozenset(option.name for cls in _commands() for option in declared(cls))
+
+
+def _commands() -> tuple[type, ...]:
+    """Looked up when asked for: the classes' own fields are marked with words of this package, so
+    that it is being imported before they are there."""
+    return (
+        commands.TrainOptions,
+        commands.GenerateOptions,
+        commands.EvaluateOptions,
+        commands.BenchmarkOptions,
+        commands.VerifyOptions,
+        commands.PlanOptions,
+        commands.AblateOptions,
+        commands.ReportOptions,
+        doctor.DoctorOptions,
+    )
