@@ -33,7 +33,10 @@ def evaluate(options: EvaluateOptions) -> int:
     source = open_model(options.model, device)
     tokenizer = find_tokenizer(source, options.tokenizer)
     template = load_template(options.template, tokenizer)
-    data = SFT.prepare(options.data, template, tokenizer, options.seq_len, options.pack)
+    data = SFT.prepare(
+        *(options.data, template, tokenizer, options.seq_len, options.pack),
+        columns=options.columns,
+    )
     check_examples(data.report.source, data.packed, source.config, tokenizer)
     if options.adapter is not None:
         check_adapter(options.adapter, source.config)

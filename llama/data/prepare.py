@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama.data.columns import Columns
 from llama.data.examples import build_examples
 from llama.data.lint import LintReport, lint
 from llama.data.packing import PackedRow, pack_examples
@@ -36,10 +37,11 @@ def prepare(
     seq_len: int,
     pack: bool,
     first: int | None = None,
+    columns: Columns = (),
 ) -> Prepared:
-    """Of the `first` rows alone, if that is given. Raises `UserError` with all that is wrong with
-    the files."""
-    data = read_rows(paths)
+    """Of the `first` rows alone, if that is given; `columns` of the rows are renamed. Raises
+    `UserError` with all that is wrong with the files."""
+    data = read_rows(paths, columns)
     rows = data.rows[:first]
     built = build_examples(data.source, rows, template, tokenizer, seq_len)
     report = lint(built, tokenizer)

@@ -9,8 +9,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from llama.data.columns import Columns, Renamer
 from llama.data.fields import Fields, kind
-from llama.data.forms import EXPECTED, Form, foreign, form_of, read_tools
+from llama.data.forms import EXPECTED, Form, columns_hint, foreign, form_of, read_tools
 from llama.data.records import WANTED, Problems, read_records
 from llama.data.source import Source
 from llama.errors import UserError, raise_if
@@ -50,8 +51,8 @@ def bundled(name: str) -> Path:
     return Path(str(resources.files("llama.data") / "bundled" / f"{name}.json"))
 
 
-def read_rows(paths: Sequence[Path]) -> DataSet:
-    """All rows of the files, and folders of shards, in order.
+def read_rows(paths: Sequence[Path], columns: Columns = ()) -> DataSet:
+    """All rows of the files, and folders of shards, in order, `columns` renamed.
 
     Raises UserError with every problem of the files: one line each, naming file, row and field, the
     first 20 of a file and a count of the rest.
@@ -60,18 +61,20 @@ def read_rows(paths: Sequence[Path]) -> DataSet:
     starts = [0]
     rows: list[Row] = []
     problems: list[str] = []
+    renamer = Renamer(columns)
     for file in files:
         try:
-            of_file, last = _read_file(file, starts[-1])
+            of_file, last = _read_file(file, starts[-1], renamer)
             rows += of_file
             starts.append(starts[-1] + last)
         except UserError as error:
             problems += error.problems
-    raise_if(problems)
-    return DataSet(Source(tuple(files), tuple(starts[:-1])), rows)
+    source = Source(tuple(files), tuple(starts[:-1]))
+    raise_if(renamer.problems(source.name) or problems)
+    return DataSet(source, rows)
 
 
-def _read_file(path: Path, start: int) -> tuple[list[Row], int]:
+def _read_file(path: Path, start: int, renamer: Renamer) -> tuple[list[Row], int]:
     """The rows of one file, numbered from `start` + 1, and the number of the last within it."""
     records, unit = read_records(path)
     if not records:
@@ -85,12 +88,14 @@ def _read_file(path: Path, start: int) -> tuple[list[Row], int]:
         if not isinstance(record, dict):
             problems.add_kind(place, f"is {kind(record)}, not an object; give {WANTED}")
             continue
+        record = renamer.renamed(record)
         form = form_of(record)
         if (what := foreign(record, form)) is not None:
             problems.add_kind(place, what)
             continue
         if form is None:
-            problems.add_kind(place, f"has none of the known fields{_found(record)}; {EXPECTED}")
+            unknown = f"has none of the known fields{_found(record)}; {EXPECTED}"
+            problems.add_kind(place, unknown + columns_hint(record))
             continue
         first = first or form
         if form is not first:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 
+from llama.data.columns import Columns
 from llama.data.prepare import Prepared
 from llama.data.types import Batch
 from llama.tokenizer.base import Template, Tokenizer
@@ -29,9 +30,11 @@ class Objective(Protocol):
         tokenizer: Tokenizer,
         seq_len: int,
         pack: bool,
+        columns: Columns = (),
     ) -> Prepared:
-        """The examples of the files and folders at `paths`, checked and packed into rows of
-        `seq_len` tokens. Raises `UserError` with all that is wrong with them."""
+        """The examples of the files and folders at `paths`, `columns` of their rows renamed,
+        checked and packed into rows of `seq_len` tokens. Raises `UserError` with all that is wrong
+        with them."""
         ...
 
     def count(self, batch: Batch) -> int:

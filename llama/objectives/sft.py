@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from llama.data.columns import Columns
 from llama.data.feed import model_inputs
 from llama.data.prepare import Prepared, prepare
 from llama.data.types import Batch
@@ -25,8 +26,9 @@ class SupervisedFineTuning:
         tokenizer: Tokenizer,
         seq_len: int,
         pack: bool,
+        columns: Columns = (),
     ) -> Prepared:
-        return prepare(paths, template, tokenizer, seq_len, pack)
+        return prepare(paths, template, tokenizer, seq_len, pack, columns=columns)
 
     def count(self, batch: Batch) -> int:
         """The supervised tokens."""

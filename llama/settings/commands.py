@@ -50,7 +50,16 @@ class ModelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(ModelOptions):
+class ColumnsOptions:
+    """How the columns of rows go by other names, for every command that reads rows."""
+
+    columns: tuple[tuple[str, str], ...] = field(default=(), metadata=BY_VALUE)
+    """Columns of the rows that go by other names, as instruction=question,output=answer; of a
+    list's turns as messages.role=speaker. Of the held-out rows too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(ModelOptions, ColumnsOptions):
     """Settings of `train`."""
 
     deepspeed: Path
@@ -131,7 +140,7 @@ class GenerateOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(ModelOptions):
+class EvaluateOptions(ModelOptions, ColumnsOptions):
     """Settings of `evaluate`."""
 
     data: list[Path]
@@ -151,7 +160,7 @@ class EvaluateOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkOptions(ModelOptions):
+class BenchmarkOptions(ModelOptions, ColumnsOptions):
     """Settings of `benchmark`."""
 
     data: list[Path] = field(default_factory=list)
@@ -228,7 +237,7 @@ class VerifyOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanOptions(ModelOptions):
+class PlanOptions(ModelOptions, ColumnsOptions):
     """Settings of `plan`. The model may also be a bare name of a shape, as llama-7b."""
 
     gpu: str
@@ -280,7 +289,7 @@ class PlanOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblateOptions(ModelOptions):
+class AblateOptions(ModelOptions, ColumnsOptions):
     """Settings of `ablate`."""
 
     output_dir: Path

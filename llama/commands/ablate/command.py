@@ -99,7 +99,9 @@ def _read_data(options: AblateOptions, source: ModelSource) -> Data:
         if not paths:
             found.append([])
             continue
-        rows = SFT.prepare(paths, template, tokenizer, options.seq_len, True)
+        rows = SFT.prepare(
+            *(paths, template, tokenizer, options.seq_len, True), columns=options.columns
+        )
         check_examples(rows.report.source, rows.packed, source.config, tokenizer)
         found.append(list(rows.packed))
     training, held_out = found

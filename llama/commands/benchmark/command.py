@@ -131,7 +131,12 @@ def _read_data(options: BenchmarkOptions, source: ModelSource) -> Prepared | Non
     tokenizer = find_tokenizer(source, options.tokenizer)
     template = load_template(options.template, tokenizer)
     length = row_length(options)
-    data = prepare(options.data, template, tokenizer, length, pack=True, first=options.rows)
+    data = prepare(
+        *(options.data, template, tokenizer, length),
+        pack=True,
+        first=options.rows,
+        columns=options.columns,
+    )
     print(data.report.text(), file=sys.stderr)
     check_examples(data.report.source, data.packed, source.config, tokenizer)
     return data
@@ -248,6 +253,7 @@ def describe(job: Job, resolved: Resolved, mesh: Mesh, device: torch.device) -> 
     return {
         "model": options.model,
         "data": [str(path) for path in options.data] or None,
+        "columns": dict(options.columns) or None,
         "micro_batch": resolved.micro_batch,
         "accumulation": resolved.accumulation,
         "seq_len": job.row_length,

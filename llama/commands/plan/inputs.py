@@ -102,7 +102,10 @@ def _packed(options: PlanOptions, config: ModelConfig, beside: Path | None) -> l
     tokenizer = load_tokenizer(path)
     check_tokenizer(path, tokenizer, config, options.model)
     template = load_template(options.template, tokenizer)
-    found = SFT.prepare(options.data, template, tokenizer, options.seq_len, options.pack)
+    found = SFT.prepare(
+        *(options.data, template, tokenizer, options.seq_len, options.pack),
+        columns=options.columns,
+    )
     check_examples(found.report.source, found.packed, config, tokenizer)
     return found.packed
 

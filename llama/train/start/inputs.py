@@ -74,7 +74,10 @@ def _read(options: TrainOptions, deepspeed: dict[str, Any]) -> Inputs:
         try:
             found = None
             if paths:
-                found = SFT.prepare(paths, template, tokenizer, options.seq_len, options.pack)
+                found = SFT.prepare(
+                    *(paths, template, tokenizer, options.seq_len, options.pack),
+                    columns=options.columns,
+                )
                 check_examples(found.report.source, found.packed, source.config, tokenizer)
             prepared.append(found)
         except UserError as error:
