@@ -35,10 +35,10 @@ SEED_LIMIT = 2**63
 def check_train(options: TrainOptions, world_size: int) -> list[str]:
     """Every problem of `train`'s own settings on `world_size` ranks."""
     problems = [
-        *_check_model(options),
-        *_at_least(1, epochs=options.epochs, max_steps=options.max_steps),
-        *_at_least(1, save_every=options.save_every, keep=options.keep),
-        *_at_least(2, seq_len=options.seq_len),
+        *check_model(options),
+        *at_least(1, epochs=options.epochs, max_steps=options.max_steps),
+        *at_least(1, save_every=options.save_every, keep=options.keep),
+        *at_least(2, seq_len=options.seq_len),
         *_check_method(options),
         *_check_degree(options.tensor_parallel, world_size),
         *_check_seed(options.seed),
@@ -65,8 +65,8 @@ def checked_verify(options: VerifyOptions, world_size: int) -> dict[str, Any]:
     of the settings and of that file."""
     problems = [
         *([] if options.model else ["--model: expected a path or a name, found ''"]),
-        *_at_least(1, layers=options.layers, steps=options.steps),
-        *_at_least(8, seq_len=options.seq_len),
+        *at_least(1, layers=options.layers, steps=options.steps),
+        *at_least(8, seq_len=options.seq_len),
         *_check_method(options),
         *_check_degree(options.tensor_parallel, world_size),
         *_check_seed(options.seed),
@@ -95,9 +95,9 @@ def _with_deepspeed(
 def check_generate(options: GenerateOptions) -> list[str]:
     """Every problem of `generate`'s settings."""
     problems = [
-        *_check_model(options),
+        *check_model(options),
         *_check_adapter(options.adapter),
-        *_at_least(1, max_new_tokens=options.max_new_tokens),
+        *at_least(1, max_new_tokens=options.max_new_tokens),
         *_check_seed(options.seed),
     ]
     if not 0 <= options.temperature < math.inf:
@@ -113,23 +113,23 @@ def check_generate(options: GenerateOptions) -> list[str]:
 def check_evaluate(options: EvaluateOptions) -> list[str]:
     """Every problem of `evaluate`'s settings."""
     return [
-        *_check_model(options),
+        *check_model(options),
         *_check_adapter(options.adapter),
         *data_problems("data", options.data),
         *([] if options.data else ["--data: expected one or more files, found none"]),
-        *_at_least(2, seq_len=options.seq_len),
-        *_at_least(1, micro_batch=options.micro_batch),
+        *at_least(2, seq_len=options.seq_len),
+        *at_least(1, micro_batch=options.micro_batch),
     ]
 
 
 def check_benchmark(options: BenchmarkOptions, world_size: int) -> list[str]:
     """Every problem of `benchmark`'s own settings on `world_size` ranks."""
     problems = [
-        *_check_model(options),
+        *check_model(options),
         *data_problems("data", options.data),
-        *_at_least(1, rows=options.rows, batch=options.batch, steps=options.steps),
-        *_at_least(0, warmup=options.warmup),
-        *_at_least(2, seq_len=options.seq_len),
+        *at_least(1, rows=options.rows, batch=options.batch, steps=options.steps),
+        *at_least(0, warmup=options.warmup),
+        *at_least(2, seq_len=options.seq_len),
         *_check_method(options),
         *_check_degree(options.tensor_parallel, world_size),
         *_check_seed(options.seed),
@@ -153,9 +153,9 @@ def check_ablate(options: AblateOptions) -> list[str]:
     """Every problem of `ablate`'s settings."""
     known = {"method": ("lora", "full"), "precision": ("float32", "bf16", "fp16")}
     problems = [
-        *_check_model(options),
-        *_at_least(1, steps=options.steps),
-        *_at_least(2, seq_len=options.seq_len, rows=options.rows),
+        *check_model(options),
+        *at_least(1, steps=options.steps),
+        *at_least(2, seq_len=options.seq_len, rows=options.rows),
         *check_lora(options.lora),
         *_check_seed(options.seed),
         *data_problems("data", options.data),
@@ -177,10 +177,10 @@ def check_ablate(options: AblateOptions) -> list[str]:
 def check_plan(options: PlanOptions) -> list[str]:
     """Every problem of `plan`'s own settings; whether the GPU is known comes later."""
     problems = [
-        *_check_model(options),
-        *_at_least(1, gpus=options.gpus, nodes=options.nodes, batch=options.batch),
-        *_at_least(1, rows=options.rows, epochs=options.epochs, max_steps=options.max_steps),
-        *_at_least(2, seq_len=options.seq_len),
+        *check_model(options),
+        *at_least(1, gpus=options.gpus, nodes=options.nodes, batch=options.batch),
+        *at_least(1, rows=options.rows, epochs=options.epochs, max_steps=options.max_steps),
+        *at_least(2, seq_len=options.seq_len),
         *_check_method(options),
         *data_problems("data", options.data),
     ]
@@ -226,7 +226,7 @@ def _check_method(
 
 def check_lora(lora: LoRAOptions) -> list[str]:
     """Every problem of the adapters' settings; the rank against the model's widths comes later."""
-    problems = _at_least(1, **{"lora.rank": lora.rank})
+    problems = at_least(1, **{"lora.rank": lora.rank})
     if not 0 < lora.alpha < math.inf:
         problems.append(f"--lora.alpha: expected a finite number above 0, found {lora.alpha}")
     if not 0 <= lora.dropout < 1:
@@ -242,7 +242,8 @@ def check_lora(lora: LoRAOptions) -> list[str]:
     return problems
 
 
-def _at_least(least: int, **values: int | None) -> list[str]:
+def at_least(least: int, **values: int | None) -> list[str]:
+    """A problem for each option, by name, whose value is below `least`."""
     return [
         f"--{name}: expected at least {least}, found {value}"
         for name, value in values.items()
@@ -265,10 +266,11 @@ def _check_degree(tensor_parallel: int, world_size: int, of: str = "") -> list[s
             f"--tensor_parallel: {ranks} cannot be divided into groups of {tensor_parallel}; "
             "start a multiple of it (deepspeed --num_gpus N)"
         ]
-    return _at_least(1, tensor_parallel=tensor_parallel)
+    return at_least(1, tensor_parallel=tensor_parallel)
 
 
-def _check_model(options: ModelOptions) -> list[str]:
+def check_model(options: ModelOptions) -> list[str]:
+    """Every problem of the options that name the model, its tokenizer and its template."""
     problems = [] if options.model else ["--model: expected a path or a name, found ''"]
     if options.tokenizer is not None and not options.tokenizer.exists():
         problems.append(f"--tokenizer: {options.tokenizer} {not_found(options.tokenizer)}")

@@ -22,7 +22,11 @@ SAME = [
     ),
     (
         {"dialog": [{"who": "human", "says": "one"}, {"who": "gpt", "says": "two"}]},
-        (("conversations", "dialog"), ("conversations.from", "who"), ("conversations.value", "says")),
+        (
+            ("conversations", "dialog"),
+            ("conversations.from", "who"),
+            ("conversations.value", "says"),
+        ),
     ),
 ]  # fmt: skip
 SAID = ({"role": "user", "content": "one"}, {"role": "assistant", "content": "two"})
