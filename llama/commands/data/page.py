@@ -56,8 +56,9 @@ def overview(sets: Sequence[SetFacts], template: str, terminal: Terminal) -> Ite
         yield heading("training" if facts.option == "data" else "held out", terminal)
         report, packed = facts.prepared.report, facts.prepared.packed
         yield "  " + paragraph(report.text(), terminal)
-        filled = f"{len(packed):,} rows of a batch of {facts.seq_len:,}, {facts.filled:.1%} full"
-        yield "  " + paragraph(f"packed: {filled}", terminal)
+        rows = f"{len(packed):,} row{'s' if len(packed) > 1 else ''} of a batch"
+        filled = f"{facts.filled:.1%} of their {facts.seq_len:,} positions hold a token"
+        yield "  " + paragraph(f"packed into {rows}; {filled}", terminal)
 
 
 def heading(text: str, terminal: Terminal) -> str:
@@ -141,6 +142,8 @@ def shown_row(
     for reason in (why for number, why in _left_out(facts) if number == row.number):
         yield "  " + paragraph(f"left out: {reason}", terminal)
     cells = list(_cells(pieces(whole, tokenizer), tokenizer, terminal))
+    while cells and cells[-1][0].isspace():
+        cells.pop()
     for line in wrapped(cells, terminal.width - 4):
         yield f"    {painted(line, terminal.colour)}".rstrip()
 

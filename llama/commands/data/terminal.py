@@ -46,11 +46,6 @@ def width_of(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in ("W", "F") else 1
 
 
-def columns_of(text: str) -> int:
-    """Columns that a line of text takes."""
-    return sum(map(width_of, text))
-
-
 def visible(text: str, unicode: bool = True) -> str:
     """`text` with what a terminal would obey, and not show, written out: `\\x1b`, `\\t`; lines stay
     lines. Without `unicode`, so is all that is not ASCII."""
