@@ -49,7 +49,7 @@ def show_data(options: DataOptions) -> int:
     lines = [*page.overview(sets, template.name, terminal), ""]
     for facts in sets[:1]:
         lines += [*page.histogram(facts, terminal), ""]
-    lines += [*page.repetitions(found, sets, terminal), "", page.legend(terminal)]
+    lines += [*page.repetitions(found, sets, terminal), "", *page.legend(terminal)]
     for row in shown:
         lines += ["", *page.shown_row(row, sets[0], tokenizer, terminal)]
     print("\n".join(lines))

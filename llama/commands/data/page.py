@@ -112,7 +112,7 @@ def repetitions(found: Duplicates, sets: Sequence[SetFacts], terminal: Terminal)
         yield "  " + paragraph(f"{what}: {f'{len(rows):,}' if rows else 'none'}{numbers}", terminal)
 
 
-def legend(terminal: Terminal) -> str:
+def legend(terminal: Terminal) -> Iterator[str]:
     """How what is learnt is told from what is not."""
     if terminal.colour:
         words = [("what is learnt", LEARNT), (", ", ""), ("a control token", CONTROL)]
@@ -121,7 +121,8 @@ def legend(terminal: Terminal) -> str:
         begin, end = _marks(terminal)
         words = [(f"{begin}what is learnt{end}, <|a control token|>", "")]
     words.append((", \\<|text that looks like one|>", ""))
-    return painted([(c, codes) for text, codes in words for c in text], terminal.colour)
+    for line in wrapped(((c, codes) for text, codes in words for c in text), terminal.width):
+        yield painted(line, terminal.colour)
 
 
 def shown_row(

@@ -140,6 +140,7 @@ def test_a_row_is_shown_as_it_is_learnt(capsys: pytest.CaptureFixture[str]) -> N
         ("assistant\n", False, False),
         ("two", True, False),
         ("<|im_end|>", True, True),
+        ("\n", False, False),
     ]
     assert row["supervised_tokens"] == 4
 
