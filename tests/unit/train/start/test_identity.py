@@ -29,6 +29,7 @@ OTHER: dict[str, Any] = {
     "lora.kind": "another",
     "lora.scale": "alpha/sqrt(r)",
     "method": "full",
+    "columns": (("output", "answer"),),
 }
 
 
@@ -67,6 +68,15 @@ def test_another_value_is_another_run(name: str, monkeypatch: pytest.MonkeyPatch
 def test_the_order_of_targets_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     turned = dataclasses.replace(OPTIONS, lora=LoRAOptions(targets=("wv", "wq")))
     assert of(OPTIONS, monkeypatch) == of(turned, monkeypatch)
+
+
+def test_the_order_of_columns_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = (("prompt", "q"), ("completion", "a"))
+    asked, turned = (
+        dataclasses.replace(OPTIONS, columns=pairs) for pairs in (columns, columns[::-1])
+    )
+    assert of(asked, monkeypatch) == of(turned, monkeypatch)
+    assert of(asked, monkeypatch)["columns"] == "completion=a,prompt=q"
 
 
 def test_leaves_are_named_from_the_outside_in() -> None:
