@@ -134,8 +134,12 @@ def check_benchmark(options: BenchmarkOptions, world_size: int) -> list[str]:
         *_check_degree(options.tensor_parallel, world_size),
         *_check_seed(options.seed),
     ]
-    if options.rows is not None and not options.data:
-        problems.append("--rows: has no effect without --data")
+    if not options.data:
+        problems += [
+            f"--{name}: has no effect without --data"
+            for name, given in {"rows": options.rows, "columns": options.columns}.items()
+            if given
+        ]
     if options.deepspeed is not None:
         owned = {"batch": options.batch, "precision": options.precision}
         problems += [
@@ -186,6 +190,8 @@ def check_plan(options: PlanOptions) -> list[str]:
     ]
     if options.gpus >= 1 and options.nodes >= 1:
         problems += _check_degree(options.tensor_parallel, options.gpus, "GPUs of a node")
+    if options.columns and not options.data:
+        problems.append("--columns: has no effect without --data")
     if options.rows is not None and options.data:
         problems.append("--rows: --data says it; give one of them")
     if options.suggest and options.deepspeed is not None:
