@@ -34,7 +34,9 @@ def evaluate(options: EvaluateOptions) -> int:
     source = open_model(options.model, device)
     tokenizer = find_tokenizer(source, options.tokenizer)
     template = load_template(options.template, tokenizer)
-    reading = Reading(options.seq_len, options.pack, options.overlong, cache=options.data_cache)
+    reading = Reading(
+        options.seq_len, options.pack, options.overlong, options.columns, options.data_cache
+    )
     data = SFT.prepare(options.data, template, tokenizer, reading)
     check_examples(data.report.source, data.examples, source.config, tokenizer)
     if options.adapter is not None:

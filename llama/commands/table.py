@@ -30,6 +30,11 @@ COMMANDS = {
         "llama.train.loop:train",
         in_ranks=True,
     ),
+    "data": Command(
+        "look at rows as a run would learn them, before it",
+        f"{_SETTINGS}:DataOptions",
+        "llama.commands.data.command:show_data",
+    ),
     "generate": Command(
         "answer a prompt", f"{_SETTINGS}:GenerateOptions", "llama.commands.generate:generate"
     ),
@@ -46,7 +51,7 @@ COMMANDS = {
     ),
     "doctor": Command(
         "look over this machine, or every host, before a run",
-        "llama.commands.doctor.options:DoctorOptions",
+        "llama.settings.doctor:DoctorOptions",
         "llama.commands.doctor.command:doctor",
     ),
     "benchmark": Command(

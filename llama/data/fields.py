@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -89,6 +90,17 @@ def _is_deep(value: Any) -> bool:
 def is_given(value: Any) -> bool:
     """Whether a field says anything: null, an empty text, list or object does not."""
     return value is not None and value not in ("", [], {})
+
+
+def from_json_text(value: Any) -> Any:
+    """`value`, or what it holds where it is JSON text: tables of columns keep lists of objects so,
+    whose fields differ from row to row."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def kind(value: Any) -> str:

@@ -162,9 +162,22 @@ def repeats(contents: Array) -> int:
     return len(contents) - len(np.unique(_as_one(contents)))
 
 
+def again(contents: Array) -> Array:
+    """Of each of `contents` whether an earlier one equals it."""
+    _, first = np.unique(_as_one(contents), return_index=True)
+    found = np.ones(len(contents), bool)
+    found[first] = False
+    return found
+
+
+def among(one: Array, other: Array) -> Array:
+    """Of each of `other` whether it is in `one` too."""
+    return np.isin(_as_one(other), _as_one(one))
+
+
 def shared(one: Array, other: Array) -> int:
     """How many of `other` are in `one` too."""
-    return int(np.isin(_as_one(other), _as_one(one)).sum())
+    return int(among(one, other).sum())
 
 
 def _as_one(contents: Array) -> Array:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llama.data.fields import Fields, is_given, kind
+from llama.data.fields import Fields, from_json_text, is_given, kind
 from llama.data.turns import read_turns
 from llama.tokenizer.base import Message
 
@@ -21,6 +20,9 @@ class Form:
     read: Callable[[Fields], list[Message] | str]
     may_have: tuple[str, ...] = ()
     """Fields by which a row is told that lacks one of `needs`."""
+    common: bool = False
+    """Whether its fields have names that rows of other purposes have too, so that one of them alone
+    tells nothing."""
 
     def is_whole(self, record: Mapping[str, Any]) -> bool:
         return all(record.get(name) is not None for name in self.needs)
@@ -44,7 +46,8 @@ def form_of(record: Mapping[str, Any]) -> Form | None:
     whole = next((form for form in FORMS if form.is_whole(record)), None)
     if whole is not None:
         return whole
-    nearest = max(FORMS, key=lambda form: form.likeness(record))
+    telling = [form for form in FORMS if not form.common or set(form.needs) <= record.keys()]
+    nearest = max(telling, key=lambda form: form.likeness(record))
     return nearest if nearest.likeness(record)[0] else None
 
 
@@ -62,11 +65,26 @@ def _holds(*names: str) -> Callable[[Mapping[str, Any]], bool]:
     return lambda record: any(is_given(record.get(name)) for name in names)
 
 
+def _is_preference(record: Mapping[str, Any]) -> bool:
+    return "chosen" in record and ("rejected" in record or "prompt" in record)
+
+
 OTHER_FORMS = (
     Foreign(
-        lambda record: "chosen" in record and "rejected" in record,
-        "is a preference pair (chosen and rejected), from which nothing is learnt here; keep what "
-        "was chosen, as `prompt` and `completion` or as `messages`",
+        lambda record: _is_preference(record) and isinstance(record["chosen"], list),
+        "is a preference pair (chosen and rejected), from which nothing is learnt here; to learn "
+        "what was chosen: --columns messages=chosen, or, where `chosen` is the answer alone, "
+        "--columns completion=chosen",
+    ),
+    Foreign(
+        _is_preference,
+        "is a preference pair (chosen and rejected), from which nothing is learnt here; to learn "
+        "what was chosen: --columns completion=chosen, with the question as `prompt`",
+    ),
+    Foreign(
+        lambda record: isinstance(record.get("segments"), list),
+        "is text in segments (Axolotl's template-free form), which is not read; give it as "
+        "`messages`, or as `prompt` and `completion`",
     ),
     Foreign(
         lambda record: "input_ids" in record,
@@ -76,8 +94,12 @@ OTHER_FORMS = (
 """Asked of a row that has no known form whole."""
 OTHER_FIELDS = (
     Foreign(
-        lambda record: isinstance(record.get("label"), bool) and "completion" in record,
-        "is a judged answer (KTO: `label` true or false); keep the good ones, without `label`",
+        lambda record: (
+            (isinstance(record.get("label"), bool) and "completion" in record)
+            or isinstance(record.get("kto_tag"), bool)
+        ),
+        "is a judged answer (KTO: `label` or `kto_tag`, true or false); keep the good ones, "
+        "without it",
     ),
     Foreign(
         _holds("image", "images", "audio", "audios", "video", "videos"),
@@ -101,12 +123,7 @@ def read_tools(fields: Fields) -> list[Any] | None:
     tables of columns have it."""
     if not fields.has("tools"):
         return None
-    tools = fields.take("tools")
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except (ValueError, RecursionError):
-            tools = str(tools)
+    tools = from_json_text(fields.take("tools"))
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         fields.refuse(f"field 'tools' is {kind(tools)}, not a list of objects")
         return None
@@ -124,12 +141,15 @@ def _chat(name: str) -> Callable[[Fields], list[Message]]:
 
 
 def _after_system(fields: Fields, messages: list[Message]) -> list[Message]:
-    """`messages` after the row's `system`, if it has one."""
-    if not fields.has("system"):
+    """`messages` after what the row's `system` says, or its `system_prompt`, if it has one."""
+    given = [name for name in SYSTEM if fields.has(name)]
+    if not given:
         return messages
+    if len(given) > 1:
+        fields.refuse(f"has {' and '.join(f'`{name}`' for name in given)}; keep one of them")
     if messages and messages[0]["role"] in ("system", "developer"):
-        fields.refuse("has a field 'system' and a system turn; keep one of them")
-    return [{"role": "system", "content": fields.text("system")}, *messages]
+        fields.refuse(f"has a field '{given[0]}' and a system turn; keep one of them")
+    return [{"role": "system", "content": fields.text(given[0])}, *messages]
 
 
 def _alpaca(fields: Fields) -> list[Message]:
@@ -138,8 +158,13 @@ def _alpaca(fields: Fields) -> list[Message]:
     return _after_system(fields, [*earlier, *turns])
 
 
-def _dolly(fields: Fields) -> list[Message]:
-    return _after_system(fields, _question(fields, "instruction", "context", "response"))
+def _answered(question: str, answer: str) -> Callable[[Fields], list[Message]]:
+    """A question in one field, its answer in another, and in `context` what the question is on."""
+
+    def read(fields: Fields) -> list[Message]:
+        return _after_system(fields, _question(fields, question, "context", answer))
+
+    return read
 
 
 def _question(fields: Fields, instruction: str, given: str, answer: str) -> list[Message]:
@@ -190,6 +215,18 @@ def _pair(fields: Fields) -> list[Message]:
     return _after_system(fields, [*prompt, *answers])
 
 
+ANSWERED = (
+    ("question", "answer"),
+    ("question", "response"),
+    ("query", "response"),
+    ("query", "answer"),
+    ("prompt", "response"),
+)
+"""Names that published sets of pairs give their questions and answers."""
+SYSTEM = ("system", "system_prompt")
+"""Fields of a row that hold what a system turn would."""
+
+
 def _text(fields: Fields) -> str:
     text = fields.text("text")
     if fields.sound and not text:
@@ -201,12 +238,27 @@ FORMS = (
     Form("messages", ("messages",), _chat("messages")),
     Form("ShareGPT", ("conversations",), _chat("conversations")),
     Form("alpaca", ("instruction", "output"), _alpaca, ("input", "history")),
-    Form("Dolly", ("instruction", "response"), _dolly, ("context",)),
+    Form("Dolly", ("instruction", "response"), _answered("instruction", "response"), ("context",)),
     Form("prompt/completion", ("prompt", "completion"), _pair),
+    *(
+        Form(f"{question}/{answer}", (question, answer), _answered(question, answer), common=True)
+        for question, answer in ANSWERED
+    ),
     Form("text", ("text",), _text),
 )
 """In the order in which they are asked: Alpaca as it is published has a `text` field too."""
 EXPECTED = (
     "expected `messages`, or `conversations` (ShareGPT), or `instruction` with `output` (Alpaca) "
-    "or `response` (Dolly), or `prompt` and `completion`, or `text`"
+    "or `response` (Dolly), or `prompt` and `completion`, or `question` and `answer`, or `text`"
 )
+
+
+def columns_hint(record: Mapping[str, Any]) -> str:
+    """How a row of no known form would be read, as far as its values tell."""
+    for name, value in record.items():
+        first = value[0] if isinstance(value, list) and value else None
+        if isinstance(first, Mapping) and {"role", "content"} <= first.keys():
+            return f"; or rename: --columns messages={name}"
+        if isinstance(first, Mapping) and {"from", "value"} <= first.keys():
+            return f"; or rename: --columns conversations={name}"
+    return "; or rename its own, as --columns prompt=NAME,completion=NAME"

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from llama.data.columns import Columns, Renamer
 from llama.data.examples import Overlong
 from llama.data.findings import Tallied
 from llama.data.flat import Array, Examples, repeats
@@ -19,7 +20,7 @@ from llama.data.holding import HoldOut, held_out
 from llama.data.lint import LintReport, lint
 from llama.data.packing import Packed, Packing, digest_of, joined, pack_lengths
 from llama.data.records import Problems
-from llama.data.rows import Columns, Row, rows_of
+from llama.data.rows import Row, rows_of
 from llama.data.shares import Share
 from llama.data.store.cache import cached
 from llama.data.store.entry import Sink
@@ -83,7 +84,8 @@ class Prepared:
                 for number, record in zip(of_file, records_at(path, places), strict=True)
             ]
             problems = Problems(path)
-            rows, _ = rows_of(records, unit_of(path), start, self.columns, problems)
+            renamer = Renamer(self.columns)
+            rows, _ = rows_of(records, unit_of(path), start, renamer, problems)
             problems.raise_any()
             found |= {row.number: row for row in rows}
         return [found[number] for number in numbers]

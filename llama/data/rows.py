@@ -9,16 +9,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from llama.data.columns import Columns, Renamer
 from llama.data.fields import Fields, kind
-from llama.data.forms import EXPECTED, Form, foreign, form_of, read_tools
+from llama.data.forms import EXPECTED, Form, columns_hint, foreign, form_of, read_tools
 from llama.data.records import WANTED, Problems, read_records
 from llama.data.source import Source
 from llama.errors import UserError, raise_if
 from llama.files.shards import data_files
 from llama.tokenizer.base import Message
 
-Columns = tuple[tuple[str, str], ...]
-"""Names under which fields are to be read, each with the name that it has in the files."""
 BUNDLED = ("instructions_200", "heldout_40")
 SHOWN = 8
 """Fields that a message names of a row that has no known ones."""
@@ -53,8 +52,9 @@ def bundled(name: str) -> Path:
 
 
 def read_rows(paths: Sequence[Path], columns: Columns = ()) -> DataSet:
-    """All rows of the files, and folders of shards, in order, all in memory: what a data set with
-    something wrong in it is read by. `llama.data.prepare` reads sound ones part by part.
+    """All rows of the files, and folders of shards, in order, `columns` renamed, all in memory:
+    what a data set with something wrong in it is read by. `llama.data.prepare` reads sound ones
+    part by part.
 
     Raises UserError with every problem of the files: one line each, naming file, row and field, the
     first 20 of a file and a count of the rest.
@@ -63,24 +63,26 @@ def read_rows(paths: Sequence[Path], columns: Columns = ()) -> DataSet:
     starts = [0]
     rows: list[Row] = []
     problems: list[str] = []
+    renamer = Renamer(columns)
     for file in files:
         try:
-            of_file, last = _read_file(file, starts[-1], columns)
+            of_file, last = _read_file(file, starts[-1], renamer)
             rows += of_file
             starts.append(starts[-1] + last)
         except UserError as error:
             problems += error.problems
-    raise_if(problems)
-    return DataSet(Source(tuple(files), tuple(starts[:-1])), rows)
+    source = Source(tuple(files), tuple(starts[:-1]))
+    raise_if(renamer.problems(source.name) or problems)
+    return DataSet(source, rows)
 
 
-def _read_file(path: Path, start: int, columns: Columns) -> tuple[list[Row], int]:
+def _read_file(path: Path, start: int, renamer: Renamer) -> tuple[list[Row], int]:
     """The rows of one file, numbered from `start` + 1, and the number of the last within it."""
     records, unit = read_records(path)
     if not records:
         raise UserError(f"{path}: holds no rows; give {WANTED}")
     problems = Problems(path)
-    rows, _ = rows_of(records, unit, start, columns, problems)
+    rows, _ = rows_of(records, unit, start, renamer, problems)
     problems.raise_any()
     return rows, records[-1][0]
 
@@ -89,7 +91,7 @@ def rows_of(
     records: Iterable[tuple[int, Any]],
     unit: str,
     start: int,
-    columns: Columns,
+    renamer: Renamer,
     problems: Problems,
 ) -> tuple[list[Row], str | None]:
     """The rows that numbered `records` of one file hold, numbered from `start` on, and the name of
@@ -102,13 +104,14 @@ def rows_of(
         if not isinstance(record, dict):
             problems.add_kind(place, f"is {kind(record)}, not an object; give {WANTED}")
             continue
-        record = renamed(record, columns)
+        record = renamer.renamed(record)
         form = form_of(record)
         if (what := foreign(record, form)) is not None:
             problems.add_kind(place, what)
             continue
         if form is None:
-            problems.add_kind(place, f"has none of the known fields{_found(record)}; {EXPECTED}")
+            unknown = f"has none of the known fields{_found(record)}; {EXPECTED}"
+            problems.add_kind(place, unknown + columns_hint(record))
             continue
         first = first or form
         if form is not first:
@@ -122,12 +125,6 @@ def rows_of(
         if fields.sound:
             rows.append(row)
     return rows, first and first.name
-
-
-def renamed(record: dict[str, Any], columns: Columns) -> dict[str, Any]:
-    """`record` with each of `columns` under the name by which it is to be read."""
-    names = {of_file: name for name, of_file in columns}
-    return {names.get(name, name): value for name, value in record.items()} if names else record
 
 
 def _read_row(fields: Fields, form: Form, number: int) -> Row:

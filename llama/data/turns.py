@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from llama.data.fields import Fields, is_given, kind
+from llama.data.fields import Fields, from_json_text, is_given, kind
 from llama.tokenizer.base import REASONING, Message, Role
 
 ROLES: dict[str, Role] = {
@@ -21,10 +21,13 @@ SHAREGPT: dict[str, Role] = {
     "user": "user",
     "gpt": "assistant",
     "assistant": "assistant",
+    "function_call": "assistant",
     "function": "tool",
     "observation": "tool",
     "tool": "tool",
 }
+CALLING = "function_call"
+"""A turn of ShareGPT whose value is a call, or a list of them, as JSON text."""
 _SWITCH = "say which turns are learnt by `weight` (0 or 1) or `train` (true or false)"
 _MEDIA = "only text is learnt here"
 REFUSED = {
@@ -69,6 +72,9 @@ def _message(fields: Fields, where: str, left: _Record) -> Message | None:
     said = left.pop("from" if by_from else "role", None)
     role = known.get(said) if isinstance(said, str) else None
     name = "value" if by_from and "content" not in left else "content"
+    if by_from and said == CALLING:
+        left["tool_calls"] = _calls(fields, f"{where}, field '{name}'", left.get(name))
+        left[name] = ""
     extra = _extra(fields, where, role, left)
     content = ""
     if name in left or not extra.keys() & {"tool_calls", *REASONING}:
@@ -80,6 +86,19 @@ def _message(fields: Fields, where: str, left: _Record) -> Message | None:
     if not _is_learnt(fields, where, role, left):
         message["learn"] = False
     return message
+
+
+def _calls(fields: Fields, where: str, value: Any) -> list[_Record]:
+    """The calls of a `function_call` turn, `{"name": ..., "arguments": ...}` each, as `tool_calls`
+    has them."""
+    said = from_json_text(value)
+    calls = said if isinstance(said, list) else [said]
+    if not calls or not all(
+        isinstance(c, dict) and {"name", "arguments"} <= c.keys() for c in calls
+    ):
+        fields.refuse(f'{where} is not a call, {{"name": ..., "arguments": ...}} as JSON')
+        return []
+    return [{"type": "function", "function": call} for call in calls]
 
 
 def _content(fields: Fields, where: str, value: Any) -> str:
@@ -112,7 +131,7 @@ def _extra(fields: Fields, where: str, role: Role | None, left: _Record) -> _Rec
             extra[name] = fields.check(f"{where}, field '{name}'", left.pop(name))
     if len({extra[name] for name in REASONING if name in extra}) > 1:
         fields.refuse(f"{where} has several fields of reasoning that differ; keep one of them")
-    calls = left.get("tool_calls")
+    calls = from_json_text(left.get("tool_calls"))
     if role == "assistant" and is_given(calls):
         del left["tool_calls"]
         at = f"{where}, field 'tool_calls'"

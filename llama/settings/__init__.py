@@ -16,6 +16,7 @@ from llama.settings.commands import (
     TrainOptions,
     VerifyOptions,
 )
+from llama.settings.data_command import DataOptions, check_data
 from llama.settings.validate import (
     check_ablate,
     check_benchmark,
@@ -32,6 +33,7 @@ from llama.settings.validate import (
 __all__ = [
     "AblateOptions",
     "BenchmarkOptions",
+    "DataOptions",
     "EvaluateOptions",
     "GenerateOptions",
     "LoRAOptions",
@@ -42,6 +44,7 @@ __all__ = [
     "VerifyOptions",
     "check_ablate",
     "check_benchmark",
+    "check_data",
     "check_evaluate",
     "check_generate",
     "check_lora",

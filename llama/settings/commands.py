@@ -51,8 +51,11 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RowOptions(ModelOptions):
-    """How rows are made into tokens, for every command that takes --data."""
+    """How rows are read and made into tokens, for every command that takes --data."""
 
+    columns: tuple[tuple[str, str], ...] = field(default=(), metadata=BY_VALUE)
+    """Columns of the rows that go by other names, as instruction=question,output=answer; of a
+    list's turns as messages.role=speaker. Of the held-out rows too."""
     overlong: Literal["drop", "cut", "split"] = "drop"
     """What becomes of a row longer than --seq_len: drop leaves it out; cut keeps its beginning, and
     its answer then has no end token to learn; split cuts a plain text into pieces. Each is

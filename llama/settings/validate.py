@@ -12,8 +12,6 @@ from typing import Any
 
 from llama.errors import UserError, raise_if
 from llama.files.inputs import file_problem, nearest, not_found
-from llama.files.shards import data_problems
-from llama.files.weighted import weight_problems, weighted, without_weights
 from llama.model.config import LINEARS
 from llama.settings import deepspeed_json
 from llama.settings.commands import (
@@ -27,6 +25,7 @@ from llama.settings.commands import (
     TrainOptions,
     VerifyOptions,
 )
+from llama.settings.data_sets import check_plain, check_sets, check_split
 from llama.settings.targets import WORDS
 from llama.tokenizer.built_in_templates import TEMPLATES
 
@@ -36,16 +35,16 @@ SEED_LIMIT = 2**63
 def check_train(options: TrainOptions, world_size: int) -> list[str]:
     """Every problem of `train`'s own settings on `world_size` ranks."""
     problems = [
-        *_check_model(options),
-        *_at_least(1, epochs=options.epochs, max_steps=options.max_steps),
-        *_at_least(1, save_every=options.save_every, keep=options.keep),
-        *_at_least(2, seq_len=options.seq_len),
+        *check_model(options),
+        *at_least(1, epochs=options.epochs, max_steps=options.max_steps),
+        *at_least(1, save_every=options.save_every, keep=options.keep),
+        *at_least(2, seq_len=options.seq_len),
         *_check_method(options),
         *_check_degree(options.tensor_parallel, world_size),
         *_check_seed(options.seed),
-        *_check_sets(options.data),
-        *_check_plain("eval_data", options.eval_data),
-        *_check_split(options),
+        *check_sets(options.data),
+        *check_plain("eval_data", options.eval_data),
+        *check_split(options.eval_split, options.eval_data),
     ]
     if not 0 < options.hang_timeout < math.inf:
         expected = "expected a finite number above 0"
@@ -67,8 +66,8 @@ def checked_verify(options: VerifyOptions, world_size: int) -> dict[str, Any]:
     of the settings and of that file."""
     problems = [
         *([] if options.model else ["--model: expected a path or a name, found ''"]),
-        *_at_least(1, layers=options.layers, steps=options.steps),
-        *_at_least(8, seq_len=options.seq_len),
+        *at_least(1, layers=options.layers, steps=options.steps),
+        *at_least(8, seq_len=options.seq_len),
         *_check_method(options),
         *_check_degree(options.tensor_parallel, world_size),
         *_check_seed(options.seed),
@@ -98,9 +97,9 @@ def _with_deepspeed(
 def check_generate(options: GenerateOptions) -> list[str]:
     """Every problem of `generate`'s settings."""
     problems = [
-        *_check_model(options),
+        *check_model(options),
         *_check_adapter(options.adapter),
-        *_at_least(1, max_new_tokens=options.max_new_tokens),
+        *at_least(1, max_new_tokens=options.max_new_tokens),
         *_check_seed(options.seed),
     ]
     if not 0 <= options.temperature < math.inf:
@@ -116,29 +115,33 @@ def check_generate(options: GenerateOptions) -> list[str]:
 def check_evaluate(options: EvaluateOptions) -> list[str]:
     """Every problem of `evaluate`'s settings."""
     return [
-        *_check_model(options),
+        *check_model(options),
         *_check_adapter(options.adapter),
-        *_check_plain("data", options.data),
+        *check_plain("data", options.data),
         *([] if options.data else ["--data: expected one or more files, found none"]),
-        *_at_least(2, seq_len=options.seq_len),
-        *_at_least(1, micro_batch=options.micro_batch),
+        *at_least(2, seq_len=options.seq_len),
+        *at_least(1, micro_batch=options.micro_batch),
     ]
 
 
 def check_benchmark(options: BenchmarkOptions, world_size: int) -> list[str]:
     """Every problem of `benchmark`'s own settings on `world_size` ranks."""
     problems = [
-        *_check_model(options),
-        *_check_sets(options.data),
-        *_at_least(1, rows=options.rows, batch=options.batch, steps=options.steps),
-        *_at_least(0, warmup=options.warmup),
-        *_at_least(2, seq_len=options.seq_len),
+        *check_model(options),
+        *check_sets(options.data),
+        *at_least(1, rows=options.rows, batch=options.batch, steps=options.steps),
+        *at_least(0, warmup=options.warmup),
+        *at_least(2, seq_len=options.seq_len),
         *_check_method(options),
         *_check_degree(options.tensor_parallel, world_size),
         *_check_seed(options.seed),
     ]
-    if options.rows is not None and not options.data:
-        problems.append("--rows: has no effect without --data")
+    if not options.data:
+        problems += [
+            f"--{name}: has no effect without --data"
+            for name, given in {"rows": options.rows, "columns": options.columns}.items()
+            if given
+        ]
     if options.deepspeed is not None:
         owned = {"batch": options.batch, "precision": options.precision}
         problems += [
@@ -156,13 +159,13 @@ def check_ablate(options: AblateOptions) -> list[str]:
     """Every problem of `ablate`'s settings."""
     known = {"method": ("lora", "full"), "precision": ("float32", "bf16", "fp16")}
     problems = [
-        *_check_model(options),
-        *_at_least(1, steps=options.steps),
-        *_at_least(2, seq_len=options.seq_len, rows=options.rows),
+        *check_model(options),
+        *at_least(1, steps=options.steps),
+        *at_least(2, seq_len=options.seq_len, rows=options.rows),
         *check_lora(options.lora),
         *_check_seed(options.seed),
-        *_check_plain("data", options.data),
-        *_check_plain("eval_data", options.eval_data),
+        *check_plain("data", options.data),
+        *check_plain("eval_data", options.eval_data),
         *_check_output(options.output_dir, unused=False),
     ]
     for name, words in known.items():
@@ -180,15 +183,17 @@ def check_ablate(options: AblateOptions) -> list[str]:
 def check_plan(options: PlanOptions) -> list[str]:
     """Every problem of `plan`'s own settings; whether the GPU is known comes later."""
     problems = [
-        *_check_model(options),
-        *_at_least(1, gpus=options.gpus, nodes=options.nodes, batch=options.batch),
-        *_at_least(1, rows=options.rows, epochs=options.epochs, max_steps=options.max_steps),
-        *_at_least(2, seq_len=options.seq_len),
+        *check_model(options),
+        *at_least(1, gpus=options.gpus, nodes=options.nodes, batch=options.batch),
+        *at_least(1, rows=options.rows, epochs=options.epochs, max_steps=options.max_steps),
+        *at_least(2, seq_len=options.seq_len),
         *_check_method(options),
-        *_check_sets(options.data),
+        *check_sets(options.data),
     ]
     if options.gpus >= 1 and options.nodes >= 1:
         problems += _check_degree(options.tensor_parallel, options.gpus, "GPUs of a node")
+    if options.columns and not options.data:
+        problems.append("--columns: has no effect without --data")
     if options.rows is not None and options.data:
         problems.append("--rows: --data says it; give one of them")
     if options.suggest and options.deepspeed is not None:
@@ -213,34 +218,6 @@ def checked_plan(options: PlanOptions) -> dict[str, Any]:
     return _with_deepspeed(problems, options, options.deepspeed, world_size)
 
 
-def _check_sets(data: list[Path]) -> list[str]:
-    """Problems of data sets that may have weights."""
-    return [*weight_problems("data", data), *data_problems("data", without_weights(data))]
-
-
-def _check_plain(option: str, data: list[Path]) -> list[str]:
-    """Problems of data sets in which each row counts once."""
-    weights = [
-        f"--{option}: {path}: a weight has no effect here; give {found.path}"
-        for path, found in zip(data, weighted(data), strict=True)
-        if found.path != path and not os.path.lexists(path)
-    ]
-    return [*weights, *data_problems(option, without_weights(data))]
-
-
-def _check_split(options: TrainOptions) -> list[str]:
-    split = options.eval_split
-    if split is None:
-        return []
-    problems = []
-    if not 0 < split < 1 and not (split >= 1 and split == int(split)):
-        expected = "expected a share above 0 and below 1, or a number of examples"
-        problems.append(f"--eval_split: {expected}, found {split:g}")
-    if options.eval_data:
-        problems.append("--eval_split: --eval_data says what is held out; give one of them")
-    return problems
-
-
 def _check_method(
     options: TrainOptions | BenchmarkOptions | VerifyOptions | PlanOptions,
 ) -> list[str]:
@@ -257,7 +234,7 @@ def _check_method(
 
 def check_lora(lora: LoRAOptions) -> list[str]:
     """Every problem of the adapters' settings; the rank against the model's widths comes later."""
-    problems = _at_least(1, **{"lora.rank": lora.rank})
+    problems = at_least(1, **{"lora.rank": lora.rank})
     if not 0 < lora.alpha < math.inf:
         problems.append(f"--lora.alpha: expected a finite number above 0, found {lora.alpha}")
     if not 0 <= lora.dropout < 1:
@@ -273,7 +250,8 @@ def check_lora(lora: LoRAOptions) -> list[str]:
     return problems
 
 
-def _at_least(least: int, **values: int | None) -> list[str]:
+def at_least(least: int, **values: int | None) -> list[str]:
+    """A problem for each option, by name, whose value is below `least`."""
     return [
         f"--{name}: expected at least {least}, found {value}"
         for name, value in values.items()
@@ -296,10 +274,11 @@ def _check_degree(tensor_parallel: int, world_size: int, of: str = "") -> list[s
             f"--tensor_parallel: {ranks} cannot be divided into groups of {tensor_parallel}; "
             "start a multiple of it (deepspeed --num_gpus N)"
         ]
-    return _at_least(1, tensor_parallel=tensor_parallel)
+    return at_least(1, tensor_parallel=tensor_parallel)
 
 
-def _check_model(options: ModelOptions) -> list[str]:
+def check_model(options: ModelOptions) -> list[str]:
+    """Every problem of the options that name the model, its tokenizer and its template."""
     problems = [] if options.model else ["--model: expected a path or a name, found ''"]
     if options.tokenizer is not None and not options.tokenizer.exists():
         problems.append(f"--tokenizer: {options.tokenizer} {not_found(options.tokenizer)}")

@@ -58,6 +58,33 @@ def config_file(name: str) -> Path:
     raise UserError(_not_to_be_had(name, reason))
 
 
+def tokenizer_folder(name: str) -> Path | None:
+    """The folder of `name` with its tokenizer's files, from the local cache or else from the hub;
+    no weights are fetched. None where the model has no tokenizer. UserError as of `resolve`."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise UserError(_needs_package(name)) from None
+    reason = ""
+    for local in (True, False):
+        try:
+            folder = Path(
+                snapshot_download(
+                    name,
+                    allow_patterns=[pattern for pattern in _WANTED if "safetensors" not in pattern],
+                    ignore_patterns=_UNWANTED,
+                    local_files_only=local,
+                )
+            )
+        except Exception as error:  # its errors come from several libraries
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            continue
+        found = any(folder.glob("tokenizer.*"))
+        if found or not local:
+            return folder if found else None
+    raise UserError(_not_to_be_had(name, reason))
+
+
 def _needs_package(name: str) -> str:
     return (
         f"--model {name}: no such folder here, and names on the Hugging Face hub need the "

@@ -97,6 +97,14 @@ def sizes_of(model: str) -> tuple[ModelConfig, Path | None]:
     return source.config, source.tokenizer_path
 
 
+def tokenizer_of(model: str) -> tuple[ModelConfig, Path | None]:
+    """As `sizes_of`, but that of a model on the hub the tokenizer's files are fetched too."""
+    config, tokenizer = sizes_of(model)
+    if tokenizer is None and hub.is_hub_name(model) and not Path(model).expanduser().exists():
+        tokenizer = hub.tokenizer_folder(model)
+    return config, tokenizer
+
+
 def _bundled() -> Path:
     # Only its folder is wanted. To import it would import a compiled runtime that is not installed.
     spec = importlib.util.find_spec(_BUNDLED_PACKAGE)

@@ -17,6 +17,7 @@ import torch
 
 from llama.adapters import peft_format
 from llama.commands.benchmark.command import benchmark
+from llama.commands.data.command import show_data
 from llama.commands.doctor.command import doctor
 from llama.commands.doctor.options import DoctorOptions
 from llama.commands.evaluate import evaluate
@@ -26,6 +27,7 @@ from llama.commands.report import report
 from llama.commands.verify.command import verify
 from llama.settings import (
     BenchmarkOptions,
+    DataOptions,
     EvaluateOptions,
     GenerateOptions,
     LoRAOptions,
@@ -45,6 +47,7 @@ COMMANDS: dict[str, tuple[Callable[..., int], Any]] = {
     "generate": (generate, GenerateOptions),
     "evaluate": (evaluate, EvaluateOptions),
     "benchmark": (benchmark, BenchmarkOptions),
+    "data": (show_data, DataOptions),
     "verify": (verify, VerifyOptions),
     "doctor": (doctor, DoctorOptions),
     "plan": (plan, PlanOptions),
@@ -92,6 +95,7 @@ class Setting:
                 "max_new_tokens": "4",
             },
             "evaluate": {"model": "model", "data": "rows.json"},
+            "data": {"model": "model", "data": "rows.json"},
             "benchmark": {"model": "model", "deepspeed": "ds.json"},
             "verify": {"model": "model", "deepspeed": "ds.json"},
             "doctor": {"hostfile": "hosts"},

@@ -26,6 +26,7 @@ SMALLER = {
     "doctor": ["--size_mb", "1"],
     "benchmark": ["--steps", "1", "--warmup", "0"],
     "plan": [],
+    "data": ["--template", "alpaca"],
     "verify": ["--steps", "2", "--layers", "1", "--seq_len", "32"],
     "report": [],
     "ablate": [

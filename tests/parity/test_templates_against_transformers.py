@@ -135,24 +135,26 @@ class Theirs:
         eos = self.tokenizer.eos_token_id
         return made if self.tokenizer("a").input_ids[-1] == eos else [*made, eos]
 
-    def chat(self, messages: list[Message], template: str, prompt: bool) -> list[int]:
+    def chat(
+        self, messages: list[Message], template: str, prompt: bool, tools: Any = None
+    ) -> list[int]:
         """Ids of a conversation, in which no control token comes out of a content."""
-        options = {"chat_template": template, "add_generation_prompt": prompt}
+        options = {"chat_template": template, "add_generation_prompt": prompt, "tools": tools}
         if any(self.is_control(m["content"]) for m in messages):
             return self._split_at_control(self._rendered(messages, options))
         ids = self.tokenizer.apply_chat_template(messages, **options, return_dict=False)
         assert ids == self._split_at_control(self._rendered(messages, options))
         return ids
 
-    def cut(self, messages: list[Message], template: str) -> list[int]:
+    def cut(self, messages: list[Message], template: str, tools: Any = None) -> list[int]:
         """Of a conversation, cut where each answer begins."""
-        whole = self._rendered(messages, {"chat_template": template})
+        whole = self._rendered(messages, {"chat_template": template, "tools": tools})
         ids: list[int] = []
         at = 0
         for turn, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            options = {"chat_template": template, "add_generation_prompt": True}
+            options = {"chat_template": template, "add_generation_prompt": True, "tools": tools}
             prompt = self._rendered(messages[:turn], options)
             if not whole.startswith(prompt):
                 prompt = whole[: whole.index(message["content"], at)].rstrip(" ")

@@ -100,7 +100,9 @@ def _read_data(options: AblateOptions, source: ModelSource) -> Data:
         if not paths:
             found.append([])
             continue
-        reading = Reading(options.seq_len, overlong=options.overlong, cache=options.data_cache)
+        reading = Reading(
+            options.seq_len, True, options.overlong, options.columns, options.data_cache
+        )
         rows = SFT.prepare(paths, template, tokenizer, reading)
         check_examples(rows.report.source, rows.examples, source.config, tokenizer)
         found.append(list(rows.packed))

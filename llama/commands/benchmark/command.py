@@ -133,7 +133,7 @@ def _read_data(options: BenchmarkOptions, source: ModelSource) -> Prepared | Non
     template = load_template(options.template, tokenizer)
     length = row_length(options)
     reading = Reading(
-        length, overlong=options.overlong, cache=options.data_cache, first=options.rows
+        length, True, options.overlong, options.columns, options.data_cache, options.rows
     )
     data = prepare(options.data, template, tokenizer, reading)
     print(data.report.text(), file=sys.stderr)
@@ -252,6 +252,7 @@ def describe(job: Job, resolved: Resolved, mesh: Mesh, device: torch.device) -> 
     return {
         "model": options.model,
         "data": [str(path) for path in options.data] or None,
+        "columns": dict(options.columns) or None,
         "micro_batch": resolved.micro_batch,
         "accumulation": resolved.accumulation,
         "seq_len": job.row_length,

@@ -103,7 +103,9 @@ def _read_data(options: PlanOptions, config: ModelConfig, beside: Path | None) -
     tokenizer = load_tokenizer(path)
     check_tokenizer(path, tokenizer, config, options.model)
     template = load_template(options.template, tokenizer)
-    reading = Reading(options.seq_len, options.pack, options.overlong, cache=options.data_cache)
+    reading = Reading(
+        options.seq_len, options.pack, options.overlong, options.columns, options.data_cache
+    )
     found = SFT.prepare(options.data, template, tokenizer, reading)
     check_examples(found.report.source, found.examples, config, tokenizer)
     return found

@@ -94,6 +94,8 @@ class Suggestion:
             words.append(f"--lora.rank {lora.rank} --lora.targets {','.join(lora.targets)}")
         if options.data:
             words.append(" ".join(f"--data {path}" for path in options.data))
+        if options.columns:
+            words.append(f"--columns {','.join(map('='.join, options.columns))}")
         return " ".join(words)
 
 

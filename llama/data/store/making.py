@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from llama.data.columns import Columns, Renamer
 from llama.data.examples import Overlong, build_examples
 from llama.data.flat import DTYPES, Array, flatten
 from llama.data.records import Problems
-from llama.data.rows import Columns, rows_of
+from llama.data.rows import rows_of
 from llama.data.stream import Item, UnsoundError, items, parsed, unit_of
 from llama.data.tally import Tally, tally_of
 from llama.tokenizer.base import Template, Tokenizer
@@ -52,6 +53,8 @@ class Made:
     tally: Tally
     refused: Sequence[tuple[int, str]]
     """Row number and reason, as of `ExampleSet`."""
+    renamer: Renamer
+    """What it has met of the columns that were to be renamed."""
     arrays: dict[str, Array]
     """As `DTYPES` names them."""
 
@@ -85,7 +88,8 @@ def make(part: Part, making: Making, first: int | None = None) -> Made:
         records = [(number, parsed(item)) for number, _, item in part.items]
     except (ValueError, RecursionError) as error:
         raise UnsoundError(f"{part.path}: {error}") from None
-    rows, form = rows_of(records, part.unit, part.start, making.columns, problems)
+    renamer = Renamer(making.columns)
+    rows, form = rows_of(records, part.unit, part.start, renamer, problems)
     if problems.any:
         raise UnsoundError(f"{part.path}: problems")
     kept = rows[:first]
@@ -97,7 +101,7 @@ def make(part: Part, making: Making, first: int | None = None) -> Made:
         ("places", [part.items[i][1] for i in at]),
     ):
         arrays[name] = np.array(values, DTYPES[name])
-    return Made(form, tally_of(built, making.tokenizer), built.refused, arrays)
+    return Made(form, tally_of(built, making.tokenizer), built.refused, renamer, arrays)
 
 
 def make_first(every: Iterable[Part], making: Making, first: int | None) -> Iterator[Made]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llama.data.columns import Renamer
 from llama.data.examples import REFUSED, refusals
 from llama.data.flat import DTYPES, Examples, flat_of, repeats
 from llama.data.rows import read_rows
@@ -91,6 +92,7 @@ class _Job:
         starts: list[int] = []
         tally = Tally()
         refused: list[tuple[int, str]] = []
+        renamer = Renamer(self.making.columns)
         try:
             forms: dict[int, str] = {}
             for made, file in self._made(starts, alone):
@@ -100,12 +102,15 @@ class _Job:
                 if len(refused) > REFUSED:
                     read_rows(self.paths, self.making.columns)  # A file's own go first.
                     break
+                renamer.merge(made.renamer)
                 tally.merge(made.tally)
                 sink.add(made.arrays)
         except (UnsoundError, UserError) as error:
             read_rows(self.paths, self.making.columns)
             raise AssertionError("read whole, the files have nothing wrong in them") from error
         source = Source(self.files, tuple(starts))
+        if len(refused) <= REFUSED:  # all rows were looked at
+            raise_if(renamer.problems(source.name))
         raise_if(refusals(source, refused[: REFUSED + 1]))
         tally.duplicates = repeats(sink.so_far("contents").reshape(-1, 2))
         return {"starts": starts, "tally": tally.as_json()}

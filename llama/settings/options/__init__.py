@@ -6,6 +6,7 @@ A field's type decides what the option takes:
     Literal["a", "b"]             one of the choices
     X | None                      an X; absent (in YAML also `null`) means None
     tuple[str, ...]               names joined by commas: `wq,wv`
+    tuple[tuple[str, str], ...]   pairs of names: `output=answer,instruction=question`
     list[str]                     the option repeated: `--override a=1 --override b=2`
     list[Path]                    the same, or several joined by commas: `--data a,b --data c`
     a dataclass                   its fields, dotted: `--lora.rank`

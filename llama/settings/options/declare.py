@@ -47,7 +47,8 @@ class Option:
         if typing.get_origin(self.kind) is Literal:
             return "{" + ",".join(typing.get_args(self.kind)) + "}"
         if typing.get_origin(self.kind) is tuple:
-            return "NAME,NAME"
+            of_pairs = typing.get_origin(typing.get_args(self.kind)[0]) is tuple
+            return "NEW=OLD,NEW=OLD" if of_pairs else "NAME,NAME"
         if self.repeated:
             return "PATH" if typing.get_args(self.kind) == (Path,) else "KEY=VALUE"
         names = {str: "TEXT", int: "N", float: "X", bool: "true|false", Path: "PATH"}

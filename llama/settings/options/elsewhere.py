@@ -74,8 +74,7 @@ _SAVED = "a checkpoint at the end of each epoch and of the run, the newest 3 kep
 _ATTENTION = Already("the fastest attention of the device is taken; --compile true fuses the rest")
 _LINEARS = Instead("adapters are of linear layers of the blocks; --method full trains everything")
 _FILES = Already("the model's own files say it")
-_READING = Already("rows are read and packed once, at the start")
-_HELD_OUT = Instead("give the held-out rows as a file: --eval_data FILE")
+_READING = Already("rows are read in parallel and packed at the start, and kept in --data_cache")
 _LAUNCHER = Instead("it is the launcher's, before the script: deepspeed --num_gpus N, or torchrun")
 _ZERO = Instead("it is ZeRO here: --deepspeed ds_configs/lora_zero3.json cuts the weights up")
 _STARTS = _only_on(Instead("an adapter starts with A uniform and B zero, as PEFT's default"))
@@ -247,16 +246,20 @@ _ROWS: tuple[tuple[str, Answer], ...] = (
     ),
     ("eval_dataset validation_file test_datasets", Here("--eval_data {}", "heldout.jsonl")),
     ("dataset_dir", Instead("give the file's own path: --data DIR/FILE")),
-    ("val_set_size val_size test_size split_dataset_ratio", _HELD_OUT),
-    ("dataset_split train_split", Instead("give the file of the split: --data FILE")),
+    ("val_set_size val_size test_size split_dataset_ratio", Here("--eval_split {}", "0.1")),
+    (
+        "dataset_split train_split",
+        Instead("it stands after the name of a hub's data set: --data ORG/NAME:train"),
+    ),
     (
         "dataset_text_field",
         ByValue(
             {"text": Already("a plain text is the field `text`")},
-            Instead("the text of a row is its field `text`: rename it"),
+            Here("--columns text={}", "content"),
         ),
     ),
-    ("dataset_prepared_path overwrite_cache preprocessing_num_workers", _READING),
+    ("dataset_prepared_path", Here("--data_cache {}", "last_run_prepared")),
+    ("overwrite_cache preprocessing_num_workers", _READING),
     ("dataset_num_proc dataloader_num_workers dataloader_pin_memory", _READING),
     ("remove_unused_columns shuffle_merged_datasets streaming", _READING),
     (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from llama.settings import commands, doctor
 from llama.settings.options.declare import declared
 
 
@@ -14,8 +13,11 @@ def names_of_all_commands() -> frozenset[str]:
 def _commands() -> tuple[type, ...]:
     """Looked up when asked for: the classes' own fields are marked with words of this package, so
     that it is being imported before they are there."""
+    from llama.settings import commands, data_command, doctor
+
     return (
         commands.TrainOptions,
+        data_command.DataOptions,
         commands.GenerateOptions,
         commands.EvaluateOptions,
         commands.BenchmarkOptions,

@@ -34,7 +34,8 @@ def value_of(option: Option, texts: Sequence[str | None]) -> Any:
         return [_SCALARS[kind](text) for text in given]
     origin = typing.get_origin(option.kind)
     if origin is tuple:
-        return _names(given)
+        of_pairs = typing.get_origin(typing.get_args(option.kind)[0]) is tuple
+        return _pairs(given) if of_pairs else _names(given)
     if len(given) != 1:
         raise ValueError(f"expected one value, found a list of {len(given)}")
     if origin is Literal:
@@ -47,6 +48,19 @@ def _names(texts: Sequence[str]) -> tuple[str, ...]:
     if not all(names):
         raise ValueError(f"expected names joined by commas, found {','.join(texts)!r}")
     return names
+
+
+def _pairs(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """`output=answer` and the like, each name on the left once."""
+    pairs: dict[str, str] = {}
+    for text in _names(texts):
+        new, _, old = (part.strip() for part in text.partition("="))
+        if not (new and old):
+            raise ValueError(f"expected NEW=OLD, as output=answer, found {text!r}")
+        if new in pairs:
+            raise ValueError(f"{new} is given twice; keep one")
+        pairs[new] = old
+    return tuple(pairs.items())
 
 
 def _choice(text: str, choices: Sequence[str]) -> str:

@@ -36,7 +36,7 @@ def identity(inputs: Inputs, schedule: Schedule, mesh: Mesh) -> dict[str, Any]:
     found["precision"] = schedule.resolved.precision
     found["rows of a step"] = _rows_of_a_step(schedule, mesh)
     for name, value in marked(inputs.options, BY_VALUE):
-        found[name] = ",".join(sorted(value)) if isinstance(value, tuple) else value
+        found[name] = _as_one(value) if isinstance(value, tuple) else value
     for section in _SECTIONS:
         found |= leaves(section, inputs.deepspeed.get(section))
     return found
@@ -81,6 +81,11 @@ def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     if any(line.startswith("--data: not") for line in lines):  # other rows have other tokens
         lines = [line for line in lines if not line.startswith("--data: its rows")]
     return lines
+
+
+def _as_one(names: tuple[str | tuple[str, str], ...]) -> str:
+    """Names, or pairs of them, whose order decides nothing."""
+    return ",".join(sorted(name if isinstance(name, str) else "=".join(name) for name in names))
 
 
 def _short(digest: object) -> str:

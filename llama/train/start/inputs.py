@@ -84,7 +84,9 @@ def _prepared(
     options: TrainOptions, source: ModelSource, template: Template, tokenizer: Tokenizer
 ) -> tuple[Prepared, Prepared | None]:
     """What is trained on, and what is held out. Raises one `UserError` for both."""
-    reading = Reading(options.seq_len, options.pack, options.overlong, cache=options.data_cache)
+    reading = Reading(
+        options.seq_len, options.pack, options.overlong, options.columns, options.data_cache
+    )
     data, eval_data = _data_paths(options)
     if options.eval_split is not None:
         asked = HoldOut(options.eval_split, options.seed)

@@ -53,7 +53,7 @@ class Start:
     """The checkpoint; None where there is none."""
 
 
-_BEFORE = {"method": "lora"}
+_BEFORE = {"method": "lora", "columns": ""}
 """Of a run's identity, what was not said by programs that knew but one value of it."""
 
 

@@ -109,7 +109,35 @@ CASES = [
         ("row 2: field 'completion' is a number, not a string",),
     ),
     Case("a row that is no object", lambda s: s.edit_rows((7, "a")), ("row 7: is a string",)),
-    Case("fields of no known form", rows({"question": "a", "answer": "b"}), ("known fields",)),
+    Case("fields of no known form", rows({"question": "a", "solution": "b"}), ("known fields",)),
+    Case(
+        "a column to rename that no row has",
+        lambda s: s.options.update(columns="prompt=question"),
+        ("rows.json: --columns prompt=question: no row has 'question' (they have prompt, comp",),
+    ),
+    Case(
+        "columns that name nothing",
+        lambda s: s.options.update(columns="prompt"),
+        ("--columns: expected NEW=OLD, as output=answer, found 'prompt'",),
+    ),
+    Case(
+        "a column renamed twice",
+        lambda s: s.options.update(columns="prompt=a,prompt=b"),
+        ("--columns: prompt is given twice; keep one",),
+    ),
+    Case("template-free segments", rows({"segments": []}), ("row 1: is text in segments",)),
+    Case(
+        "a call that is no JSON",
+        rows(
+            {
+                "conversations": [
+                    {"from": "human", "value": "a"},
+                    {"from": "function_call", "value": "f()"},
+                ]
+            }
+        ),
+        ("turn 2, field 'value' is not a call",),
+    ),
     Case("a gzip file", content(b"\x1f\x8b\x08" + bytes(9)), ("is gzip-compressed: unpack it",)),
     Case("UTF-16", content('[{"text": "a"}]'.encode("utf-16")), ("is UTF-16 text, not UTF-8",)),
     Case("lines of lists", content('["a"]\n["b"]\n'), ("line 1: is a list, not an object",)),
@@ -192,4 +220,17 @@ CASES = [
         (*(f"row {number}: " for number in range(1, 21)), "and 10 more problems like these"),
     ),
     Case("rows to evaluate on", rows({"a": 1}), ("row 1: has none of the known",), "evaluate"),
+    Case("rows to look at", rows({"a": 1}), ("row 1: has none of the known",), "data"),
+    Case(
+        "a row to look at that is not there",
+        lambda s: s.options.update(rows="12"),
+        ("--rows: rows.json has no row 12; it has 11, numbered from 1 to 11",),
+        "data",
+    ),
+    Case(
+        "rows to look at that are no numbers",
+        lambda s: s.options.update(rows="1-3"),
+        ("--rows: expected numbers of rows from 1 on, as 3,17, found '1-3'",),
+        "data",
+    ),
 ]

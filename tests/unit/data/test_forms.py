@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,39 @@ from llama.data.rows import Row, read_rows
 from llama.data.types import IGNORE, Example
 from llama.errors import UserError
 from llama.tokenizer.base import Tokenizer
+from llama.tokenizer.load import load_tokenizer
 from llama.tokenizer.templates import load_template
-from tests.support.tokenizer_files import byte_tokenizer
+from tests.support.tokenizer_files import byte_description, byte_tokenizer, write_tokenizer_json
 
 USER, ANSWER = {"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}
 SYSTEM = {"role": "system", "content": "Count."}
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"a": "number"}}}]
+WITH_TOOLS = (
+    "{% for t in tools or [] %}<s>{{ t | tojson }}</s>{% endfor %}{% for m in messages %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls or [] %}(call)"
+    "{{ c.function | tojson }}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""A template that writes tools and calls."""
 
 
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> Tokenizer:
     return byte_tokenizer(tmp_path / "tokenizer")
+
+
+def with_llama3s_tokens(folder: Path) -> Tokenizer:
+    """The tiny tokenizer with the control tokens of Llama 3 besides its own."""
+    description = byte_description()
+    plain = description["added_tokens"][0]
+    ids = itertools.count(1 + max(description["model"]["vocab"].values()))
+    for name in ("begin_of_text", "start_header_id", "end_header_id", "eot_id"):
+        token = {**plain, "id": next(ids), "content": f"<|{name}|>"}
+        description["added_tokens"].append(token)
+        description["model"]["vocab"][token["content"]] = token["id"]
+    return load_tokenizer(write_tokenizer_json(folder, description))
 
 
 def write(tmp_path: Path, *records: Any) -> Path:
@@ -75,6 +98,11 @@ SAME = {
         {"prompt": [USER], "completion": [ANSWER]},
         {"prompt": [USER], "completion": "two"},
         {"prompt": "one", "completion": [ANSWER]},
+        {"prompt": "one", "response": "two"},
+        {"question": "one", "answer": "two"},
+        {"question": "one", "response": "two", "system_prompt": ""},
+        {"query": "one", "response": "two", "type": "x"},
+        {"query": "one", "answer": "two"},
     ],
     "after a system turn": [
         {"messages": [SYSTEM, USER, ANSWER]},
@@ -88,6 +116,11 @@ SAME = {
         },
         {"instruction": "one", "output": "two", "system": "Count."},
         {"prompt": [SYSTEM, USER], "completion": [ANSWER]},
+        {"prompt": "one", "completion": "two", "system": "Count."},
+        {"conversations": [{"from": "human", "value": "one"}, {"from": "gpt", "value": "two"}],
+         "system": "Count."},
+        {"instruction": "one", "response": "two", "system": "Count."},
+        {"system_prompt": "Count.", "question": "one", "response": "two"},
     ],
     "after a history": [
         {"messages": [USER, ANSWER, {**USER, "content": "three"}, {**ANSWER, "content": "four"}]},
@@ -96,6 +129,7 @@ SAME = {
     "on something": [
         {"instruction": "Add", "input": "1 2", "output": "3"},
         {"instruction": "Add", "context": "1 2", "response": "3"},
+        {"question": "Add", "context": "1 2", "answer": "3"},
     ],
     "of a tool": [
         {
@@ -108,21 +142,43 @@ SAME = {
         }
         for name in ("function", "observation", "tool")
     ],
+    "with calls": [
+        {"messages": [USER, CALLING, {"role": "tool", "content": "1"}, ANSWER], "tools": TOOLS},
+        {"messages": [USER, {**CALLING, "content": ""}, {"role": "tool", "content": "1"}, ANSWER],
+         "tools": json.dumps(TOOLS)},
+        {"messages": [USER, {**CALLING, "tool_calls": json.dumps([CALL])},
+                      {"role": "tool", "content": "1"}, ANSWER], "tools": TOOLS},
+        {"prompt": [USER], "completion": [CALLING, {"role": "tool", "content": "1"}, ANSWER],
+         "tools": TOOLS},
+        *(
+            {"conversations": [
+                {"from": "human", "value": "one"},
+                {"from": "function_call", "value": json.dumps(value)},
+                {"from": "observation", "value": "1"},
+                {"from": "gpt", "value": "two"},
+            ], "tools": json.dumps(TOOLS)}
+            for value in (CALL["function"], [CALL["function"]])
+        ),
+    ],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("name", "template"),
     [
-        (name, template)
-        for name in SAME
-        for template in ("chatml", "alpaca")
-        if (name, template) != ("of a tool", "alpaca")  # which has no turn of a tool
+        *((name, "tools.jinja") for name in SAME),
+        *((name, "llama3") for name in SAME if name != "with calls"),
+        *((name, "chatml") for name in SAME if name != "with calls"),
+        *((name, "alpaca") for name in SAME if name not in ("with calls", "of a tool")),
     ],
 )
 def test_the_same_conversation_in_every_form(
-    tmp_path: Path, tokenizer: Tokenizer, name: str, template: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, template: str
 ) -> None:
+    """Only of a tool's turns and calls does it depend on the template whether it has them."""
+    monkeypatch.chdir(tmp_path)
+    Path("tools.jinja").write_text(WITH_TOOLS)
+    tokenizer = with_llama3s_tokens(tmp_path / "tokenizer")
     first, *others = SAME[name]
     expected = examples(write(tmp_path, first), tokenizer, template)
     assert sum(example.supervised for example in expected) > 1
@@ -248,6 +304,18 @@ def test_csv(tmp_path: Path, mark: str) -> None:
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "is a preference pair (chosen and"),
         ({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, "is a preference pair"),
         ({"prompt": "a", "completion": "b", "label": False}, "is a judged answer (KTO"),
+        ({"prompt": "a", "chosen": "b"}, "is a preference pair (chosen and rejected), from which"),
+        ({"messages": [USER, ANSWER], "kto_tag": True}, "is a judged answer (KTO"),
+        ({"segments": [{"label": True, "text": "a"}]}, "is text in segments (Axolotl's template"),
+        (
+            {"instruction": "a", "output": "b", "system": "c", "system_prompt": "d"},
+            "has `system` and `system_prompt`; keep one of them",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "a"},
+                               {"from": "function_call", "value": "f()"}]},
+            "field 'conversations', turn 2, field 'value' is not a call, {\"name\": ...",
+        ),
         ({"input_ids": [1, 2], "labels": [1, 2]}, "holds tokens (input_ids), not text"),
         ({"messages": [USER, ANSWER], "images": ["x.png"]}, "holds images"),
         ({"messages": [USER, ANSWER], "functions": [CALL]}, "has `functions`, which is not read"),
@@ -310,6 +378,20 @@ def test_csv(tmp_path: Path, mark: str) -> None:
 )  # fmt: skip
 def test_what_is_refused_says_what_it_is(tmp_path: Path, record: Any, said: str) -> None:
     assert problem(tmp_path, record).startswith(f"row 1: {said}")
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"dialog": [USER, ANSWER]}, "--columns messages=dialog"),
+        ({"talk": [{"from": "human", "value": "a"}]}, "--columns conversations=talk"),
+        ({"question": "a", "solution": "b"}, "--columns prompt=NAME,completion=NAME"),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "--columns completion=chosen"),
+        ({"chosen": [USER, ANSWER], "rejected": [USER]}, "--columns messages=chosen"),
+    ],
+)
+def test_how_a_row_could_be_read_is_said(tmp_path: Path, record: Any, said: str) -> None:
+    assert said in problem(tmp_path, record)
 
 
 def test_a_file_of_another_form_is_one_line(tmp_path: Path) -> None:

@@ -83,6 +83,26 @@ def test_as_all_at_once(
     ]
 
 
+def test_columns_that_only_later_parts_have(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Each process sees some of the rows, and whether a column is there is asked of all."""
+    path = file_of(tmp_path)
+    lines = path.read_text().splitlines()
+    late = json.loads(lines[-1])
+    late["answer"] = late.pop("output")
+    path.write_text("\n".join([*lines[:-1], json.dumps(late)]))
+    columns = (("output", "answer"),)
+    made = prepared(path, tokenizer, columns=columns)
+    template = load_template("chatml", tokenizer)
+    rows = read_rows([path], columns).rows
+    assert list(made.examples) == (
+        build_examples(rows, template, tokenizer, SEQ_LEN, "drop").examples
+    )
+    assert made.rows_numbered([rows[-1].number]) == rows[-1:]
+    with pytest.raises(UserError, match="--columns output=anser: no row has 'anser'") as caught:
+        prepared(path, tokenizer, columns=(("output", "anser"),))
+    assert "did you mean answer" in caught.value.problems[0]
+
+
 def test_a_second_start_makes_nothing(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,13 +12,17 @@ import pytest
 from llama.commands.doctor.options import DoctorOptions
 from llama.errors import UserError
 from llama.settings import (
+    BenchmarkOptions,
     EvaluateOptions,
     GenerateOptions,
     LoRAOptions,
+    PlanOptions,
     TrainOptions,
+    check_benchmark,
     check_evaluate,
     check_generate,
     check_lora,
+    check_plan,
     check_train,
     checked_train,
 )
@@ -125,6 +129,22 @@ def test_generate(changes: dict[str, Any], line: str):
 def test_evaluate(changes: dict[str, Any], line: str):
     (found,) = check_evaluate(replace(EvaluateOptions(data=[LORA_JSON]), **changes))
     assert line in found
+
+
+def test_columns_of_no_rows_have_no_effect():
+    columns = (("prompt", "q"),)
+    line = "--columns: has no effect without --data"
+    assert check_benchmark(BenchmarkOptions(columns=columns), 1) == [line]
+    assert check_plan(PlanOptions(gpu="l4", suggest=True, columns=columns)) == [line]
+
+
+def test_a_data_set_of_the_hub_is_not_asked_for_before_the_options_are_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert check_train(train(data=[Path("org/rows"), Path("org/rows:test")]), 1) == []
+    twice = check_train(train(data=[Path("org/rows"), Path("org/rows")]), 1)
+    assert twice == ["--data: org/rows is given twice"]
 
 
 def test_a_missing_file_names_its_nearest_sibling(tmp_path: Path):

@@ -17,7 +17,7 @@ from llama.weights import hub
 from llama.weights.gguf import GGUFReader
 from llama.weights.huggingface import HuggingFaceReader
 from llama.weights.meta import MetaReader
-from llama.weights.open_model import open_model
+from llama.weights.open_model import open_model, tokenizer_of
 from tests.support.model_files import TINY, random_state, write_gguf, write_huggingface, write_meta
 from tests.support.tokenizer_files import smollm2_gguf
 
@@ -199,3 +199,37 @@ def test_hub_uses_the_cache_before_the_network(
     source = open_model("org/model")
     assert source.name == "org/model" and source.config == TINY
     assert asked == ([True] if cached else [True, False])
+
+
+@pytest.mark.parametrize("has_tokenizer", [True, False])
+def test_of_a_model_on_the_hub_the_tokenizer_alone(
+    has_tokenizer: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No weights: neither pattern that is asked for would match them."""
+    import huggingface_hub as hub_module
+
+    write_huggingface(tmp_path / "whole", TINY)
+    for path in (tmp_path / "whole").glob("*.safetensors"):
+        path.unlink()
+    if has_tokenizer:
+        (tmp_path / "whole" / "tokenizer.json").write_text("{}")
+
+    def download(name: str, allow_patterns: list[str], **_: object) -> str:
+        assert name == "org/model"
+        assert not any(Path("model.safetensors").match(pattern) for pattern in allow_patterns)
+        return str(tmp_path / "whole")
+
+    def one_file(name: str, file: str, **_: object) -> str:
+        return str(tmp_path / "whole" / file)
+
+    monkeypatch.setattr(hub_module, "snapshot_download", download)
+    monkeypatch.setattr(hub_module, "hf_hub_download", one_file)
+    config, tokenizer = tokenizer_of("org/model")
+    assert config == TINY
+    assert tokenizer == (tmp_path / "whole" if has_tokenizer else None)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_tokenizer_that_the_hub_does_not_give() -> None:
+    with pytest.raises(UserError, match="no network in this test"):
+        hub.tokenizer_folder("org/model")

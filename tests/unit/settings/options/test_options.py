@@ -57,6 +57,8 @@ class Outer(Base):
     """A key."""
     more: list[Path] = field(default_factory=list)
     """Files."""
+    columns: tuple[tuple[str, str], ...] = ()
+    """Names for names."""
 
 
 def outer(*argv: str) -> Outer:
@@ -92,6 +94,8 @@ def test_defaults():
         ("--lora.rank 4", {"lora": Inner(rank=4)}),
         ("--lora.targets wq,wo", {"lora": Inner(targets=("wq", "wo"))}),
         ("--override a=1 --override b=2", {"override": ["a=1", "b=2"]}),
+        ("--columns a=b,c=d", {"columns": (("a", "b"), ("c", "d"))}),
+        ("--columns messages.role=x=y", {"columns": (("messages.role", "x=y"),)}),
         ("--more a --more=b", {"more": [Path("a"), Path("b")]}),
         ("--more a,b --more c", {"more": [Path("a"), Path("b"), Path("c")]}),
         ("--local_rank 0", {}),
@@ -170,6 +174,10 @@ def test_a_value_may_begin_with_dashes_that_name_no_option():
         ("--pack=yes", "--pack: expected true or false, found 'yes'"),
         ("--mode blok", "expected one of none, block, found 'blok'; did you mean block?"),
         ("--tokenizer=", "--tokenizer: expected a path, found ''"),
+        ("--columns a", "--columns: expected NEW=OLD, as output=answer, found 'a'"),
+        ("--columns a=", "--columns: expected NEW=OLD, as output=answer, found 'a='"),
+        ("--columns a=b,a=c", "--columns: a is given twice; keep one"),
+        ("--columns a=b --columns c=d", "--columns: given twice; keep one"),
         ("--lora.targets wq,,wv", "--lora.targets: expected names joined by commas"),
     ],
 )

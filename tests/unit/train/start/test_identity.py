@@ -30,6 +30,7 @@ OTHER: dict[str, Any] = {
     "lora.kind": "another",
     "lora.scale": "alpha/sqrt(r)",
     "method": "full",
+    "columns": (("output", "answer"),),
 }
 
 
@@ -80,6 +81,15 @@ def test_weights_are_another_run_and_none_is_as_before(monkeypatch: pytest.Monke
         "weights of --data: the run began with None, and is now given ['1', '1/2']"
     ]
     assert differences(now, given("a", "b:1/2")) == []
+
+
+def test_the_order_of_columns_is_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = (("prompt", "q"), ("completion", "a"))
+    asked, turned = (
+        dataclasses.replace(OPTIONS, columns=pairs) for pairs in (columns, columns[::-1])
+    )
+    assert of(asked, monkeypatch) == of(turned, monkeypatch)
+    assert of(asked, monkeypatch)["columns"] == "completion=a,prompt=q"
 
 
 def test_leaves_are_named_from_the_outside_in() -> None:
