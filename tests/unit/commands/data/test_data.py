@@ -89,9 +89,7 @@ def test_its_figures_are_those_of_a_run(capsys: pytest.CaptureFixture[str]) -> N
     tokenizer = load_tokenizer(Path("model"))
     template = load_template("chatml", tokenizer)
     columns = (("messages", "dialog"),)
-    run = prepare(
-        [Path("rows.jsonl")], template, tokenizer, Reading(SEQ_LEN, columns=columns)
-    )
+    run = prepare([Path("rows.jsonl")], template, tokenizer, Reading(SEQ_LEN, columns=columns))
     assert found["data"]["files"] == [
         {"path": "rows.jsonl", "rows": 5, "form": "messages", "columns": ["dialog"]}
     ]
