@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -66,6 +67,19 @@ def adapters(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
     for name, module in model.named_modules():
         if isinstance(module, Adapter):
             yield name.removesuffix(".lora"), module
+
+
+@contextmanager
+def switched_off(model: nn.Module) -> Iterator[None]:
+    """Within, the model computes what its base does, to the last digit."""
+    scales = [(adapter, adapter.scale) for _, adapter in adapters(model)]
+    try:
+        for adapter, _ in scales:
+            adapter.scale = 0.0
+        yield
+    finally:
+        for adapter, scale in scales:
+            adapter.scale = scale
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -55,6 +55,9 @@ class FullMethod(Method):
         """A tied output matrix is one parameter with the embedding."""
         model.requires_grad_(True)
 
+    def as_begun(self, model: Transformer) -> None:
+        return None
+
     def watched(self, engine: Engine) -> Watched:
         def agreed(flags: torch.Tensor) -> torch.Tensor:
             return engine.parts.over_ranks(flags.int(), dist.ReduceOp.MAX).bool()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from llama.adapters import peft_format
-from llama.adapters.attach import adapters, attach, initialise
+from llama.adapters.attach import adapters, attach, initialise, switched_off
 from llama.adapters.match import expected_shapes, parameter_count
 from llama.adapters.peft_format import AdapterConfig
 from llama.engine import Engine
@@ -61,6 +62,10 @@ class LoRAMethod(Method):
         initialise(model, seed, device)
         for _, adapter in adapters(model):
             adapter.to(model.tok_embeddings.weight.dtype)
+
+    def as_begun(self, model: Transformer) -> AbstractContextManager[None]:
+        """An adapter begins with B at zero."""
+        return switched_off(model)
 
     def watched(self, engine: Engine) -> Watched:
         return Watched(engine.own_values, lambda flags: flags)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -88,6 +89,11 @@ class Method(ABC):
     def prepare(self, model: Transformer, seed: int, device: torch.device) -> None:
         """Have of `model`, which holds its weights and trains nothing, those parameters train that
         are to, with their first values."""
+
+    @abstractmethod
+    def as_begun(self, model: Transformer) -> AbstractContextManager[None] | None:
+        """Within it, `model` computes what it did before any step, at whatever step it is. None
+        where that is gone."""
 
     # With the engine; every rank must call these
 

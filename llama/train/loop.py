@@ -190,20 +190,19 @@ class Run:
     # Training
 
     def _train(self) -> None:
-        prompts = samples.choose_prompts(self.inputs)
+        comparison = samples.Comparison(self.inputs, self.model, self.mesh)
         show_life(self.model, self.ends.beat)
         if self.start.source is None:
             self.summary |= {"steps": 0, "eval_loss_before": self._evaluate(0), "epoch_losses": []}
-            self.state.samples_before = self._answers(prompts)
-        prompts, left_out = samples.comparable(prompts, self.state.samples_before)
-        if left_out:
+            self.state.samples_before = comparison.before()
+        if left_out := comparison.keep_to(self.state.samples_before):
             self.report.say(left_out)
         # an epoch that was begun is ended, even where no step of it is left
         while self.state.window or self._goes_on():
             self._epoch()
             if self.ends.status:
                 return
-        self._finish(prompts)
+        self._finish(comparison)
 
     def _goes_on(self) -> bool:
         epochs_left = self.state.epoch < self.options.epochs
@@ -261,13 +260,12 @@ class Run:
         if stops or self._is_due():
             self._save()
 
-    def _finish(self, prompts: list[samples.Prompt]) -> None:
+    def _finish(self, comparison: samples.Comparison) -> None:
         result = self.folder / self.method.RESULT
         for hint in self.method.write(self.engine, result, self.options.tokenizer):
             self.report.say(hint)
-        after = self._answers(prompts)
-        before = self.state.samples_before
-        if prompts:
+        before, after = comparison.both(self.state.samples_before)
+        if prompts := comparison.prompts:
             path = self.folder / SAMPLES
             on_main(self.mesh, lambda: samples.write_samples(path, prompts, before, after))
             self.report.samples(self.engine.steps, samples.as_text(prompts, before, after))
@@ -325,9 +323,6 @@ class Run:
         loss = float(both[0] / both[1])
         self.report.evaluation(self.engine.steps, epochs, loss)
         return loss
-
-    def _answers(self, prompts: list[samples.Prompt]) -> list[str]:
-        return samples.answers(self.model, self.inputs.tokenizer, prompts, self.mesh)
 
     def _say_where(self) -> None:
         losses = ", ".join(f"{loss:.4f}" for loss in self.summary["epoch_losses"])

@@ -99,6 +99,41 @@ def comparable(prompts: list[Prompt], before: list[str]) -> tuple[list[Prompt], 
     )
 
 
+class Comparison:
+    """Answers of a run's model before and after its training. Every rank must call what asks it."""
+
+    def __init__(self, inputs: Inputs, model: Transformer, mesh: Mesh) -> None:
+        self.prompts = choose_prompts(inputs)
+        self._inputs = inputs
+        self._model = model
+        self._mesh = mesh
+
+    def before(self) -> list[str]:
+        """What must be asked before the first step: nothing, where the model can still be asked at
+        the end as it is now. That is sooner training, and no wait in a run that is stopped."""
+        return [] if self._inputs.method.as_begun(self._model) else self._now()
+
+    def keep_to(self, before: list[str]) -> str | None:
+        """Have the prompts be those that `before`, as a checkpoint has it, answers; a line on the
+        others."""
+        if not before and self._inputs.method.as_begun(self._model):
+            return None
+        self.prompts, left_out = comparable(self.prompts, before)
+        return left_out
+
+    def both(self, before: list[str]) -> tuple[list[str], list[str]]:
+        """The answers before the training, `before` if they were asked then, and now."""
+        after = self._now()
+        as_begun = self._inputs.method.as_begun(self._model)
+        if before or as_begun is None:
+            return before, after
+        with as_begun:
+            return self._now(), after
+
+    def _now(self) -> list[str]:
+        return answers(self._model, self._inputs.tokenizer, self.prompts, self._mesh)
+
+
 def answers(
     model: Transformer, tokenizer: Tokenizer, prompts: list[Prompt], mesh: Mesh
 ) -> list[str]:

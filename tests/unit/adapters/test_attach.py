@@ -5,10 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llama.adapters.attach import adapters, attach, initialise, trainable_parameters
+from llama.adapters.attach import (
+    adapters,
+    attach,
+    initialise,
+    switched_off,
+    trainable_parameters,
+)
 from llama.adapters.lora import LoRAAdapter
 from llama.errors import UserError
 from llama.model.config import LINEARS
+from llama.model.documents import Documents
 from llama.model.transformer import Transformer
 from llama.parallel.layers import shard_dim
 from llama.parallel.mesh import SINGLE, TensorParallel
@@ -55,6 +62,24 @@ def test_the_base_layers_keep_their_names() -> None:
     attach(model, LoRAOptions(4, 8.0, 0.1, LINEARS))
     assert {name for name in model.state_dict() if ".lora." not in name} == before
     model.load_state_dict(random_state(TINY), strict=False)
+
+
+def test_switched_off_the_model_is_its_base() -> None:
+    model = Transformer(TINY)
+    model.load_state_dict(random_state(TINY))
+    ids = torch.tensor([5, 17, 3, 60, 2])
+    call = ids, torch.arange(5), Documents((0, 3, 5))
+    with torch.no_grad():
+        base = model(*call)
+    attach(model, LoRAOptions(4, 8.0, 0.0, LINEARS))
+    initialise(model, 0, CPU)
+    for _, adapter in adapters(model):
+        torch.nn.init.normal_(adapter.b)  # pyright: ignore[reportArgumentType]
+    with torch.no_grad():
+        trained = model(*call)
+        with switched_off(model):
+            assert torch.equal(model(*call), base)
+        assert torch.equal(model(*call), trained) and not torch.equal(trained, base)
 
 
 def test_unmatched_targets_are_all_named() -> None:
