@@ -10,6 +10,7 @@ from unittest import mock
 import pytest
 import torch
 
+from llama.notes import LOG
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.load import load_tokenizer
 from tests.support.model_files import ROOT
@@ -32,6 +33,13 @@ def _held_to_older_instructions() -> Iterator[None]:
     can = {name: has and "bf16" not in name for name, has in torch.cpu.get_capabilities().items()}
     with mock.patch("torch.cpu.get_capabilities", lambda: can):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _a_log_of_its_own() -> Iterator[None]:
+    """A process has one run's log, and tests make many runs in one process."""
+    yield
+    LOG.__init__()
 
 
 @pytest.fixture(scope="session", params=["made here", "published"])

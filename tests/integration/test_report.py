@@ -22,7 +22,7 @@ KILLED_AT, KIND = 3, "zero1-fp32"
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     """Runs that finished, that were stopped and then killed, that went on, and that failed; and the
     pages that they had left by then."""
-    case = Case(tmp_path_factory.mktemp("report"))
+    case = Case(tmp_path_factory.mktemp("report"), pages=True)
     case.add("straight", settings(KIND), None)
     case.add("resumed", settings(KIND), KILLED_AT)
     case.add("failed", settings(KIND), None, "--save_every", "1", full_at=2, limit=20_000)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from llama.notes import LOG
 from llama.settings import TrainOptions
 from llama.settings.options import run_command
 from llama.tokenizer.built_in_templates import CHATML, CHATML_BEGIN
@@ -40,6 +41,7 @@ class Trial:
         argv = [*self.case.argv(name, settings(kind)), "--output_dir", str(self.folder / name)]
         argv = merged(argv, more)
         self._capsys.readouterr()
+        LOG.end()  # each of these would be a process by itself
         return run_command(train, TrainOptions, "train.py", "", argv)
 
     def refusals(self, *more: str, **changes: Any) -> list[str]:

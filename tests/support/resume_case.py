@@ -27,6 +27,8 @@ class Case:
     runs: list[dict[str, Any]] = field(default_factory=list)
     lora: tuple[str, ...] = ("--lora.targets", "wq,wo", "--lora.dropout", "0.1")
     """The options of what trains."""
+    pages: bool = False
+    """Whether each run draws its page at its end, which takes as long as the run."""
 
     def __post_init__(self) -> None:
         self.model = write_model(self.folder / "model")
@@ -51,7 +53,14 @@ class Case:
         self, name: str, settings: dict[str, Any], stop_at: int | None, *more: str, **full: int
     ) -> None:
         """A run of the next `go`, as `tests/support/resume_runs.py` takes it."""
-        self.runs.append({"argv": self.argv(name, settings, *more), "stop_at": stop_at, **full})
+        self.runs.append(
+            {
+                "argv": self.argv(name, settings, *more),
+                "stop_at": stop_at,
+                "page": self.pages,
+                **full,
+            }
+        )
 
     def go(self, ranks: int = 1) -> str:
         """Make the runs that were added, one after the other; gives what they said."""

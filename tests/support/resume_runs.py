@@ -74,8 +74,9 @@ def main(path: Path) -> None:
     loop.build_engine = built
     loop.Ends = After
     loop.stop_processes = lambda: None  # DeepSpeed keeps groups of its own from run to run
-    loop.draw_report = lambda *_: None  # a page takes as long as a run, and is tested by itself
+    draw_report = loop.draw_report
     for run in json.loads(path.read_text()):
+        loop.draw_report = draw_report if run["page"] else lambda *_: None
         go(run)
     stop_processes()
 

@@ -77,7 +77,7 @@ def _template(folder: Path) -> object:
 
 def _yaml(folder: Path) -> object:
     problems: list[str] = []
-    read_yaml(folder / "options.yaml", {}, problems)
+    read_yaml(folder / "options.yaml", {}, (), problems)
     raise_if(problems)
     return problems
 
