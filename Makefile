@@ -6,25 +6,28 @@ TWO_AT_A_TIME := --numprocesses 2 --dist loadfile
 NUMERIC := tests/parity --ignore tests/parity/test_tokenizers.py tests/unit/weights/test_formats.py \
 	$(addprefix tests/unit/,adapters assembly engine fused kernels model parallel train)
 
-.PHONY: train test test-fast test-isa test-multinode test-faults fuzz topologies lint install
+.PHONY: train test test-long test-fast test-isa test-multinode test-faults fuzz topologies lint install
 .PHONY: install-test install-multinode clean
 
 train: install  ## fine-tune the bundled model on the bundled rows
 	# Nothing is recomputed: a model of this size needs no memory saved, and the run is shorter.
 	$(BIN)/deepspeed launcher/train.py --deepspeed ds_configs/lora.json --checkpointing none
 
-test: install-test  ## every test that needs no GPU
-	$(BIN)/python -m pytest $(TWO_AT_A_TIME)
+test: install-test  ## the tests that need no GPU, but for those that take most of a minute each
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not long"
 
-test-fast: install-test  ## the same without the slow ones
-	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not slow"
+test-long: install-test  ## those
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m long
+
+test-fast: install-test  ## the tests that take seconds each
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not slow and not long"
 
 # Torch's kernels and oneDNN's are each held to what such a CPU has: AVX2, then SSE4.1 at most.
 test-isa: install-test  ## the tests that compare numbers, as on two kinds of older CPU
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 \
-		$(BIN)/python -m pytest $(TWO_AT_A_TIME) $(NUMERIC) -m "numeric or not slow"
+		$(BIN)/python -m pytest $(TWO_AT_A_TIME) $(NUMERIC) -m "(numeric or not slow) and not long"
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1 \
-		$(BIN)/python -m pytest $(TWO_AT_A_TIME) $(NUMERIC) -m "numeric or not slow"
+		$(BIN)/python -m pytest $(TWO_AT_A_TIME) $(NUMERIC) -m "(numeric or not slow) and not long"
 
 fuzz: install-test  ## the fuzz tests, for hours and with new cases each time
 	$(BIN)/python -m pytest tests/fuzz --hypothesis-profile long --timeout 0

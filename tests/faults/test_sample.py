@@ -24,6 +24,7 @@ FAULTS = (
 )
 
 
+@pytest.mark.long
 def test_a_sample_of_the_matrix() -> None:
     """In a process of its own: it forks, and pytest has threads."""
     pattern = "|".join(f"^{fault}$" for fault in FAULTS).replace("(", r"\(").replace(")", r"\)")

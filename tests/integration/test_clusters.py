@@ -86,6 +86,7 @@ def resumed(folder: Path) -> int:
     return len(json.loads((folder / "run/run.json").read_text())["resumed"])
 
 
+@pytest.mark.long
 def test_slurm_a_killed_rank(folder: Path) -> None:
     done = batch_job(folder, STANDIN_FAULT="kill")
     assert done.returncode == 0, done.stderr
@@ -94,6 +95,7 @@ def test_slurm_a_killed_rank(folder: Path) -> None:
     assert (summary(folder)["status"], resumed(folder)) == ("finished", 1)
 
 
+@pytest.mark.long
 def test_slurm_the_end_of_the_jobs_time(folder: Path) -> None:
     done = batch_job(folder, STANDIN_FAULT="terminate")
     assert done.returncode == 143, done.stderr
@@ -128,6 +130,7 @@ def test_slurm_there_is_an_end(
     assert calls(folder) == ["doctor", *expected]
 
 
+@pytest.mark.long
 def test_kubernetes_a_killed_rank(folder: Path) -> None:
     """The command of both pods, side by side: the ranks of both are started again."""
     text = (ROOT / "docs/clusters/kubernetes.yaml").read_text()

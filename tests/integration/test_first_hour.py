@@ -45,6 +45,7 @@ def test_its_lines_are_commands() -> None:
     assert all(line[1] in COMMANDS for line in words if line[1:])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_cell_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small by the variables that its first cell leaves to whoever has set them."""

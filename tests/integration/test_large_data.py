@@ -55,6 +55,7 @@ def data_of(folder: Path, out: str) -> list[dict[str, Any]]:
     return json.loads((folder / out / "run.json").read_text())["data"]
 
 
+@pytest.mark.long
 def test_the_same_on_one_rank_and_on_two_and_gone_on_with(folder: Path) -> None:
     alone = launched("python", "train.py", *arguments(folder, "alone", 1, "--json"))
     succeeded(alone)

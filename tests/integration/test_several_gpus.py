@@ -129,6 +129,7 @@ def test_time_lost_is_that_in_which_only_a_collective_runs() -> None:
     }
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_ranks_from_end_to_end(tmp_path: Path) -> None:
     """The part in which all of it meets: settings written, ranks started, profiles read."""

@@ -226,6 +226,7 @@ def test_two_runs_on_one_port(sound: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "ab"[1 - lost] / "summary.json").read_text())["steps"] == 2
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_runs_on_the_port_that_deepspeed_gives(sound: Path, tmp_path: Path) -> None:
     """It gives 29500 to both, and their ranks meet elsewhere."""

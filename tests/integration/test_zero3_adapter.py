@@ -15,7 +15,7 @@ from tests.support.closeness import TRAINED, assert_close, distance
 from tests.support.resume_case import Case, settings
 from tests.support.tiny_runs import CONFIG, launched, read_lines, succeeded, write_json
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 RANK, RANKS = 64, 2
 LORA = (
     *("--lora.rank", str(RANK), "--lora.alpha", "64", "--lora.dropout", "0.1"),

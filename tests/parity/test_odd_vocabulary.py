@@ -70,6 +70,7 @@ def test_a_run_goes_on_at_any_degree(case: Case) -> None:
     assert (out / "samples.jsonl").read_text() == (straight / "samples.jsonl").read_text()
 
 
+@pytest.mark.long
 def test_the_base_cut_up_over_both(case: Case) -> None:
     """ZeRO-3 parts the filled-up shares once more."""
     case.add("both", settings("zero3-fp32", 1), None, "--tensor_parallel", "2")

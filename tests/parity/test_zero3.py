@@ -24,6 +24,7 @@ def test_the_base_is_never_whole(tmp_path: Path) -> None:
     assert [found["elements_read"] for found in ranks] == [CONFIG.parameter_count(), 0]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_recomputed_block_is_gathered_twice_and_not_three_times() -> None:
     """For the forward, and for the recomputation and the backward together."""
