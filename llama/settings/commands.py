@@ -69,8 +69,9 @@ class RowOptions(ModelOptions):
 class TrainOptions(RowOptions):
     """Settings of `train`."""
 
-    deepspeed: Path
-    """The DeepSpeed JSON, as ds_configs/lora.json: precision, batch, optimizer, schedule, ZeRO."""
+    deepspeed: Path | None = None
+    """The DeepSpeed JSON, as ds_configs/lora.json: precision, batch, optimizer, schedule, ZeRO.
+    None means the one named after --method that comes with the program: lora.json, full.json."""
     data: list[Path] = field(default_factory=list, metadata=BY_CONTENT)
     """Training rows: a file (JSON, JSONL, CSV, Parquet or Arrow) or a folder of shards; may be
     repeated. Alpaca, Dolly, prompt/completion, messages, ShareGPT or text; none means the 200
@@ -260,7 +261,7 @@ class PlanOptions(RowOptions):
     network: str = "ndr-400"
     """Between nodes: ndr-400, hdr-200 (an adapter a GPU), 100gbe, 25gbe (a card a node)."""
     deepspeed: Path | None = None
-    """The DeepSpeed JSON of the run, as in train; needed unless --suggest is given."""
+    """The DeepSpeed JSON of the run, as in train."""
     suggest: bool = False
     """Look for the fastest way that fits, write its DeepSpeed JSON and print its command; it
     chooses precision, ZeRO, --tensor_parallel, --checkpointing, --compile and the micro-batch."""

@@ -58,7 +58,8 @@ def checked_train(options: TrainOptions, world_size: int) -> dict[str, Any]:
     """The DeepSpeed JSON of `train`, overrides applied, to be resolved; raises one `UserError` with
     every problem of the settings and of that file."""
     problems = check_train(options, world_size)
-    return _with_deepspeed(problems, options, options.deepspeed, world_size)
+    file = options.deepspeed or deepspeed_json.of_method(options.method)
+    return _with_deepspeed(problems, options, file, world_size)
 
 
 def checked_verify(options: VerifyOptions, world_size: int) -> dict[str, Any]:
@@ -200,8 +201,6 @@ def check_plan(options: PlanOptions) -> list[str]:
         problems.append("--deepspeed: --suggest writes one; give one of them")
     if options.suggest and options.override:
         problems.append("--override: has no effect with --suggest; change the file that it writes")
-    if not options.suggest and options.deepspeed is None:
-        problems.append("--deepspeed: required, or --suggest to have one written")
     if options.output_dir is not None:
         problems += _check_output(options.output_dir, unused=False)
     return problems
@@ -211,11 +210,12 @@ def checked_plan(options: PlanOptions) -> dict[str, Any]:
     """The DeepSpeed JSON of `plan`, overrides applied; empty with --suggest. Raises one `UserError`
     with every problem of the settings and of that file."""
     problems = check_plan(options)
-    if options.deepspeed is None:
+    if options.suggest:
         raise_if(problems)
         return {}
     world_size = max(1, options.gpus) * max(1, options.nodes)
-    return _with_deepspeed(problems, options, options.deepspeed, world_size)
+    file = options.deepspeed or deepspeed_json.of_method(options.method)
+    return _with_deepspeed(problems, options, file, world_size)
 
 
 def _check_method(

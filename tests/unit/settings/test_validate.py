@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -24,6 +24,7 @@ from llama.settings import (
     check_lora,
     check_plan,
     check_train,
+    checked_plan,
     checked_train,
 )
 from llama.settings.options import parse
@@ -184,6 +185,15 @@ class TestOutput:
         monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
         (found,) = self.problems(tmp_path / "a")
         assert found == f"--output_dir: {tmp_path} cannot be written to"
+
+
+@pytest.mark.parametrize("method", get_args(get_type_hints(TrainOptions)["method"]))
+def test_without_a_deepspeed_json_the_method_has_one_that_ships(method: str):
+    file = REPOSITORY / f"ds_configs/{method}.json"
+    given = train(deepspeed=file, method=method)
+    assert checked_train(replace(given, deepspeed=None), 1) == checked_train(given, 1) != {}
+    plan = PlanOptions(gpu="h100-80gb", deepspeed=file, method=method)
+    assert checked_plan(replace(plan, deepspeed=None)) == checked_plan(plan) != {}
 
 
 def test_problems_of_settings_and_of_the_deepspeed_json_come_together():
