@@ -43,6 +43,18 @@ class Opened:
         return load_template(asked, self.tokenizer)
 
 
+@dataclass(frozen=True)
+class Misfit:
+    """An adapter and a model that do not belong together."""
+
+    what: str
+    advice: str
+
+    @property
+    def line(self) -> str:
+        return f"{self.what}: {self.advice}"
+
+
 def open_for_use(options: AdapterOptions) -> Opened:
     """What `options` name, which `check_generate` and its like have found sound. Raises `UserError`
     for what is not there and, unless `--force` makes it a note, for a base or a tokenizer that is
@@ -61,49 +73,51 @@ def open_for_use(options: AdapterOptions) -> Opened:
         source = _own_base(folder, recorded)
     else:
         source = open_model(options.model, default_device())
-    asked = options.model is not None
-    refusal = recorded and other_base("adapter", folder, recorded, source, asked)
-    _stop("; --force uses it all the same", refusal, options.force)
+    if recorded is not None:
+        asked = options.model is not None
+        _settle(other_base("adapter", folder, recorded, source, asked), options.force)
     own_tokenizer = recorded and existing(recorded.tokenizer_path)
     tokenizer = find_tokenizer(source, options.tokenizer or own_tokenizer)
-    refusal = recorded and other_tokenizer("adapter", folder, recorded, tokenizer)
-    _stop("; --force uses it all the same", refusal, options.force)
+    if recorded is not None:
+        _settle(other_tokenizer("adapter", folder, recorded, tokenizer), options.force)
     check_adapter(folder, source.config)
     return Opened(source, tokenizer, folder, recorded)
 
 
 def other_base(
     option: str, folder: Path, recorded: Recorded, source: ModelSource, asked: bool
-) -> str | None:
-    """The line on a base that is not the one that the adapter in `folder` was trained on; `asked`
-    says whether the user named it."""
+) -> Misfit | None:
+    """What is wrong where `source` is not the model that the adapter in `folder`, given to
+    `--option`, was trained on; `asked` says whether the user named the model."""
     found = source.reader.sampled_hash()
     if found == recorded.base_hash:
         return None
-    hashes = f"weights {found[:_SHOWN]} against {recorded.base_hash[:_SHOWN]}"
+    hashes = f"(weights {found[:_SHOWN]} against {recorded.base_hash[:_SHOWN]})"
     if not asked:
-        return (
+        return Misfit(
             f"--{option} {folder}: the model that it was trained on, {recorded.base}, has been "
-            f"changed since ({hashes}): give it as it was with --model"
+            f"changed since {hashes}",
+            "give it as it was with --model",
         )
-    return (
+    return Misfit(
         f"--{option} {folder}: was trained on {recorded.base}, and {source.name} is another model, "
-        f"or a converted copy with other values ({hashes}): give --model {recorded.base}"
+        f"or a copy of it with other values {hashes}",
+        f"give --model {recorded.base}",
     )
 
 
 def other_tokenizer(
     option: str, folder: Path, recorded: Recorded, tokenizer: Tokenizer
-) -> str | None:
-    """The line on a tokenizer that gives other ids than the one that the adapter was trained
-    with."""
+) -> Misfit | None:
+    """What is wrong where `tokenizer` gives other ids than the one that the adapter in `folder`,
+    given to `--option`, was trained with."""
     found = tokenizer_hash(tokenizer)
     if found == recorded.tokenizer_hash:
         return None
-    return (
+    return Misfit(
         f"--{option} {folder}: was trained with another tokenizer than this one (hash "
-        f"{found[:_SHOWN]} against {recorded.tokenizer_hash[:_SHOWN]}): give the one of "
-        f"{recorded.tokenizer_path or recorded.base} with --tokenizer"
+        f"{found[:_SHOWN]} against {recorded.tokenizer_hash[:_SHOWN]})",
+        f"give that of {recorded.tokenizer_path or recorded.base} with --tokenizer",
     )
 
 
@@ -131,8 +145,9 @@ def _own_base(folder: Path, recorded: Recorded | None) -> ModelSource:
     raise UserError(f"--adapter {folder}: its base is {name}: {why}: give --model")
 
 
-def _stop(advice: str, refusal: str | None, force: bool) -> None:
-    if refusal and not force:
-        raise UserError(refusal + advice)
-    if refusal:
-        note(refusal)
+def _settle(misfit: Misfit | None, force: bool) -> None:
+    if misfit is None:
+        return
+    if not force:
+        raise UserError(f"{misfit.line}; --force uses it all the same")
+    note(f"{misfit.what}: used all the same")

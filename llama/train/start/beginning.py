@@ -36,8 +36,8 @@ class Beginning:
         folder, recorded = self.options.init_adapter, self.recorded
         if folder is None or recorded is None:
             return
-        refusal = other_tokenizer("init_adapter", folder, recorded, tokenizer)
-        raise_if([refusal] if refusal else [])
+        misfit = other_tokenizer("init_adapter", folder, recorded, tokenizer)
+        raise_if([misfit.line] if misfit else [])
         if template.name != recorded.template:
             note(
                 f"--init_adapter {folder}: was trained with the template {recorded.template}, and "
@@ -51,8 +51,8 @@ def beginning_of(options: TrainOptions, source: ModelSource) -> Beginning:
     if folder is None:
         return Beginning(options)
     recorded = read_recorded(folder)
-    refusal = recorded and other_base("init_adapter", folder, recorded, source, asked=True)
-    raise_if([refusal] if refusal else [])
+    misfit = recorded and other_base("init_adapter", folder, recorded, source, asked=True)
+    raise_if([misfit.line] if misfit else [])
     theirs = _as_one(folder, check_adapter(folder, source.config), source.config)
     lora = _joined(folder, options.lora, theirs)
     return Beginning(replace(options, lora=lora, init_adapter=folder), recorded)
