@@ -64,11 +64,6 @@ def open_for_use(options: AdapterOptions) -> Opened:
         source = open_model(options.model or BUNDLED, default_device())
         return Opened(source, find_tokenizer(source, options.tokenizer), None, None)
     recorded = read_recorded(folder)
-    if recorded is None:
-        note(
-            f"--adapter {folder}: holds no {TRAINING}, as adapters from elsewhere: whether the "
-            "model is its base is told by shapes alone"
-        )
     if options.model is None:
         source = _own_base(folder, recorded)
     else:
@@ -81,6 +76,11 @@ def open_for_use(options: AdapterOptions) -> Opened:
     if recorded is not None:
         _settle(other_tokenizer("adapter", folder, recorded, tokenizer), options.force)
     check_adapter(folder, source.config)
+    if recorded is None:
+        note(
+            f"--adapter {folder}: holds no {TRAINING}, as adapters from elsewhere: that the model "
+            "is its base is known by shapes alone"
+        )
     return Opened(source, tokenizer, folder, recorded)
 
 

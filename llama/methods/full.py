@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 
@@ -78,12 +77,14 @@ class FullMethod(Method):
         """A parameter at a time: each is joined on every rank and written by the main one. The
         folder keeps the base's own chat templates: which one was used is in the card."""
         mesh, names = engine.mesh, list(self.shapes())
-        writer = _Failing(WRITERS["huggingface"](folder, self.config, self.source, tokenizer))
+        huggingface = WRITERS["huggingface"](folder, self.config, self.source, tokenizer)
+        huggingface.beside = about.files(template=False)
+        writer = _Failing(huggingface)
         for name in names:
             value = engine.parts.whole(name)
             if mesh.is_main:
                 writer.add(name, value)
-        return on_main(mesh, lambda: writer.finish(about.files(template=False)))
+        return on_main(mesh, writer.finish)
 
 
 class _Failing:
@@ -101,11 +102,11 @@ class _Failing:
             except Exception as error:  # of whatever kind: `finish` raises it
                 self._error = error
 
-    def finish(self, beside: Mapping[str, bytes]) -> Hints:
+    def finish(self) -> Hints:
         try:
             if self._error is not None:
                 raise self._error
-            return self._writer.finish(beside)
+            return self._writer.finish()
         except BaseException:
             self._writer.abandon()
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -23,9 +22,9 @@ class WeightWriter(Protocol):
         one type."""
         ...
 
-    def finish(self, beside: Mapping[str, bytes]) -> list[str]:
-        """Let it appear, with what goes with the weights and the files `beside`, by name. Gives,
-        one line each, what a user has to know of it."""
+    def finish(self) -> list[str]:
+        """Let it appear, with what goes with the weights. Gives, one line each, what a user has to
+        know of it."""
         ...
 
     def abandon(self) -> None:
@@ -48,13 +47,15 @@ class FileWriter(ABC):
         self.config = config
         self.source = source
         self.tokenizer = tokenizer or source.tokenizer_path
+        self.beside: dict[str, bytes] = {}
+        """Files to go with the weights, by name; written at the end."""
 
     @abstractmethod
     def _store(self, name: str, tensor: torch.Tensor) -> None:
         """Write a weight, laid out as the format has it."""
 
     @abstractmethod
-    def finish(self, beside: Mapping[str, bytes]) -> list[str]: ...
+    def finish(self) -> list[str]: ...
 
     @abstractmethod
     def abandon(self) -> None: ...
