@@ -13,6 +13,7 @@ from llama.assembly.adapter import Opened, open_for_use
 from llama.errors import UserError, raise_if
 from llama.methods.about import TEMPLATE, TRAINING
 from llama.settings import AdapterOptions, GenerateOptions, check_generate
+from llama.tokenizer.base import Message
 from llama.tokenizer.identity import tokenizer_hash
 from llama.tokenizer.load import load_tokenizer
 from llama.weights.open_model import open_model
@@ -22,7 +23,7 @@ from tests.support.origin import ORIGIN, about
 from tests.support.tiny_runs import CONFIG, write_model
 from tests.support.tokenizer_files import write_tokenizer_json
 
-PROMPT = [{"role": "user", "content": "he"}]
+PROMPT: list[Message] = [{"role": "user", "content": "he"}]
 
 
 @pytest.fixture(scope="module")
