@@ -34,7 +34,8 @@ class Origin:
     method: str
     base: Mapping[str, Any]
     """`name` as it was asked for, `path` where that is a place here, `hub` its name on the hub
-    where it has one, `sampled_sha256` of its weights."""
+    where it has one (of the bundled model, that of which it is a quantised copy),
+    `sampled_sha256` of its weights."""
     tokenizer: Mapping[str, Any]
     """`sha256` of what it does, and `path` where it was asked for by one."""
     template: str

@@ -61,11 +61,12 @@ def _front(document: Mapping[str, Any], is_adapter: bool) -> str:
 
 
 def _title(document: Mapping[str, Any], is_adapter: bool) -> str:
-    base = document["base"]["name"]
+    base, hub = document["base"]["name"], document["base"]["hub"]
+    copy = f", a quantised copy of `{hub}`" if hub not in (None, base) else ""
     what = "LoRA adapter of" if is_adapter else "Fine-tuning of"
     step = f"{document['step']:,} of {document['settings']['steps']:,}"
     rows = [
-        ("base model", f"`{base}`"),
+        ("base model", f"`{base}`{copy}"),
         ("hash of its weights (sampled)", f"`{document['base']['sampled_sha256']}`"),
         ("hash of its tokenizer", f"`{document['tokenizer']['sha256']}`"),
         ("chat template", f"{document['template']['name']}"),

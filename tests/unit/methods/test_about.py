@@ -73,6 +73,7 @@ def test_the_hub_reads_the_card_s_head(tmp_path: Path) -> None:
         "datasets": ["who/what"],
     }
     write(tmp_path, hub="org/model")
+    assert "`tiny`, a quantised copy of `org/model`" in (tmp_path / CARD).read_text()
     assert front_of((tmp_path / CARD).read_text())["base_model"] == "org/model"
 
 
