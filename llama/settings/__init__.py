@@ -10,13 +10,13 @@ from llama.settings.commands import (
     EvaluateOptions,
     GenerateOptions,
     LoRAOptions,
-    ModelOptions,
     PlanOptions,
     ReportOptions,
     TrainOptions,
     VerifyOptions,
 )
 from llama.settings.data_command import DataOptions, check_data
+from llama.settings.model import AdapterOptions, ModelOptions
 from llama.settings.validate import (
     check_ablate,
     check_benchmark,
@@ -32,6 +32,7 @@ from llama.settings.validate import (
 
 __all__ = [
     "AblateOptions",
+    "AdapterOptions",
     "BenchmarkOptions",
     "DataOptions",
     "EvaluateOptions",

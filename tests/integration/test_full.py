@@ -111,6 +111,9 @@ def test_the_model_is_evaluated_as_the_run_did(case: Case) -> None:
     found = succeeded(launched("python", "evaluate.py", *options, *more))
     last = [line["eval_loss"] for line in read_lines(out / "metrics.jsonl") if "eval_loss" in line]
     assert found["loss"] == pytest.approx(last[-1], rel=TRAINED)
+    said = json.loads((out / "model" / "training.json").read_text())
+    assert said["method"] == "full" and said["losses"]["eval_loss"] == last[-1]
+    assert "library_name: transformers" in (out / "model" / "README.md").read_text()
 
 
 def test_a_full_disk_leaves_what_was_saved(case: Case) -> None:

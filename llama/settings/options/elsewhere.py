@@ -227,7 +227,7 @@ _ROWS: tuple[tuple[str, Answer], ...] = (
     ),
     (
         "lora_model_dir adapter_name_or_path peft_model_id",
-        Instead("a run begins with a new adapter, or goes on with its own: --resume CHECKPOINT"),
+        Instead("--init_adapter begins a run with it; generate and evaluate use it: --adapter"),
     ),
     ("neftune_noise_alpha", Instead("it is not here; --lora.dropout is what there is against it")),
     # model and data
