@@ -1,6 +1,6 @@
 """The names of what a run's folder holds; README says what each is."""
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, BEST = "checkpoints", "best"
 RECORD, SUMMARY = "run.json", "summary.json"
 METRICS, NORMS, SAMPLES = "metrics.jsonl", "norms.jsonl", "samples.jsonl"
 REPORT = "report.html"

@@ -26,6 +26,7 @@ class FullMethod(Method):
     in. Nothing is ever gathered but one parameter at a time."""
 
     RESULT = "model"
+    LAST = "model_last"
     RESULT_TITLE = "model (Hugging Face)"
     TRAINED = "weights"
     SHARDED = True
@@ -80,6 +81,9 @@ class FullMethod(Method):
             if mesh.is_main:
                 writer.add(name, value)
         return on_main(mesh, writer.finish)
+
+    def put_back(self, engine: Engine, folder: Path) -> bool:
+        return False
 
 
 class _Failing:

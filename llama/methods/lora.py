@@ -27,6 +27,7 @@ class LoRAMethod(Method):
     for."""
 
     RESULT = "adapter"
+    LAST = "adapter_last"
     RESULT_TITLE = "adapter (PEFT)"
     TRAINED = "adapter"
     SHARDED = False
@@ -80,6 +81,13 @@ class LoRAMethod(Method):
     def write(self, engine: Engine, folder: Path, tokenizer: Path | None) -> Hints:
         save_adapter(engine, folder, AdapterConfig(self.lora, self.source.name))
         return []
+
+    def put_back(self, engine: Engine, folder: Path) -> bool:
+        """A PEFT folder has the optimizer's masters, so that the model is then to the last bit what
+        it was."""
+        masters = on_main(engine.mesh, lambda: peft_format.load_state(folder))
+        engine.load_state(replace(engine.state(engine.own_values()), masters=masters))
+        return True
 
 
 def save_adapter(engine: Engine, folder: Path, config: AdapterConfig) -> None:
