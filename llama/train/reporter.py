@@ -150,10 +150,9 @@ def lines_before(start: Start) -> list[str]:
 
 
 def norms_before(start: Start) -> list[str]:
-    """The same of norms.jsonl. Those of the checkpoint's own step are taken after it is saved."""
-    return _earlier(
-        start, NORMS, lambda lines: takewhile(lambda line: _step(line) < start.step, lines)
-    )
+    """The same of norms.jsonl: they are taken with each evaluation."""
+    done = start.run.evaluated
+    return _earlier(start, NORMS, lambda lines: takewhile(lambda line: _step(line) <= done, lines))
 
 
 def _earlier(start: Start, name: str, kept: Callable[[Iterable[str]], Iterable[str]]) -> list[str]:
