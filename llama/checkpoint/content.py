@@ -49,6 +49,14 @@ class RunState:
     metrics_lines: int = 0
     trains: bool = False
     """Whether every tensor that trains was seen to."""
+    evaluated: int = 0
+    """The step that was evaluated last."""
+    best_step: int = 0
+    """Of the lowest held-out loss so far; 0 where no step has one."""
+    best_loss: float = 0.0
+    """That loss."""
+    since_best: int = 0
+    """Evaluations since then, or where no step has one in all."""
     samples_before: list[str] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
 

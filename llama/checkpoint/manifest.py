@@ -16,7 +16,7 @@ from llama.files.json_text import json_text
 from llama.files.kinds import SAFETENSORS, TEXTS
 from llama.files.safetensors import Written
 
-FORMAT = 2
+FORMAT = 3
 """Raised when an older program could not read what is written."""
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 22

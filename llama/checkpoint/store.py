@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
 
 from llama.adapters.peft_format import AdapterConfig
-from llama.checkpoint.content import Checkpoint, most_bytes
+from llama.checkpoint.content import (
+    ILL_FORMED,
+    TRAINER,
+    Checkpoint,
+    most_bytes,
+    read_trainer,
+)
 from llama.checkpoint.reading import read
 from llama.checkpoint.whole import contents
 from llama.errors import TrainingError, UserError
@@ -63,6 +69,15 @@ class Store:
         """Of the checkpoints up to `newest` leave the last `keep`."""
         for step in [step for step in self.steps() if step <= newest][keep:]:
             remove_folder(self.path(step))
+
+    def best_steps(self) -> set[int]:
+        """Which step was the best so far, by each checkpoint that is there under whatever name: a
+        run that goes on from it needs what came of that step."""
+        found = set()
+        for path in self.folder.glob(f"*/{TRAINER}"):
+            with suppress(OSError, *ILL_FORMED):  # nobody goes on from a damaged one
+                found.add(int(read_trainer(path.read_bytes())["run"]["best_step"]))
+        return found
 
     def newest(self, most: int) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that is whole, and one line for each newer one: why it is not."""

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from llama.commands.table import COMMANDS, Command
 from llama.files.inputs import nearest
 from llama.launch.program import loading, run_program
+from llama.launch.typed import offer
 from llama.notes import note
 
 PROGRAM = "llama-lora"
@@ -63,6 +64,7 @@ def listing() -> str:
 def run(name: str, prog: str, words: list[str]) -> int:
     """Run the command `name` with the options in `words`, and give its exit status. A package that
     is missing is the user's mistake, one line and 2."""
+    offer(COMMANDS)
     try:
         return _run(COMMANDS[name], prog, words)
     except ModuleNotFoundError as error:

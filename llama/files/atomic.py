@@ -56,6 +56,22 @@ def write_folder(
         raise
 
 
+def link_folder(source: Path, folder: Path) -> None:
+    """Let `folder` hold the files of `source`, as one, in the way of `write_folder`. They are the
+    same files under a second name, which takes no room; copies where the file system gives a file
+    one name only. Raises `OSError`; `folder` is then what it was."""
+    try:
+        partial = begin_folder(folder)
+        for path in sorted(source.rglob("*")):
+            if not is_folder(path):
+                _link(path, partial / path.relative_to(source))
+        sync_folders(partial)
+        finish_folder(folder)
+    except BaseException:
+        abandon_folder(folder)
+        raise
+
+
 def begin_folder(folder: Path) -> Path:
     """The first step of `write_folder`, for content that is not all there at once: .NAME.partial,
     made empty. Then come `write_in` and other ways to write files there that sync them,
@@ -75,7 +91,7 @@ def write_in(partial: Path, name: str, content: bytes) -> None:
 def sync_folders(partial: Path) -> None:
     """Have the names of all files in `partial` on the disk."""
     for inside in [path for path in partial.rglob("*") if is_folder(path)] + [partial]:
-        _sync_folder(inside)
+        _sync(inside)
 
 
 def finish_folder(folder: Path) -> None:
@@ -87,7 +103,7 @@ def finish_folder(folder: Path) -> None:
         os.rename(folder, old)
     os.rename(_beside(folder, _PARTIAL), folder)
     for above in (folder.parent, folder.parent.parent):  # which may be new itself
-        _sync_folder(above)
+        _sync(above)
     _delete(old)
 
 
@@ -110,7 +126,7 @@ def write_file(path: Path, content: bytes) -> None:
         with suppress(OSError):
             _delete(partial)
         raise
-    _sync_folder(path.parent)
+    _sync(path.parent)
 
 
 def remove_folder(folder: Path) -> None:
@@ -154,6 +170,15 @@ def _beside(path: Path, ending: str) -> Path:
     return path.with_name(f".{path.name}{ending}")
 
 
+def _link(path: Path, to: Path) -> None:
+    os.makedirs(to.parent, exist_ok=True)
+    try:
+        os.link(path, to)
+    except OSError:  # of whatever kind: a disk that is full refuses the copy too
+        shutil.copyfile(path, to)
+        _sync(to)
+
+
 def _write(path: Path, content: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
@@ -165,8 +190,9 @@ def _write(path: Path, content: bytes) -> None:
         os.close(descriptor)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Have a folder's names, or a file's content, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -28,6 +28,7 @@ class FullMethod(Method):
     in. Nothing is ever gathered but one parameter at a time."""
 
     RESULT = MODEL
+    LAST = f"{MODEL}_last"
     RESULT_TITLE = "model (Hugging Face)"
     TRAINED = "weights"
     SHARDED = True
@@ -85,6 +86,9 @@ class FullMethod(Method):
             if mesh.is_main:
                 writer.add(name, value)
         return on_main(mesh, writer.finish)
+
+    def put_back(self, engine: Engine, folder: Path) -> bool:
+        return False
 
 
 class _Failing:

@@ -29,6 +29,7 @@ class LoRAMethod(Method):
     for."""
 
     RESULT = ADAPTER
+    LAST = f"{ADAPTER}_last"
     RESULT_TITLE = "adapter (PEFT)"
     TRAINED = "adapter"
     SHARDED = False
@@ -91,3 +92,10 @@ class LoRAMethod(Method):
 
         on_main(engine.mesh, write)
         return []
+
+    def put_back(self, engine: Engine, folder: Path) -> bool:
+        """A PEFT folder has the optimizer's masters, so that the model is then to the last bit what
+        it was."""
+        masters = on_main(engine.mesh, lambda: peft_format.load_state(folder))
+        engine.load_state(replace(engine.state(engine.own_values()), masters=masters))
+        return True

@@ -43,6 +43,8 @@ class Method(ABC):
 
     RESULT: ClassVar[str]
     """The folder in a run's folder that holds what the run gives."""
+    LAST: ClassVar[str]
+    """The one that holds the same of the last step, where `RESULT` is of the best."""
     RESULT_TITLE: ClassVar[str]
     """What that is, for the user."""
     TRAINED: ClassVar[str]
@@ -126,3 +128,8 @@ class Method(ABC):
         what it is; `tokenizer` is the one that was asked for in place of the model's own. Gives
         what the user has to know of it, one line each, on the main rank. Raises `TrainingError` on
         every rank where it cannot be written."""
+
+    @abstractmethod
+    def put_back(self, engine: Engine, folder: Path) -> bool:
+        """Have the model be what `write` has written as `folder`, to be asked and not trained any
+        more. False, and nothing is done, where that would take as much as a start of the run."""

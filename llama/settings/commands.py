@@ -87,6 +87,14 @@ class TrainOptions(RowOptions):
     one at the end of the run."""
     keep: int = 3
     """Newest checkpoints that are kept."""
+    eval_every: int | None = None
+    """Optimizer steps between evaluations; none means one an epoch. One is made at the end, too."""
+    best: bool = True
+    """Whether the run gives what had the lowest held-out loss, with the last beside it; false gives
+    the last."""
+    early_stop: int | None = None
+    """End the run after this many evaluations in a row without a lower held-out loss; none means
+    that it goes through."""
     resume: str = "auto"
     """auto goes on with the run in --output_dir from its newest checkpoint that is whole, or starts
     where there is no run; never refuses a folder that holds a run; a checkpoint's folder goes on

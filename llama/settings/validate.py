@@ -39,6 +39,7 @@ def check_train(options: TrainOptions, world_size: int) -> list[str]:
         *check_model(options),
         *at_least(1, epochs=options.epochs, max_steps=options.max_steps),
         *at_least(1, save_every=options.save_every, keep=options.keep),
+        *_check_evaluations(options),
         *at_least(2, seq_len=options.seq_len),
         *_check_method(options),
         *_check_init_adapter(options),
@@ -54,6 +55,18 @@ def check_train(options: TrainOptions, world_size: int) -> list[str]:
     if options.output_dir is not None:
         problems += _check_output(options.output_dir, options.resume == "never")
     return problems
+
+
+def _check_evaluations(options: TrainOptions) -> list[str]:
+    asked = {"eval_every": options.eval_every, "early_stop": options.early_stop}
+    if options.data and not options.eval_data and options.eval_split is None:
+        return [
+            f"--{name}: has no effect without held-out rows; name them with --eval_data, or have "
+            "--eval_split hold out some of --data"
+            for name, value in asked.items()
+            if value is not None
+        ]
+    return at_least(1, **asked)
 
 
 def checked_train(options: TrainOptions, world_size: int) -> dict[str, Any]:

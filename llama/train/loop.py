@@ -10,13 +10,10 @@ import time
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from llama.assembly.engine import build_engine
-from llama.assembly.use import summed_loss
 from llama.checkpoint import Checkpoint, Store, saver_of
 from llama.checkpoint.shards import ShardedState
-from llama.data.batches import eval_batches
 from llama.engine import Step, start_processes
 from llama.engine.state import EngineState
 from llama.errors import TrainingError
@@ -35,15 +32,17 @@ from llama.parallel.agreement import on_main
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.settings import TrainOptions, checked_train
 from llama.train import samples
-from llama.train.ending import draw_report, in_words
+from llama.train.best import Best
+from llama.train.ending import UNKNOWN, closing, draw_report, finished_already, in_words
+from llama.train.evaluation import held_out_loss
 from llama.train.first_steps import FirstStepsCheck, optimizer_state_bytes
 from llama.train.life import show_life
 from llama.train.origin import origin_of
 from llama.train.record import resumed_before, run_record, write_json
-from llama.train.reporter import Reporter, shown
+from llama.train.reporter import Reporter
 from llama.train.start.fits import Verdict, require_fit
 from llama.train.start.inputs import Inputs, read_inputs
-from llama.train.start.overview import overview
+from llama.train.start.overview import said_first
 from llama.train.start.resume import Resumer, random_state
 from llama.train.start.schedule import Schedule, schedule
 
@@ -71,18 +70,12 @@ def _train(options: TrainOptions, deepspeed: dict[str, Any]) -> int:
                 run = Run(inputs, plan, mesh, device, resumer, verdict)
                 summary, status = run.run(), run.ends.status
             elif mesh.is_main:
-                _say_finished(resumer)
+                say("\n".join(finished_already(resumer.start)))
     finally:
         stop_processes()
     if mesh.is_main and options.json:
         print(json_text(summary))
     return status
-
-
-def _say_finished(resumer: Resumer) -> None:
-    start = resumer.start
-    lines = [*start.notes, f"{start.folder} is finished; to go on, raise --epochs or --max_steps"]
-    say("\n".join(lines))
 
 
 class Run:
@@ -109,7 +102,10 @@ class Run:
         self.method = inputs.method
         self.origin = on_main(mesh, lambda: origin_of(inputs, plan))
         self.report = Reporter(self.start, self.method, plan.total_steps, mesh, device)
-        self._say_what_it_is()
+        for line in said_first(inputs, plan, self.verdict, mesh, self.start):
+            self.report.say(line)
+        for line in plan.resolved.filled:
+            self.report.detail(line)
         self.engine = build_engine(inputs.source, self.options, plan.resolved, mesh, device)
         assert isinstance(self.engine.model, Transformer)
         self.model = self.engine.model
@@ -125,6 +121,8 @@ class Run:
         self.watch = Stopwatch()
         store = Store(self.folder / CHECKPOINTS)
         self.saver = saver_of(self.method, self.engine, store, self.options.keep)
+        self.best = Best(self.start, inputs, self.saver)
+        self._has_saved = on_main(mesh, lambda: bool(store.steps()))
         self._seconds_before = self.state.seconds
         self._started = time.monotonic()
 
@@ -148,23 +146,12 @@ class Run:
         finally:
             self.report.close()
         if not self.ends.status:
-            self._say_where()
+            precision = self.plan.resolved.precision
+            for line in closing(self.inputs, self.folder, self.summary, precision):
+                self.report.say(line)
         return self.summary
 
     # What the run is, and how it ended
-
-    def _say_what_it_is(self) -> None:
-        """The overview, then what there is to know besides; what "auto" became is in the log."""
-        inputs, resolved = self.inputs, self.plan.resolved
-        for line in overview(inputs, self.plan, self.verdict, self.mesh, self.start):
-            self.report.say(line)
-        for line in resolved.filled:
-            self.report.detail(line)
-        plain = inputs.training.report.is_plain and not inputs.training.report.duplicates
-        befell = inputs.reports()[plain:]  # the overview says what a plain report would
-        others = [line for line in resolved.notes if line not in resolved.filled]
-        for line in [*befell, *others, *self.start.notes]:
-            self.report.say(line)
 
     def _write_record(self) -> None:
         def write() -> None:
@@ -198,6 +185,8 @@ class Run:
         if self.start.source is None:
             self.summary |= {"steps": 0, "eval_loss_before": self._evaluate(0), "epoch_losses": []}
             self.state.samples_before = comparison.before()
+        for line in self.best.take_up():
+            self.report.say(line)
         if left_out := comparison.keep_to(self.state.samples_before):
             self.report.say(left_out)
         # an epoch that was begun is ended, even where no step of it is left
@@ -208,15 +197,17 @@ class Run:
         self._finish(comparison)
 
     def _goes_on(self) -> bool:
-        epochs_left = self.state.epoch < self.options.epochs
-        return epochs_left and self.engine.steps < self.plan.total_steps
+        has_steps = self.engine.steps < self.plan.total_steps and not self.best.is_worn_out
+        return has_steps and self.state.epoch < self.options.epochs
 
     def _epoch(self) -> None:
         """The rest of the epoch that the state is in; after it the state is in the next one."""
         state = self.state
         self.watch.lap()
         for window in self.plan.epochs.windows(state.epoch, state.window):
-            if self.engine.steps >= self.plan.total_steps:
+            if self._goes_on():  # the step before, also where the run is taken up there
+                self._evaluate_where_due()
+            if not self._goes_on():
                 break
             step = self.engine.step(window)
             state.window += 1
@@ -229,10 +220,8 @@ class Run:
         mean = state.loss_sum / max(state.supervised, 1)
         self.summary["epoch_losses"].append(mean)
         self.report.say(f"epoch {state.epoch}: average loss {mean:.4f}")
-        self.summary["eval_loss"] = self._evaluate(state.epoch + 1)
-        norms = self.method.norms(self.engine)
-        self.report.norms(self.engine.steps, norms, self.method.histogram_of)
         state.epoch, state.window, state.loss_sum, state.supervised = state.epoch + 1, 0, 0.0, 0
+        self._evaluate_where_due()
 
     def _after_step(self, step: Step, seconds: float) -> None:
         """Check, report, save where it is due or the run is to stop here."""
@@ -260,21 +249,73 @@ class Run:
         stops = self.ends.stops(number, wish)
         if stops:
             self.report.say(f"stopped after step {number}")
-        if stops or self._is_due():
+        if stops or self._is_due(self.options.save_every):
             self._save()
 
     def _finish(self, comparison: samples.Comparison) -> None:
-        result = self.folder / self.method.RESULT
-        about = self._about(self.summary.get("eval_loss"))
-        for hint in self.method.write(self.engine, result, self.options.tokenizer, about):
+        state, steps = self.state, self.engine.steps
+        for hint in self.best.at_the_end(self._about(self.summary.get("eval_loss"))):
             self.report.say(hint)
+        self.summary |= {
+            "kept_step": self.best.kept_step,
+            "early_stop": state.since_best if steps < self.plan.total_steps else None,
+            "answers_step": (answering := self.best.put_back()),
+            **({} if self.inputs.held_out else {"best_unknown": UNKNOWN}),
+        }
         before, after = comparison.both(self.state.samples_before)
         if prompts := comparison.prompts:
             path = self.folder / SAMPLES
             on_main(self.mesh, lambda: samples.write_samples(path, prompts, before, after))
+            place = self.best.place_of(answering)
             in_card = samples.for_card(prompts, before, after)
-            on_main(self.mesh, lambda: complete_card(result, in_card))
-            self.report.samples(self.engine.steps, samples.as_text(prompts, before, after))
+            on_main(self.mesh, lambda: complete_card(place, in_card))
+            self.report.samples(answering, samples.as_text(prompts, before, after))
+
+    # Evaluating
+
+    def _evaluate_where_due(self) -> None:
+        """Evaluate the step that the engine is at, once, if that is due there; keep what is best,
+        and end the run where --early_stop does. The checkpoint of this step has been made by now,
+        if it has one: its state says that the evaluation is still to come."""
+        state, steps = self.state, self.engine.steps
+        if state.evaluated == steps or not self._is_due(self.options.eval_every):
+            return
+        if self.best.keeps and not self._has_saved:  # see `llama/train/best.py`
+            self._save()
+        with self.watch.paused():
+            loss = self._evaluate(state.epoch + state.window / self.plan.epochs.windows_per_epoch)
+            state.evaluated, self.summary["eval_loss"] = steps, loss
+            norms = self.method.norms(self.engine)
+            self.report.norms(steps, norms, self.method.histogram_of)
+            if loss is not None:
+                for hint in self.best.after(loss, self._about(loss)):
+                    self.report.say(hint)
+                best = (state.best_step, state.best_loss) if state.best_step else (None, None)
+                self.summary["best_step"], self.summary["best_eval_loss"] = best
+        if self.best.is_worn_out and steps < self.plan.total_steps:
+            self._stop_early()
+
+    def _stop_early(self) -> None:
+        """Have a checkpoint of the step that the engine is at: the run may be gone on with."""
+
+        def is_saved() -> bool:
+            self.saver.wait()
+            return self.saver.store.path(self.engine.steps).is_dir()
+
+        if not on_main(self.mesh, is_saved):
+            self._save(last=True)
+        self.report.say(
+            f"stopped early after step {self.engine.steps}: {self.state.since_best} evaluations "
+            "without a lower held-out loss"
+        )
+
+    def _evaluate(self, epochs: float) -> float | None:
+        held_out = self.inputs.held_out
+        if held_out is None:
+            return None
+        loss = held_out_loss(self.engine, held_out.packed, self.plan.resolved.micro_batch)
+        self.report.evaluation(self.engine.steps, epochs, loss)
+        return loss
 
     def _about(self, eval_loss: float | None) -> About:
         """What is known at this step; `eval_loss` is of it, if it was evaluated here."""
@@ -283,18 +324,21 @@ class Run:
 
     # Saving
 
-    def _is_due(self) -> bool:
-        every, steps = self.options.save_every, self.engine.steps
-        ends_epoch = self.state.window == self.plan.epochs.windows_per_epoch
-        return steps == self.plan.total_steps or (steps % every == 0 if every else ends_epoch)
+    def _is_due(self, every: int | None) -> bool:
+        """Whether what is done each `every` steps, or each epoch, and at the end is to be done."""
+        steps, ends = self.engine.steps, (self.plan.total_steps, self.start.end_before)
+        ends_epoch = self.state.window in (0, self.plan.epochs.windows_per_epoch)
+        return steps in ends or (steps % every == 0 if every else ends_epoch)
 
-    def _save(self) -> None:
+    def _save(self, last: bool = False) -> None:
         """A checkpoint of what is done, before the epoch's end is dealt with: its evaluation may
-        take long, and is made again by a run that goes on from here."""
+        take long, and is made again by a run that goes on from here. `last` says that the run ends
+        here, as it does where it is to stop and after its last step."""
         with self.watch.paused():
             began = time.monotonic()
-            last = bool(self.ends.status) or self.engine.steps == self.plan.total_steps
+            last = last or bool(self.ends.status) or self.engine.steps == self.plan.total_steps
             self.saver.save(self._checkpoint, self.report.sync, last)
+            self._has_saved = True
             if self.mesh.world_size > 1:  # each save compares the ranks first
                 self.summary["replica_checks"] = self.summary.get("replica_checks", 0) + 1
             self.summary["checkpoint_seconds"] += time.monotonic() - began
@@ -316,35 +360,3 @@ class Run:
         """A disk that fails on the main rank ends the run on every rank, which all say why."""
         self.saver.check()
         self.report.check()
-
-    # Watching
-
-    def _evaluate(self, epochs: int) -> float | None:
-        held_out, mesh = self.inputs.held_out, self.mesh
-        if held_out is None:
-            return None
-        batches = eval_batches(
-            held_out.packed,
-            self.plan.resolved.micro_batch,
-            mesh.data_parallel_rank,
-            mesh.data_parallel_size,
-        )
-        total, supervised = summed_loss(self.engine.model, batches, self.device)
-        both = torch.tensor([total, float(supervised)], dtype=torch.float64, device=self.device)
-        dist.all_reduce(both, group=mesh.data_parallel_group)
-        loss = float(both[0] / both[1])
-        self.report.evaluation(self.engine.steps, epochs, loss)
-        return loss
-
-    def _say_where(self) -> None:
-        losses = ", ".join(f"{loss:.4f}" for loss in self.summary["epoch_losses"])
-        self.report.say(f"average loss of each epoch: {losses}")
-        if self.inputs.held_out is not None:
-            before, after = (
-                shown(self.summary["eval_loss_before"]),
-                shown(self.summary["eval_loss"]),
-            )
-            self.report.say(f"held-out loss: {before} before, {after} after")
-        self.report.say(f"{self.method.RESULT_TITLE}: {self.folder / self.method.RESULT}")
-        board = self.folder / "tensorboard"
-        self.report.say(f"watch: tensorboard --logdir {board} --host localhost")

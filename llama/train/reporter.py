@@ -85,10 +85,12 @@ class Reporter:
             self.say(f"step {number} skipped: {step.skip_reason}{scale}")
         self.progress.step(epoch, step.loss, rate, seconds)
 
-    def evaluation(self, number: int, epochs: int, loss: float) -> None:
+    def evaluation(self, number: int, epochs: float, loss: float) -> None:
+        """The held-out loss of step `number`, after so many epochs, of one perhaps a part."""
+        epochs = int(epochs) if epochs == int(epochs) else round(epochs, 4)
         with self._guarded():
             self._sink.scalars(number, {"epoch": epochs, "eval_loss": loss})
-        self.say(f"held-out loss {loss:.4f} after {epochs} epochs")
+        self.say(f"held-out loss {loss:.4f} after {epochs:.4g} epochs")
 
     def norms(self, number: int, norms: Tensors, histogram_of: Callable[[str], str]) -> None:
         """Of every tensor that trains, by name; and over the layers a histogram by its name."""
@@ -148,10 +150,9 @@ def lines_before(start: Start) -> list[str]:
 
 
 def norms_before(start: Start) -> list[str]:
-    """The same of norms.jsonl. Those of the checkpoint's own step are taken after it is saved."""
-    return _earlier(
-        start, NORMS, lambda lines: takewhile(lambda line: _step(line) < start.step, lines)
-    )
+    """The same of norms.jsonl: they are taken with each evaluation."""
+    done = start.run.evaluated
+    return _earlier(start, NORMS, lambda lines: takewhile(lambda line: _step(line) <= done, lines))
 
 
 def _earlier(start: Start, name: str, kept: Callable[[Iterable[str]], Iterable[str]]) -> list[str]:

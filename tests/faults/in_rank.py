@@ -13,11 +13,25 @@ import subprocess
 from tests.faults import spoil
 from tests.faults.forked import Run
 from tests.faults.kills import BOUND, all_end, killed_at, operations_of_saves
-from tests.faults.setting import ONE, SHARDED, TWO, WHOLE, Case, Setting, Shape, saved_steps
+from tests.faults.setting import (
+    EVALUATED,
+    ONE,
+    SHARDED,
+    TWO,
+    WHOLE,
+    Case,
+    Setting,
+    Shape,
+    saved_steps,
+)
 from tests.support.tiny_runs import read_lines
 
 SAVE = 3
 """The first save that also removes an old checkpoint."""
+
+KEPT = 4
+"""The first time that what was the best is also removed: two checkpoints and the run itself know
+of three."""
 
 WRITES = 12
 """Writes and syncs of a save before its checkpoint appears: of five files and two folders."""
@@ -59,6 +73,18 @@ def killed_in_a_save_of_all(case: Case) -> int:
 def operations_of_all(setting: Setting) -> list[int]:
     """Of each rank in that save."""
     return [operations_of_saves(setting, WHOLE, rank)[SAVE - 1] for rank in range(WHOLE.ranks)]
+
+
+def killed_in_keeping(case: Case) -> int:
+    operation = case.number % operations_of_keeping(case.setting) + 1
+    what = spoil.in_save(KEPT, operation, spoil.kill, owners=spoil.KEEPING)
+    lost = killed_at(case, EVALUATED, what)
+    case.finish(EVALUATED)
+    return lost
+
+
+def operations_of_keeping(setting: Setting) -> int:
+    return operations_of_saves(setting, EVALUATED, owners=spoil.KEEPING)[KEPT - 1]
 
 
 def failing_save(case: Case, then: spoil.Then) -> int:

@@ -46,12 +46,15 @@ def killed_at(case: Case, shape: Shape, what: Spoil) -> int:
     return case.lost()
 
 
-def operations_of_saves(setting: Setting, shape: Shape = ONE, rank: int = 0) -> list[int]:
-    """How many file operations each save of a run has on that rank."""
+def operations_of_saves(
+    setting: Setting, shape: Shape = ONE, rank: int = 0, owners: spoil.Owners = spoil.SAVES
+) -> list[int]:
+    """How many file operations each save of a run has on that rank; or of `owners` each call."""
     counted = setting.folder / f"operations-{shape.name}-{rank}"
     if not counted.exists():
         out = counted.with_name(f"counting-{shape.name}-{rank}")
-        with setting.start(shape, out, spoil=spoil.count_file_operations(counted, rank)) as run:
+        what = spoil.count_file_operations(counted, rank, owners)
+        with setting.start(shape, out, spoil=what) as run:
             assert run.wait(120) == [0] * shape.ranks, run.said
     return [int(line) for line in counted.read_text().split()]
 

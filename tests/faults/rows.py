@@ -82,6 +82,14 @@ def _in_a_save(setting: Setting) -> list[Row]:
             in_rank.killed_in_a_save_of_all,
         )
     )
+    every.append(
+        Row(
+            "SIGKILL at every file operation of keeping the best",
+            in_rank.operations_of_keeping(setting),
+            RESUMES,
+            in_rank.killed_in_keeping,
+        )
+    )
     stops = "exit 1 on every rank, named; earlier checkpoint whole; equal"
     failing = {
         "OSError (EIO) in a save, on one rank of two": spoil.fail_device,

@@ -35,11 +35,13 @@ class Shape:
     zero_stage: int = 1
     epochs: int = 3
     method: str = "lora"
+    is_evaluated: bool = False
+    """Whether rows are held out, and the loss on them is taken after each step."""
 
     @property
     def name(self) -> str:
         sizes = (self.ranks, self.tensor_parallel, self.zero_stage, self.epochs)
-        return f"{self.method}-{'-'.join(map(str, sizes))}"
+        return f"{self.method}-{'-'.join(map(str, sizes))}{'-evaluated' * self.is_evaluated}"
 
     @property
     def steps(self) -> int:
@@ -52,6 +54,8 @@ ONE, TWO, SHARDED = Shape(), Shape(ranks=2), Shape(ranks=2, tensor_parallel=2)
 PLAIN = Shape(zero_stage=0)
 WHOLE = Shape(ranks=2, zero_stage=3, method="full")
 """Every parameter trains, and every rank writes its part of a checkpoint."""
+EVALUATED = Shape(is_evaluated=True)
+"""Each step is better than those before: the best is written anew after every one."""
 TRAINS = {
     "lora": ("--lora.rank", "4", "--lora.dropout", "0.1"),
     "full": ("--method", "full"),
@@ -82,6 +86,8 @@ class Setting:
             *("--tensor_parallel", str(shape.tensor_parallel), "--epochs", str(shape.epochs)),
             *("--save_every", "1", "--keep", "2", "--output_dir", str(out)),
         ]
+        if shape.is_evaluated:
+            argv += ["--eval_data", str(self.folder / "rows.json"), "--eval_every", "1"]
         return merged(argv, more)
 
     def start(self, shape: Shape, out: Path, *more: str, spoil: Spoil | None = None) -> Run:

@@ -29,13 +29,19 @@ from llama.engine import engine as engine_module
 from llama.launch import processes
 from llama.model.transformer import Transformer, TransformerBlock
 from llama.parallel.layers import shard_dim
+from llama.train.best import Best
 from tests.faults.forked import Spoil
 
 Point = Literal["forward", "backward", "all-reduce", "accumulation"]
 Then = Callable[[], None]
 
-FILE_OPERATIONS = ("open", "write", "fsync", "close", "rename", "mkdir", "unlink", "rmdir")
+FILE_OPERATIONS = ("open", "write", "fsync", "close", "rename", "link", "mkdir", "unlink", "rmdir")
 
+Owners = Sequence[tuple[Any, str]]
+"""Classes and the name of a method of theirs."""
+SAVES: Owners = ((Store, "save"), (ShardSaver, "save"))
+"""By the main rank, or where all parameters train by every rank."""
+KEEPING: Owners = ((Best, "after"),)
 
 HANGS = "this rank hangs"
 """What it writes first."""
@@ -92,27 +98,29 @@ def in_save(
     then: Then,
     names: Sequence[str] = FILE_OPERATIONS,
     victim: int = 0,
+    owners: Owners = SAVES,
 ) -> Spoil:
     """On rank `victim`, in place of file operation `operation` (of those in `names`) of save
-    `save`, both from 1. Where that is a write, half of it is written first."""
+    `save`, or of `owners` call number `save`, both from 1. Where that is a write, half of it is
+    written first."""
 
     def spoil(rank: int) -> None:
         if rank != victim:
             return
-        saves, operations = _count_saves(), [0]
+        saves, operations = _count_saves(owners), [0]
         for name in names:
             _interpose(name, saves, operations, (save, operation), then)
 
     return spoil
 
 
-def count_file_operations(path: Path, of: int = 0) -> Spoil:
+def count_file_operations(path: Path, of: int = 0, owners: Owners = SAVES) -> Spoil:
     """Appends to `path` how many file operations each save has on rank `of`, a line each."""
 
     def spoil(rank: int) -> None:
         if rank != of:
             return
-        saves, operations = _count_saves(), [0]
+        saves, operations = _count_saves(owners), [0]
         for name in FILE_OPERATIONS:
             _interpose(name, saves, operations, (0, 0), hang)
 
@@ -123,7 +131,7 @@ def count_file_operations(path: Path, of: int = 0) -> Spoil:
                 file.write(f"{operations[0]}\n")
             return done
 
-        _around_saves(counted)
+        _around(owners, counted)
 
     return spoil
 
@@ -249,7 +257,7 @@ def _in_backward(here: Then) -> None:
     owner.backward = backward
 
 
-def _count_saves() -> list[int]:
+def _count_saves(owners: Owners) -> list[int]:
     """Holds how many saves were begun, and the thread of the one in progress."""
     state = [0, 0]
 
@@ -260,16 +268,14 @@ def _count_saves() -> list[int]:
         finally:
             state[1] = 0
 
-    _around_saves(counted)
+    _around(owners, counted)
     return state
 
 
-def _around_saves(around: Callable[..., Any]) -> None:
-    """Have `around` called in place of each save, with what saves as its first argument: by the
-    main rank, or where all parameters train by every rank."""
-    owners: tuple[Any, ...] = (Store, ShardSaver)
-    for owner in owners:
-        owner.save = partialmethod(_called, around, owner.save)
+def _around(owners: Owners, around: Callable[..., Any]) -> None:
+    """Have `around` called in place of each method, with that as its first argument."""
+    for owner, name in owners:
+        setattr(owner, name, partialmethod(_called, around, getattr(owner, name)))
 
 
 def _called(owner: Any, around: Callable[..., Any], save: Any, *args: Any, **keywords: Any) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-CALLS = ("mkdir", "open", "write", "fsync", "rename", "replace", "unlink", "rmdir")
+CALLS = ("mkdir", "open", "write", "fsync", "rename", "replace", "link", "unlink", "rmdir")
 """Of `os`, all by which writing can change the disk; `shutil` goes through them too."""
 
 

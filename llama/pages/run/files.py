@@ -33,8 +33,8 @@ class Evaluation:
     """One line of metrics.jsonl."""
 
     step: int
-    epoch: int
-    """Epochs done."""
+    epoch: float
+    """Epochs done, of the one that was going on a part."""
     loss: float | None
 
 
@@ -61,8 +61,8 @@ class RunFiles:
 
     @property
     def best(self) -> Evaluation | None:
-        """The first of the lowest held-out losses."""
-        finite = [one for one in self.evaluations if one.loss is not None]
+        """The first of the lowest held-out losses that a step has come to."""
+        finite = [one for one in self.evaluations if one.loss is not None and one.step > 0]
         return min(finite, key=lambda one: one.loss or 0.0, default=None)
 
     @property
@@ -202,7 +202,7 @@ def _add_metrics(run: RunFiles, line: dict[str, Any]) -> None:
     if "eval_loss" in line:
         while run.evaluations and run.evaluations[-1].step >= step:
             run.evaluations.pop()
-        epoch = int(number(line.get("epoch")) or 0)
+        epoch = number(line.get("epoch")) or 0
         run.evaluations.append(Evaluation(int(step), epoch, number(line["eval_loss"])))
     elif "loss" in line:
         steps = run.steps["step"]

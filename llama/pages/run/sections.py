@@ -15,6 +15,8 @@ from llama.pages.run.recorded import checks, notes, reproduce, what_was_run
 from llama.pages.run.words import NONE
 
 SKIPPED_SHOWN = 20
+EVALUATIONS_SHOWN = 100
+"""Beyond that many, those at an epoch's end and the best."""
 HEADINGS = {
     "training": "From the training rows",
     "held-out": "Held out: not among the training rows",
@@ -94,14 +96,18 @@ def _loss(run: RunFiles) -> list[Block]:
     losses = run.summary.get("epoch_losses")
     means = losses if isinstance(losses, list) else []
     held_out = {one.epoch: one for one in run.evaluations}
+    mean_of = dict(enumerate(means, start=1))
+    if len(held_out) > EVALUATIONS_SHOWN:
+        held_out = {
+            epoch: one for epoch, one in held_out.items() if epoch == int(epoch) or one is run.best
+        }
     rows = []
-    for epoch in sorted({*range(len(means) + 1), *held_out} if means else held_out):
-        evaluation = held_out.get(epoch)
-        mean = means[epoch - 1] if 0 < epoch <= len(means) else None
+    for epoch in sorted({0, *mean_of, *held_out} if means else held_out):
+        evaluation, mean = held_out.get(epoch), mean_of.get(epoch)
         lowest = " (lowest)" if evaluation is not None and evaluation is run.best else ""
         rows.append(
             (
-                str(epoch),
+                f"{epoch:g}",
                 words.loss(mean),
                 (words.loss(evaluation.loss) + lowest) if evaluation else NONE,
                 str(evaluation.step) if evaluation else NONE,

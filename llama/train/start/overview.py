@@ -12,6 +12,17 @@ from llama.train.start.schedule import Schedule
 _LABEL = 10
 
 
+def said_first(
+    inputs: Inputs, plan: Schedule, verdict: Verdict | None, mesh: Mesh, start: Start
+) -> list[str]:
+    """The overview, then what there is to know besides; what "auto" became is for the log."""
+    resolved, report = plan.resolved, inputs.training.report
+    plain = report.is_plain and not report.duplicates
+    befell = inputs.reports()[plain:]  # the overview says what a plain report would
+    others = [line for line in resolved.notes if line not in resolved.filled]
+    return [*overview(inputs, plan, verdict, mesh, start), *befell, *others, *start.notes]
+
+
 def overview(
     inputs: Inputs, plan: Schedule, verdict: Verdict | None, mesh: Mesh, start: Start
 ) -> list[str]:

@@ -19,7 +19,7 @@ from llama.engine import Engine
 from llama.errors import UserError, raise_if
 from llama.files.atomic import remove_leftovers
 from llama.files.inputs import not_found
-from llama.files.run_folder import CHECKPOINTS, RECORD, SUMMARY, WRITTEN
+from llama.files.run_folder import BEST, CHECKPOINTS, RECORD, SUMMARY, WRITTEN
 from llama.methods.kinds import KINDS, most_parameters
 from llama.parallel.agreement import on_main
 from llama.parallel.mesh import Mesh
@@ -36,6 +36,7 @@ from llama.train.start.inputs import Inputs
 from llama.train.start.schedule import Schedule
 
 _RESULTS = tuple(kind.RESULT for kind in KINDS.values())
+_WRITTEN = (*WRITTEN, *_RESULTS, *(kind.LAST for kind in KINDS.values()))
 
 
 @dataclass
@@ -49,6 +50,8 @@ class Start:
     notes: list[str] = field(default_factory=list)
     finished: dict[str, Any] | None = None
     """The summary of a run of which nothing is left to do."""
+    end_before: int | None = None
+    """The step of the checkpoint, if the run that made it was to end there: it was evaluated."""
     source: Path | None = None
     """The checkpoint; None where there is none."""
 
@@ -111,7 +114,7 @@ class Resumer:
         """Make `folder` this process's own, and put right what a run left there that was killed."""
         self._lock = lock(folder)
         with writing_in(folder):
-            remove_leftovers(folder, (*_RESULTS, *WRITTEN).__contains__)
+            remove_leftovers(folder, _WRITTEN.__contains__)
             Store(folder / CHECKPOINTS).tidy()
 
     def _to_write(self, store: Store, step: int) -> int:
@@ -123,8 +126,19 @@ class Resumer:
         saves = total // every - step // every + bool(total % every and step < total)
         more = options.keep + 1 - min(len(store.steps()), options.keep)
         parameters = sum(map(prod, method.shapes().values()))
-        result = method.result_bytes(self._plan.resolved.precision)
+        result = method.result_bytes(self._plan.resolved.precision) * self._results(store, step)
         return result + 4 * TENSORS * parameters * min(saves, more)
+
+    def _results(self, store: Store, step: int) -> int:
+        """What the run gives, that often: of the last step, and where the best is kept and each
+        evaluation finds a lower loss, of the best by each checkpoint, now, and before."""
+        options = self._inputs.options
+        if not (options.best and self._inputs.held_out):
+            return 1
+        every = options.eval_every or self._plan.epochs.windows_per_epoch
+        evaluations = -(-self._plan.total_steps // every) - step // every
+        there = min(len(list((store.folder.parent / BEST).glob("step-*"))), options.keep)
+        return max(1, min(evaluations, options.keep + 3 - there))
 
     def _choose(self, folder: Path, asked: Path | None, used: bool) -> Start:
         store = Store(folder / CHECKPOINTS)
@@ -192,8 +206,16 @@ class Resumer:
             notes.append("so it equals the run that was begun within rounding, not bit for bit")
         self._checkpoint = found
         result = self._inputs.method.RESULT
-        finished = _finished(folder, source, total, result) if found.step == total else None
-        return Start(folder, found.step, found.run, notes, finished, source)
+        finished = _finished(folder, source, found.step, result)
+        if finished and found.step < total and not self._ended_early(finished):
+            finished = None
+        end_before = found.step if found.step == found.total_steps else None
+        return Start(folder, found.step, found.run, notes, finished, end_before, source)
+
+    def _ended_early(self, finished: dict[str, Any]) -> bool:
+        """Whether --early_stop ends the run of that summary where it did."""
+        after, now = finished.get("early_stop"), self._inputs.options.early_stop
+        return isinstance(after, int) and now is not None and after >= now
 
     def _most(self) -> int:
         """Bytes of a checkpoint of the most that a run trains: this one, or another, which is then

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llama.files.atomic import remove_folder, remove_leftovers, write_file, write_folder
+from llama.files.atomic import (
+    link_folder,
+    remove_folder,
+    remove_leftovers,
+    write_file,
+    write_folder,
+)
 from tests.support.failing_calls import killed_at, operations
 
 
@@ -74,12 +82,25 @@ def test_a_folder_that_cannot_take_its_name_is_as_it_was(
     assert content(folder) == {"a": b"earlier"} and os.listdir(tmp_path) == ["adapter"]
 
 
-def test_a_kill_at_every_operation_leaves_one_of_the_two(tmp_path: Path) -> None:
-    """And nothing else, once the next start has tidied up."""
-    earlier, later = {"a": b"earlier", "b": b"1"}, {"a": b"later", "c": b"22"}
+EARLIER, LATER = {"a": b"earlier", "b": b"1"}, {"a": b"later", "c": b"22"}
 
-    def replaced(folder: Path) -> None:
-        write_folder(folder, later)
+
+def link_later(folder: Path) -> None:
+    source = folder.parent.parent / "source"
+    if not source.exists():
+        write_folder(source, LATER)
+    link_folder(source, folder)
+
+
+@pytest.mark.parametrize(
+    "replaced", [lambda folder: write_folder(folder, LATER), link_later], ids=["written", "linked"]
+)
+def test_a_kill_at_every_operation_leaves_one_of_the_two(
+    tmp_path: Path, replaced: Callable[[Path], None]
+) -> None:
+    """And nothing else, once the next start has tidied up."""
+    earlier, later = EARLIER, LATER
+    replaced(tmp_path / "first" / "adapter")
 
     def made(index: int) -> Path:
         write_folder(folder := tmp_path / str(index) / "adapter", earlier)
@@ -113,3 +134,46 @@ def test_a_removal_that_was_killed_is_ended(tmp_path: Path) -> None:
         left.append(os.listdir(folder.parent))
         assert left[-1] in (["adapter"], []) and (not left[-1] or len(content(folder)) == 2)
     assert left[0] == ["adapter"] and left[-1] == []
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["linked", "copied"])
+def test_a_folder_is_another_under_a_second_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    """Replaced as one, by links or, where the file system has none, by copies; removing the one
+    leaves the other whole."""
+    source, folder = tmp_path / "best" / "step-3", tmp_path / "adapter"
+    write_folder(source, {"a": b"1", "inner/b": b"2"})
+    write_folder(folder, {"a": b"earlier", "c": b"3"})
+    if refused:
+
+        def no_links(*_: Any) -> None:
+            raise OSError(95, "Operation not supported")
+
+        monkeypatch.setattr(os, "link", no_links)
+    link_folder(source, folder)
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) == [
+        *("a", "inner", "inner/b"),
+    ]
+    assert (folder / "a").samefile(source / "a") != refused
+    remove_folder(source)
+    assert (folder / "a").read_bytes() == b"1" and (folder / "inner" / "b").read_bytes() == b"2"
+    assert sorted(os.listdir(tmp_path)) == ["adapter", "best"]
+
+
+def test_a_folder_that_cannot_be_linked_nor_copied_is_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, folder = tmp_path / "source", tmp_path / "adapter"
+    write_folder(source, {"a": b"later"})
+    write_folder(folder, {"a": b"earlier"})
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(OSError, match="No space left"):
+        link_folder(source, folder)
+    assert content(folder) == {"a": b"earlier"}
+    assert sorted(os.listdir(tmp_path)) == ["adapter", "source"]

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+from llama.checkpoint import RunState
 from llama.files.json_text import json_text
 from llama.train.reporter import norms_before, shown
 from llama.train.start.resume import Start
@@ -18,12 +19,19 @@ def test_a_loss_is_shown_alike_before_and_after_it_went_through_a_checkpoint() -
 
 
 def test_norms_of_a_checkpoint_s_own_step_and_later_are_taken_again(tmp_path: Path) -> None:
-    """They are taken after it is saved. The last line is one that a killed run did not end."""
+    """Unless it was saved after its evaluation, as where a run ends early. The last line is one that
+    a killed run did not end."""
     lines = [json.dumps({"step": step, "norms": {}}) + "\n" for step in (4, 8, 12)]
+    checkpoints = tmp_path / "checkpoints"
     (tmp_path / "norms.jsonl").write_text("".join(lines) + '{"step"')
     kept = {
-        step: norms_before(Start(tmp_path, step, source=tmp_path / f"checkpoints/step-{step}"))
-        for step in (2, 4, 5, 8, 14)
+        (step, evaluated): norms_before(
+            Start(
+                tmp_path, step, RunState(evaluated=evaluated), source=checkpoints / f"step-{step}"
+            )
+        )
+        for step, evaluated in ((2, 0), (4, 0), (5, 4), (8, 4), (8, 8), (14, 12))
     }
-    assert kept == {2: [], 4: [], 5: lines[:1], 8: lines[:1], 14: lines}
+    assert [len(found) for found in kept.values()] == [0, 0, 1, 1, 2, 3]
+    assert all(found == lines[: len(found)] for found in kept.values())
     assert norms_before(Start(tmp_path)) == []
