@@ -72,6 +72,19 @@ def check_prompt(
     raise_if(problems)
 
 
+def room_for_answer(prompt: Sequence[int], config: ModelConfig, tokenizer: Tokenizer) -> int:
+    """Positions that the model has left for an answer to a conversation. Raises UserError where it
+    has none, or has no row for one of its tokens."""
+    raise_if([f"it {_no_row(tokenizer, i, config)}" for i in {*prompt} if i >= config.vocab_size])
+    room = config.max_seq_len - len(prompt)
+    if room <= 0:
+        raise UserError(
+            f"the conversation has {len(prompt):,} tokens, and the model {config.max_seq_len:,} "
+            "positions (max_position_embeddings): there is no room for an answer"
+        )
+    return room
+
+
 def can_answer(prompt: Sequence[int], max_new_tokens: int, config: ModelConfig) -> bool:
     """Whether the model can compute an answer to `prompt` at all."""
     ends = config.ends_at_max_seq_len and len(prompt) + max_new_tokens > config.max_seq_len

@@ -38,6 +38,11 @@ COMMANDS = {
     "generate": Command(
         "answer a prompt", f"{_SETTINGS}:GenerateOptions", "llama.commands.generate:generate"
     ),
+    "chat": Command(
+        "talk with a model, and with its adapter beside it",
+        f"{_SETTINGS}:ChatOptions",
+        "llama.commands.chat.command:chat",
+    ),
     "evaluate": Command(
         "the loss of a model on rows",
         f"{_SETTINGS}:EvaluateOptions",

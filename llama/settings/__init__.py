@@ -4,6 +4,7 @@ What DeepSpeed understands (precision, batch, optimizer, schedule, ZeRO) is not 
 JSON owns it (`llama/settings/deepspeed_json`), so nothing is set in two places.
 """
 
+from llama.settings.chat_command import ChatOptions, check_chat
 from llama.settings.commands import (
     AblateOptions,
     BenchmarkOptions,
@@ -33,6 +34,7 @@ from llama.settings.validate import (
 __all__ = [
     "AblateOptions",
     "BenchmarkOptions",
+    "ChatOptions",
     "DataOptions",
     "EvaluateOptions",
     "GenerateOptions",
@@ -44,6 +46,7 @@ __all__ = [
     "VerifyOptions",
     "check_ablate",
     "check_benchmark",
+    "check_chat",
     "check_data",
     "check_evaluate",
     "check_generate",

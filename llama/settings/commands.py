@@ -127,11 +127,9 @@ class TrainOptions(RowOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateOptions(ModelOptions):
-    """Settings of `generate`."""
+class AnswerOptions(ModelOptions):
+    """How a model answers, for every command that has it write."""
 
-    prompt: str
-    """The text to answer; with --raw to continue, where '' starts from BOS alone."""
     adapter: Path | None = None
     """A PEFT folder; none means the model alone."""
     max_new_tokens: int = 256
@@ -142,10 +140,18 @@ class GenerateOptions(ModelOptions):
     """Choose among the likeliest tokens that together have this probability."""
     seed: int = 0
     """Seed of the choices, where the temperature is above 0."""
-    raw: bool = False
-    """Continue the prompt as it stands, with no template."""
     precision: Literal["half", "float32"] = "half"
     """What the model computes in; half is the 16-bit type that suits the device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(AnswerOptions):
+    """Settings of `generate`."""
+
+    prompt: str
+    """The text to answer; with --raw to continue, where '' starts from BOS alone."""
+    raw: bool = False
+    """Continue the prompt as it stands, with no template."""
     json: bool = False
     """Whether the last line of standard output is the result as one JSON object."""
 

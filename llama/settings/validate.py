@@ -16,6 +16,7 @@ from llama.model.config import LINEARS
 from llama.settings import deepspeed_json
 from llama.settings.commands import (
     AblateOptions,
+    AnswerOptions,
     BenchmarkOptions,
     EvaluateOptions,
     GenerateOptions,
@@ -96,9 +97,16 @@ def _with_deepspeed(
 
 def check_generate(options: GenerateOptions) -> list[str]:
     """Every problem of `generate`'s settings."""
+    problems = [*check_model(options), *check_answering(options)]
+    if options.raw and options.template is not None:
+        problems.append("--template: has no effect with --raw; give one of them")
+    return problems
+
+
+def check_answering(options: AnswerOptions) -> list[str]:
+    """Every problem of how a model is to answer."""
     problems = [
-        *check_model(options),
-        *_check_adapter(options.adapter),
+        *check_adapter(options.adapter),
         *at_least(1, max_new_tokens=options.max_new_tokens),
         *_check_seed(options.seed),
     ]
@@ -107,8 +115,6 @@ def check_generate(options: GenerateOptions) -> list[str]:
         problems.append(f"--temperature: {expected}, found {options.temperature}")
     if not 0 < options.top_p <= 1:
         problems.append(f"--top_p: expected above 0 and at most 1, found {options.top_p}")
-    if options.raw and options.template is not None:
-        problems.append("--template: has no effect with --raw; give one of them")
     return problems
 
 
@@ -116,7 +122,7 @@ def check_evaluate(options: EvaluateOptions) -> list[str]:
     """Every problem of `evaluate`'s settings."""
     return [
         *check_model(options),
-        *_check_adapter(options.adapter),
+        *check_adapter(options.adapter),
         *check_plain("data", options.data),
         *([] if options.data else ["--data: expected one or more files, found none"]),
         *at_least(2, seq_len=options.seq_len),
@@ -291,7 +297,8 @@ def check_model(options: ModelOptions) -> list[str]:
     return problems
 
 
-def _check_adapter(adapter: Path | None) -> list[str]:
+def check_adapter(adapter: Path | None) -> list[str]:
+    """Every problem of the folder that --adapter names; what it holds is judged later."""
     if adapter is None or os.path.exists(adapter / "adapter_config.json"):
         return []
     if not os.path.exists(adapter):

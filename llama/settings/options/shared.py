@@ -13,12 +13,13 @@ def names_of_all_commands() -> frozenset[str]:
 def _commands() -> tuple[type, ...]:
     """Looked up when asked for: the classes' own fields are marked with words of this package, so
     that it is being imported before they are there."""
-    from llama.settings import commands, data_command, doctor
+    from llama.settings import chat_command, commands, data_command, doctor
 
     return (
         commands.TrainOptions,
         data_command.DataOptions,
         commands.GenerateOptions,
+        chat_command.ChatOptions,
         commands.EvaluateOptions,
         commands.BenchmarkOptions,
         commands.VerifyOptions,
