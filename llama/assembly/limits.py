@@ -73,16 +73,11 @@ def check_prompt(
 
 
 def room_for_answer(prompt: Sequence[int], config: ModelConfig, tokenizer: Tokenizer) -> int:
-    """Positions that the model has left for an answer to a conversation. Raises UserError where it
-    has none, or has no row for one of its tokens."""
-    raise_if([f"it {_no_row(tokenizer, i, config)}" for i in {*prompt} if i >= config.vocab_size])
-    room = config.max_seq_len - len(prompt)
-    if room <= 0:
-        raise UserError(
-            f"the conversation has {len(prompt):,} tokens, and the model {config.max_seq_len:,} "
-            "positions (max_position_embeddings): there is no room for an answer"
-        )
-    return room
+    """Positions that the model has left behind `prompt`, below 0 where it goes past them. Raises
+    UserError where the model has no row for one of its tokens."""
+    lacking = sorted({id_ for id_ in prompt if id_ >= config.vocab_size})
+    raise_if([f"the conversation {_no_row(tokenizer, id_, config)}" for id_ in lacking])
+    return config.max_seq_len - len(prompt)
 
 
 def can_answer(prompt: Sequence[int], max_new_tokens: int, config: ModelConfig) -> bool:

@@ -10,13 +10,13 @@ import torch
 
 from llama.adapters.attach import switched_off
 from llama.assembly.model import check_adapter, default_device, find_tokenizer, ready_model
-from llama.commands.chat.conversation import Conversation
+from llama.commands.chat.conversation import ANEW, Conversation
 from llama.commands.chat.reading import HOW_TO_LEAVE, Reader, at_terminal, reader
 from llama.commands.chat.showing import show
 from llama.commands.chat.slash import obeyed
-from llama.commands.chat.speaker import ANEW, Speaker
+from llama.commands.chat.speaker import Speaker
 from llama.commands.chat.stopping import StopKey
-from llama.commands.terminal import this_terminal
+from llama.commands.terminal import paragraph, this_terminal
 from llama.errors import UserError, raise_if
 from llama.launch.streams import lost_output
 from llama.model.decoding import Sampling
@@ -57,8 +57,8 @@ def chat(options: ChatOptions) -> int:
     talk = Talk(reader(), speakers, options.max_new_tokens, sampling)
     if not at_terminal():
         return talk.go_on()
-    with_ = f" with {options.adapter}" if options.adapter else ""
-    say(f"{options.model}{with_}: /help lists the commands; {HOW_TO_LEAVE}")
+    tell(options.model + (f" with {options.adapter}" if options.adapter else ""))
+    tell(f"/help lists the commands; {HOW_TO_LEAVE}")
     with talk.stop:
         return talk.go_on()
 
@@ -95,15 +95,14 @@ class Talk:
     def _take(self, text: str) -> None:
         said = obeyed(text, [speaker.conversation for speaker in self._speakers])
         if said is not None:
-            say(said)
+            tell(said)
             return
         try:
-            with self.stop.answering():
-                self._answer(text.strip())
+            self._answer(text.strip())
         except KeyboardInterrupt:
             if not self._is_seen:
                 raise
-            say("stopped")
+            tell("stopped")
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
@@ -114,16 +113,24 @@ class Talk:
             speaker.name: speaker.answer(message, self._max_new_tokens, self._sampling)
             for speaker in self._speakers
         }
-        show(answers, this_terminal() if self._is_seen else None, lambda: self.stop.pressed)
+        show(answers, this_terminal() if self._is_seen else None, self.stop)
         for speaker in self._speakers:
             if speaker.cut_by is not None:
                 name = f"{speaker.name}: " * (len(self._speakers) > 1)
-                say(f"{name}the answer was cut off: {speaker.cut_by}")
+                tell(name + speaker.cut_by)
 
     def _refuse(self, problems: Sequence[str]) -> None:
         self._refused = True
         for problem in problems:
-            say(f"error: {self._reader.place}{problem}")
+            tell(f"error: {self._reader.place}{problem}")
+
+
+def tell(text: str) -> None:
+    """Lines about the conversation on standard error, none wider than a terminal."""
+    if at_terminal():
+        terminal = this_terminal()
+        text = "\n".join(paragraph(line, terminal) for line in text.split("\n"))
+    say(text)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from llama.assembly.limits import room_for_answer
+from llama.errors import UserError
 from llama.model.config import ModelConfig
 from llama.tokenizer.base import Message, Template, Tokenizer
+
+ANEW = "/reset begins anew"
+"""What to do about a conversation that has become too long."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,14 @@ class Conversation:
         UserError where the template cannot write it, or the model has no room."""
         turns = [*self._turns(), Message(role="user", content=message)]
         ids = self._template.prompt(turns, self._tokenizer)
-        return ids, room_for_answer(ids, self._config, self._tokenizer)
+        room = room_for_answer(ids, self._config, self._tokenizer)
+        if room <= 0:
+            advice = ANEW if self.exchanges else "say less at once"
+            raise UserError(
+                f"the conversation has {len(ids):,} tokens with this message, and the model "
+                f"{self._config.max_seq_len:,} positions (max_position_embeddings): {advice}"
+            )
+        return ids, room
 
     def reset(self) -> None:
         """Forget what was said; the system message stays."""

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from typing import Protocol
 
 from llama.commands.chat.layout import Columns, Flow, fits_two
 from llama.commands.chat.speaker import Pieces
+from llama.commands.chat.stopping import StopKey
 from llama.commands.terminal import Terminal
 from llama.launch.streams import lost_output
 
 Answers = Mapping[str, Pieces]
 """The name of each side to the pieces of its answer."""
-Stopped = Callable[[], bool]
-"""Whether the answers are to end where they are."""
 
 
 class Verbatim:
@@ -34,54 +33,60 @@ class _Layout(Protocol):
     def end(self) -> str: ...
 
 
-def show(answers: Answers, terminal: Terminal | None, stopped: Stopped) -> None:
-    """Write `answers` to standard output until they end or `stopped`, and close them however that
-    comes. Without a `terminal` they are text and nothing else."""
+def show(answers: Answers, terminal: Terminal | None, stop: StopKey) -> None:
+    """Write `answers` to standard output until they end, or `stop` is pressed: it ends one answer,
+    or both that stand side by side. They are closed however that comes. Without a `terminal` they
+    are text and nothing else."""
     with ExitStack() as stack:
         for pieces in answers.values():
             stack.enter_context(closing(pieces))
         if len(answers) > 1 and terminal is not None and fits_two(terminal):
-            _beside(answers, terminal, stopped)
+            _beside(answers, terminal, stop)
         else:
-            _below(answers, terminal, stopped)
+            _below(answers, terminal, stop)
 
 
-def _beside(answers: Answers, terminal: Terminal, stopped: Stopped) -> None:
+def _beside(answers: Answers, terminal: Terminal, stop: StopKey) -> None:
     columns = Columns(terminal)
     _write(_bold(columns.heading(list(answers)), terminal))
     running = dict(enumerate(answers.values()))
     try:
-        while running and not _ends(stopped):
-            for side, pieces in list(running.items()):
-                piece = next(pieces, None)
-                if piece is None:
-                    del running[side]
-                    _write(columns.end(side))
-                else:
-                    _write(columns.feed(side, piece))
+        with stop.answering():
+            _rows(running, columns, stop)
     finally:
         for side in running:
             _write(columns.end(side))
 
 
-def _below(answers: Answers, terminal: Terminal | None, stopped: Stopped) -> None:
+def _rows(running: dict[int, Pieces], columns: Columns, stop: StopKey) -> None:
+    """A piece of each in turn; those that end are taken out of `running`."""
+    while running and not _ends(stop):
+        for side, pieces in list(running.items()):
+            piece = next(pieces, None)
+            if piece is None:
+                del running[side]
+                _write(columns.end(side))
+            else:
+                _write(columns.feed(side, piece))
+
+
+def _below(answers: Answers, terminal: Terminal | None, stop: StopKey) -> None:
     for name, pieces in answers.items():
-        if _ends(stopped):
-            return
         if len(answers) > 1:
             _write(_bold(f"{name}:\n", terminal))
         layout: _Layout = Verbatim() if terminal is None else Flow(terminal)
         try:
-            for piece in pieces:
-                _write(layout.feed(piece))
-                if _ends(stopped):
-                    break
+            with stop.answering():
+                for piece in pieces:
+                    _write(layout.feed(piece))
+                    if _ends(stop):
+                        break
         finally:
             _write(layout.end() + "\n")
 
 
-def _ends(stopped: Stopped) -> bool:
-    return stopped() or lost_output() is not None
+def _ends(stop: StopKey) -> bool:
+    return stop.pressed or lost_output() is not None
 
 
 def _bold(text: str, terminal: Terminal | None) -> str:

@@ -79,7 +79,9 @@ def _save(sides: Sides, name: str) -> str:
 
 def _rows_before(path: Path) -> tuple[bytes, int]:
     """What the file holds already, and how many rows that is."""
-    if not path.exists() or path.is_file() and path.stat().st_size == 0:
+    if path.is_dir():
+        raise UserError(f"/save: {path} is a folder; a file is expected")
+    if not path.exists() or (path.is_file() and path.stat().st_size == 0):
         return b"", 0
     records, unit = read_records(path)
     if unit != "line" or not all(isinstance(record, dict) for _, record in records):

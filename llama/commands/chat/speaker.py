@@ -6,12 +6,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
-from llama.commands.chat.conversation import Conversation, Exchange
+from llama.commands.chat.conversation import ANEW, Conversation, Exchange
 from llama.model.decoding import Sampling, decode
 from llama.model.transformer import Transformer
 from llama.tokenizer.base import Tokenizer
 
-ANEW = "/reset begins anew"
 HALF = "\ufffd"
 """What a tokenizer gives for the bytes of a character that is not whole yet."""
 
@@ -44,19 +43,20 @@ class Speaker:
         """The answer to `message`, piece by piece, each of whole characters. However the iterator
         is left, what it gave is then part of the conversation, and nothing else is. Raises
         UserError at once where `message` cannot be answered."""
+        self.cut_by = None
         prompt, room = self.conversation.prompt(message)
         # Else the same message would have the same answer throughout a conversation.
         sampling = replace(sampling, seed=sampling.seed + len(self.conversation.exchanges))
         most = min(room, max_new_tokens)
-        limit = f"--max_new_tokens {most}"
+        limit = f"cut off at --max_new_tokens {most}"
         if room <= max_new_tokens:
-            limit = f"the model's positions are full: {ANEW}"
+            limit = f"cut off: the model's positions are full; {ANEW}"
         return self._pieces(message, self._tokens(prompt, most, sampling), most, limit)
 
     def _pieces(self, message: str, tokens: Iterator[int], most: int, limit: str) -> Pieces:
         said: list[str] = []
         is_whole = False
-        self.cut_by = "it was stopped"
+        self.cut_by = "stopped"
         counted = Counted(tokens)
         try:
             for piece in whole_characters(counted, self._tokenizer):
@@ -65,8 +65,9 @@ class Speaker:
             is_whole = counted.number < most
             self.cut_by = None if is_whole else limit
         finally:
-            if said or is_whole:
-                self.conversation.exchanges.append(Exchange(message, "".join(said), is_whole))
+            text = "".join(said)
+            if text or is_whole:
+                self.conversation.exchanges.append(Exchange(message, text, is_whole))
 
     def _tokens(self, prompt: list[int], most: int, sampling: Sampling) -> Iterator[int]:
         """Where a conversation meets the decoder: nothing else here knows how tokens are made."""
@@ -93,14 +94,16 @@ class Counted:
 
 
 def whole_characters(tokens: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
-    """The text of `tokens` as it grows; half a character waits for its other half, and is left out
-    where that never comes."""
+    """The text of `tokens` as it grows, a piece for each, which may be empty: half a character
+    waits for its other half, and is left out where that never comes."""
     ids: list[int] = []
     shown = 0
     for token in tokens:
         ids.append(token)
         text = tokenizer.decode(ids)
-        if len(text) > shown and not text.endswith(HALF):
+        if text.endswith(HALF):
+            yield ""
+        else:
             yield text[shown:]
             shown = len(text)
     rest = tokenizer.decode(ids)[shown:].rstrip(HALF)
