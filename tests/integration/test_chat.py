@@ -101,7 +101,7 @@ def test_both_answers_are_seen(model: Path, adapter: Path, columns: int, beside:
         terminal.until(PROMPT)
         terminal.type("go\r")
         terminal.until("base")
-        answer = terminal.until("adapter: cut off at --max_new_tokens 260")
+        answer = terminal.until(r"adapter: cut off at --max_new_tokens\s+260")
         terminal.type("/exit\r")
         assert terminal.ended() == 0
     rows = lines_of(answer)

@@ -22,6 +22,7 @@ COMMANDS = list(dict.fromkeys(line for line in LINES if "launcher/" in line))
 SMALLER = {
     "train": ["--max_steps", "1", "--data", "ROWS.jsonl", "--output_dir", "OUT"],
     "generate": ["--max_new_tokens", "2"],
+    "chat": ["--max_new_tokens", "2"],
     "evaluate": ["--template", "alpaca"],
     "doctor": ["--size_mb", "1"],
     "benchmark": ["--steps", "1", "--warmup", "0"],

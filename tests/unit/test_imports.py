@@ -42,6 +42,7 @@ DOORS = {
     "tensorboard": ("llama/metrics/",),
     "torch.utils.tensorboard": ("llama/metrics/",),
     "matplotlib": ("llama/pages/figures.py",),
+    "prompt_toolkit": ("llama/commands/chat/reading.py",),
     "transformers": (),
     "peft": (),
     "accelerate": (),

@@ -19,7 +19,7 @@ from llama.commands.chat.stopping import StopKey
 from llama.commands.terminal import paragraph, this_terminal
 from llama.errors import UserError, raise_if
 from llama.launch.streams import lost_output
-from llama.model.decoding import Sampling
+from llama.model.decoding import Sampling, Session
 from llama.notes import say
 from llama.settings import ChatOptions, check_chat
 from llama.tokenizer.templates import load_template
@@ -46,7 +46,7 @@ def chat(options: ChatOptions) -> int:
     speakers = [
         Speaker(
             name,
-            model,
+            Session(model),
             tokenizer,
             Conversation(template, tokenizer, source.config, options.system),
             as_self,

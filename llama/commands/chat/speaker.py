@@ -7,8 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from llama.commands.chat.conversation import ANEW, Conversation, Exchange
-from llama.model.decoding import Sampling, decode
-from llama.model.transformer import Transformer
+from llama.model.decoding import Sampling, Session
 from llama.tokenizer.base import Tokenizer
 
 HALF = "\ufffd"
@@ -26,7 +25,7 @@ class Speaker:
     def __init__(
         self,
         name: str,
-        model: Transformer,
+        session: Session,
         tokenizer: Tokenizer,
         conversation: Conversation,
         as_self: As,
@@ -35,7 +34,7 @@ class Speaker:
         self.conversation = conversation
         self.cut_by: str | None = None
         """What ended the last answer in the place of the model; None where nothing did."""
-        self._model = model
+        self._session = session
         self._tokenizer = tokenizer
         self._as_self = as_self
 
@@ -71,7 +70,7 @@ class Speaker:
 
     def _tokens(self, prompt: list[int], most: int, sampling: Sampling) -> Iterator[int]:
         """Where a conversation meets the decoder: nothing else here knows how tokens are made."""
-        tokens = decode(self._model, prompt, most, self._tokenizer.stop_ids, sampling)
+        tokens = self._session.answer(prompt, most, self._tokenizer.stop_ids, sampling)
         while True:
             with self._as_self():
                 token = next(tokens, None)

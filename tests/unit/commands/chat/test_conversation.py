@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from llama.commands.chat import speaker as speaker_module
 from llama.commands.chat.conversation import Conversation, Exchange
 from llama.commands.chat.slash import COMMANDS, obeyed
 from llama.commands.chat.speaker import Speaker, whole_characters
@@ -58,21 +57,32 @@ def test_a_conversation_that_has_outgrown_the_model(talk: Conversation) -> None:
         talk.prompt("b")
 
 
-def answering(
-    talk: Conversation, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, ids: list[int]
+class Says:
+    """In the place of a decoder's session: it answers with the same tokens every time."""
+
+    def __init__(self, ids: list[int]) -> None:
+        self._ids = ids
+
+    def answer(self, _prompt: Any, most: int, *_: Any) -> Iterator[int]:
+        yield from self._ids[:most]
+
+
+class Full:
+    """A device whose memory is full."""
+
+    def answer(self, *_: Any) -> Iterator[int]:
+        raise torch.OutOfMemoryError
+        yield 0
+
+
+def speaker(
+    talk: Conversation, tokenizer: Tokenizer, session: Any, as_self: Any = nullcontext
 ) -> Speaker:
-    def decode(_model: Any, _prompt: Any, most: int, *_: Any) -> Iterator[int]:
-        yield from ids[:most]
-
-    monkeypatch.setattr(speaker_module, "decode", decode)
-    model: Any = None
-    return Speaker("model", model, tokenizer, talk, nullcontext)
+    return Speaker("model", session, tokenizer, talk, as_self)
 
 
-def test_an_answer_is_kept_as_far_as_it_was_said(
-    talk: Conversation, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    side = answering(talk, tokenizer, monkeypatch, tokenizer.encode("good 日"))
+def test_an_answer_is_kept_as_far_as_it_was_said(talk: Conversation, tokenizer: Tokenizer) -> None:
+    side = speaker(talk, tokenizer, Says(tokenizer.encode("good 日")))
     assert "".join(side.answer("a", 100, Sampling())) == "good 日"
     assert side.cut_by is None
     stopped = side.answer("b", 100, Sampling())
@@ -95,33 +105,21 @@ def test_an_answer_is_kept_as_far_as_it_was_said(
     ]
 
 
-def test_the_last_positions_are_used(
-    talk: Conversation, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    side = answering(talk, tokenizer, monkeypatch, tokenizer.encode("y" * 400))
+def test_the_last_positions_are_used(talk: Conversation, tokenizer: Tokenizer) -> None:
+    side = speaker(talk, tokenizer, Says(tokenizer.encode("y" * 400)))
     room = talk.prompt("x")[1]
     assert "".join(side.answer("x", 500, Sampling())) == "y" * room
     assert side.cut_by is not None and "/reset" in side.cut_by
 
 
-def test_an_answer_that_fails_leaves_no_trace(
-    talk: Conversation, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    side = answering(talk, tokenizer, monkeypatch, [])
-
-    def full(*_: Any) -> Iterator[int]:
-        raise torch.OutOfMemoryError
-        yield 0
-
-    monkeypatch.setattr(speaker_module, "decode", full)
+def test_an_answer_that_fails_leaves_no_trace(talk: Conversation, tokenizer: Tokenizer) -> None:
+    side = speaker(talk, tokenizer, Full())
     with pytest.raises(torch.OutOfMemoryError):
         list(side.answer("x", 10, Sampling()))
     assert talk.exchanges == []
 
 
-def test_sides_take_turns_in_one_model(
-    talk: Conversation, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sides_take_turns_in_one_model(talk: Conversation, tokenizer: Tokenizer) -> None:
     entered: list[str] = []
 
     @contextmanager
@@ -130,8 +128,7 @@ def test_sides_take_turns_in_one_model(
         yield
         entered.append("out")
 
-    side = answering(talk, tokenizer, monkeypatch, tokenizer.encode("ab"))
-    side._as_self = as_base
+    side = speaker(talk, tokenizer, Says(tokenizer.encode("ab")), as_base)
     for _ in side.answer("x", 10, Sampling()):
         assert entered[-1] == "out"
     assert len(entered) == 6  # around two tokens, and around finding that there are no more
