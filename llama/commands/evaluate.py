@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import sys
 
+from llama.assembly.adapter import open_for_use
 from llama.assembly.limits import check_examples
-from llama.assembly.model import check_adapter, default_device, find_tokenizer, ready_model
+from llama.assembly.model import default_device, ready_model
 from llama.assembly.use import summed_loss
 from llama.data.batches import eval_batches
 from llama.data.prepare import Reading
@@ -14,8 +15,6 @@ from llama.errors import raise_if
 from llama.files.json_text import json_text
 from llama.objectives.kinds import SFT
 from llama.settings import EvaluateOptions, check_evaluate
-from llama.tokenizer.templates import load_template
-from llama.weights.open_model import open_model
 
 
 def perplexity(loss: float) -> float:
@@ -31,18 +30,16 @@ def evaluate(options: EvaluateOptions) -> int:
     weights load."""
     raise_if(check_evaluate(options))
     device = default_device()
-    source = open_model(options.model, device)
-    tokenizer = find_tokenizer(source, options.tokenizer)
-    template = load_template(options.template, tokenizer)
+    opened = open_for_use(options)
+    source, tokenizer = opened.source, opened.tokenizer
+    template = opened.template(options.template)
     reading = Reading(
         options.seq_len, options.pack, options.overlong, options.columns, options.data_cache
     )
     data = SFT.prepare(options.data, template, tokenizer, reading)
     check_examples(data.report.source, data.examples, source.config, tokenizer)
-    if options.adapter is not None:
-        check_adapter(options.adapter, source.config)
     print(data.report.text(), file=sys.stderr)
-    model = ready_model(source, options.adapter, options.precision)
+    model = ready_model(source, opened.adapter, options.precision)
     total, supervised = summed_loss(model, eval_batches(data.packed, options.micro_batch), device)
     loss = total / supervised
     document = {"loss": loss, "perplexity": perplexity(loss), "supervised_tokens": supervised}

@@ -5,34 +5,25 @@ from __future__ import annotations
 import sys
 import time
 
+from llama.assembly.adapter import Opened, open_for_use
 from llama.assembly.limits import check_prompt
-from llama.assembly.model import (
-    check_adapter,
-    default_device,
-    find_tokenizer,
-    ready_model,
-)
+from llama.assembly.model import ready_model
 from llama.errors import raise_if
 from llama.files.json_text import json_text
 from llama.launch.streams import lost_output
 from llama.model.decoding import Sampling, decode
 from llama.settings import GenerateOptions, check_generate
-from llama.tokenizer.base import Tokenizer
-from llama.tokenizer.templates import load_template
-from llama.weights.open_model import open_model
 
 
 def generate(options: GenerateOptions) -> int:
     """Print the answer as it is written; with `--json`, one object last. Raises `UserError` before
     any weights load."""
     raise_if(check_generate(options))
-    source = open_model(options.model, default_device())
-    tokenizer = find_tokenizer(source, options.tokenizer)
-    prompt = _prompt_ids(options, tokenizer)
-    if options.adapter is not None:
-        check_adapter(options.adapter, source.config)
+    opened = open_for_use(options)
+    source, tokenizer = opened.source, opened.tokenizer
+    prompt = _prompt_ids(options, opened)
     check_prompt(prompt, options.max_new_tokens, source.config, tokenizer)
-    model = ready_model(source, options.adapter, options.precision)
+    model = ready_model(source, opened.adapter, options.precision)
     started = time.perf_counter()
     sampling = Sampling(options.temperature, options.top_p, options.seed)
     ids: list[int] = []
@@ -62,9 +53,10 @@ def generate(options: GenerateOptions) -> int:
     return 0
 
 
-def _prompt_ids(options: GenerateOptions, tokenizer: Tokenizer) -> list[int]:
+def _prompt_ids(options: GenerateOptions, opened: Opened) -> list[int]:
+    tokenizer = opened.tokenizer
     if not options.raw:
-        template = load_template(options.template, tokenizer)
+        template = opened.template(options.template)
         return template.prompt([{"role": "user", "content": options.prompt}], tokenizer)
     ids = [*tokenizer.text_begins, *tokenizer.encode(options.prompt)]
     raise_if([] if ids else ["--prompt: this tokenizer adds no BOS: give some text with --raw"])

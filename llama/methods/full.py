@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch.distributed as dist
 
 from llama.engine import Engine
 from llama.engine.state import Tensors
+from llama.files.run_folder import MODEL
+from llama.methods.about import About
 from llama.methods.method import Hints, Method, Shapes, Watched
 from llama.model.transformer import Transformer
 from llama.parallel.agreement import on_main
@@ -25,7 +28,7 @@ class FullMethod(Method):
     """The result is a model's folder in Hugging Face's layout, in the precision that was computed
     in. Nothing is ever gathered but one parameter at a time."""
 
-    RESULT = "model"
+    RESULT = MODEL
     RESULT_TITLE = "model (Hugging Face)"
     TRAINED = "weights"
     SHARDED = True
@@ -71,15 +74,16 @@ class FullMethod(Method):
         """One for each kind of parameter."""
         return f"parameter_norms/{_kind(name)}"
 
-    def write(self, engine: Engine, folder: Path, tokenizer: Path | None) -> Hints:
-        """A parameter at a time: each is joined on every rank and written by the main one."""
+    def write(self, engine: Engine, folder: Path, tokenizer: Path | None, about: About) -> Hints:
+        """A parameter at a time: each is joined on every rank and written by the main one. The
+        folder keeps the base's own chat templates: which one was used is in the card."""
         mesh, names = engine.mesh, list(self.shapes())
         writer = _Failing(WRITERS["huggingface"](folder, self.config, self.source, tokenizer))
         for name in names:
             value = engine.parts.whole(name)
             if mesh.is_main:
                 writer.add(name, value)
-        return on_main(mesh, writer.finish)
+        return on_main(mesh, lambda: writer.finish(about.files(template=False)))
 
 
 class _Failing:
@@ -97,11 +101,11 @@ class _Failing:
             except Exception as error:  # of whatever kind: `finish` raises it
                 self._error = error
 
-    def finish(self) -> Hints:
+    def finish(self, beside: Mapping[str, bytes]) -> Hints:
         try:
             if self._error is not None:
                 raise self._error
-            return self._writer.finish()
+            return self._writer.finish(beside)
         except BaseException:
             self._writer.abandon()
             raise

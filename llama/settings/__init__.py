@@ -11,13 +11,13 @@ from llama.settings.commands import (
     EvaluateOptions,
     GenerateOptions,
     LoRAOptions,
-    ModelOptions,
     PlanOptions,
     ReportOptions,
     TrainOptions,
     VerifyOptions,
 )
 from llama.settings.data_command import DataOptions, check_data
+from llama.settings.model import AdapterOptions, ModelOptions
 from llama.settings.validate import (
     check_ablate,
     check_benchmark,
@@ -33,6 +33,7 @@ from llama.settings.validate import (
 
 __all__ = [
     "AblateOptions",
+    "AdapterOptions",
     "BenchmarkOptions",
     "ChatOptions",
     "DataOptions",

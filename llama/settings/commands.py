@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from llama.model.kept import Checkpointing
+from llama.settings.model import AdapterOptions, ReadingOptions, RowOptions
 from llama.settings.options.marks import BY_CONTENT, BY_VALUE, POSITIONAL
 from llama.settings.targets import in_our_names
 
@@ -33,36 +34,6 @@ class LoRAOptions:
     def __post_init__(self) -> None:
         """So that nothing behind the options meets a layer by two names."""
         object.__setattr__(self, "targets", in_our_names(self.targets))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """Which model, for every command."""
-
-    model: str = field(default="smollm2-135m", metadata=BY_CONTENT)
-    """A folder or file (Meta, Hugging Face or GGUF), a hub name, the bundled smollm2-135m, or
-    random:NAME, the shape of NAME (as llama-7b) with random weights."""
-    tokenizer: Path | None = field(default=None, metadata=BY_CONTENT)
-    """A tokenizer's file or folder; none means the one found beside the model."""
-    template: str | None = field(default=None, metadata=BY_VALUE)
-    """How a prompt is laid out: alpaca, llama2, llama3, chatml, or a Jinja file; none means the
-    model's own, else alpaca."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowOptions(ModelOptions):
-    """How rows are read and made into tokens, for every command that takes --data."""
-
-    columns: tuple[tuple[str, str], ...] = field(default=(), metadata=BY_VALUE)
-    """Columns of the rows that go by other names, as instruction=question,output=answer; of a
-    list's turns as messages.role=speaker. Of the held-out rows too."""
-    overlong: Literal["drop", "cut", "split"] = "drop"
-    """What becomes of a row longer than --seq_len: drop leaves it out; cut keeps its beginning, and
-    its answer then has no end token to learn; split cuts a plain text into pieces. Each is
-    counted."""
-    data_cache: Path | None = None
-    """Folder where tokens of large data are kept for the next start; none means
-    ~/.cache/llama-lora/data, or what XDG_CACHE_HOME says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +70,10 @@ class TrainOptions(RowOptions):
     """What trains: lora, adapters beside the frozen model; full, every parameter of the model."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)
     """The adapters, with --method lora."""
+    init_adapter: Path | None = field(default=None, metadata=BY_CONTENT)
+    """Begin a new run from the values of this adapter, a folder as generate's --adapter takes. Its
+    rank, alpha, targets and scale are taken; one that is given and differs is refused. None means
+    first values from --seed."""
     checkpointing: Checkpointing = "block"
     """What is recomputed in the backward pass to save memory: nothing, the feed-forward layers, or
     whole blocks; auto keeps as much as the device's free memory holds."""
@@ -127,11 +102,9 @@ class TrainOptions(RowOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerOptions(ModelOptions):
+class AnswerOptions(AdapterOptions):
     """How a model answers, for every command that has it write."""
 
-    adapter: Path | None = None
-    """A PEFT folder; none means the model alone."""
     max_new_tokens: int = 256
     """Stop after this many tokens, if no end of text came before."""
     temperature: float = 0.0
@@ -157,13 +130,11 @@ class GenerateOptions(AnswerOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(RowOptions):
+class EvaluateOptions(ReadingOptions, AdapterOptions):
     """Settings of `evaluate`."""
 
     data: list[Path]
     """Rows to evaluate on: files or folders of shards, as train takes them; may be repeated."""
-    adapter: Path | None = None
-    """A PEFT folder; none means the model alone."""
     seq_len: int = 1024
     """Tokens of one row of a batch; see --overlong."""
     pack: bool = True

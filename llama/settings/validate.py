@@ -12,6 +12,7 @@ from typing import Any
 
 from llama.errors import UserError, raise_if
 from llama.files.inputs import file_problem, nearest, not_found
+from llama.files.run_folder import adapter_folder, why_no_adapter
 from llama.model.config import LINEARS
 from llama.settings import deepspeed_json
 from llama.settings.commands import (
@@ -21,12 +22,12 @@ from llama.settings.commands import (
     EvaluateOptions,
     GenerateOptions,
     LoRAOptions,
-    ModelOptions,
     PlanOptions,
     TrainOptions,
     VerifyOptions,
 )
 from llama.settings.data_sets import check_plain, check_sets, check_split
+from llama.settings.model import AdapterOptions, ModelOptions
 from llama.settings.targets import WORDS
 from llama.tokenizer.built_in_templates import TEMPLATES
 
@@ -41,6 +42,7 @@ def check_train(options: TrainOptions, world_size: int) -> list[str]:
         *at_least(1, save_every=options.save_every, keep=options.keep),
         *at_least(2, seq_len=options.seq_len),
         *_check_method(options),
+        *_check_init_adapter(options),
         *_check_degree(options.tensor_parallel, world_size),
         *_check_seed(options.seed),
         *check_sets(options.data),
@@ -106,7 +108,7 @@ def check_generate(options: GenerateOptions) -> list[str]:
 def check_answering(options: AnswerOptions) -> list[str]:
     """Every problem of how a model is to answer."""
     problems = [
-        *check_adapter(options.adapter),
+        *_check_use(options),
         *at_least(1, max_new_tokens=options.max_new_tokens),
         *_check_seed(options.seed),
     ]
@@ -122,7 +124,7 @@ def check_evaluate(options: EvaluateOptions) -> list[str]:
     """Every problem of `evaluate`'s settings."""
     return [
         *check_model(options),
-        *check_adapter(options.adapter),
+        *_check_use(options),
         *check_plain("data", options.data),
         *([] if options.data else ["--data: expected one or more files, found none"]),
         *at_least(2, seq_len=options.seq_len),
@@ -283,9 +285,9 @@ def _check_degree(tensor_parallel: int, world_size: int, of: str = "") -> list[s
     return at_least(1, tensor_parallel=tensor_parallel)
 
 
-def check_model(options: ModelOptions) -> list[str]:
+def check_model(options: ModelOptions | AdapterOptions) -> list[str]:
     """Every problem of the options that name the model, its tokenizer and its template."""
-    problems = [] if options.model else ["--model: expected a path or a name, found ''"]
+    problems = ["--model: expected a path or a name, found ''"] if options.model == "" else []
     if options.tokenizer is not None and not options.tokenizer.exists():
         problems.append(f"--tokenizer: {options.tokenizer} {not_found(options.tokenizer)}")
     template = options.template
@@ -297,13 +299,26 @@ def check_model(options: ModelOptions) -> list[str]:
     return problems
 
 
-def check_adapter(adapter: Path | None) -> list[str]:
-    """Every problem of the folder that --adapter names; what it holds is judged later."""
-    if adapter is None or os.path.exists(adapter / "adapter_config.json"):
+def _check_use(options: AdapterOptions) -> list[str]:
+    """Problems of the adapter that a command is to use."""
+    if options.adapter is None:
+        return ["--force: has no effect without --adapter"] if options.force else []
+    return _check_adapter("adapter", options.adapter)
+
+
+def _check_init_adapter(options: TrainOptions) -> list[str]:
+    if options.init_adapter is None:
         return []
-    if not os.path.exists(adapter):
-        return [f"--adapter: {adapter} {not_found(adapter)}"]
-    return [f"--adapter: {adapter} is not a PEFT folder: it holds no adapter_config.json"]
+    if options.method != "lora":
+        return [f"--init_adapter: has no effect with --method {options.method}; leave it out"]
+    return _check_adapter("init_adapter", options.init_adapter)
+
+
+def _check_adapter(option: str, path: Path) -> list[str]:
+    if adapter_folder(path) is not None:
+        return []
+    why = why_no_adapter(path) if os.path.exists(path) else not_found(path)
+    return [f"--{option}: {path} {why}"]
 
 
 def _check_output(folder: Path, unused: bool) -> list[str]:

@@ -27,6 +27,7 @@ from llama.launch.launchers import check_launch
 from llama.launch.log import libraries_kept, log_file
 from llama.launch.processes import launched_world_size, stop_processes
 from llama.launch.stopping import Ends
+from llama.methods.about import About, complete_card
 from llama.metrics.speed import Stopwatch, peak_memory_bytes
 from llama.model.transformer import Transformer
 from llama.notes import LOG, note, say
@@ -37,6 +38,7 @@ from llama.train import samples
 from llama.train.ending import draw_report, in_words
 from llama.train.first_steps import FirstStepsCheck, optimizer_state_bytes
 from llama.train.life import show_life
+from llama.train.origin import origin_of
 from llama.train.record import resumed_before, run_record, write_json
 from llama.train.reporter import Reporter, shown
 from llama.train.start.fits import Verdict, require_fit
@@ -105,6 +107,7 @@ class Run:
         self.summary["status"] = "failed"
         self.summary.setdefault("checkpoint_seconds", 0.0)
         self.method = inputs.method
+        self.origin = on_main(mesh, lambda: origin_of(inputs, plan))
         self.report = Reporter(self.start, self.method, plan.total_steps, mesh, device)
         self._say_what_it_is()
         self.engine = build_engine(inputs.source, self.options, plan.resolved, mesh, device)
@@ -262,13 +265,21 @@ class Run:
 
     def _finish(self, comparison: samples.Comparison) -> None:
         result = self.folder / self.method.RESULT
-        for hint in self.method.write(self.engine, result, self.options.tokenizer):
+        about = self._about(self.summary.get("eval_loss"))
+        for hint in self.method.write(self.engine, result, self.options.tokenizer, about):
             self.report.say(hint)
         before, after = comparison.both(self.state.samples_before)
         if prompts := comparison.prompts:
             path = self.folder / SAMPLES
             on_main(self.mesh, lambda: samples.write_samples(path, prompts, before, after))
+            in_card = samples.for_card(prompts, before, after)
+            on_main(self.mesh, lambda: complete_card(result, in_card))
             self.report.samples(self.engine.steps, samples.as_text(prompts, before, after))
+
+    def _about(self, eval_loss: float | None) -> About:
+        """What is known at this step; `eval_loss` is of it, if it was evaluated here."""
+        before, epochs = self.summary["eval_loss_before"], self.summary["epoch_losses"]
+        return About(self.origin, self.engine.steps, before, eval_loss, tuple(epochs))
 
     # Saving
 
@@ -298,6 +309,7 @@ class Run:
             identity=self.resumer.identity,
             topology=self.resumer.topology,
             random=random_state(),
+            beside={} if self.method.SHARDED else self._about(eval_loss=None).files(),
         )
 
     def _check_writing(self) -> None:

@@ -18,6 +18,7 @@ from llama.data.rows import Row
 from llama.files.atomic import write_file
 from llama.files.json_text import json_text
 from llama.model.transformer import Transformer
+from llama.pages.card import Sample
 from llama.parallel.mesh import Mesh
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.chat import joined_content
@@ -153,6 +154,14 @@ def write_samples(path: Path, prompts: list[Prompt], before: list[str], after: l
     ]
     lines = [json_text(row, ensure_ascii=False) + "\n" for row in rows]
     write_file(path, "".join(lines).encode())
+
+
+def for_card(prompts: list[Prompt], before: list[str], after: list[str]) -> list[Sample]:
+    """The same for a model card: held-out rows if there are any, which show what was learnt and not
+    what was kept."""
+    every = list(zip(prompts, before, after, strict=True))
+    held_out = [found for found in every if found[0].rows == "held-out"]
+    return [Sample(prompt.text, old, new) for prompt, old, new in held_out or every]
 
 
 def as_text(prompts: list[Prompt], before: list[str], after: list[str]) -> str:

@@ -3,7 +3,7 @@ tokenizer's files as they lie beside the model that training began with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 
@@ -76,7 +76,7 @@ class HuggingFaceWriter(FileWriter):
         count = len(self._files)
         return SINGLE if count == 1 else f"model-{number + 1:05}-of-{count:05}.safetensors"
 
-    def finish(self) -> list[str]:
+    def finish(self, beside: Mapping[str, bytes]) -> list[str]:
         assert self._current == len(self._files), "a weight has not come"
         if len(self._files) > 1:
             sizes = (prod(shape) for shape in self._shapes.values())
@@ -91,6 +91,8 @@ class HuggingFaceWriter(FileWriter):
             self._write_json(INDEX, index)
         self._write_json(CONFIG, self._config_document())
         hints = self._copy_tokenizer()
+        for name, content in beside.items():
+            write_in(self._partial, name, content)
         sync_folders(self._partial)
         finish_folder(self.folder)
         return hints

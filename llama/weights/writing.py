@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -22,9 +23,9 @@ class WeightWriter(Protocol):
         one type."""
         ...
 
-    def finish(self) -> list[str]:
-        """Let it appear, with what goes with the weights. Gives, one line each, what a user has to
-        know of it."""
+    def finish(self, beside: Mapping[str, bytes]) -> list[str]:
+        """Let it appear, with what goes with the weights and the files `beside`, by name. Gives,
+        one line each, what a user has to know of it."""
         ...
 
     def abandon(self) -> None:
@@ -53,7 +54,7 @@ class FileWriter(ABC):
         """Write a weight, laid out as the format has it."""
 
     @abstractmethod
-    def finish(self) -> list[str]: ...
+    def finish(self, beside: Mapping[str, bytes]) -> list[str]: ...
 
     @abstractmethod
     def abandon(self) -> None: ...

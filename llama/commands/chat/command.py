@@ -9,7 +9,8 @@ from functools import partial
 import torch
 
 from llama.adapters.attach import switched_off
-from llama.assembly.model import check_adapter, default_device, find_tokenizer, ready_model
+from llama.assembly.adapter import open_for_use
+from llama.assembly.model import ready_model
 from llama.commands.chat.conversation import ANEW, Conversation
 from llama.commands.chat.reading import HOW_TO_LEAVE, Reader, at_terminal, reader
 from llama.commands.chat.showing import show
@@ -22,8 +23,6 @@ from llama.launch.streams import lost_output
 from llama.model.decoding import Sampling, Session
 from llama.notes import say
 from llama.settings import ChatOptions, check_chat
-from llama.tokenizer.templates import load_template
-from llama.weights.open_model import open_model
 
 REFUSED = 2
 """The status where a line of a file or pipe could not be answered."""
@@ -33,13 +32,11 @@ def chat(options: ChatOptions) -> int:
     """Answer messages until there are no more. Raises `UserError` before any weights load; what
     cannot be answered later is said in a line, and ends nothing."""
     raise_if(check_chat(options))
-    source = open_model(options.model, default_device())
-    tokenizer = find_tokenizer(source, options.tokenizer)
-    template = load_template(options.template, tokenizer)
-    if options.adapter is not None:
-        check_adapter(options.adapter, source.config)
-    Conversation(template, tokenizer, source.config, options.system).prompt("Hello")
-    model = ready_model(source, options.adapter, options.precision)
+    opened = open_for_use(options)
+    config, tokenizer = opened.source.config, opened.tokenizer
+    template = opened.template(options.template)
+    Conversation(template, tokenizer, config, options.system).prompt("Hello")
+    model = ready_model(opened.source, opened.adapter, options.precision)
     sides = {"adapter" if options.adapter else "model": nullcontext}
     if options.compare:
         sides = {"base": partial(switched_off, model), **sides}
@@ -48,7 +45,7 @@ def chat(options: ChatOptions) -> int:
             name,
             Session(model),
             tokenizer,
-            Conversation(template, tokenizer, source.config, options.system),
+            Conversation(template, tokenizer, config, options.system),
             as_self,
         )
         for name, as_self in sides.items()
@@ -57,7 +54,7 @@ def chat(options: ChatOptions) -> int:
     talk = Talk(reader(), speakers, options.max_new_tokens, sampling)
     if not at_terminal():
         return talk.go_on()
-    tell(options.model + (f" with {options.adapter}" if options.adapter else ""))
+    tell(opened.source.name + (f" with {opened.adapter}" if opened.adapter else ""))
     tell(f"/help lists the commands; {HOW_TO_LEAVE}")
     with talk.stop:
         return talk.go_on()

@@ -22,6 +22,7 @@ from llama.parallel.mesh import Mesh
 from llama.settings import TrainOptions
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.templates import Template, load_template
+from llama.train.start.beginning import beginning_of
 from llama.train.start.sameness import require_sameness
 from llama.weights.open_model import ModelSource, open_model
 
@@ -31,6 +32,7 @@ class Inputs:
     """What the user gave, read and found right."""
 
     options: TrainOptions
+    """With what `--init_adapter` says of the adapter in them."""
     deepspeed: dict[str, Any]
     source: ModelSource
     tokenizer: Tokenizer
@@ -62,12 +64,14 @@ def read_inputs(options: TrainOptions, deepspeed: dict[str, Any], mesh: Mesh) ->
     reported together."""
     inputs = on_every(mesh, lambda: _read(options, deepspeed))
     data = {"data": inputs.training, "eval_data": inputs.held_out}
-    require_sameness(options, deepspeed, inputs.source, data, mesh)
+    require_sameness(inputs.options, deepspeed, inputs.source, data, mesh)
     return inputs
 
 
 def _read(options: TrainOptions, deepspeed: dict[str, Any]) -> Inputs:
     source = open_model(options.model, default_device())
+    beginning = beginning_of(options, source)
+    options = beginning.options
     raise_if(
         [
             *degree_problems(options.tensor_parallel, source.config),
@@ -76,6 +80,7 @@ def _read(options: TrainOptions, deepspeed: dict[str, Any]) -> Inputs:
     )
     tokenizer = find_tokenizer(source, options.tokenizer)
     template = load_template(options.template, tokenizer)
+    beginning.check(tokenizer, template)
     training, held_out = _prepared(options, source, template, tokenizer)
     return Inputs(options, deepspeed, source, tokenizer, template, training, held_out)
 
