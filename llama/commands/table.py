@@ -44,9 +44,10 @@ COMMANDS = {
         "llama.commands.chat.command:chat",
     ),
     "evaluate": Command(
-        "the loss of a model on rows",
+        "the loss of a model on rows, or its right answers to questions",
         f"{_SETTINGS}:EvaluateOptions",
-        "llama.commands.evaluate:evaluate",
+        "llama.commands.evaluate.command:evaluate",
+        in_ranks=True,
     ),
     "verify": Command(
         "prove that a topology trains what one process would",

@@ -19,7 +19,6 @@ from llama.settings.commands import (
     AblateOptions,
     AnswerOptions,
     BenchmarkOptions,
-    EvaluateOptions,
     GenerateOptions,
     LoRAOptions,
     PlanOptions,
@@ -43,7 +42,7 @@ def check_train(options: TrainOptions, world_size: int) -> list[str]:
         *at_least(2, seq_len=options.seq_len),
         *_check_method(options),
         *_check_init_adapter(options),
-        *_check_degree(options.tensor_parallel, world_size),
+        *check_degree(options.tensor_parallel, world_size),
         *_check_seed(options.seed),
         *check_sets(options.data),
         *check_plain("eval_data", options.eval_data),
@@ -72,7 +71,7 @@ def checked_verify(options: VerifyOptions, world_size: int) -> dict[str, Any]:
         *at_least(1, layers=options.layers, steps=options.steps),
         *at_least(8, seq_len=options.seq_len),
         *_check_method(options),
-        *_check_degree(options.tensor_parallel, world_size),
+        *check_degree(options.tensor_parallel, world_size),
         *_check_seed(options.seed),
     ]
     return _with_deepspeed(problems, options, options.deepspeed, world_size)
@@ -108,7 +107,7 @@ def check_generate(options: GenerateOptions) -> list[str]:
 def check_answering(options: AnswerOptions) -> list[str]:
     """Every problem of how a model is to answer."""
     problems = [
-        *_check_use(options),
+        *check_use(options),
         *at_least(1, max_new_tokens=options.max_new_tokens),
         *_check_seed(options.seed),
     ]
@@ -120,18 +119,6 @@ def check_answering(options: AnswerOptions) -> list[str]:
     return problems
 
 
-def check_evaluate(options: EvaluateOptions) -> list[str]:
-    """Every problem of `evaluate`'s settings."""
-    return [
-        *check_model(options),
-        *_check_use(options),
-        *check_plain("data", options.data),
-        *([] if options.data else ["--data: expected one or more files, found none"]),
-        *at_least(2, seq_len=options.seq_len),
-        *at_least(1, micro_batch=options.micro_batch),
-    ]
-
-
 def check_benchmark(options: BenchmarkOptions, world_size: int) -> list[str]:
     """Every problem of `benchmark`'s own settings on `world_size` ranks."""
     problems = [
@@ -141,7 +128,7 @@ def check_benchmark(options: BenchmarkOptions, world_size: int) -> list[str]:
         *at_least(0, warmup=options.warmup),
         *at_least(2, seq_len=options.seq_len),
         *_check_method(options),
-        *_check_degree(options.tensor_parallel, world_size),
+        *check_degree(options.tensor_parallel, world_size),
         *_check_seed(options.seed),
     ]
     if not options.data:
@@ -199,7 +186,7 @@ def check_plan(options: PlanOptions) -> list[str]:
         *check_sets(options.data),
     ]
     if options.gpus >= 1 and options.nodes >= 1:
-        problems += _check_degree(options.tensor_parallel, options.gpus, "GPUs of a node")
+        problems += check_degree(options.tensor_parallel, options.gpus, "GPUs of a node")
     if options.columns and not options.data:
         problems.append("--columns: has no effect without --data")
     if options.rows is not None and options.data:
@@ -273,7 +260,8 @@ def _check_seed(seed: int) -> list[str]:
     return [f"--seed: expected from 0 to below 2**63, found {seed}"]
 
 
-def _check_degree(tensor_parallel: int, world_size: int, of: str = "") -> list[str]:
+def check_degree(tensor_parallel: int, world_size: int, of: str = "") -> list[str]:
+    """Whether the degree of tensor parallelism divides the processes, or what `of` names."""
     if tensor_parallel >= 1 and world_size % tensor_parallel:
         if of:
             return [f"--tensor_parallel: {tensor_parallel} does not divide the {world_size} {of}"]
@@ -299,8 +287,8 @@ def check_model(options: ModelOptions | AdapterOptions) -> list[str]:
     return problems
 
 
-def _check_use(options: AdapterOptions) -> list[str]:
-    """Problems of the adapter that a command is to use."""
+def check_use(options: AdapterOptions) -> list[str]:
+    """Every problem of the adapter that a command is to use."""
     if options.adapter is None:
         return ["--force: has no effect without --adapter"] if options.force else []
     return _check_adapter("adapter", options.adapter)

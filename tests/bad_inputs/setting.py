@@ -21,7 +21,7 @@ from llama.commands.chat.command import chat
 from llama.commands.data.command import show_data
 from llama.commands.doctor.command import doctor
 from llama.commands.doctor.options import DoctorOptions
-from llama.commands.evaluate import evaluate
+from llama.commands.evaluate.command import evaluate
 from llama.commands.generate import generate
 from llama.commands.plan.command import plan
 from llama.commands.report import report

@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("checkpoint", "assembly"),
     ("methods",),
     ("engine", "planning"),
-    ("objectives", "adapters"),
+    ("objectives", "adapters", "tasks"),
     ("data", "settings", "weights", "metrics", "fused"),
     ("model",),
     ("tokenizer", "launch", "parallel", "pages"),

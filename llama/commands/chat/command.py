@@ -12,7 +12,7 @@ from llama.adapters.attach import switched_off
 from llama.assembly.adapter import open_for_use
 from llama.assembly.model import ready_model
 from llama.commands.chat.conversation import ANEW, Conversation
-from llama.commands.chat.reading import HOW_TO_LEAVE, Reader, at_terminal, reader
+from llama.commands.chat.reading import HOW_TO_LEAVE, Reader, at_terminal, reader, without_echo
 from llama.commands.chat.showing import show
 from llama.commands.chat.slash import obeyed
 from llama.commands.chat.speaker import Speaker
@@ -110,7 +110,8 @@ class Talk:
             speaker.name: speaker.answer(message, self._max_new_tokens, self._sampling)
             for speaker in self._speakers
         }
-        show(answers, this_terminal() if self._is_seen else None, self.stop)
+        with without_echo():
+            show(answers, this_terminal() if self._is_seen else None, self.stop)
         for speaker in self._speakers:
             if speaker.cut_by is not None:
                 name = f"{speaker.name}: " * (len(self._speakers) > 1)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol, TextIO
 
 from prompt_toolkit import PromptSession
@@ -11,6 +15,9 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from llama.notes import say
 
 PROMPT = "> "
+MARK_PASTES = "" if os.environ.get("TERM", "dumb") == "dumb" else "\x1b[?2004h"
+"""Has a terminal say where a pasted text begins and ends (xterm), which the line that is read asks
+for too, and takes back at its end."""
 HOW_TO_LEAVE = "Ctrl-D or /exit leaves"
 
 
@@ -72,6 +79,24 @@ def _new_line(event: KeyPressEvent) -> None:
 def reader() -> Reader:
     """A `Keyboard` where a person is at both ends, else `Lines` of standard input."""
     return Keyboard() if at_terminal() else Lines(sys.stdin)
+
+
+@contextmanager
+def without_echo() -> Iterator[None]:
+    """Around an answer: what is typed or pasted meanwhile waits for the next message, and is not
+    written into the answer."""
+    if not at_terminal():
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    quiet = [*before]
+    quiet[3] &= ~termios.ECHO
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, quiet)
+    sys.stdout.write(MARK_PASTES)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
 def at_terminal() -> bool:

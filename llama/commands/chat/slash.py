@@ -67,7 +67,8 @@ def _save(sides: Sides, name: str) -> str:
     path = Path(name).expanduser()
     try:
         before, rows = _rows_before(path)
-        write_file(path, before + json_text(conversation.row()).encode() + b"\n")
+        row = json_text(conversation.row(), ensure_ascii=False)
+        write_file(path, before + row.encode() + b"\n")
     except OSError as error:
         raise UserError(f"/save: {path} cannot be written: {error.strerror or error}") from None
     unlearnt = sum(not exchange.is_whole for exchange in conversation.exchanges)
