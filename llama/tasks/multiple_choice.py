@@ -39,8 +39,10 @@ class MultipleChoice:
         )
         if fields.sound and not all(text.strip() for text in texts):
             fields.refuse("field 'choices' holds an empty text")
-        if fields.sound and len(set(texts)) < len(texts):
+        elif fields.sound and len(set(texts)) < len(texts):
             fields.refuse("field 'choices' holds a text twice")
+        if not fields.sound:
+            return Choices((), 0)
         right = _index(fields.take("answer"), texts)
         if right is None:
             fields.refuse(

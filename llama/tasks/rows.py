@@ -26,6 +26,8 @@ class TaskFile:
 
     path: Path
     kind: Task[Any]
+    unit: str
+    """What the numbers of its rows count: `row`, or `line` of a JSONL file."""
     questions: list[Question]
     unread: dict[str, int]
     """Fields that are not read, with the number of rows that have them."""
@@ -64,7 +66,7 @@ def read_task(path: Path, columns: Columns = ()) -> TaskFile:
     raise_if(renamer.problems(str(path)))
     problems.raise_any()
     assert first is not None
-    return TaskFile(path, first, questions, unread)
+    return TaskFile(path, first, unit, questions, unread)
 
 
 def _messages(fields: Fields) -> tuple[Message, ...]:

@@ -29,7 +29,7 @@ def check_questions(
     for with its answer."""
     problems = Problems(task.path)
     for question in task.questions:
-        place = f"row {question.row}"
+        place = f"{task.unit} {question.row}"
         try:
             length, room = _longest(task, question, writer, config, max_new_tokens)
         except UserError as error:

@@ -72,8 +72,13 @@ def rows(task: TaskFile, answers: Answers) -> str:
 
 def warnings(task: TaskFile, answers: Answers) -> list[str]:
     """What the user is to be told of single rows."""
-    found = [judged.warning for side in answers.values() for judged in side if judged.warning]
-    return [f"{task.path}: {warning}" for warning in dict.fromkeys(found)]
+    found = [
+        f"{task.path}: {task.unit} {question.row}: {judged.warning}"
+        for side in answers.values()
+        for question, judged in zip(task.questions, side, strict=True)
+        if judged.warning
+    ]
+    return list(dict.fromkeys(found))
 
 
 def verdicts(judged: Sequence[Judged], measure: str) -> list[bool]:
