@@ -72,6 +72,14 @@ def check_prompt(
     raise_if(problems)
 
 
+def room_for_answer(prompt: Sequence[int], config: ModelConfig, tokenizer: Tokenizer) -> int:
+    """Positions that the model has left behind `prompt`, below 0 where it goes past them. Raises
+    UserError where the model has no row for one of its tokens."""
+    lacking = sorted({id_ for id_ in prompt if id_ >= config.vocab_size})
+    raise_if([f"the conversation {_no_row(tokenizer, id_, config)}" for id_ in lacking])
+    return config.max_seq_len - len(prompt)
+
+
 def can_answer(prompt: Sequence[int], max_new_tokens: int, config: ModelConfig) -> bool:
     """Whether the model can compute an answer to `prompt` at all."""
     ends = config.ends_at_max_seq_len and len(prompt) + max_new_tokens > config.max_seq_len

@@ -88,9 +88,12 @@ def build_model(
     return model
 
 
-def ready_model(source: ModelSource, adapter: Path | None, precision: str) -> Transformer:
-    """The model on the default device, with its adapter if there is one, not to be trained."""
-    model = build_model(source, default_dtype(precision), default_device())
+def ready_model(
+    source: ModelSource, adapter: Path | None, precision: str, tp: TensorParallel = SINGLE
+) -> Transformer:
+    """The model on the default device, or this rank's part of it, with its adapter if there is one,
+    not to be trained."""
+    model = build_model(source, default_dtype(precision), default_device(), tp)
     if adapter is not None:
         load_adapter(model, adapter)
     return model.eval()

@@ -4,10 +4,10 @@ What DeepSpeed understands (precision, batch, optimizer, schedule, ZeRO) is not 
 JSON owns it (`llama/settings/deepspeed_json`), so nothing is set in two places.
 """
 
+from llama.settings.chat_command import ChatOptions, check_chat
 from llama.settings.commands import (
     AblateOptions,
     BenchmarkOptions,
-    EvaluateOptions,
     GenerateOptions,
     LoRAOptions,
     PlanOptions,
@@ -16,11 +16,11 @@ from llama.settings.commands import (
     VerifyOptions,
 )
 from llama.settings.data_command import DataOptions, check_data
+from llama.settings.evaluate_command import EvaluateOptions, check_evaluate
 from llama.settings.model import AdapterOptions, ModelOptions
 from llama.settings.validate import (
     check_ablate,
     check_benchmark,
-    check_evaluate,
     check_generate,
     check_lora,
     check_plan,
@@ -34,6 +34,7 @@ __all__ = [
     "AblateOptions",
     "AdapterOptions",
     "BenchmarkOptions",
+    "ChatOptions",
     "DataOptions",
     "EvaluateOptions",
     "GenerateOptions",
@@ -45,6 +46,7 @@ __all__ = [
     "VerifyOptions",
     "check_ablate",
     "check_benchmark",
+    "check_chat",
     "check_data",
     "check_evaluate",
     "check_generate",

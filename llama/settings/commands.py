@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from llama.model.kept import Checkpointing
-from llama.settings.model import AdapterOptions, ReadingOptions, RowOptions
+from llama.settings.model import AdapterOptions, RowOptions
 from llama.settings.options.marks import BY_CONTENT, BY_VALUE, POSITIONAL
 from llama.settings.targets import in_our_names
 
@@ -111,11 +111,9 @@ class TrainOptions(RowOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateOptions(AdapterOptions):
-    """Settings of `generate`."""
+class AnswerOptions(AdapterOptions):
+    """How a model answers, for every command that has it write."""
 
-    prompt: str
-    """The text to answer; with --raw to continue, where '' starts from BOS alone."""
     max_new_tokens: int = 256
     """Stop after this many tokens, if no end of text came before."""
     temperature: float = 0.0
@@ -124,28 +122,18 @@ class GenerateOptions(AdapterOptions):
     """Choose among the likeliest tokens that together have this probability."""
     seed: int = 0
     """Seed of the choices, where the temperature is above 0."""
-    raw: bool = False
-    """Continue the prompt as it stands, with no template."""
     precision: Literal["half", "float32"] = "half"
     """What the model computes in; half is the 16-bit type that suits the device."""
-    json: bool = False
-    """Whether the last line of standard output is the result as one JSON object."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(ReadingOptions, AdapterOptions):
-    """Settings of `evaluate`."""
+class GenerateOptions(AnswerOptions):
+    """Settings of `generate`."""
 
-    data: list[Path]
-    """Rows to evaluate on: files or folders of shards, as train takes them; may be repeated."""
-    seq_len: int = 1024
-    """Tokens of one row of a batch; see --overlong."""
-    pack: bool = True
-    """Whether examples share a row, each seeing only itself."""
-    micro_batch: int = 1
-    """Rows computed at a time."""
-    precision: Literal["half", "float32"] = "half"
-    """What the model computes in; half is the 16-bit type that suits the device."""
+    prompt: str
+    """The text to answer; with --raw to continue, where '' starts from BOS alone."""
+    raw: bool = False
+    """Continue the prompt as it stands, with no template."""
     json: bool = False
     """Whether the last line of standard output is the result as one JSON object."""
 

@@ -17,8 +17,8 @@ from llama.model.config import LINEARS
 from llama.settings import deepspeed_json
 from llama.settings.commands import (
     AblateOptions,
+    AnswerOptions,
     BenchmarkOptions,
-    EvaluateOptions,
     GenerateOptions,
     LoRAOptions,
     PlanOptions,
@@ -43,7 +43,7 @@ def check_train(options: TrainOptions, world_size: int) -> list[str]:
         *at_least(2, seq_len=options.seq_len),
         *_check_method(options),
         *_check_init_adapter(options),
-        *_check_degree(options.tensor_parallel, world_size),
+        *check_degree(options.tensor_parallel, world_size),
         *_check_seed(options.seed),
         *check_sets(options.data),
         *check_plain("eval_data", options.eval_data),
@@ -85,7 +85,7 @@ def checked_verify(options: VerifyOptions, world_size: int) -> dict[str, Any]:
         *at_least(1, layers=options.layers, steps=options.steps),
         *at_least(8, seq_len=options.seq_len),
         *_check_method(options),
-        *_check_degree(options.tensor_parallel, world_size),
+        *check_degree(options.tensor_parallel, world_size),
         *_check_seed(options.seed),
     ]
     return _with_deepspeed(problems, options, options.deepspeed, world_size)
@@ -112,9 +112,16 @@ def _with_deepspeed(
 
 def check_generate(options: GenerateOptions) -> list[str]:
     """Every problem of `generate`'s settings."""
+    problems = [*check_model(options), *check_answering(options)]
+    if options.raw and options.template is not None:
+        problems.append("--template: has no effect with --raw; give one of them")
+    return problems
+
+
+def check_answering(options: AnswerOptions) -> list[str]:
+    """Every problem of how a model is to answer."""
     problems = [
-        *check_model(options),
-        *_check_use(options),
+        *check_use(options),
         *at_least(1, max_new_tokens=options.max_new_tokens),
         *_check_seed(options.seed),
     ]
@@ -123,21 +130,7 @@ def check_generate(options: GenerateOptions) -> list[str]:
         problems.append(f"--temperature: {expected}, found {options.temperature}")
     if not 0 < options.top_p <= 1:
         problems.append(f"--top_p: expected above 0 and at most 1, found {options.top_p}")
-    if options.raw and options.template is not None:
-        problems.append("--template: has no effect with --raw; give one of them")
     return problems
-
-
-def check_evaluate(options: EvaluateOptions) -> list[str]:
-    """Every problem of `evaluate`'s settings."""
-    return [
-        *check_model(options),
-        *_check_use(options),
-        *check_plain("data", options.data),
-        *([] if options.data else ["--data: expected one or more files, found none"]),
-        *at_least(2, seq_len=options.seq_len),
-        *at_least(1, micro_batch=options.micro_batch),
-    ]
 
 
 def check_benchmark(options: BenchmarkOptions, world_size: int) -> list[str]:
@@ -149,7 +142,7 @@ def check_benchmark(options: BenchmarkOptions, world_size: int) -> list[str]:
         *at_least(0, warmup=options.warmup),
         *at_least(2, seq_len=options.seq_len),
         *_check_method(options),
-        *_check_degree(options.tensor_parallel, world_size),
+        *check_degree(options.tensor_parallel, world_size),
         *_check_seed(options.seed),
     ]
     if not options.data:
@@ -207,7 +200,7 @@ def check_plan(options: PlanOptions) -> list[str]:
         *check_sets(options.data),
     ]
     if options.gpus >= 1 and options.nodes >= 1:
-        problems += _check_degree(options.tensor_parallel, options.gpus, "GPUs of a node")
+        problems += check_degree(options.tensor_parallel, options.gpus, "GPUs of a node")
     if options.columns and not options.data:
         problems.append("--columns: has no effect without --data")
     if options.rows is not None and options.data:
@@ -280,7 +273,8 @@ def _check_seed(seed: int) -> list[str]:
     return [f"--seed: expected from 0 to below 2**63, found {seed}"]
 
 
-def _check_degree(tensor_parallel: int, world_size: int, of: str = "") -> list[str]:
+def check_degree(tensor_parallel: int, world_size: int, of: str = "") -> list[str]:
+    """Whether the degree of tensor parallelism divides the processes, or what `of` names."""
     if tensor_parallel >= 1 and world_size % tensor_parallel:
         if of:
             return [f"--tensor_parallel: {tensor_parallel} does not divide the {world_size} {of}"]
@@ -306,8 +300,8 @@ def check_model(options: ModelOptions | AdapterOptions) -> list[str]:
     return problems
 
 
-def _check_use(options: AdapterOptions) -> list[str]:
-    """Problems of the adapter that a command is to use."""
+def check_use(options: AdapterOptions) -> list[str]:
+    """Every problem of the adapter that a command is to use."""
     if options.adapter is None:
         return ["--force: has no effect without --adapter"] if options.force else []
     return _check_adapter("adapter", options.adapter)

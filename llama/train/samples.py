@@ -11,8 +11,8 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
+from llama.assembly import use
 from llama.assembly.limits import can_answer
-from llama.assembly.use import answer
 from llama.data.prepare import Prepared
 from llama.data.rows import Row
 from llama.files.atomic import write_file
@@ -140,10 +140,9 @@ def answers(
 ) -> list[str]:
     """What the model says now, greedily, by the main rank's choice of each token. Every rank must
     call it: all take part in each forward pass, where the model is spread over them."""
-    return [
-        answer(model, tokenizer, p.ids, MAX_NEW_TOKENS, agreed=mesh.of_main).strip()
-        for p in prompts
-    ]
+    ids = [prompt.ids for prompt in prompts]
+    texts = use.answers(model, tokenizer, ids, MAX_NEW_TOKENS, mesh.of_main)
+    return [text.strip() for text in texts]
 
 
 def write_samples(path: Path, prompts: list[Prompt], before: list[str], after: list[str]) -> None:

@@ -30,6 +30,7 @@ OF_GUIDES = dict.fromkeys(
 SMALLER = {
     "train": ["--max_steps", "1", "--data", "ROWS.jsonl", "--output_dir", "OUT"],
     "generate": ["--max_new_tokens", "2"],
+    "chat": ["--max_new_tokens", "2"],
     "evaluate": ["--template", "alpaca"],
     "doctor": ["--size_mb", "1"],
     "benchmark": ["--steps", "1", "--warmup", "0"],
@@ -51,6 +52,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     write_model(folder / "MODEL")
     rows = write_rows(folder / "ROWS.jsonl", 5)
+    (folder / "QUESTIONS.jsonl").write_text('{"question": "2 + 2?", "answer": "4"}\n')
     arguments = ["--model", folder / "MODEL", "--data", rows, "--max_steps", "1"]
     settings = ["--deepspeed", "ds_configs/lora.json", "--output_dir", folder / "RUN"]
     done = launched("python", "train.py", *map(str, settings + arguments))
@@ -70,7 +72,7 @@ def smaller(command: str, folder: Path, out: Path) -> list[str]:
     for option, value in zip(extra[::2], extra[1::2], strict=True):
         if option not in words:
             words += [option, value]
-    places = {"MODEL": folder / "MODEL", "ROWS.jsonl": folder / "ROWS.jsonl"}
+    places = {name: folder / name for name in ("MODEL", "ROWS.jsonl", "QUESTIONS.jsonl")}
     places |= {"OUT": out, "runs/mine": out}
     places |= {name: folder / name for name in ("RUN", "RUN2", "RUN/adapter")}
     places["two.html"] = out.with_name("two.html")

@@ -148,6 +148,10 @@ CASES = [
     ),
     Case("`--temperature -1`", words("--temperature", "-1"), ("--temperature",), "generate"),
     Case("`--top_p 0`", words("--top_p", "0"), ("--top_p: expected above 0",), "generate"),
+    Case("`chat --compare` alone", words("--compare"), ("--compare: lays",), "chat"),
+    Case(
+        "a chat of no sense", words("--top_p", "2", "--seed", "-1"), ("--seed", "--top_p"), "chat"
+    ),
     Case("`--raw` with a template", words("--raw", "--template", "chatml"), ("--raw",), "generate"),
     Case("`--rows` without data", words("--rows", "4"), ("no effect without",), "benchmark"),
     Case("`--batch` said twice", words("--batch", "4"), ("ds.json says it",), "benchmark"),

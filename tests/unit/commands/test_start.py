@@ -54,7 +54,7 @@ def test_the_commands_are_listed(words: list[str], capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("trian", "found 'trian'; did you mean train? (commands: train, data, generate, "),
+        ("trian", "found 'trian'; did you mean train? (commands: train, data, "),
         ("qqq", "found 'qqq' (commands: train, "),
         ("--deepspeed", "expected a command, found '--deepspeed'"),
     ],
