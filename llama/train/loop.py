@@ -19,7 +19,7 @@ from llama.checkpoint.shards import ShardedState
 from llama.data.batches import eval_batches
 from llama.engine import Step, start_processes
 from llama.engine.state import EngineState
-from llama.errors import TrainingError
+from llama.errors import TrainingError, raise_if
 from llama.files.json_text import json_text
 from llama.files.run_folder import CHECKPOINTS, RECORD, REPORT, SAMPLES, SUMMARY
 from llama.fused.keeping import summary
@@ -27,9 +27,10 @@ from llama.launch.launchers import check_launch
 from llama.launch.log import libraries_kept, log_file
 from llama.launch.processes import launched_world_size, stop_processes
 from llama.launch.stopping import Ends
+from llama.metrics.sinks.kinds import unready
 from llama.metrics.speed import Stopwatch, peak_memory_bytes
 from llama.model.transformer import Transformer
-from llama.notes import LOG, note, say
+from llama.notes import LOG, is_first_rank, note, say
 from llama.parallel.agreement import on_main
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.settings import TrainOptions, checked_train
@@ -50,6 +51,8 @@ def train(options: TrainOptions) -> int:
     """Run `launcher/train.py`; returns the exit code. `UserError` comes before any weights load."""
     check_launch()
     deepspeed = checked_train(options, launched_world_size())
+    if is_first_rank():
+        raise_if(unready(options.report_to))
     with libraries_kept():
         return _train(options, deepspeed)
 
@@ -143,7 +146,7 @@ class Run:
                 atexit.register(draw_report, self.folder, note)
             raise
         finally:
-            self.report.close()
+            self.report.close(self.summary)
         if not self.ends.status:
             self._say_where()
         return self.summary
@@ -175,6 +178,7 @@ class Run:
             record = run_record(self.inputs, self.plan, self.mesh, self.device)
             more = {"plan": self.verdict and self.verdict.record, "sha256": self.resumer.hashes()}
             write_json(self.folder / RECORD, {**record, **more, "resumed": resumed})
+            self.report.begin(record, self.options.report_to)
 
         on_main(self.mesh, write)
 
@@ -268,7 +272,7 @@ class Run:
         if prompts := comparison.prompts:
             path = self.folder / SAMPLES
             on_main(self.mesh, lambda: samples.write_samples(path, prompts, before, after))
-            self.report.samples(self.engine.steps, samples.as_text(prompts, before, after))
+            self.report.samples(self.engine.steps, prompts, before, after)
 
     # Saving
 
@@ -334,5 +338,5 @@ class Run:
             )
             self.report.say(f"held-out loss: {before} before, {after} after")
         self.report.say(f"{self.method.RESULT_TITLE}: {self.folder / self.method.RESULT}")
-        board = self.folder / "tensorboard"
-        self.report.say(f"watch: tensorboard --logdir {board} --host localhost")
+        for line in self.report.how_to_look():
+            self.report.say(line)
