@@ -33,8 +33,3 @@ def grouped(values: Mapping[str, Any]) -> dict[str, float]:
         if name != "step" and isinstance(value, int | float) and math.isfinite(value)
         if not (name == "epoch" and "eval_loss" in values)
     }
-
-
-def adapter_name(histogram: str) -> str:
-    """Of a histogram by the name that its method gives it, as adapter_norms/A."""
-    return f"adapter/{histogram.replace('/', '_')}"

@@ -15,10 +15,11 @@ import torch
 from llama.engine import Step
 from llama.engine.state import Tensors
 from llama.errors import TrainingError
+from llama.files.json_text import json_text
 from llama.files.run_folder import CHECKPOINTS, METRICS, NORMS
 from llama.methods.method import Method
 from llama.metrics.json_lines import JSONLines
-from llama.metrics.names import BEST_LOSS, EVAL_LOSS, adapter_name, grouped
+from llama.metrics.names import BEST_LOSS, EVAL_LOSS, grouped
 from llama.metrics.progress import Progress
 from llama.metrics.sinks.places import Places
 from llama.metrics.sinks.sink import Ids, Sample, Watched
@@ -28,7 +29,7 @@ from llama.parallel.mesh import Mesh
 from llama.train import samples
 from llama.train.start.resume import Start
 
-_OF_THIS_MACHINE = ("command", "working_directory", "notes", "resumed", "plan")
+_NO_SETTINGS = ("command", "working_directory", "notes", "resumed", "plan")
 """Of run.json, what is no setting: not told elsewhere."""
 
 
@@ -59,8 +60,8 @@ class Reporter:
         """Have the run be watched in the places `report_to`; `config` is what it is, as run.json
         has it. For the main rank."""
         with self._guarded():
-            told = {key: value for key, value in config.items() if key not in _OF_THIS_MACHINE}
-            self._places.open(report_to, self._watched, told, self.say)
+            told = {key: value for key, value in config.items() if key not in _NO_SETTINGS}
+            self._places.open(report_to, self._watched, _as_json(told), self.say)
             for line in self._before:
                 self._tell(json.loads(line))
             self._before = []
@@ -119,7 +120,7 @@ class Reporter:
             finite = stacked[stacked.isfinite()].float().cpu()
             if finite.numel():  # of none there is nothing to draw
                 with self._guarded():
-                    self._places.histogram(number, adapter_name(name), finite)
+                    self._places.histogram(number, name, finite)
 
     def samples(
         self, number: int, prompts: list[samples.Prompt], before: list[str], after: list[str]
@@ -152,7 +153,7 @@ class Reporter:
     def close(self, summary: Mapping[str, Any]) -> None:
         """`summary` is what the run came to, its status included."""
         with self._guarded():
-            self._places.end(summary["status"], summary)
+            self._places.end(summary["status"], _as_json(summary))
         for lines in (self._lines, self._norms):
             if lines:
                 with self._guarded():
@@ -189,6 +190,11 @@ class Reporter:
 def shown(loss: float | None) -> str:
     """A loss of the summary, which has none where it was no number and went through a file."""
     return "nan" if loss is None else f"{loss:.4f}"
+
+
+def _as_json(document: Mapping[str, Any]) -> dict[str, Any]:
+    """With null for a number that is none, and a text for what JSON has no form for, as a path."""
+    return json.loads(json_text(document, default=str))
 
 
 def lines_before(start: Start) -> list[str]:

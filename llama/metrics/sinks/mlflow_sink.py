@@ -5,6 +5,7 @@ The one importer of mlflow.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from llama.metrics.sinks.sink import COLUMNS, PROJECT, Sample, Sink, Status, Wat
 
 _ENDS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 _LOCAL = "mlruns"
+_SAMPLES = "samples.json"
 _PARAMS = 100
 """Of settings, in one call: the most that a server takes."""
 _LENGTH = 500
@@ -73,7 +75,9 @@ class MLflowSink(Sink):
 
     def samples(self, step: int, samples: Sequence[Sample]) -> None:
         rows = {"columns": list(COLUMNS), "data": [list(astuple(sample)) for sample in samples]}
-        self._client.log_dict(self._id, rows, "samples.json")
+        self._client.log_dict(self._id, rows, _SAMPLES)
+        tables = json.dumps([{"path": _SAMPLES, "type": "table"}])
+        self._client.set_tag(self._id, "mlflow.loggedArtifacts", tables)  # its page shows those
 
     def end(self, status: Status, summary: Mapping[str, Any]) -> None:
         self._client.log_dict(self._id, dict(summary), "summary.json")

@@ -48,19 +48,18 @@ class TensorBoardSink(Sink):
         self._samples: list[Sample] = []
         has_begun = any(self._folder.glob("train/*"))
         self._first = run.step if has_begun else 0
-        self._step = run.step
+        purge_step = self._first if has_begun else None  # what is there of it and later goes
         for once in (_OPENING, _CLOSING):
             for old in self._folder.glob(f"train/*{once}"):
                 old.unlink()
         # before the file of the numbers: the plain reader goes through them in order of time
         self._once(_OPENING, *_opening(config))
-        self._train = SummaryWriter(str(self._folder / "train"), purge_step=self._first)
-        self._eval = SummaryWriter(str(self._folder / "eval"), purge_step=self._first)
+        self._train = SummaryWriter(str(self._folder / "train"), purge_step=purge_step)
+        self._eval = SummaryWriter(str(self._folder / "eval"), purge_step=purge_step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         if step < self._first:
             return
-        self._step = max(self._step, step)
         for name, value in values.items():
             self._train.add_scalar(name, value, step)
             if name == TRAIN_LOSS:
@@ -94,7 +93,7 @@ class TensorBoardSink(Sink):
 
         writer = FileWriter(str(self._folder / "train"), filename_suffix=ending)
         for summary in summaries:
-            writer.add_summary(summary, self._step)
+            writer.add_summary(summary, -1)  # of no step, so that none is purged with it
         writer.close()
 
 

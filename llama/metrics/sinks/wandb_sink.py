@@ -68,7 +68,8 @@ class WandbSink(Sink):
         )
         run.ids.keep("wandb", name)
         # its history only grows: of a step that it has it takes nothing more
-        self._first = run.step if self._run.offline else self._run.step
+        self._offline = self._run.offline
+        self._first = run.step if self._offline else self._run.step
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         if step >= self._first:
@@ -88,4 +89,4 @@ class WandbSink(Sink):
 
     @property
     def how_to_look(self) -> str:
-        return self._run.url or f"wandb sync {self._run.dir}"
+        return f"wandb sync {self._run.settings.sync_dir}" if self._offline else self._run.url
