@@ -16,13 +16,11 @@ from typing import Any, cast
 import torch
 
 from llama.files.run_folder import TENSORBOARD
-from llama.metrics.names import BEST_LOSS, EVAL_LOSS, TRAIN_LOSS
+from llama.metrics.names import EVAL_LOSS, TRAIN_LOSS
 from llama.metrics.sinks.sink import Sample, Sink, Status, Watched
 from llama.metrics.sinks.tables import markdown
 
 BOTH_LOSSES = "Loss"
-_METRICS = (BEST_LOSS, EVAL_LOSS, TRAIN_LOSS, "speed/tokens_per_second", "memory/peak_gib")
-"""By which runs are compared in the tab HParams: of each the newest value."""
 _HPARAMS = {
     "options": "model data template method lora.rank lora.alpha lora.dropout lora.targets "
     "lora.kind lora.scale epochs max_steps seq_len pack seed",
@@ -30,7 +28,7 @@ _HPARAMS = {
     "train_batch_size gradient_clipping zero_optimization.stage",
     "": "precision steps trainable_parameters",
 }
-"""What of a run's settings is a column there, by the section of run.json that it is in."""
+"""Settings that are columns of the tab HParams, by the section of run.json that they are in."""
 _OPENING, _CLOSING = ".opening", ".closing"
 """Endings of the files that hold what a run has but once. TensorBoard takes the first of each that
 it finds: a run that is gone on with writes them anew."""
@@ -45,7 +43,7 @@ class TensorBoardSink(Sink):
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only one rank does
 
         self._folder = run.folder / TENSORBOARD
-        self._samples: list[Sample] = []
+        self._samples: tuple[int, list[Sample]] = 0, []
         has_begun = any(self._folder.glob("train/*"))
         self._first = run.step if has_begun else 0
         purge_step = self._first if has_begun else None  # what is there of it and later goes
@@ -53,7 +51,7 @@ class TensorBoardSink(Sink):
             for old in self._folder.glob(f"train/*{once}"):
                 old.unlink()
         # before the file of the numbers: the plain reader goes through them in order of time
-        self._once(_OPENING, *_opening(config))
+        self._once(_OPENING, (_session_start(config), -1))  # of no step: no purge takes it
         self._train = SummaryWriter(str(self._folder / "train"), purge_step=purge_step)
         self._eval = SummaryWriter(str(self._folder / "eval"), purge_step=purge_step)
 
@@ -71,29 +69,30 @@ class TensorBoardSink(Sink):
         self._train.add_histogram(name, values, step)
 
     def samples(self, step: int, samples: Sequence[Sample]) -> None:
-        self._samples = list(samples)
+        self._samples = step, list(samples)
 
     def end(self, status: Status, summary: Mapping[str, Any]) -> None:
         self._train.close()
         self._eval.close()
-        closing = [_session_end(status)]
-        if self._samples:
+        step, samples = self._samples
+        closing = [(_session_end(status), step)]
+        if samples:
             from torch.utils.tensorboard.summary import text
 
-            closing.append(text("samples", markdown(self._samples)))
+            closing.append((text("samples", markdown(samples)), step))
         self._once(_CLOSING, *closing)
 
     @property
     def how_to_look(self) -> str:
         return f"tensorboard --logdir {self._folder} --host localhost"
 
-    def _once(self, ending: str, *summaries: Any) -> None:
+    def _once(self, ending: str, *summaries: tuple[Any, int]) -> None:
         """A file of its own, whole when this returns."""
         from torch.utils.tensorboard import FileWriter
 
         writer = FileWriter(str(self._folder / "train"), filename_suffix=ending)
-        for summary in summaries:
-            writer.add_summary(summary, -1)  # of no step, so that none is purged with it
+        for summary, step in summaries:
+            writer.add_summary(summary, step)
         writer.close()
 
 
@@ -122,12 +121,13 @@ def _in_words(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _opening(config: Mapping[str, Any]) -> tuple[Any, Any]:
-    """What makes columns of the hyper-parameters and of `_METRICS`, and this run a row."""
+def _session_start(config: Mapping[str, Any]) -> Any:
+    """What makes this run a row of the tab HParams. Nothing says which columns there are: then
+    TensorBoard takes every setting and number of the runs that it shows, and those settings first
+    in which they differ."""
     from torch.utils.tensorboard.summary import hparams
 
-    experiment, session, _ = hparams(hyperparameters(config), dict.fromkeys(_METRICS))
-    return experiment, session
+    return hparams(hyperparameters(config), {})[1]
 
 
 def _session_end(status: Status) -> Any:
