@@ -12,8 +12,6 @@ import torch
 
 from llama.metrics.sinks.sink import Sample, Sink, Status
 
-PATIENCE = 30.0
-"""Seconds that a run waits at its end for what it has told to arrive."""
 _WAITING = 100_000
 """Calls that may wait: hours of steps."""
 
@@ -24,7 +22,7 @@ class Apart:
     """Hands each call to a sink that lives in a thread of its own. The sink is made there too.
 
     Whatever it raises, and a server that takes longer than the run has patience, is one line by
-    `say`; then the run goes on without it. No method here raises or waits, but `end`.
+    `say`; then the run goes on without it. No method here raises, and none but `wait` waits.
     """
 
     def __init__(self, name: str, make: Callable[[], Sink], say: Callable[[str], None]) -> None:
@@ -32,7 +30,6 @@ class Apart:
         self._calls: queue.Queue[_Call | None] = queue.Queue(_WAITING)
         self._sink: Sink | None = None
         self._given_up = threading.Event()
-        self._patience = PATIENCE
         # a daemon: a server that does not answer must not keep the process from its end
         self._thread = threading.Thread(target=self._work, name=f"report to {name}", daemon=True)
         self._thread.start()
@@ -47,13 +44,14 @@ class Apart:
         self._put(lambda sink: sink.samples(step, samples))
 
     def end(self, status: Status, summary: Mapping[str, Any]) -> None:
-        """Wait for what was told to arrive, for a time."""
-        until = time.monotonic() + self._patience
         self._put(lambda sink: sink.end(status, summary))
         self._put(None)
+
+    def wait(self, until: float) -> None:
+        """Let what was told arrive, until that moment of the monotonic clock."""
         self._thread.join(max(0.0, until - time.monotonic()))
         if self._thread.is_alive():
-            self._give_up(f"it has not taken everything within {self._patience:.0f} seconds")
+            self._give_up("it takes too long to take what the run has told it")
 
     @property
     def how_to_look(self) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,6 +12,9 @@ import torch
 from llama.metrics.sinks.apart import Apart
 from llama.metrics.sinks.kinds import KINDS
 from llama.metrics.sinks.sink import Sample, Sink, Status, Watched
+
+PATIENCE = 30.0
+"""Seconds that a run waits at its end for what it has told to arrive everywhere."""
 
 
 class Places:
@@ -49,6 +53,10 @@ class Places:
     def end(self, status: Status, summary: Mapping[str, Any]) -> None:
         for place in self._places:
             place.end(status, summary)
+        until = time.monotonic() + PATIENCE
+        for place in self._places:
+            if isinstance(place, Apart):
+                place.wait(until)
 
     def how_to_look(self) -> list[str]:
         """A command or an address for each place that the run is to be seen in."""
