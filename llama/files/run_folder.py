@@ -11,8 +11,11 @@ METRICS, NORMS, SAMPLES = "metrics.jsonl", "norms.jsonl", "samples.jsonl"
 REPORT = "report.html"
 ADAPTER, MODEL = "adapter", "model"
 """What a run gives, by what it trains."""
+REPORTED_TO = "report_to.json"
+"""By what each place of --report_to knows the run."""
+TENSORBOARD = "tensorboard"
 
-WRITTEN = (RECORD, SUMMARY, METRICS, NORMS, SAMPLES, REPORT)
+WRITTEN = (RECORD, SUMMARY, METRICS, NORMS, SAMPLES, REPORT, REPORTED_TO)
 """Each as one, so that a killed run may leave a half-made one beside it; the same goes for what
 came of the run, which its method names (`llama/methods`)."""
 

@@ -72,7 +72,7 @@ class FullMethod(Method):
 
     def histogram_of(self, name: str) -> str:
         """One for each kind of parameter."""
-        return f"parameter_norms/{_kind(name)}"
+        return f"parameters/norm_{_kind(name)}"
 
     def write(self, engine: Engine, folder: Path, tokenizer: Path | None, about: About) -> Hints:
         """A parameter at a time: each is joined on every rank and written by the main one. The

@@ -81,7 +81,7 @@ class LoRAMethod(Method):
 
     def histogram_of(self, name: str) -> str:
         """One for every A and one for every B."""
-        return f"adapter_norms/{name.rpartition('.')[2].upper()}"
+        return f"adapter/norm_{name.rpartition('.')[2].upper()}"
 
     def write(self, engine: Engine, folder: Path, tokenizer: Path | None, about: About) -> Hints:
         config = AdapterConfig(self.lora, self.source.name)

@@ -99,6 +99,10 @@ class TrainOptions(RowOptions):
     """auto goes on with the run in --output_dir from its newest checkpoint that is whole, or starts
     where there is no run; never refuses a folder that holds a run; a checkpoint's folder goes on
     from that one."""
+    report_to: tuple[str, ...] = ("tensorboard",)
+    """Where the run may be watched: tensorboard, trackio, wandb, mlflow, several joined by commas,
+    or none. Each but the first is to be installed: pip install 'llama-lora[wandb]'. metrics.jsonl
+    is written whatever this says."""
     plan: bool = True
     """Whether a run that memory cannot hold is refused before any weights load; false tries it."""
     hang_timeout: float = 480.0

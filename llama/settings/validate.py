@@ -27,6 +27,7 @@ from llama.settings.commands import (
 )
 from llama.settings.data_sets import check_plain, check_sets, check_split
 from llama.settings.model import AdapterOptions, ModelOptions
+from llama.settings.report_to import check_report_to
 from llama.settings.targets import WORDS
 from llama.tokenizer.built_in_templates import TEMPLATES
 
@@ -48,6 +49,7 @@ def check_train(options: TrainOptions, world_size: int) -> list[str]:
         *check_sets(options.data),
         *check_plain("eval_data", options.eval_data),
         *check_split(options.eval_split, options.eval_data),
+        *check_report_to(options.report_to),
     ]
     if not 0 < options.hang_timeout < math.inf:
         expected = "expected a finite number above 0"

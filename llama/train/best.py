@@ -140,6 +140,15 @@ class Best:
             return steps
         return self.kept_step
 
+    def has_checkpoint(self, step: int) -> bool:
+        """Whether there is one of `step`, once those that are being written are."""
+
+        def look() -> bool:
+            self._saver.wait()
+            return self._saver.store.path(step).is_dir()
+
+        return on_main(self._mesh, look)
+
     def place_of(self, step: int) -> Path:
         """The folder of what came of `step`: the one that is kept, or the last."""
         return self.result if step == self.kept_step else self.last

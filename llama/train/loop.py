@@ -16,18 +16,19 @@ from llama.checkpoint import Checkpoint, Store, saver_of
 from llama.checkpoint.shards import ShardedState
 from llama.engine import Step, start_processes
 from llama.engine.state import EngineState
-from llama.errors import TrainingError
+from llama.errors import TrainingError, raise_if
 from llama.files.json_text import json_text
-from llama.files.run_folder import CHECKPOINTS, RECORD, REPORT, SAMPLES, SUMMARY
+from llama.files.run_folder import CHECKPOINTS, SUMMARY
 from llama.fused.keeping import summary
 from llama.launch.launchers import check_launch
 from llama.launch.log import libraries_kept, log_file
 from llama.launch.processes import launched_world_size, stop_processes
 from llama.launch.stopping import Ends
-from llama.methods.about import About, complete_card
+from llama.methods.about import About
+from llama.metrics.sinks.kinds import unready
 from llama.metrics.speed import Stopwatch, peak_memory_bytes
 from llama.model.transformer import Transformer
-from llama.notes import LOG, note, say
+from llama.notes import LOG, is_first_rank, note, say
 from llama.parallel.agreement import on_main
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.settings import TrainOptions, checked_train
@@ -37,8 +38,8 @@ from llama.train.ending import UNKNOWN, closing, draw_report, finished_already, 
 from llama.train.evaluation import held_out_loss
 from llama.train.first_steps import FirstStepsCheck, optimizer_state_bytes
 from llama.train.life import show_life
-from llama.train.origin import origin_of
-from llama.train.record import resumed_before, run_record, write_json
+from llama.train.origin import about, origin_of
+from llama.train.record import write_json, write_record
 from llama.train.reporter import Reporter
 from llama.train.start.fits import Verdict, require_fit
 from llama.train.start.inputs import Inputs, read_inputs
@@ -51,6 +52,8 @@ def train(options: TrainOptions) -> int:
     """Run `launcher/train.py`; returns the exit code. `UserError` comes before any weights load."""
     check_launch()
     deepspeed = checked_train(options, launched_world_size())
+    if is_first_rank():
+        raise_if(unready(options.report_to))
     with libraries_kept():
         return _train(options, deepspeed)
 
@@ -144,10 +147,11 @@ class Run:
                 atexit.register(draw_report, self.folder, note)
             raise
         finally:
-            self.report.close()
+            self.report.close(self.summary)
         if not self.ends.status:
             precision = self.plan.resolved.precision
-            for line in closing(self.inputs, self.folder, self.summary, precision):
+            ended = closing(self.inputs, self.folder, self.summary, precision)
+            for line in [*ended, *self.report.how_to_look()]:
                 self.report.say(line)
         return self.summary
 
@@ -156,15 +160,9 @@ class Run:
     def _write_record(self) -> None:
         def write() -> None:
             self.report.check()
-            for name in (SUMMARY, REPORT):  # of an earlier end
-                (self.folder / name).unlink(missing_ok=True)
-            resumed = resumed_before(self.folder / RECORD)
-            if self.start.source is not None:
-                source = str(self.start.source)
-                resumed.append({"step": self.start.step, "from": source, **self.resumer.topology})
-            record = run_record(self.inputs, self.plan, self.mesh, self.device)
-            more = {"plan": self.verdict and self.verdict.record, "sha256": self.resumer.hashes()}
-            write_json(self.folder / RECORD, {**record, **more, "resumed": resumed})
+            more = (self.resumer, self.verdict)
+            record = write_record(self.inputs, self.plan, self.mesh, self.device, *more)
+            self.report.begin(record, self.options.report_to)
 
         on_main(self.mesh, write)
 
@@ -264,12 +262,9 @@ class Run:
         }
         before, after = comparison.both(self.state.samples_before)
         if prompts := comparison.prompts:
-            path = self.folder / SAMPLES
-            on_main(self.mesh, lambda: samples.write_samples(path, prompts, before, after))
             place = self.best.place_of(answering)
-            in_card = samples.for_card(prompts, before, after)
-            on_main(self.mesh, lambda: complete_card(place, in_card))
-            self.report.samples(answering, samples.as_text(prompts, before, after))
+            on_main(self.mesh, lambda: samples.keep(self.folder, place, prompts, before, after))
+            self.report.samples(answering, prompts, before, after)
 
     # Evaluating
 
@@ -297,12 +292,7 @@ class Run:
 
     def _stop_early(self) -> None:
         """Have a checkpoint of the step that the engine is at: the run may be gone on with."""
-
-        def is_saved() -> bool:
-            self.saver.wait()
-            return self.saver.store.path(self.engine.steps).is_dir()
-
-        if not on_main(self.mesh, is_saved):
+        if not self.best.has_checkpoint(self.engine.steps):
             self._save(last=True)
         self.report.say(
             f"stopped early after step {self.engine.steps}: {self.state.since_best} evaluations "
@@ -318,9 +308,7 @@ class Run:
         return loss
 
     def _about(self, eval_loss: float | None) -> About:
-        """What is known at this step; `eval_loss` is of it, if it was evaluated here."""
-        before, epochs = self.summary["eval_loss_before"], self.summary["epoch_losses"]
-        return About(self.origin, self.engine.steps, before, eval_loss, tuple(epochs))
+        return about(self.origin, self.engine.steps, self.summary, eval_loss)
 
     # Saving
 

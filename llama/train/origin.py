@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from llama.data.prepare import Prepared
 from llama.files.hub_rows import hub_name
 from llama.files.weighted import weighted
 from llama.launch.packages import COMPUTING
-from llama.methods.about import Origin
+from llama.methods.about import About, Origin
 from llama.settings.options.marks import BY_VALUE, marked
 from llama.tokenizer.identity import tokenizer_hash
 from llama.train.start.inputs import Inputs
@@ -46,6 +47,12 @@ def origin_of(inputs: Inputs, plan: Schedule) -> Origin:
         settings=_settings(inputs, plan),
         versions={name: metadata.version(name) for name in COMPUTING},
     )
+
+
+def about(origin: Origin, step: int, summary: Mapping[str, Any], eval_loss: float | None) -> About:
+    """What is known at `step`; `eval_loss` is of it, None where it was not evaluated."""
+    before, epochs = summary["eval_loss_before"], summary["epoch_losses"]
+    return About(origin, step, before, eval_loss, tuple(epochs))
 
 
 def _base(source: ModelSource) -> dict[str, Any]:

@@ -19,10 +19,13 @@ import torch
 from llama.data.prepare import Prepared
 from llama.files.atomic import write_file
 from llama.files.json_text import json_text
+from llama.files.run_folder import RECORD, REPORT, SUMMARY
 from llama.launch import packages
 from llama.launch.parent import launcher_processes
 from llama.parallel.mesh import Mesh
+from llama.train.start.fits import Verdict
 from llama.train.start.inputs import Inputs
+from llama.train.start.resume import Resumer
 from llama.train.start.schedule import Schedule
 
 
@@ -68,6 +71,28 @@ def run_record(
         ],
         **environment(device),
     }
+
+
+def write_record(
+    inputs: Inputs,
+    schedule: Schedule,
+    mesh: Mesh,
+    device: torch.device,
+    resumer: Resumer,
+    verdict: Verdict | None,
+) -> dict[str, Any]:
+    """Write `run.json`, and take away what says how an earlier run in this folder ended. Gives what
+    the run is made of."""
+    start = resumer.start
+    for name in (SUMMARY, REPORT):
+        (start.folder / name).unlink(missing_ok=True)
+    resumed = resumed_before(start.folder / RECORD)
+    if start.source is not None:
+        resumed.append({"step": start.step, "from": str(start.source), **resumer.topology})
+    record = run_record(inputs, schedule, mesh, device)
+    more = {"plan": verdict and verdict.record, "sha256": resumer.hashes(), "resumed": resumed}
+    write_json(start.folder / RECORD, record | more)
+    return record
 
 
 def command() -> list[str]:

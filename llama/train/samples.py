@@ -17,6 +17,8 @@ from llama.data.prepare import Prepared
 from llama.data.rows import Row
 from llama.files.atomic import write_file
 from llama.files.json_text import json_text
+from llama.files.run_folder import SAMPLES
+from llama.methods.about import complete_card
 from llama.model.transformer import Transformer
 from llama.pages.card import Sample
 from llama.parallel.mesh import Mesh
@@ -143,6 +145,15 @@ def answers(
     ids = [prompt.ids for prompt in prompts]
     texts = use.answers(model, tokenizer, ids, MAX_NEW_TOKENS, mesh.of_main)
     return [text.strip() for text in texts]
+
+
+def keep(
+    folder: Path, result: Path, prompts: list[Prompt], before: list[str], after: list[str]
+) -> None:
+    """Write the answers into the run's `folder`, and into the card of the `result` that gave those
+    after the training. Raises `OSError`; the files are then as they were."""
+    write_samples(folder / SAMPLES, prompts, before, after)
+    complete_card(result, for_card(prompts, before, after))
 
 
 def write_samples(path: Path, prompts: list[Prompt], before: list[str], after: list[str]) -> None:

@@ -39,8 +39,11 @@ FILE_LINES, FUNCTION_LINES = 350, 60
 DOORS = {
     "fairscale": ("llama/parallel/",),
     "deepspeed": ("llama/engine/",),
-    "tensorboard": ("llama/metrics/",),
-    "torch.utils.tensorboard": ("llama/metrics/",),
+    "tensorboard": ("llama/metrics/sinks/tensorboard_sink.py",),
+    "torch.utils.tensorboard": ("llama/metrics/sinks/tensorboard_sink.py",),
+    "trackio": ("llama/metrics/sinks/trackio_sink.py",),
+    "wandb": ("llama/metrics/sinks/wandb_sink.py",),
+    "mlflow": ("llama/metrics/sinks/mlflow_sink.py",),
     "matplotlib": ("llama/pages/figures.py",),
     "prompt_toolkit": ("llama/commands/chat/reading.py",),
     "transformers": (),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -46,6 +47,39 @@ def ranks(count: int, *more: str) -> Callable[[Setting], None]:
         ]
 
     return spoil
+
+
+def without_package(name: str) -> Callable[[Setting], None]:
+    """Ask to be told there, where nothing of that name is installed."""
+    find_spec = importlib.util.find_spec
+
+    def spoil(setting: Setting) -> None:
+        setting.more += ["--report_to", f"tensorboard,{name}"]
+
+        def found(package: str, *more: Any) -> Any:
+            return None if package == name else find_spec(package, *more)
+
+        setting.patches.append(mock.patch("importlib.util.find_spec", found))
+
+    return spoil
+
+
+def wandb_without_account(setting: Setting) -> None:
+    """A stand-in for the package, so that no key of this machine's user is found; the real one is
+    asked in tests/integration/test_report_to.py."""
+    setting.more += ["--report_to", "wandb"]
+    asked = SimpleNamespace(authenticate_session=lambda **_: None)
+    settings = SimpleNamespace(
+        _offline=False, _noop=False, base_url="", update_from_env_vars=lambda _: None
+    )
+    modules = {
+        "wandb": SimpleNamespace(Settings=lambda: settings),
+        "wandb.sdk.lib": SimpleNamespace(wbauth=asked),
+    }
+    setting.patches += [
+        mock.patch.dict("sys.modules", modules),
+        mock.patch("importlib.util.find_spec"),
+    ]
 
 
 def resume_from_nothing(setting: Setting) -> None:
@@ -112,6 +146,19 @@ CASES = [
     Case("a target twice", words("--lora.targets", "wq,wq"), ("wq is given twice",)),
     Case("no target", words("--lora.targets", ""), ("expected names joined by commas",)),
     Case("`--override lr`", words("--override", "lr"), ("expected KEY=VALUE",)),
+    Case("`--report_to wandv`", words("--report_to", "wandv"), ("did you mean wandb?",)),
+    Case("a place beside `none`", words("--report_to", "none,tensorboard"), ("stands alone",)),
+    Case("a place twice", words("--report_to", "tensorboard,tensorboard"), ("once at most",)),
+    Case(
+        "a place whose package is not installed",
+        without_package("mlflow"),
+        ("--report_to mlflow: the package mlflow is not installed: pip install",),
+    ),
+    Case(
+        "`--report_to wandb` without an account",
+        wandb_without_account,
+        ("--report_to wandb: no account is known here",),
+    ),
     Case("a resume from nothing", resume_from_nothing, ("--resume: absent does not",)),
     Case("an output folder in use, with no resume", output_in_use, ("already holds a run",)),
     Case("an output folder below a file", output_in_a_file, ("is a file; a folder is expected",)),
