@@ -31,7 +31,7 @@ SMALLER = {
     "train": ["--max_steps", "1", "--data", "ROWS.jsonl", "--output_dir", "OUT"],
     "generate": ["--max_new_tokens", "2"],
     "chat": ["--max_new_tokens", "2"],
-    "evaluate": ["--template", "alpaca"],
+    "evaluate": ["--template", "alpaca", "--max_new_tokens", "2"],
     "doctor": ["--size_mb", "1"],
     "benchmark": ["--steps", "1", "--warmup", "0"],
     "plan": [],
