@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice, takewhile
 from typing import Any
 
@@ -62,8 +62,8 @@ class Reporter:
         with self._guarded():
             told = {key: value for key, value in config.items() if key not in _NO_SETTINGS}
             self._places.open(report_to, self._watched, _as_json(told), self.say)
-            for line in self._before:
-                self._tell(json.loads(line))
+            for line in read_whole(self._before):
+                self._tell(line)
             self._before = []
 
     def say(self, line: str) -> None:
@@ -203,6 +203,15 @@ def lines_before(start: Start) -> list[str]:
     """The lines of metrics.jsonl that were written before the checkpoint: those after it are
     written again."""
     return _earlier(start, METRICS, lambda lines: islice(lines, start.run.metrics_lines))
+
+
+def read_whole(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Those of `lines` that can be read: one that is spoilt is not told again, and ends no run."""
+    for line in lines:
+        with suppress(ValueError):
+            found = json.loads(line)
+            if isinstance(found, dict) and isinstance(found.get("step"), int):
+                yield found
 
 
 def norms_before(start: Start) -> list[str]:

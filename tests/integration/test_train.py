@@ -140,7 +140,7 @@ def test_the_output_folder_holds_what_is_promised(runs: Runs) -> None:
     out = runs.make("python")
     files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     assert FILES <= files
-    assert any(file.startswith("tensorboard/events") for file in files)
+    assert any(file.startswith("tensorboard/train/events") for file in files)
     for step in (3, 6):  # one at the end of each epoch
         assert f"checkpoints/step-{step}/adapter/adapter_model.safetensors" in files
         assert f"checkpoints/step-{step}/adapter/adapter_config.json" in files

@@ -91,8 +91,8 @@ class Sink(ABC):
 
     @property
     @abstractmethod
-    def how_to_look(self) -> str:
-        """A command or an address."""
+    def how_to_look(self) -> str | None:
+        """A command or an address; None where there is nothing to be seen."""
 
 
 class Ids:

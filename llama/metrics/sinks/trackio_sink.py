@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from llama.metrics.sinks.sink import PROJECT, Sample, Sink, Status, Watched
-from llama.metrics.sinks.tables import cell
 from llama.notes import LOG
 
 
@@ -29,7 +28,7 @@ class TrackioSink(Sink):
         from trackio.sqlite_storage import SQLiteStorage
 
         _have_it_print_to_the_log()
-        self._trackio, self._storage = trackio, SQLiteStorage
+        self._trackio = trackio
         self._project = os.environ.get("TRACKIO_PROJECT") or PROJECT
         # it goes on by name, and runs in other folders may have this folder's
         name = run.ids.get("trackio") or f"{run.name}-{uuid.uuid4().hex[:4]}"
@@ -59,11 +58,11 @@ class TrackioSink(Sink):
             self._run.log({name: self._trackio.Histogram(values.tolist())}, step=step)
 
     def samples(self, step: int, samples: Sequence[Sample]) -> None:
-        rows = [{key: cell(value) for key, value in asdict(sample).items()} for sample in samples]
+        rows = [asdict(sample) for sample in samples]
         self._run.log({"samples": self._trackio.Table(data=rows)}, step=step)
 
     def end(self, status: Status, summary: Mapping[str, Any]) -> None:
-        rows = [{"name": name, "value": cell(str(value))} for name, value in summary.items()]
+        rows = [{"name": name, "value": str(value)} for name, value in summary.items()]
         self._run.log({"summary": self._trackio.Table(data=rows)}, step=summary.get("steps"))
         self._run.finish()
 

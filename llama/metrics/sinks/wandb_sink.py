@@ -27,7 +27,7 @@ class WandbSink(Sink):
         from wandb.sdk.lib import wbauth
 
         settings = wandb.Settings()
-        settings.update_from_env_vars(os.environ)
+        settings.update_from_env_vars(dict(os.environ))
         if settings._offline or settings._noop:
             return []
         known = wbauth.authenticate_session(
@@ -88,5 +88,5 @@ class WandbSink(Sink):
         self._run.finish(exit_code=0 if status == "finished" else 1)
 
     @property
-    def how_to_look(self) -> str:
+    def how_to_look(self) -> str | None:
         return f"wandb sync {self._run.settings.sync_dir}" if self._offline else self._run.url
