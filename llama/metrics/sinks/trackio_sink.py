@@ -58,11 +58,11 @@ class TrackioSink(Sink):
             self._run.log({name: self._trackio.Histogram(values.tolist())}, step=step)
 
     def samples(self, step: int, samples: Sequence[Sample]) -> None:
-        rows = [asdict(sample) for sample in samples]
+        rows: list[Any] = [asdict(sample) for sample in samples]
         self._run.log({"samples": self._trackio.Table(data=rows)}, step=step)
 
     def end(self, status: Status, summary: Mapping[str, Any]) -> None:
-        rows = [{"name": name, "value": str(value)} for name, value in summary.items()]
+        rows: list[Any] = [{"name": name, "value": str(value)} for name, value in summary.items()]
         self._run.log({"summary": self._trackio.Table(data=rows)}, step=summary.get("steps"))
         self._run.finish()
 
