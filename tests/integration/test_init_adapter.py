@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from llama.commands.evaluate import evaluate
+from llama.commands.evaluate.command import evaluate
 from llama.settings import EvaluateOptions
 from llama.settings.options import run_command
 from tests.support.closeness import SMALL_MODEL

@@ -40,7 +40,7 @@ def train(**changes: Any) -> TrainOptions:
 def test_the_defaults_are_sound():
     assert check_train(train(), world_size=1) == []
     assert check_generate(GenerateOptions(prompt="")) == []
-    assert check_evaluate(EvaluateOptions(data=[LORA_JSON])) == []
+    assert check_evaluate(EvaluateOptions(data=[LORA_JSON]), 1) == []
 
 
 def test_every_option_has_help(capsys: pytest.CaptureFixture[str]):
@@ -128,7 +128,7 @@ def test_generate(changes: dict[str, Any], line: str):
     ],
 )
 def test_evaluate(changes: dict[str, Any], line: str):
-    (found,) = check_evaluate(replace(EvaluateOptions(data=[LORA_JSON]), **changes))
+    (found,) = check_evaluate(replace(EvaluateOptions(data=[LORA_JSON]), **changes), 1)
     assert line in found
 
 

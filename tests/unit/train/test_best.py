@@ -14,12 +14,14 @@ import pytest
 from llama.checkpoint import RunState, Store
 from llama.errors import TrainingError
 from llama.files.atomic import remove_leftovers, write_folder
+from llama.methods.about import About
 from llama.methods.lora import LoRAMethod
 from llama.parallel.mesh import SINGLE, Mesh
 from llama.train import best
 from llama.train.best import Best, heard, is_worn_out
 from llama.train.start.resume import Start
 from tests.support.failing_calls import killed_at, operations
+from tests.support.origin import about
 from tests.unit.checkpoint.checkpoint_case import ADAPTER, checkpoint
 
 ALONE = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
@@ -67,8 +69,9 @@ class Writes:
 
     RESULT, LAST = LoRAMethod.RESULT, LoRAMethod.LAST
 
-    def write(self, engine: Any, folder: Path, tokenizer: Path | None) -> list[str]:
-        write_folder(folder, {"step": str(engine.steps).encode()})
+    def write(self, engine: Any, folder: Path, tokenizer: Path | None, about: About) -> list[str]:
+        assert about.step == engine.steps
+        write_folder(folder, {"step": str(about.step).encode()})
         return [f"{folder} holds no tokenizer"]
 
     def put_back(self, engine: Any, folder: Path) -> bool:
@@ -94,7 +97,7 @@ class Run:
 
     def evaluated(self, step: int, loss: float) -> list[str]:
         self.engine.steps = self.state.evaluated = step
-        return self.best.after(loss)
+        return self.best.after(loss, about(step))
 
     def save(self, step: int, keep: int = 9) -> Path:
         made = checkpoint(step)
@@ -117,14 +120,14 @@ def test_the_result_is_of_the_best_whatever_comes_after(tmp_path: Path) -> None:
     assert said == [[f"{tmp_path}/adapter holds no tokenizer"], *[said[0], []]]
     assert (run.of("adapter"), run.kept) == (4, ["step-4"])
     assert (tmp_path / "adapter" / "step").samefile(tmp_path / "best" / "step-4" / "step")
-    run.best.at_the_end()
+    run.best.at_the_end(about(run.engine.steps))
     assert (run.of("adapter"), run.of("adapter_last"), run.best.kept_step) == (4, 6, 4)
 
 
 def test_where_the_last_is_the_best_it_is_written_once(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.evaluated(2, 3.0)
-    assert run.best.at_the_end() == []
+    assert run.best.at_the_end(about(run.engine.steps)) == []
     assert (run.of("adapter"), run.of("adapter_last")) == (2, 2)
     assert (tmp_path / "adapter_last" / "step").samefile(tmp_path / "adapter" / "step")
 
@@ -136,7 +139,7 @@ def test_where_there_is_no_best_the_result_is_the_last(
     run = Run(tmp_path, keeps=keeps)
     run.evaluated(2, loss)
     run.engine.steps = 3
-    run.best.at_the_end()
+    run.best.at_the_end(about(run.engine.steps))
     assert (run.of("adapter"), run.best.kept_step, os.listdir(tmp_path)) == (3, 3, ["adapter"])
 
 
@@ -160,7 +163,7 @@ def test_a_checkpoint_before_the_newest_best_is_gone_on_from(tmp_path: Path) -> 
     run.evaluated(2, 3.0)
     run.save(3)
     run.evaluated(4, 2.0)
-    run.best.at_the_end()
+    run.best.at_the_end(about(run.engine.steps))
     state = RunState(evaluated=2, best_step=2, best_loss=3.0)
     again = Run(tmp_path, state)
     assert again.best.take_up() == []
@@ -199,11 +202,11 @@ def interrupted(folder: Path) -> Run:
 def test_a_kill_at_every_operation_of_keeping_leaves_a_best(tmp_path: Path) -> None:
     """And once the run is taken up again, the one that its checkpoint knows."""
     counted = interrupted(tmp_path / "counted")
-    count = operations(lambda: counted.best.after(2.0))
+    count = operations(lambda: counted.best.after(2.0, about(counted.engine.steps)))
     of_a_killed_run = []
     for index in range(count):
         run = interrupted(tmp_path / str(index))
-        killed_at(index, lambda run=run: run.best.after(2.0))
+        killed_at(index, lambda run=run: run.best.after(2.0, about(run.engine.steps)))
         remove_leftovers(run.folder, lambda name: name == "adapter")
         of_a_killed_run.append(run.of("adapter"))
         again = Run(run.folder, RunState(evaluated=2, best_step=2, best_loss=3.0))
@@ -218,8 +221,8 @@ def test_a_kill_at_every_operation_of_keeping_leaves_a_best(tmp_path: Path) -> N
 def test_a_kill_at_every_operation_of_taking_up(tmp_path: Path) -> None:
     def killed(folder: Path) -> Run:
         run = interrupted(folder)
-        run.best.after(2.0)
-        run.best.at_the_end()
+        run.best.after(2.0, about(run.engine.steps))
+        run.best.at_the_end(about(run.engine.steps))
         return Run(folder, RunState(evaluated=2, best_step=2, best_loss=3.0))
 
     counted = killed(tmp_path / "counted")
@@ -240,5 +243,5 @@ def test_a_disk_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(best, "link_folder", full)
     with pytest.raises(TrainingError, match="adapter: the best cannot be written: No space left"):
-        run.best.after(2.0)
+        run.best.after(2.0, about(run.engine.steps))
     assert run.of("adapter") == 2
