@@ -78,6 +78,8 @@ def at_terminal(*words: str | Path, columns: int) -> Iterator[Terminal]:
     if pid == 0:
         environment = of_one_thread() | {"TERM": "xterm", "LANG": "C.UTF-8"}
         environment |= {"PROMPT_TOOLKIT_NO_CPR": "1"}  # nobody here answers where the cursor is
+        for name in ("COLUMNS", "LINES"):  # which would count before the terminal's own
+            environment.pop(name, None)
         os.chdir(ROOT)
         os.execve(sys.executable, [sys.executable, *map(str, words)], environment)
     fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
