@@ -18,6 +18,7 @@ from llama.kernels.products import cpu_has_bf16
 from llama.model.config import ModelConfig
 from llama.model.kept import Checkpointing
 from llama.model.transformer import Transformer
+from llama.parallel.layers import share_of
 from llama.parallel.mesh import SINGLE, TensorParallel
 from llama.settings import LoRAOptions
 from llama.tokenizer.base import Tokenizer
@@ -88,9 +89,12 @@ def build_model(
     return model
 
 
-def ready_model(source: ModelSource, adapter: Path | None, precision: str) -> Transformer:
-    """The model on the default device, with its adapter if there is one, not to be trained."""
-    model = build_model(source, default_dtype(precision), default_device())
+def ready_model(
+    source: ModelSource, adapter: Path | None, precision: str, tp: TensorParallel = SINGLE
+) -> Transformer:
+    """The model on the default device, with its adapter if there is one, not to be trained; this
+    rank's share of both."""
+    model = build_model(source, default_dtype(precision), default_device(), tp)
     if adapter is not None:
         load_adapter(model, adapter)
     return model.eval()
@@ -106,7 +110,7 @@ def load_adapter(model: Transformer, folder: Path) -> None:
         for layer, adapter in adapters(model):
             adapter.to(dtype)
             for name, tensor in adapter.tensors():
-                tensor.copy_(state[f"{layer}.lora.{name}"])
+                tensor.copy_(share_of(state[f"{layer}.lora.{name}"], tensor, adapter.tp))
 
 
 def check_adapter(folder: Path, config: ModelConfig) -> None:

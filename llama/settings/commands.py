@@ -130,8 +130,14 @@ class TrainOptions(RowOptions):
 class GenerateOptions(ModelOptions):
     """Settings of `generate`."""
 
-    prompt: str
-    """The text to answer; with --raw to continue, where '' starts from BOS alone."""
+    prompt: list[str] = field(default_factory=list, metadata=POSITIONAL)
+    """A text to answer; with --raw to continue, where '' starts from BOS alone. May be repeated; -
+    is all of standard input as one text."""
+    prompt_file: Path | None = None
+    """More prompts: a text with one a line, or JSONL with `prompt` in each object; - reads them
+    from standard input. Empty lines are none."""
+    system: str | None = None
+    """What the template is given as the system's turn, before each prompt."""
     adapter: Path | None = None
     """A PEFT folder; none means the model alone."""
     max_new_tokens: int = 256
@@ -141,13 +147,24 @@ class GenerateOptions(ModelOptions):
     top_p: float = 1.0
     """Choose among the likeliest tokens that together have this probability."""
     seed: int = 0
-    """Seed of the choices, where the temperature is above 0."""
+    """Seed of the choices, where the temperature is above 0; the same for every prompt."""
     raw: bool = False
     """Continue the prompt as it stands, with no template."""
+    batch: int = 8
+    """Prompts answered at a time; none sees another."""
+    stream: bool | None = None
+    """Whether an answer is shown as it is written, one prompt after another; none means that of a
+    single prompt is."""
+    output: Path | None = None
+    """A JSONL file to be made: a line for each prompt, in their order, with the answer, appended
+    as it is done."""
+    tensor_parallel: int = 1
+    """Ranks each layer is split over: as many as a launcher starts."""
     precision: Literal["half", "float32"] = "half"
     """What the model computes in; half is the 16-bit type that suits the device."""
     json: bool = False
-    """Whether the last line of standard output is the result as one JSON object."""
+    """Whether the last line of standard output is the result as one JSON object: of one prompt
+    its answer, of several `answers`, a list of them."""
 
 
 @dataclass(frozen=True, kw_only=True)

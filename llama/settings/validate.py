@@ -94,22 +94,59 @@ def _with_deepspeed(
     return config
 
 
-def check_generate(options: GenerateOptions) -> list[str]:
-    """Every problem of `generate`'s settings."""
+def check_generate(options: GenerateOptions, world_size: int) -> list[str]:
+    """Every problem of `generate`'s settings on `world_size` ranks."""
     problems = [
         *check_model(options),
         *_check_adapter(options.adapter),
-        *at_least(1, max_new_tokens=options.max_new_tokens),
+        *at_least(1, max_new_tokens=options.max_new_tokens, batch=options.batch),
         *_check_seed(options.seed),
+        *_check_degree(options.tensor_parallel, world_size),
+        *_check_prompts(options, world_size),
     ]
+    if not problems and options.tensor_parallel < world_size:
+        problems.append(
+            f"--tensor_parallel: {world_size} processes were started, and generate has no work for "
+            f"more than --tensor_parallel {options.tensor_parallel}: start as many"
+        )
     if not 0 <= options.temperature < math.inf:
         expected = "expected a finite number of at least 0"
         problems.append(f"--temperature: {expected}, found {options.temperature}")
     if not 0 < options.top_p <= 1:
         problems.append(f"--top_p: expected above 0 and at most 1, found {options.top_p}")
-    if options.raw and options.template is not None:
-        problems.append("--template: has no effect with --raw; give one of them")
-    return problems
+    problems += [
+        f"--{name}: has no effect with --raw; give one of them"
+        for name in ("template", "system")
+        if options.raw and getattr(options, name) is not None
+    ]
+    problems += [
+        f"--stream: has no effect with --{name}; give one of them"
+        for name, given in {"json": options.json, "output": options.output is not None}.items()
+        if options.stream and given
+    ]
+    return problems + ([] if options.output is None else _check_new_file(options.output))
+
+
+def _check_prompts(options: GenerateOptions, world_size: int) -> list[str]:
+    if not options.prompt and options.prompt_file is None:
+        return ["--prompt: required, or --prompt_file"]
+    from_input = options.prompt.count("-") + (options.prompt_file == Path("-"))
+    if from_input > 1:
+        return ["-: standard input can be read once only; give one of them"]
+    if from_input and world_size > 1:
+        return ["-: a launcher hands no standard input on to its ranks; use --prompt_file FILE"]
+    return []
+
+
+def _check_new_file(path: Path) -> list[str]:
+    if path.is_dir():
+        return [f"--output: {path} is a folder; a file is expected"]
+    if path.is_file() and path.stat().st_size:
+        return [f"--output: {path} holds something already; give another name, or remove it"]
+    where = path if path.exists() else path.absolute().parent
+    if not where.exists():
+        return [f"--output: {where} {not_found(where)}"]
+    return [] if os.access(where, os.W_OK) else [f"--output: {where} cannot be written to"]
 
 
 def check_evaluate(options: EvaluateOptions) -> list[str]:
