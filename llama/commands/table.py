@@ -36,7 +36,10 @@ COMMANDS = {
         "llama.commands.data.command:show_data",
     ),
     "generate": Command(
-        "answer a prompt", f"{_SETTINGS}:GenerateOptions", "llama.commands.generate:generate"
+        "answer prompts",
+        f"{_SETTINGS}:GenerateOptions",
+        "llama.commands.generate:generate",
+        in_ranks=True,
     ),
     "chat": Command(
         "talk with a model, and with its adapter beside it",

@@ -8,7 +8,6 @@ from llama.settings.chat_command import ChatOptions, check_chat
 from llama.settings.commands import (
     AblateOptions,
     BenchmarkOptions,
-    GenerateOptions,
     LoRAOptions,
     PlanOptions,
     ReportOptions,
@@ -17,11 +16,11 @@ from llama.settings.commands import (
 )
 from llama.settings.data_command import DataOptions, check_data
 from llama.settings.evaluate_command import EvaluateOptions, check_evaluate
+from llama.settings.generate_command import GenerateOptions, check_generate
 from llama.settings.model import AdapterOptions, ModelOptions
 from llama.settings.validate import (
     check_ablate,
     check_benchmark,
-    check_generate,
     check_lora,
     check_plan,
     check_train,

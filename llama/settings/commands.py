@@ -125,21 +125,9 @@ class AnswerOptions(AdapterOptions):
     top_p: float = 1.0
     """Choose among the likeliest tokens that together have this probability."""
     seed: int = 0
-    """Seed of the choices, where the temperature is above 0."""
+    """Seed of the choices, where the temperature is above 0; the same for every prompt."""
     precision: Literal["half", "float32"] = "half"
     """What the model computes in; half is the 16-bit type that suits the device."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateOptions(AnswerOptions):
-    """Settings of `generate`."""
-
-    prompt: str
-    """The text to answer; with --raw to continue, where '' starts from BOS alone."""
-    raw: bool = False
-    """Continue the prompt as it stands, with no template."""
-    json: bool = False
-    """Whether the last line of standard output is the result as one JSON object."""
 
 
 @dataclass(frozen=True, kw_only=True)

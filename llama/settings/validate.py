@@ -19,7 +19,6 @@ from llama.settings.commands import (
     AblateOptions,
     AnswerOptions,
     BenchmarkOptions,
-    GenerateOptions,
     LoRAOptions,
     PlanOptions,
     TrainOptions,
@@ -110,14 +109,6 @@ def _with_deepspeed(
         problems = problems + error.problems
     raise_if(problems)
     return config
-
-
-def check_generate(options: GenerateOptions) -> list[str]:
-    """Every problem of `generate`'s settings."""
-    problems = [*check_model(options), *check_answering(options)]
-    if options.raw and options.template is not None:
-        problems.append("--template: has no effect with --raw; give one of them")
-    return problems
 
 
 def check_answering(options: AnswerOptions) -> list[str]:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from llama.adapters.attach import switched_off
 from llama.assembly.adapter import Opened, open_for_use
-from llama.assembly.limits import check_examples
+from llama.assembly.limits import check_examples, degree_problems
 from llama.assembly.model import ready_model
 from llama.assembly.use import summed_loss
 from llama.commands.evaluate.asking import ask, check_questions
@@ -36,7 +36,6 @@ from llama.parallel.agreement import on_every, on_main
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.settings import EvaluateOptions, check_evaluate
 from llama.tasks.rows import TaskFile, read_task
-from llama.train.start.inputs import degree_problems
 
 As = Callable[[], AbstractContextManager[None]]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama.assembly.limits import check_examples
+from llama.assembly.limits import check_examples, degree_problems
 from llama.assembly.model import default_device, find_tokenizer
 from llama.data.flat import Examples
 from llama.data.holding import HoldOut, shared_examples
@@ -15,7 +15,6 @@ from llama.data.rows import bundled
 from llama.errors import UserError, raise_if
 from llama.methods.kinds import method_of
 from llama.methods.method import Method
-from llama.model.config import ModelConfig
 from llama.objectives.kinds import SFT
 from llama.parallel.agreement import on_every
 from llama.parallel.mesh import Mesh
@@ -122,24 +121,3 @@ def _data_paths(options: TrainOptions) -> tuple[list[Path], list[Path]]:
     if not options.data:
         return [bundled("instructions_200")], options.eval_data or [bundled("heldout_40")]
     return options.data, options.eval_data
-
-
-def degree_problems(degree: int, config: ModelConfig) -> list[str]:
-    """Sizes of the model that the tensor-parallel degree does not suit."""
-    problems = []
-    sizes = {
-        "query heads": config.n_heads,
-        "kv heads": config.n_kv_heads,
-        "feed-forward width": config.ffn_dim,
-    }
-    bad = {what: size for what, size in sizes.items() if size % degree}
-    if bad:
-        dividing = [
-            d for d in range(1, config.n_kv_heads + 1) if not any(s % d for s in sizes.values())
-        ]
-        found = ", ".join(f"{what} {size}" for what, size in bad.items())
-        problems.append(
-            f"--tensor_parallel {degree} does not divide the model's {found}: "
-            f"{', '.join(map(str, dividing))} would"
-        )
-    return problems

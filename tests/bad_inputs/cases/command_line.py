@@ -64,6 +64,14 @@ def without_package(name: str) -> Callable[[Setting], None]:
     return spoil
 
 
+def prompts(content: bytes) -> Callable[[Setting], None]:
+    def spoil(setting: Setting) -> None:
+        setting.path("prompts").write_bytes(content)
+        setting.more += ["--prompt_file", "prompts"]
+
+    return spoil
+
+
 def wandb_without_account(setting: Setting) -> None:
     """A stand-in for the package, so that no key of this machine's user is found; the real one is
     asked in tests/integration/test_report_to.py."""
@@ -80,6 +88,17 @@ def wandb_without_account(setting: Setting) -> None:
         mock.patch.dict("sys.modules", modules),
         mock.patch("importlib.util.find_spec"),
     ]
+
+
+def prompts_too_long(setting: Setting) -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    setting.edit_json("model/config.json", rope_parameters=rope)
+    prompts(b"short\n" + b"long " * 100)(setting)
+
+
+def system_left_out(setting: Setting) -> None:
+    setting.path("plain.jinja").write_text("{{ messages[-1]['content'] }}")
+    setting.more += ["--template", "plain.jinja", "--system", "Be brief."]
 
 
 def resume_from_nothing(setting: Setting) -> None:
@@ -210,6 +229,74 @@ CASES = [
         "a chat of no sense", words("--top_p", "2", "--seed", "-1"), ("--seed", "--top_p"), "chat"
     ),
     Case("`--raw` with a template", words("--raw", "--template", "chatml"), ("--raw",), "generate"),
+    Case("`--system` with `--raw`", words("--raw", "--system", "a"), ("--system",), "generate"),
+    Case("`--batch 0`", words("--batch", "0"), ("--batch: expected at least 1",), "generate"),
+    Case("`--stream` with `--json`", words("--stream", "--json"), ("with --json",), "generate"),
+    Case("no prompt", option("prompt", None), ("--prompt: required",), "generate"),
+    Case(
+        "standard input read twice",
+        words("--prompt_file", "-", "-"),
+        ("-: standard input can be read once only",),
+        "generate",
+    ),
+    Case(
+        "standard input under a launcher",
+        ranks(2, "--tensor_parallel", "2", "-"),
+        ("hands no standard input on to its ranks",),
+        "generate",
+    ),
+    Case(
+        "more processes than generate shares a model between",
+        ranks(2),
+        ("--tensor_parallel: 2 processes were started",),
+        "generate",
+    ),
+    Case(
+        "a system turn that the template leaves out",
+        system_left_out,
+        ("--system: the template leaves it out",),
+        "generate",
+    ),
+    Case("prompts: an empty file", prompts(b""), ("prompts: is empty",), "generate"),
+    Case("prompts: blank lines alone", prompts(b"\n \n"), ("holds no prompts",), "generate"),
+    Case(
+        "prompts: not UTF-8",
+        prompts(b"a\nb\xff\n"),
+        ("prompts: line 2: not UTF-8",),
+        "generate",
+    ),
+    Case("prompts: a NUL", prompts(b"a\nb\n\0"), ("line 3: holds a NUL",), "generate"),
+    Case(
+        "prompts: objects without one",
+        prompts(b'{"prompt": "a"}\n{"text": "b"}\n{"prompt": 3}\nword\n'),
+        ("line 2: expected a text", "line 3: expected a text", "line 4: expected a JSON object"),
+        "generate",
+    ),
+    Case("prompts: a file not there", words("--prompt_file", "promts"), ("promts",), "generate"),
+    Case(
+        "prompts: a folder",
+        words("--prompt_file", "model"),
+        ("model: is a folder",),
+        "generate",
+    ),
+    Case(
+        "prompts: longer than the positions of a model that ends there",
+        prompts_too_long,
+        ("prompts: line 2: the prompt's",),
+        "generate",
+    ),
+    Case(
+        "answers into a file that holds something",
+        words("--output", "rows.json"),
+        ("--output: rows.json holds something already",),
+        "generate",
+    ),
+    Case(
+        "answers into a folder",
+        words("--output", "model"),
+        ("--output: model is a folder",),
+        "generate",
+    ),
     Case("`--rows` without data", words("--rows", "4"), ("no effect without",), "benchmark"),
     Case("`--batch` said twice", words("--batch", "4"), ("ds.json says it",), "benchmark"),
     Case(

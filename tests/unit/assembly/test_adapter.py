@@ -145,7 +145,7 @@ def test_runs_without_an_adapter_say_what_to_give(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
 
     def problem() -> str:
-        options = GenerateOptions(adapter=tmp_path, prompt="a")
+        options = GenerateOptions(adapter=tmp_path, prompt=["a"])
         with pytest.raises(UserError) as raised:
             raise_if(check_generate(options))
         (line,) = raised.value.problems
@@ -157,5 +157,5 @@ def test_runs_without_an_adapter_say_what_to_give(tmp_path: Path) -> None:
 
 
 def test_force_alone_does_nothing() -> None:
-    lines = check_generate(GenerateOptions(prompt="a", force=True))
+    lines = check_generate(GenerateOptions(prompt=["a"], force=True), 1)
     assert lines == ["--force: has no effect without --adapter"]

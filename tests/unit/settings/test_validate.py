@@ -39,7 +39,7 @@ def train(**changes: Any) -> TrainOptions:
 
 def test_the_defaults_are_sound():
     assert check_train(train(), world_size=1) == []
-    assert check_generate(GenerateOptions(prompt="")) == []
+    assert check_generate(GenerateOptions(prompt=[""]), world_size=1) == []
     assert check_evaluate(EvaluateOptions(data=[LORA_JSON]), 1) == []
 
 
@@ -108,12 +108,22 @@ def test_lora(lora: LoRAOptions, line: str):
         ({"top_p": 1.1}, "--top_p: expected above 0 and at most 1, found 1.1"),
         ({"seed": -1}, "--seed"),
         ({"raw": True, "template": "alpaca"}, "--template: has no effect with --raw"),
+        ({"raw": True, "system": "Be brief."}, "--system: has no effect with --raw"),
+        ({"stream": True, "json": True}, "--stream: has no effect with --json"),
+        ({"stream": True, "output": Path("new")}, "--stream: has no effect with --output"),
+        ({"batch": 0}, "--batch: expected at least 1"),
+        ({"prompt": []}, "--prompt: required"),
+        ({"prompt": ["-", "-"]}, "standard input can be read once only"),
+        ({"output": LORA_JSON}, "holds something already"),
+        ({"output": REPOSITORY}, "is a folder"),
+        ({"output": Path("/nowhere/x")}, "--output: /nowhere does not exist"),
+        ({"tensor_parallel": 2}, "cannot be divided into groups of 2"),
         ({"adapter": Path("/nowhere/x")}, "--adapter: /nowhere/x does not exist"),
         ({"adapter": REPOSITORY}, "is not a PEFT folder"),
     ],
 )
 def test_generate(changes: dict[str, Any], line: str):
-    (found,) = check_generate(replace(GenerateOptions(prompt="x"), **changes))
+    (found,) = check_generate(replace(GenerateOptions(prompt=["x"]), **changes), world_size=1)
     assert line in found
 
 
