@@ -147,7 +147,7 @@ def test_runs_without_an_adapter_say_what_to_give(tmp_path: Path) -> None:
     def problem() -> str:
         options = GenerateOptions(adapter=tmp_path, prompt=["a"])
         with pytest.raises(UserError) as raised:
-            raise_if(check_generate(options))
+            raise_if(check_generate(options, 1))
         (line,) = raised.value.problems
         return line
 
