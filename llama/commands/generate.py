@@ -60,10 +60,10 @@ def generate(options: GenerateOptions) -> int:
 
 
 def _prepared(options: GenerateOptions) -> Job:
+    prompts = read_prompts(options)
     opened = open_for_use(options)
     config, tokenizer = opened.source.config, opened.tokenizer
     raise_if(degree_problems(options.tensor_parallel, config))
-    prompts = read_prompts(options)
     ids = prompt_ids(prompts, options, opened)
     named = {
         prompt.place or (f"--prompt {i}" if len(prompts) > 1 else "--prompt"): prompt_ids

@@ -91,12 +91,14 @@ def wandb_without_account(setting: Setting) -> None:
 
 
 def prompts_too_long(setting: Setting) -> None:
+    del setting.options["adapter"]
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     setting.edit_json("model/config.json", rope_parameters=rope)
     prompts(b"short\n" + b"long " * 100)(setting)
 
 
 def system_left_out(setting: Setting) -> None:
+    del setting.options["adapter"]
     setting.path("plain.jinja").write_text("{{ messages[-1]['content'] }}")
     setting.more += ["--template", "plain.jinja", "--system", "Be brief."]
 
