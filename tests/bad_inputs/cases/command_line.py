@@ -144,7 +144,7 @@ CASES = [
     Case("an unknown option", words("--seqlen", "64"), ("did you mean --seq_len?",)),
     Case("a word that is no option", words("fast"), ("unexpected argument 'fast'",)),
     Case("an option without its value", words("--epochs"), ("--epochs: its value is missing",)),
-    Case("`--data` left out", option("data", None), ("--data: required",), command="evaluate"),
+    Case("`--gpu` left out", option("gpu", None), ("--gpu: required",), command="plan"),
     Case("`--epochs two`", option("epochs", "two"), ("expected an integer, found 'two'",)),
     Case("`--epochs 0`", option("epochs", "0"), ("--epochs: expected at least 1",)),
     Case("`--max_steps 0`", option("max_steps", "0"), ("--max_steps: expected at least 1",)),
