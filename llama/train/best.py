@@ -118,6 +118,9 @@ class Best:
 
     def _have_it_be(self, own: Path) -> None:
         link_folder(own, self.result)
+        self._forget_others()
+
+    def _forget_others(self) -> None:
         self._saver.wait()  # a checkpoint that is being written may know of no better step yet
         self._remove_all_but(self.state.best_step)
 
@@ -127,6 +130,7 @@ class Best:
         engine, best_step = self._saver.engine, self.state.best_step
         if not (self.keeps and best_step):
             return self._method.write(engine, self.result, self._options.tokenizer, about)
+        self._on_main(self._forget_others)
         if best_step != engine.steps:
             return self._method.write(engine, self.last, self._options.tokenizer, about)
         self._on_main(lambda: link_folder(self._path(best_step), self.last))

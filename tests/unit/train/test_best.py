@@ -155,6 +155,9 @@ def test_what_a_checkpoint_knows_as_the_best_stays_as_long_as_it(tmp_path: Path)
     run.save(7, keep=1)
     run.evaluated(8, 0.5)
     assert run.kept == ["step-6", "step-8"]
+    run.save(9, keep=1)
+    run.best.at_the_end(about(8))
+    assert run.kept == ["step-8"]
 
 
 def test_a_checkpoint_before_the_newest_best_is_gone_on_from(tmp_path: Path) -> None:
