@@ -15,6 +15,7 @@ from llama.files.outside import read_bytes
 from llama.notes import note
 from llama.settings import GenerateOptions
 from llama.tokenizer.base import Message, Template, Tokenizer
+from llama.weights.fields import shorten
 
 STANDARD_INPUT = "-"
 WANTED = "a text with one prompt a line, or JSONL with a prompt in each object"
@@ -104,7 +105,7 @@ def _of_objects(name: str, lines: list[tuple[int, str]]) -> list[Prompt]:
         elif not isinstance(row, dict):
             problems.append(f"{place}: expected a JSON object, as the first line is one")
         else:
-            found = "none" if text is None else f"{type(text).__name__} {json.dumps(text):.40}"
+            found = "none" if text is None else shorten(text)
             problems.append(f"{place}: expected a text as `prompt`, found {found}")
     raise_if(_some(problems, name))
     for field, count in sorted(unread.items()):

@@ -15,7 +15,7 @@ from tests.support.closeness import TRAINED, distance
 from tests.support.resume_case import STEPS, Case, settings
 from tests.support.tiny_runs import CONFIG, launched, read_lines, succeeded, write_json
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 FULL = ("--method", "full")
 
 
@@ -77,7 +77,6 @@ def test_two_ranks_train_what_one_does(kind: str, case: Case) -> None:
     assert len(losses[0]) == STEPS and losses[0] == pytest.approx(losses[1], rel=TRAINED)
 
 
-@pytest.mark.long
 def test_another_topology_on_the_way(case: Case) -> None:
     """Two steps each on one rank, on two with ZeRO-3, on two shards, and on one again."""
     case.add("turns", settings("zero1-fp32"), 2)

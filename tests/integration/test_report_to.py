@@ -86,6 +86,7 @@ class Place:
         )
 
 
+@pytest.mark.long
 def test_a_run_that_goes_on_goes_on_in_every_place(tmp_path: Path) -> None:
     """Its newest checkpoint is lost: what it tells of the last two steps it has told before."""
     place = Place(tmp_path)

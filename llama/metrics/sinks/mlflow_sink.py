@@ -5,7 +5,6 @@ The one importer of mlflow.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch
 
+from llama.files.json_text import json_text
 from llama.metrics.sinks.sink import COLUMNS, PROJECT, Sample, Sink, Status, Watched
 
 _ENDS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
@@ -76,7 +76,7 @@ class MLflowSink(Sink):
     def samples(self, step: int, samples: Sequence[Sample]) -> None:
         rows = {"columns": list(COLUMNS), "data": [list(astuple(sample)) for sample in samples]}
         self._client.log_dict(self._id, rows, _SAMPLES)
-        tables = json.dumps([{"path": _SAMPLES, "type": "table"}])
+        tables = json_text([{"path": _SAMPLES, "type": "table"}])
         self._client.set_tag(self._id, "mlflow.loggedArtifacts", tables)  # its page shows those
 
     def end(self, status: Status, summary: Mapping[str, Any]) -> None:
