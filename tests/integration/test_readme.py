@@ -52,6 +52,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     write_model(folder / "MODEL")
     rows = write_rows(folder / "ROWS.jsonl", 5)
+    (folder / "PROMPTS.txt").write_text("one\ntwo\n")
     (folder / "QUESTIONS.jsonl").write_text('{"question": "2 + 2?", "answer": "4"}\n')
     arguments = ["--model", folder / "MODEL", "--data", rows, "--max_steps", "1"]
     settings = ["--deepspeed", "ds_configs/lora.json", "--output_dir", folder / "RUN"]
@@ -72,10 +73,12 @@ def smaller(command: str, folder: Path, out: Path) -> list[str]:
     for option, value in zip(extra[::2], extra[1::2], strict=True):
         if option not in words:
             words += [option, value]
-    places = {name: folder / name for name in ("MODEL", "ROWS.jsonl", "QUESTIONS.jsonl")}
+    places = {
+        name: folder / name for name in ("MODEL", "ROWS.jsonl", "PROMPTS.txt", "QUESTIONS.jsonl")
+    }
     places |= {"OUT": out, "runs/mine": out}
     places |= {name: folder / name for name in ("RUN", "RUN2", "RUN/adapter")}
-    places["two.html"] = out.with_name("two.html")
+    places |= {name: out.with_name(name) for name in ("two.html", "ANSWERS.jsonl")}
     places["llama-3-8b"] = "llama-3.2-1b"  # as a plan it is the same work for each of more blocks
     return [str(places.get(word, "2" if word == "8" else word)) for word in words]
 

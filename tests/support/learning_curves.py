@@ -2,8 +2,7 @@
 
 Trains the bundled model on the bundled rows, once for each choice, as `train --deepspeed
 ds_configs/lora_bf16.json` would, and asks the held-out rows every few steps. OUT gets curves.json
-after each choice (one that it has is not trained again), the figures and the table of
-docs/choosing.md.
+after each choice (one that it has is not trained again), and the figures; the table is printed.
 """
 
 from __future__ import annotations
