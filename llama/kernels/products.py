@@ -48,8 +48,7 @@ def times(x_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
 
 def _is_tall(x_TI: torch.Tensor, weight_OI: torch.Tensor) -> bool:
     """Whether `W x^T` is the shorter way to a product in float32 on a CPU: of a batch of decoding,
-    where MKL's kernel for `x W^T` is made for more rows than there are tokens
-    (docs/benchmarks/decoding.md)."""
+    where MKL's kernel for `x W^T` is made for more rows than there are tokens."""
     few = 1 < x_TI.shape[0] <= BATCH_OF_TOKENS and weight_OI.shape[0] >= weight_OI.shape[1]
     return few and x_TI.dtype == torch.float32 and not on_cuda(x_TI)
 
