@@ -61,11 +61,24 @@ def outcome(run: RunFiles) -> Table:
             "lowest held-out loss",
             f"{words.loss(best.loss)} at step {best.step}" if best else NONE,
         ),
+        ("the run gives", _given(run)),
         ("time", words.seconds(summary.get("seconds"))),
         ("tokens per second", words.count(summary.get("tokens_per_second"))),
         ("peak memory", words.gib(plots.peak_memory(run))),
     ]
     return Table((), rows, source=f"{SUMMARY}; {RECORD}: steps; {METRICS}: eval_loss")
+
+
+def _given(run: RunFiles) -> str:
+    step, last = number(run.summary.get("kept_step")), number(run.summary.get("steps"))
+    if step is None:
+        return NONE
+    why = "the last" if step == last else "the best"
+    if isinstance(unknown := run.summary.get("best_unknown"), str):
+        why += f": {unknown}"
+    early = number(run.summary.get("early_stop"))
+    ended = f"; ended early, after {early:.0f} evaluations without a lower loss" if early else ""
+    return f"step {step:.0f}, {why}{ended}"
 
 
 def _ending(run: RunFiles) -> list[Block]:
@@ -121,13 +134,15 @@ def _loss(run: RunFiles) -> list[Block]:
 def answers(run: RunFiles) -> list[Block]:
     """Each prompt with the text before and after, those of the training rows first."""
     blocks: list[Block] = []
+    step = number(run.summary.get("answers_step"))
+    after = "after" if step is None else f"after step {step:.0f}"
     for rows, heading in HEADINGS.items():
         for index, sample in enumerate(one for one in run.samples if one["rows"] == rows):
             if index == 0:
                 blocks.append(
                     Text("", title=heading, wide=True, source=f'{SAMPLES}: "rows": "{rows}"')
                 )
-            texts = [("prompt", "prompt"), ("before", "before"), ("after", "after")]
+            texts = [("prompt", "prompt"), ("before", "before"), ("after", after)]
             columns = [(title, sample[name]) for name, title in texts]
             blocks.append(Columns(columns, wide=True))
     return blocks or [Text(f"There is no {SAMPLES}: it is written at the end of a run.")]

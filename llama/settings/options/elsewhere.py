@@ -66,6 +66,7 @@ _QUANTISED = _only_on(
     )
 )
 _EVALUATION = "held-out rows (--eval_data) are evaluated before, and after each epoch"
+_MEASURED = "held-out loss is what is measured"
 _EVERY_STEP = Already("metrics.jsonl and tensorboard/ have every step")
 _SINKS = "metrics.jsonl and tensorboard/ are written; wandb and comet are sections of the "
 _SINKS += "DeepSpeed JSON (wandb.enabled)"
@@ -300,13 +301,17 @@ _ROWS: tuple[tuple[str, Answer], ...] = (
         "eval_strategy evaluation_strategy evals_per_epoch do_eval",
         ByValue(
             {"epoch": Already(_EVALUATION), "1": Already(_EVALUATION)},
-            Instead(_EVALUATION),
+            Instead(f"{_EVALUATION}; --eval_every N: every N steps"),
         ),
     ),
-    ("eval_steps", Instead(_EVALUATION)),
+    ("eval_steps", Here("--eval_every {}", "50", whole=True)),
     ("do_train", Already("train trains")),
-    ("early_stopping_patience load_best_model_at_end", _only_on(Instead(_SAVED))),
-    ("metric_for_best_model", Instead("held-out loss is what is measured")),
+    ("early_stopping_patience", Here("--early_stop {}", "3", whole=True)),
+    (
+        "load_best_model_at_end",
+        ByValue({"false": Here("--best false", "false")}, Already("--best true is the default")),
+    ),
+    ("metric_for_best_model", ByValue({"eval_loss": Already(_MEASURED)}, Instead(_MEASURED))),
     ("logging_steps logging_strategy logging_first_step", _EVERY_STEP),
     ("logging_dir", Already("it is RUN/tensorboard")),
     ("plot_loss", Already("RUN/report.html draws it")),

@@ -93,6 +93,16 @@ CASES = [
     Case("`--epochs two`", option("epochs", "two"), ("expected an integer, found 'two'",)),
     Case("`--epochs 0`", option("epochs", "0"), ("--epochs: expected at least 1",)),
     Case("`--max_steps 0`", option("max_steps", "0"), ("--max_steps: expected at least 1",)),
+    Case(
+        "`--eval_every 0` and `--early_stop 0`",
+        words("--eval_split", "0.2", "--eval_every", "0", "--early_stop", "0"),
+        ("--eval_every: expected at least 1", "--early_stop: expected at least 1"),
+    ),
+    Case(
+        "evaluations where no rows are held out",
+        words("--eval_every", "10", "--early_stop", "2"),
+        ("--eval_every: has no effect without held-out rows", "--early_stop: has no effect"),
+    ),
     Case("`--seq_len 1`", option("seq_len", "1"), ("--seq_len: expected at least 2",)),
     Case("`--seed -1`", option("seed", "-1"), ("--seed: expected from 0",)),
     Case("`--pack maybe`", words("--pack=maybe"), ("expected true or false",)),

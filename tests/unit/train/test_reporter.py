@@ -19,8 +19,8 @@ def test_a_loss_is_shown_alike_before_and_after_it_went_through_a_checkpoint() -
 
 
 def test_norms_of_a_checkpoint_s_own_step_and_later_are_taken_again(tmp_path: Path) -> None:
-    """Unless it was saved after its evaluation, as where a run ends early. The last line is one that
-    a killed run did not end."""
+    """Unless it was saved after its evaluation, as where a run ends early. A killed run did not end
+    the last line."""
     lines = [json.dumps({"step": step, "norms": {}}) + "\n" for step in (4, 8, 12)]
     checkpoints = tmp_path / "checkpoints"
     (tmp_path / "norms.jsonl").write_text("".join(lines) + '{"step"')

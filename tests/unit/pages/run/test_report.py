@@ -93,6 +93,8 @@ def documents(text: str = "plain") -> dict[str, Any]:
             "epoch_losses": [2.2, 1.3],
             "eval_loss_before": 2.75,
             "eval_loss": 2.125,
+            "kept_step": 4,
+            "answers_step": 4,
             "seconds": 75.0,
             "tokens_per_second": 104.5,
             "peak_memory_bytes": 2 << 30,
@@ -125,6 +127,7 @@ def test_its_numbers_are_the_files_(tmp_path: Path) -> None:
     assert page.row("status") == ["failed, 8 of 8 steps"]
     assert page.row("held-out loss") == ["2.7500 before, 2.1250 at the end"]
     assert page.row("lowest held-out loss") == ["1.9375 at step 4"]
+    assert page.row("the run gives") == ["step 4, the best"]
     assert page.row("training loss, last epoch") == ["1.3000"]
     assert page.row("time") == ["1:15 min"] and page.row("tokens per second") == ["104"]
     assert page.row("peak memory") == [f"2.00 GiB ({2 << 30:,} bytes)"]
