@@ -27,6 +27,7 @@ from llama.train.start.inputs import Inputs
 from llama.train.start.resume import Start
 
 T = TypeVar("T")
+Write = Callable[[Path], Hints]
 
 _NAME = re.compile(r"step-([1-9][0-9]{0,17})")
 
@@ -56,7 +57,9 @@ class Best:
     """The best of one run, in `state` and on the disk. Every rank must call these. What cannot be
     written is a `TrainingError` on all of them; what was there is then as it was."""
 
-    def __init__(self, start: Start, inputs: Inputs, saver: Saver) -> None:
+    def __init__(self, start: Start, inputs: Inputs, saver: Saver, write: Write) -> None:
+        """`write` writes what came of the step that the engine is at as a folder; every rank calls
+        it."""
         method = inputs.method
         self.state = start.run
         self.keeps = inputs.options.best and inputs.held_out is not None
@@ -65,7 +68,7 @@ class Best:
         self.last = start.folder / method.LAST
         self._folder = start.folder / BEST
         self._from = start.source and start.source.parent.parent / BEST
-        self._method, self._saver = method, saver
+        self._method, self._saver, self._write = method, saver, write
         self._options = inputs.options
         self._mesh = saver.engine.mesh
 
@@ -111,7 +114,7 @@ class Best:
         if not heard(self.state, loss) or not self.keeps:
             return []
         own = self._path(self.state.best_step)
-        hints = self._method.write(self._saver.engine, own, self._options.tokenizer)
+        hints = self._write(own)
         self._on_main(lambda: self._have_it_be(own))
         return [hint.replace(str(own), str(self.result)) for hint in hints]
 
@@ -123,11 +126,11 @@ class Best:
     def at_the_end(self) -> Hints:
         """Write what came of the last step, at which the engine is: the run's result where no best
         is kept, else beside it."""
-        engine, best_step = self._saver.engine, self.state.best_step
+        best_step = self.state.best_step
         if not (self.keeps and best_step):
-            return self._method.write(engine, self.result, self._options.tokenizer)
-        if best_step != engine.steps:
-            return self._method.write(engine, self.last, self._options.tokenizer)
+            return self._write(self.result)
+        if best_step != self._saver.engine.steps:
+            return self._write(self.last)
         self._on_main(lambda: link_folder(self._path(best_step), self.last))
         return []
 

@@ -7,6 +7,7 @@ import contextlib
 import copy
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,12 +19,13 @@ from llama.engine import Step, start_processes
 from llama.engine.state import EngineState
 from llama.errors import TrainingError
 from llama.files.json_text import json_text
-from llama.files.run_folder import CHECKPOINTS, RECORD, REPORT, SAMPLES, SUMMARY
+from llama.files.run_folder import CHECKPOINTS, SAMPLES, SUMMARY
 from llama.fused.keeping import summary
 from llama.launch.launchers import check_launch
 from llama.launch.log import libraries_kept, log_file
 from llama.launch.processes import launched_world_size, stop_processes
 from llama.launch.stopping import Ends
+from llama.methods.method import Hints
 from llama.metrics.speed import Stopwatch, peak_memory_bytes
 from llama.model.transformer import Transformer
 from llama.notes import LOG, note, say
@@ -36,7 +38,7 @@ from llama.train.ending import UNKNOWN, closing, draw_report, finished_already, 
 from llama.train.evaluation import held_out_loss
 from llama.train.first_steps import FirstStepsCheck, optimizer_state_bytes
 from llama.train.life import show_life
-from llama.train.record import resumed_before, run_record, write_json
+from llama.train.record import begin_record, run_record, write_json
 from llama.train.reporter import Reporter
 from llama.train.start.fits import Verdict, require_fit
 from llama.train.start.inputs import Inputs, read_inputs
@@ -118,7 +120,7 @@ class Run:
         self.watch = Stopwatch()
         store = Store(self.folder / CHECKPOINTS)
         self.saver = saver_of(self.method, self.engine, store, self.options.keep)
-        self.best = Best(self.start, inputs, self.saver)
+        self.best = Best(self.start, inputs, self.saver, self._write)
         self._has_saved = on_main(mesh, lambda: bool(store.steps()))
         self._seconds_before = self.state.seconds
         self._started = time.monotonic()
@@ -153,15 +155,8 @@ class Run:
     def _write_record(self) -> None:
         def write() -> None:
             self.report.check()
-            for name in (SUMMARY, REPORT):  # of an earlier end
-                (self.folder / name).unlink(missing_ok=True)
-            resumed = resumed_before(self.folder / RECORD)
-            if self.start.source is not None:
-                source = str(self.start.source)
-                resumed.append({"step": self.start.step, "from": source, **self.resumer.topology})
             record = run_record(self.inputs, self.plan, self.mesh, self.device)
-            more = {"plan": self.verdict and self.verdict.record, "sha256": self.resumer.hashes()}
-            write_json(self.folder / RECORD, {**record, **more, "resumed": resumed})
+            begin_record(record, self.resumer, self.verdict)
 
         on_main(self.mesh, write)
 
@@ -264,6 +259,10 @@ class Run:
             path = self.folder / SAMPLES
             on_main(self.mesh, lambda: samples.write_samples(path, prompts, before, after))
             self.report.samples(answering, samples.as_text(prompts, before, after))
+
+    def _write(self, folder: Path) -> Hints:
+        """Write what has come of the step that the engine is at as `folder`."""
+        return self.method.write(self.engine, folder, self.options.tokenizer)
 
     # Evaluating
 

@@ -19,10 +19,13 @@ import torch
 from llama.data.prepare import Prepared
 from llama.files.atomic import write_file
 from llama.files.json_text import json_text
+from llama.files.run_folder import RECORD, REPORT, SUMMARY
 from llama.launch import packages
 from llama.launch.parent import launcher_processes
 from llama.parallel.mesh import Mesh
+from llama.train.start.fits import Verdict
 from llama.train.start.inputs import Inputs
+from llama.train.start.resume import Resumer
 from llama.train.start.schedule import Schedule
 
 
@@ -92,7 +95,20 @@ def _data_record(option: str, data: Prepared) -> dict[str, Any]:
     }
 
 
-def resumed_before(path: Path) -> list[dict[str, Any]]:
+def begin_record(record: dict[str, Any], resumer: Resumer, verdict: Verdict | None) -> None:
+    """Write `run.json` where a run begins or is taken up: `record`, and what is known of its start.
+    What an earlier end has left goes."""
+    start = resumer.start
+    for name in (SUMMARY, REPORT):
+        (start.folder / name).unlink(missing_ok=True)
+    resumed = _resumed_before(start.folder / RECORD)
+    if start.source is not None:
+        resumed.append({"step": start.step, "from": str(start.source), **resumer.topology})
+    more = {"plan": verdict and verdict.record, "sha256": resumer.hashes(), "resumed": resumed}
+    write_json(start.folder / RECORD, {**record, **more})
+
+
+def _resumed_before(path: Path) -> list[dict[str, Any]]:
     """What an earlier `run.json` of this folder says of each time that the run was taken up."""
     try:
         resumed = json.loads(path.read_text(encoding="utf-8"))["resumed"]

@@ -62,22 +62,9 @@ def test_when_a_run_is_worn_out() -> None:
 # On the disk
 
 
-class Writes:
-    """A method whose result says which step it is of."""
-
-    RESULT, LAST = LoRAMethod.RESULT, LoRAMethod.LAST
-
-    def write(self, engine: Any, folder: Path, tokenizer: Path | None) -> list[str]:
-        write_folder(folder, {"step": str(engine.steps).encode()})
-        return [f"{folder} holds no tokenizer"]
-
-    def put_back(self, engine: Any, folder: Path) -> bool:
-        return True
-
-
 @dataclass
 class Run:
-    """One that only evaluates: its folder, its state, and the loss of each step."""
+    """One that only evaluates: its folder and its state. What it gives says which step it is of."""
 
     folder: Path
     state: RunState = field(default_factory=RunState)
@@ -88,9 +75,15 @@ class Run:
         self.store = Store(self.folder / "checkpoints")
         self.engine = SimpleNamespace(steps=self.state.evaluated, mesh=ALONE)
         saver: Any = SimpleNamespace(engine=self.engine, store=self.store, wait=lambda: None)
-        options = SimpleNamespace(best=self.keeps, tokenizer=None, early_stop=None)
-        inputs: Any = SimpleNamespace(options=options, method=Writes(), held_out=object())
-        self.best = Best(Start(self.folder, run=self.state, source=self.source), inputs, saver)
+        options = SimpleNamespace(best=self.keeps, early_stop=None)
+        inputs: Any = SimpleNamespace(options=options, method=LoRAMethod, held_out=object())
+        self.best = Best(
+            Start(self.folder, run=self.state, source=self.source), inputs, saver, self.write
+        )
+
+    def write(self, folder: Path) -> list[str]:
+        write_folder(folder, {"step": str(self.engine.steps).encode()})
+        return [f"{folder} holds no tokenizer"]
 
     def evaluated(self, step: int, loss: float) -> list[str]:
         self.engine.steps = self.state.evaluated = step
