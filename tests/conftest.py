@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -19,6 +20,8 @@ from tests.support.tokenizer_files import write_sentencepiece
 
 # Processes that a test starts run this checkout, wherever the installed package points.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+# A shell lets what it starts in the background ignore Ctrl-C, and tests send it to their processes.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Models here are tiny: with several threads, products spend their time waiting for one another.
 torch.set_num_threads(1)
 

@@ -14,7 +14,7 @@ from llama.adapters.adapter import Adapter
 from llama.adapters.kinds import KINDS
 from llama.errors import raise_if
 from llama.model.config import LINEARS
-from llama.parallel.layers import ParallelLinear
+from llama.parallel.layers import ParallelLinear, share_of
 from llama.settings import LoRAOptions
 
 
@@ -60,6 +60,15 @@ def initialise(model: nn.Module, seed: int, device: torch.device) -> None:
         if any(parameter.is_meta for parameter in adapter.parameters()):
             adapter.materialise(device)
         adapter.reset(generator)
+
+
+@torch.no_grad()
+def set_values(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Put into every adapter its share of the whole tensors `state`, by native name, which holds
+    those of each; they are rounded to the adapter's own type."""
+    for layer, adapter in adapters(model):
+        for name, tensor in adapter.tensors():
+            tensor.copy_(share_of(state[f"{layer}.lora.{name}"], tensor, adapter.tp))
 
 
 def adapters(model: nn.Module) -> Iterator[tuple[str, Adapter]]:

@@ -19,6 +19,7 @@ from llama.files.json_text import json_text
 from llama.files.safetensors import FLOATS, open_safetensors
 from llama.settings import LoRAOptions
 from llama.weights.names import from_huggingface, to_huggingface
+from llama.weights.reader import fingerprint_of
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
@@ -115,6 +116,12 @@ def load_state(folder: Path) -> dict[str, torch.Tensor]:
     problems = [f"{file}: {name} is not finite" for name, t in state.items() if not _finite(t)]
     raise_if(problems)
     return from_peft(state, str(file))
+
+
+def peft_hash(folder: Path) -> str:
+    """SHA-256, in hex, of what decides the values of the adapter in `folder` and how they are
+    applied; of the files beside them nothing."""
+    return fingerprint_of([folder / WEIGHTS, folder / CONFIG])
 
 
 def _finite(tensor: torch.Tensor) -> bool:

@@ -38,7 +38,8 @@ def build_engine(
     model = on_every(
         mesh, lambda: build_model(source, dtype, device, tp, options.checkpointing, placement)
     )
-    method_of(options, source).prepare(model, options.seed, device)
+    method = method_of(options, source)
+    on_every(mesh, lambda: method.prepare(model, options.seed, device))
     engine = Engine(model, resolved, mesh, device, options.seed)
     if options.compile and device.type == "cuda" and (plain := install(model)):
         note(plain)

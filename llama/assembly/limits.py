@@ -1,9 +1,10 @@
 """What a model has no room for, held against the data and prompts it is given: positions past those
-it was made for, and tokens for which its embedding has no row."""
+it was made for, and tokens for which its embedding has no row; and the degrees of parallelism that
+its sizes do not suit."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llama.data.flat import Examples
@@ -20,7 +21,7 @@ model's. A few are what users add: a padding token, or one for a format of their
 
 def check_tokenizer(path: Path, tokenizer: Tokenizer, config: ModelConfig, model: str) -> None:
     """Refuse a tokenizer that is another model's by its size. A few tokens without a row are
-    refused where they are used, by `check_examples` and `check_prompt`."""
+    refused where they are used, by `check_examples` and `check_prompts`."""
     size, rows = tokenizer.vocab_size, config.vocab_size
     control = sum(id_ >= rows for id_ in tokenizer.special_tokens.values())
     if size - rows - control > FOREIGN * size:
@@ -52,30 +53,68 @@ def check_examples(
     raise_if(problems)
 
 
-def check_prompt(
-    prompt: Sequence[int], max_new_tokens: int, config: ModelConfig, tokenizer: Tokenizer
+def check_prompts(
+    prompts: Mapping[str, Sequence[int]],
+    max_new_tokens: int,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
 ) -> None:
-    """The same of a prompt and the answer that may follow it."""
+    """The same of prompts, by what each is called in a line, and of the answers that may follow
+    them. Of those that go past the positions the longest is told, and how many others do."""
     problems = [
-        f"--prompt: {_no_row(tokenizer, id_, config)}"
+        f"{name}: {_no_row(tokenizer, id_, config)}"
+        for name, prompt in prompts.items()
         for id_ in sorted(set(prompt))
         if id_ >= config.vocab_size
     ]
-    if len(prompt) + max_new_tokens > config.max_seq_len:
+    room = config.max_seq_len - max_new_tokens
+    long = {name: len(prompt) for name, prompt in prompts.items() if len(prompt) > room}
+    if long:
+        name, longest = max(long.items(), key=lambda item: item[1])
+        others = f", as do {len(long) - 1:,} other prompts" if len(long) > 1 else ""
         past = (
-            f"--max_new_tokens: the prompt's {len(prompt):,} tokens and {max_new_tokens:,} new "
-            f"ones go past the model's {config.max_seq_len} positions (max_position_embeddings)"
+            f"{name}: the prompt's {longest:,} tokens and {max_new_tokens:,} new ones go past the "
+            f"model's {config.max_seq_len} positions (max_position_embeddings){others}"
         )
-        room = config.max_seq_len - len(prompt)
-        advice = f"--max_new_tokens {room} stays within" if room > 0 else "shorten the prompt"
+        left = config.max_seq_len - longest
+        advice = f"--max_new_tokens {left} stays within" if left > 0 else "shorten the prompt"
         problems += _past(past, advice, config)
     raise_if(problems)
+
+
+def room_for_answer(prompt: Sequence[int], config: ModelConfig, tokenizer: Tokenizer) -> int:
+    """Positions that the model has left behind `prompt`, below 0 where it goes past them. Raises
+    UserError where the model has no row for one of its tokens."""
+    lacking = sorted({id_ for id_ in prompt if id_ >= config.vocab_size})
+    raise_if([f"the conversation {_no_row(tokenizer, id_, config)}" for id_ in lacking])
+    return config.max_seq_len - len(prompt)
 
 
 def can_answer(prompt: Sequence[int], max_new_tokens: int, config: ModelConfig) -> bool:
     """Whether the model can compute an answer to `prompt` at all."""
     ends = config.ends_at_max_seq_len and len(prompt) + max_new_tokens > config.max_seq_len
     return max(prompt) < config.vocab_size and not ends
+
+
+def degree_problems(degree: int, config: ModelConfig) -> list[str]:
+    """Sizes of the model that the tensor-parallel degree does not suit."""
+    problems = []
+    sizes = {
+        "query heads": config.n_heads,
+        "kv heads": config.n_kv_heads,
+        "feed-forward width": config.ffn_dim,
+    }
+    bad = {what: size for what, size in sizes.items() if size % degree}
+    if bad:
+        dividing = [
+            d for d in range(1, config.n_kv_heads + 1) if not any(s % d for s in sizes.values())
+        ]
+        found = ", ".join(f"{what} {size}" for what, size in bad.items())
+        problems.append(
+            f"--tensor_parallel {degree} does not divide the model's {found}: "
+            f"{', '.join(map(str, dividing))} would"
+        )
+    return problems
 
 
 def check_length(seq_len: int, config: ModelConfig) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llama.adapters import peft_format
-from llama.adapters.attach import adapters, attach_each
+from llama.adapters.attach import adapters, attach_each, set_values
 from llama.adapters.match import layer_options, misfits
 from llama.adapters.peft_config import read_description
 from llama.assembly.limits import check_tokenizer
@@ -88,9 +88,12 @@ def build_model(
     return model
 
 
-def ready_model(source: ModelSource, adapter: Path | None, precision: str) -> Transformer:
-    """The model on the default device, with its adapter if there is one, not to be trained."""
-    model = build_model(source, default_dtype(precision), default_device())
+def ready_model(
+    source: ModelSource, adapter: Path | None, precision: str, tp: TensorParallel = SINGLE
+) -> Transformer:
+    """The model on the default device, or this rank's part of it, with its adapter if there is one,
+    not to be trained."""
+    model = build_model(source, default_dtype(precision), default_device(), tp)
     if adapter is not None:
         load_adapter(model, adapter)
     return model.eval()
@@ -101,17 +104,15 @@ def load_adapter(model: Transformer, folder: Path) -> None:
     whatever mode the model is in. UserError where it is another model's, or incomplete."""
     layers, state = _read_adapter(folder, model.config)
     attach_each(model, {name: replace(options, dropout=0.0) for name, options in layers.items()})
-    dtype = model.tok_embeddings.weight.dtype
-    with torch.no_grad():
-        for layer, adapter in adapters(model):
-            adapter.to(dtype)
-            for name, tensor in adapter.tensors():
-                tensor.copy_(state[f"{layer}.lora.{name}"])
+    for _, adapter in adapters(model):
+        adapter.to(model.tok_embeddings.weight.dtype)
+    set_values(model, state)
 
 
-def check_adapter(folder: Path, config: ModelConfig) -> None:
-    """Refuse an adapter that does not fit, before any weights load."""
-    _read_adapter(folder, config)
+def check_adapter(folder: Path, config: ModelConfig) -> dict[str, LoRAOptions]:
+    """The options of each layer that the adapter in `folder` has. Raises `UserError` for one that
+    does not fit, before any weights load."""
+    return _read_adapter(folder, config)[0]
 
 
 def _read_adapter(

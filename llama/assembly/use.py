@@ -1,13 +1,13 @@
-"""A ready model in use: its loss on examples, its answer to a prompt."""
+"""A ready model in use: its loss on examples, its answers to prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from llama.data.types import Batch
-from llama.model.decoding import Agreed, Sampling, decode, own
+from llama.model.decoding import Agreed, Sampling, decode_together, own
 from llama.model.transformer import Transformer
 from llama.objectives.kinds import SFT
 from llama.tokenizer.base import Tokenizer
@@ -28,18 +28,21 @@ def summed_loss(
     return total, supervised
 
 
-def answer(
+def answers(
     model: Transformer,
     tokenizer: Tokenizer,
-    prompt: list[int],
+    prompts: Sequence[list[int]],
     max_new_tokens: int,
-    sampling: Sampling | None = None,
     agreed: Agreed = own,
-) -> str:
-    """The text that follows `prompt`; `agreed` as `decode` takes it."""
+) -> list[str]:
+    """The likeliest text after each of `prompts`, all decoded together; `agreed` as `decode` takes
+    it."""
     was_training = model.training
     model.eval()
     stop = tokenizer.stop_ids
-    tokens = list(decode(model, prompt, max_new_tokens, stop, sampling or Sampling(), agreed))
+    batch = len(prompts)
+    texts = [""] * batch
+    for done in decode_together(model, prompts, max_new_tokens, stop, Sampling(), batch, agreed):
+        texts[done.index] = tokenizer.decode(done.tokens)
     model.train(was_training)
-    return tokenizer.decode(tokens)
+    return texts

@@ -74,6 +74,9 @@ class Checkpoint:
     """How it was spread; this may change."""
     random: dict[str, str]
     """State of torch's generators, in hex."""
+    beside: dict[str, bytes] = field(default_factory=dict)
+    """Files of its adapter's folder, by name, that say what the adapter is: written, and not read
+    again."""
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -14,7 +14,7 @@ from llama.checkpoint.content import (
     read_trainer,
 )
 from llama.checkpoint.manifest import MANIFEST, check_listed, read_listed, read_manifest
-from llama.checkpoint.whole import FILES, read_whole
+from llama.checkpoint.whole import BESIDE, FILES, read_whole
 from llama.errors import UserError, raise_if
 
 
@@ -24,7 +24,7 @@ def read(folder: Path, most: int) -> Checkpoint:
     manifest = read_manifest(folder, most)
     listed = set(manifest["files"])
     is_sharded = listed == {TRAINER, *shards.files_of(len(listed) - 1)} and len(listed) > 1
-    if not is_sharded and (strange := listed ^ set(FILES)):
+    if not is_sharded and (strange := (listed - BESIDE) ^ set(FILES)):
         name = f"lists other files than a checkpoint's: {sorted(strange)[0]!r}"
         raise UserError(f"{folder / MANIFEST}: {name}")
     try:

@@ -21,9 +21,12 @@ from llama.checkpoint.content import (
 from llama.checkpoint.manifest import MANIFEST, manifest, read_listed, written
 from llama.engine.state import MOMENTS, EngineState
 from llama.errors import TrainingError
+from llama.methods import about
 
 OPTIMIZER = "optimizer.safetensors"
 _ADAPTER = f"adapter/{peft_format.WEIGHTS}"
+BESIDE = frozenset(f"adapter/{name}" for name in about.FILES)
+"""What may be there too."""
 FILES = (_ADAPTER, f"adapter/{peft_format.CONFIG}", OPTIMIZER, TRAINER)
 
 
@@ -38,7 +41,7 @@ def contents(checkpoint: Checkpoint, config: AdapterConfig) -> dict[str, bytes]:
         for moment in MOMENTS
         for name, tensor in getattr(state, moment).items()
     }
-    adapter = peft_format.contents(state.masters, config)
+    adapter = peft_format.contents(state.masters, config) | checkpoint.beside
     files = {
         **{f"adapter/{name}": content for name, content in adapter.items()},
         OPTIMIZER: safetensors.torch.save(moments),
@@ -66,7 +69,8 @@ def read_whole(
 ) -> tuple[Checkpoint, dict[str, Any], list[str]]:
     """The checkpoint, its `trainer.json`, and what is wrong with the tensors. Every byte is checked
     against the manifest before it is used, and what was checked is what is used."""
-    files = {name: read_listed(folder, name, manifest["files"][name]) for name in FILES}
+    listed = manifest["files"].items()
+    files = {name: read_listed(folder, name, entry) for name, entry in listed}
     trainer = read_trainer(files[TRAINER])
     masters = peft_format.from_peft(safetensors.torch.load(files[_ADAPTER]), _ADAPTER)
     moments = safetensors.torch.load(files[OPTIMIZER])

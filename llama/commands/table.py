@@ -36,12 +36,21 @@ COMMANDS = {
         "llama.commands.data.command:show_data",
     ),
     "generate": Command(
-        "answer a prompt", f"{_SETTINGS}:GenerateOptions", "llama.commands.generate:generate"
+        "answer prompts",
+        f"{_SETTINGS}:GenerateOptions",
+        "llama.commands.generate:generate",
+        in_ranks=True,
+    ),
+    "chat": Command(
+        "talk with a model, and with its adapter beside it",
+        f"{_SETTINGS}:ChatOptions",
+        "llama.commands.chat.command:chat",
     ),
     "evaluate": Command(
-        "the loss of a model on rows",
+        "the loss of a model on rows, or its right answers to questions",
         f"{_SETTINGS}:EvaluateOptions",
-        "llama.commands.evaluate:evaluate",
+        "llama.commands.evaluate.command:evaluate",
+        in_ranks=True,
     ),
     "verify": Command(
         "prove that a topology trains what one process would",

@@ -1,10 +1,40 @@
 """The names of what a run's folder holds; README says what each is."""
 
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
 CHECKPOINTS, BEST = "checkpoints", "best"
 RECORD, SUMMARY = "run.json", "summary.json"
 METRICS, NORMS, SAMPLES = "metrics.jsonl", "norms.jsonl", "samples.jsonl"
 REPORT = "report.html"
+ADAPTER, MODEL = "adapter", "model"
+"""What a run gives, by what it trains."""
+REPORTED_TO = "report_to.json"
+"""By what each place of --report_to knows the run."""
+TENSORBOARD = "tensorboard"
 
-WRITTEN = (RECORD, SUMMARY, METRICS, NORMS, SAMPLES, REPORT)
+WRITTEN = (RECORD, SUMMARY, METRICS, NORMS, SAMPLES, REPORT, REPORTED_TO)
 """Each as one, so that a killed run may leave a half-made one beside it; the same goes for what
 came of the run, which its method names (`llama/methods`)."""
+
+_PEFT = "adapter_config.json"
+
+
+def adapter_folder(path: Path) -> Path | None:
+    """The PEFT folder that `path` is or, as a run's or a checkpoint's folder, holds; None where
+    there is none."""
+    places = (path, path / ADAPTER)
+    return next((place for place in places if os.path.exists(place / _PEFT)), None)
+
+
+def why_no_adapter(path: Path) -> str:
+    """What the existing `path` is, in which there is no adapter, and what to give in its place."""
+    if os.path.isdir(path / MODEL):
+        return f"is a run of all weights: its result is a model: give --model {path / MODEL}"
+    if os.path.exists(path / RECORD):
+        return (
+            f"is a run that has written no adapter yet: give one of its {path / CHECKPOINTS}/step-N"
+        )
+    return f"is not a PEFT folder: it holds no {_PEFT}"

@@ -1,7 +1,8 @@
 """RMSNorm, SwiGLU and the rotary turn, keeping for the backward pass only what they were given.
 
 Their gradients are written by hand because autograd keeps every intermediate of the plain formula:
-of a block without recomputation these would be most of the memory.
+of a block without recomputation these would be most of the memory. Where nothing is kept the
+formulas are called as they are: for one token, what autograd does around them takes longer.
 
 Shapes: T tokens, D dim, F feed-forward width, H heads, E head_dim.
 """
@@ -30,6 +31,8 @@ def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Te
     if weight_D.requires_grad or (on_cuda(x_TD) and not compiled()):
         # one kernel of torch's on CUDA
         return run(F.rms_norm, x_TD, (x_TD.shape[-1],), weight_D, eps)
+    if not torch.is_grad_enabled():
+        return _rms_norm(x_TD, weight_D, eps)[0]
     return _RMSNorm.apply(x_TD, weight_D, eps)  # type: ignore[return-value]
 
 
@@ -56,6 +59,8 @@ class _RMSNorm(torch.autograd.Function):
 
 def swiglu(gate_TF: torch.Tensor, up_TF: torch.Tensor) -> torch.Tensor:
     """`formulas.swiglu`, `[T, F]`."""
+    if not torch.is_grad_enabled():
+        return _swiglu(gate_TF, up_TF)
     return _SwiGLU.apply(gate_TF, up_TF)  # type: ignore[return-value]
 
 
@@ -74,6 +79,8 @@ def rotate(
     x_THE: torch.Tensor, cos_T1E: torch.Tensor, signed_sin_T1E: torch.Tensor
 ) -> torch.Tensor:
     """`formulas.rotate`, `[T, H, E]`; the angles have no gradient."""
+    if not torch.is_grad_enabled():
+        return _rotate(x_THE, cos_T1E, signed_sin_T1E)
     return _Rotate.apply(x_THE, cos_T1E, signed_sin_T1E)  # type: ignore[return-value]
 
 

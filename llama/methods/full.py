@@ -10,6 +10,8 @@ import torch.distributed as dist
 
 from llama.engine import Engine
 from llama.engine.state import Tensors
+from llama.files.run_folder import MODEL
+from llama.methods.about import About
 from llama.methods.method import Hints, Method, Shapes, Watched
 from llama.model.transformer import Transformer
 from llama.parallel.agreement import on_main
@@ -25,8 +27,8 @@ class FullMethod(Method):
     """The result is a model's folder in Hugging Face's layout, in the precision that was computed
     in. Nothing is ever gathered but one parameter at a time."""
 
-    RESULT = "model"
-    LAST = "model_last"
+    RESULT = MODEL
+    LAST = f"{MODEL}_last"
     RESULT_TITLE = "model (Hugging Face)"
     TRAINED = "weights"
     SHARDED = True
@@ -70,12 +72,15 @@ class FullMethod(Method):
 
     def histogram_of(self, name: str) -> str:
         """One for each kind of parameter."""
-        return f"parameter_norms/{_kind(name)}"
+        return f"parameters/norm_{_kind(name)}"
 
-    def write(self, engine: Engine, folder: Path, tokenizer: Path | None) -> Hints:
-        """A parameter at a time: each is joined on every rank and written by the main one."""
+    def write(self, engine: Engine, folder: Path, tokenizer: Path | None, about: About) -> Hints:
+        """A parameter at a time: each is joined on every rank and written by the main one. The
+        folder keeps the base's own chat templates: which one was used is in the card."""
         mesh, names = engine.mesh, list(self.shapes())
-        writer = _Failing(WRITERS["huggingface"](folder, self.config, self.source, tokenizer))
+        huggingface = WRITERS["huggingface"](folder, self.config, self.source, tokenizer)
+        huggingface.beside = about.files(template=False)
+        writer = _Failing(huggingface)
         for name in names:
             value = engine.parts.whole(name)
             if mesh.is_main:

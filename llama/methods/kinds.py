@@ -15,7 +15,8 @@ def method_of(
     options: TrainOptions | BenchmarkOptions | VerifyOptions, source: ModelSource
 ) -> Method:
     """The way that `options` ask for, on the model of `source`."""
-    return KINDS[options.method](options.lora, source)
+    init_adapter = options.init_adapter if isinstance(options, TrainOptions) else None
+    return KINDS[options.method](options.lora, source, init_adapter)
 
 
 def most_parameters(source: ModelSource, options: TrainOptions) -> int:

@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 
 from llama.adapters import peft_format
-from llama.adapters.attach import adapters, attach, initialise, switched_off
+from llama.adapters.attach import adapters, attach, initialise, set_values, switched_off
 from llama.adapters.match import expected_shapes, parameter_count
 from llama.adapters.peft_format import AdapterConfig
 from llama.engine import Engine
 from llama.engine.state import Tensors
 from llama.files.atomic import write_folder
+from llama.files.run_folder import ADAPTER
+from llama.methods.about import About
 from llama.methods.method import Hints, Method, Shapes, Watched
 from llama.model.config import LINEARS
 from llama.model.transformer import Transformer
@@ -26,8 +28,8 @@ class LoRAMethod(Method):
     """The result is a PEFT folder. All of it is small: whole on each rank wherever it is asked
     for."""
 
-    RESULT = "adapter"
-    LAST = "adapter_last"
+    RESULT = ADAPTER
+    LAST = f"{ADAPTER}_last"
     RESULT_TITLE = "adapter (PEFT)"
     TRAINED = "adapter"
     SHARDED = False
@@ -63,10 +65,13 @@ class LoRAMethod(Method):
         initialise(model, seed, device)
         for _, adapter in adapters(model):
             adapter.to(model.tok_embeddings.weight.dtype)
+        if self.init_adapter is not None:
+            set_values(model, peft_format.load_state(self.init_adapter))
 
-    def as_begun(self, model: Transformer) -> AbstractContextManager[None]:
-        """An adapter begins with B at zero."""
-        return switched_off(model)
+    def as_begun(self, model: Transformer) -> AbstractContextManager[None] | None:
+        """An adapter begins with B at zero, so that without it the model is what it was. The values
+        of another adapter, which one may begin with, are gone after a step."""
+        return switched_off(model) if self.init_adapter is None else None
 
     def watched(self, engine: Engine) -> Watched:
         return Watched(engine.own_values, lambda flags: flags)
@@ -76,10 +81,16 @@ class LoRAMethod(Method):
 
     def histogram_of(self, name: str) -> str:
         """One for every A and one for every B."""
-        return f"adapter_norms/{name.rpartition('.')[2].upper()}"
+        return f"adapter/norm_{name.rpartition('.')[2].upper()}"
 
-    def write(self, engine: Engine, folder: Path, tokenizer: Path | None) -> Hints:
-        save_adapter(engine, folder, AdapterConfig(self.lora, self.source.name))
+    def write(self, engine: Engine, folder: Path, tokenizer: Path | None, about: About) -> Hints:
+        config = AdapterConfig(self.lora, self.source.name)
+        state = engine.whole_adapter()
+
+        def write() -> None:
+            write_folder(folder, peft_format.contents(state, config) | about.files())
+
+        on_main(engine.mesh, write)
         return []
 
     def put_back(self, engine: Engine, folder: Path) -> bool:
@@ -88,10 +99,3 @@ class LoRAMethod(Method):
         masters = on_main(engine.mesh, lambda: peft_format.load_state(folder))
         engine.load_state(replace(engine.state(engine.own_values()), masters=masters))
         return True
-
-
-def save_adapter(engine: Engine, folder: Path, config: AdapterConfig) -> None:
-    """Write the whole adapter as a PEFT folder, as one: it appears whole or not at all. Every rank
-    must call it. Raises `TrainingError` on all of them where it cannot be written."""
-    state = engine.whole_adapter()
-    on_main(engine.mesh, lambda: write_folder(folder, peft_format.contents(state, config)))

@@ -17,6 +17,7 @@ import torch
 
 from llama.engine import Engine
 from llama.engine.state import Tensors
+from llama.methods.about import About
 from llama.model.config import ModelConfig
 from llama.model.transformer import Transformer
 from llama.settings import LoRAOptions
@@ -55,9 +56,14 @@ class Method(ABC):
     SMALLER: ClassVar[str]
     """What a user whose disk is full may do."""
 
-    def __init__(self, lora: LoRAOptions, source: ModelSource) -> None:
+    def __init__(
+        self, lora: LoRAOptions, source: ModelSource, init_adapter: Path | None = None
+    ) -> None:
+        """`init_adapter` is a PEFT folder whose values an adapter is to begin with, and which
+        suits `lora`."""
         self.lora = lora
         self.source = source
+        self.init_adapter = init_adapter
 
     @property
     def config(self) -> ModelConfig:
@@ -117,11 +123,11 @@ class Method(ABC):
         """The histogram, over the layers, that the norm of this tensor belongs to."""
 
     @abstractmethod
-    def write(self, engine: Engine, folder: Path, tokenizer: Path | None) -> Hints:
-        """Write what the run gives as `folder`, which appears whole or not at all; `tokenizer` is
-        the one that was asked for in place of the model's own. Gives what the user has to know of
-        it, one line each, on the main rank. Raises `TrainingError` on every rank where it cannot be
-        written."""
+    def write(self, engine: Engine, folder: Path, tokenizer: Path | None, about: About) -> Hints:
+        """Write what the run gives as `folder`, which appears whole or not at all, with what says
+        what it is; `tokenizer` is the one that was asked for in place of the model's own. Gives
+        what the user has to know of it, one line each, on the main rank. Raises `TrainingError` on
+        every rank where it cannot be written."""
 
     @abstractmethod
     def put_back(self, engine: Engine, folder: Path) -> bool:

@@ -1,7 +1,8 @@
 """Causal grouped-query attention within documents, and the layer around it.
 
 Shapes: T tokens of all documents end to end, H query heads, K kv heads, E head_dim, D dim,
-S tokens of one document, N documents; on a sharded model H and K are this rank's.
+S tokens of one document, N documents; M sequences of a cache, L tokens held of them, G query heads
+of each kv head; on a sharded model H and K are this rank's.
 """
 
 from __future__ import annotations
@@ -72,14 +73,37 @@ def _batched(
     return out_NHSE.transpose(1, 2).flatten(0, 1)
 
 
-def cached_attention(q_THE: torch.Tensor, k_LKE: torch.Tensor, v_LKE: torch.Tensor) -> torch.Tensor:
-    """Attention of the last T of L tokens to all up to themselves, `[T, H, E]`."""
-    new, held = q_THE.shape[0], k_LKE.shape[0]
-    mask = None
-    if 1 < new < held:
-        mask = torch.ones(new, held, dtype=torch.bool, device=q_THE.device).tril(held - new)
-    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q_THE, k_LKE, v_LKE))
-    return _attend(q, k, v, mask, causal=new == held).squeeze(0).transpose(0, 1)
+def cached_attention(
+    q_THE: torch.Tensor, k_TKE: torch.Tensor, v_TKE: torch.Tensor, cache: KVCache, layer: int
+) -> torch.Tensor:
+    """Attention of each new token to all that its sequence holds, up to itself, `[T, H, E]`; the
+    new keys and values are put into `cache`."""
+    k_MLKE, v_MLKE = cache.extend(layer, k_TKE, v_TKE)
+    added = cache.added
+    if added.begins:
+        return document_attention(q_THE, k_TKE, v_TKE, added.documents)
+    if added.one_each:
+        return _next_tokens(q_THE, k_MLKE, v_MLKE, added.mask_M11L)
+    sequences = zip(q_THE.split(added.documents.lengths), added.ends, k_MLKE, v_MLKE, strict=True)
+    return torch.cat([_continued(q, k[:end], v[:end]) for q, end, k, v in sequences])
+
+
+def _next_tokens(
+    q_MHE: torch.Tensor, k_MLKE: torch.Tensor, v_MLKE: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """One token of each sequence, `[M, H, E]`. The query heads that share a kv head are given as if
+    they were tokens: the cache is then read as it is, and not copied for each of them."""
+    q_MKGE = q_MHE.unflatten(1, (k_MLKE.shape[2], -1))
+    k_MKLE, v_MKLE = k_MLKE.transpose(1, 2), v_MLKE.transpose(1, 2)
+    return _attend(q_MKGE, k_MKLE, v_MKLE, mask, causal=False).flatten(1, 2)
+
+
+def _continued(q_SHE: torch.Tensor, k_LKE: torch.Tensor, v_LKE: torch.Tensor) -> torch.Tensor:
+    """Attention of the last S of L tokens of one sequence, `[S, H, E]`."""
+    new, held = q_SHE.shape[0], k_LKE.shape[0]
+    mask = torch.ones(new, held, dtype=torch.bool, device=q_SHE.device).tril(held - new)
+    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q_SHE, k_LKE, v_LKE))
+    return _attend(q, k, v, mask, causal=False).squeeze(0).transpose(0, 1)
 
 
 def _attend(
@@ -145,5 +169,5 @@ class Attention(nn.Module):
         if cache is None:
             out_THE = document_attention(q_THE, k_TKE, v_TKE, documents)
         else:
-            out_THE = cached_attention(q_THE, *cache.extend(layer, k_TKE, v_TKE))
+            out_THE = cached_attention(q_THE, k_TKE, v_TKE, cache, layer)
         return self.wo(out_THE.flatten(1))

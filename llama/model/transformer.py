@@ -182,12 +182,14 @@ class Transformer(nn.Module):
         last: bool = False,
     ) -> torch.Tensor:
         """The summed loss (a float32 scalar) where `labels` are given, else logits `[T, V]`, or
-        `[1, V]` of the last token only (`last`)."""
+        `[N, V]` of the last token of each document only (`last`)."""
         weight = self.tok_embeddings.weight
         x_TD = self.tok_embeddings(tokens_T).to(compute_dtype(weight))
         rotation = Rotation(self.frequencies, positions_T, x_TD.dtype, self.rotation_factor)
         for block in self.layers:
             x_TD = self.run_block(block, x_TD, rotation, documents, cache)  # type: ignore[arg-type]
         if cache is not None:
-            cache.advance(tokens_T.shape[0])
-        return self.output(self.norm(x_TD[-1:] if last else x_TD), labels)
+            cache.advance()
+        if last and documents.longest > 1:
+            x_TD = x_TD.index_select(0, documents.ends_on(x_TD.device)[1:] - 1)
+        return self.output(self.norm(x_TD), labels)

@@ -61,6 +61,15 @@ class TensorParallel:
         dist.all_gather(shards, shard.contiguous(), group=self.group)
         return torch.cat(shards, dim=dim)
 
+    def of_first(self, numbers: list[int]) -> list[int]:
+        """The `numbers` that the group's first rank gives. Every rank of the group must call it,
+        with as many."""
+        if self.group is None:
+            return numbers
+        told = torch.tensor(numbers)
+        dist.broadcast(told, group=self.group, group_src=0)
+        return told.tolist()
+
     def divide(self, size: int, what: str) -> int:
         """This rank's share of `size`; refuses what does not divide, naming `what`."""
         if size % self.size:
@@ -98,13 +107,13 @@ class Mesh:
         dist.all_reduce(highest, op=dist.ReduceOp.MAX)
         return highest.tolist()
 
-    def of_main(self, number: int) -> int:
-        """The `number` that the main rank gives. Every rank must call it."""
+    def of_main(self, numbers: list[int]) -> list[int]:
+        """The `numbers` that the main rank gives. Every rank must call it, with as many."""
         if self.world_size == 1:
-            return number
-        told = torch.tensor([number])
+            return numbers
+        told = torch.tensor(numbers)
         dist.broadcast(told, src=0)
-        return int(told)
+        return told.tolist()
 
     def wait(self) -> None:
         """Until every rank has come here, as long as it may take one of them to read its files: a

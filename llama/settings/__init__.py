@@ -4,24 +4,23 @@ What DeepSpeed understands (precision, batch, optimizer, schedule, ZeRO) is not 
 JSON owns it (`llama/settings/deepspeed_json`), so nothing is set in two places.
 """
 
+from llama.settings.chat_command import ChatOptions, check_chat
 from llama.settings.commands import (
     AblateOptions,
     BenchmarkOptions,
-    EvaluateOptions,
-    GenerateOptions,
     LoRAOptions,
-    ModelOptions,
     PlanOptions,
     ReportOptions,
     TrainOptions,
     VerifyOptions,
 )
 from llama.settings.data_command import DataOptions, check_data
+from llama.settings.evaluate_command import EvaluateOptions, check_evaluate
+from llama.settings.generate_command import GenerateOptions, check_generate
+from llama.settings.model import AdapterOptions, ModelOptions
 from llama.settings.validate import (
     check_ablate,
     check_benchmark,
-    check_evaluate,
-    check_generate,
     check_lora,
     check_plan,
     check_train,
@@ -32,7 +31,9 @@ from llama.settings.validate import (
 
 __all__ = [
     "AblateOptions",
+    "AdapterOptions",
     "BenchmarkOptions",
+    "ChatOptions",
     "DataOptions",
     "EvaluateOptions",
     "GenerateOptions",
@@ -44,6 +45,7 @@ __all__ = [
     "VerifyOptions",
     "check_ablate",
     "check_benchmark",
+    "check_chat",
     "check_data",
     "check_evaluate",
     "check_generate",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from llama.model.kept import Checkpointing
+from llama.settings.model import AdapterOptions, RowOptions
 from llama.settings.options.marks import BY_CONTENT, BY_VALUE, POSITIONAL
 from llama.settings.targets import in_our_names
 
@@ -36,41 +37,12 @@ class LoRAOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """Which model, for every command."""
-
-    model: str = field(default="smollm2-135m", metadata=BY_CONTENT)
-    """A folder or file (Meta, Hugging Face or GGUF), a hub name, the bundled smollm2-135m, or
-    random:NAME, the shape of NAME (as llama-7b) with random weights."""
-    tokenizer: Path | None = field(default=None, metadata=BY_CONTENT)
-    """A tokenizer's file or folder; none means the one found beside the model."""
-    template: str | None = field(default=None, metadata=BY_VALUE)
-    """How a prompt is laid out: alpaca, llama2, llama3, chatml, or a Jinja file; none means the
-    model's own, else alpaca."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowOptions(ModelOptions):
-    """How rows are read and made into tokens, for every command that takes --data."""
-
-    columns: tuple[tuple[str, str], ...] = field(default=(), metadata=BY_VALUE)
-    """Columns of the rows that go by other names, as instruction=question,output=answer; of a
-    list's turns as messages.role=speaker. Of the held-out rows too."""
-    overlong: Literal["drop", "cut", "split"] = "drop"
-    """What becomes of a row longer than --seq_len: drop leaves it out; cut keeps its beginning, and
-    its answer then has no end token to learn; split cuts a plain text into pieces. Each is
-    counted."""
-    data_cache: Path | None = None
-    """Folder where tokens of large data are kept for the next start; none means
-    ~/.cache/llama-lora/data, or what XDG_CACHE_HOME says."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainOptions(RowOptions):
     """Settings of `train`."""
 
-    deepspeed: Path
-    """The DeepSpeed JSON, as ds_configs/lora.json: precision, batch, optimizer, schedule, ZeRO."""
+    deepspeed: Path | None = None
+    """The DeepSpeed JSON, as ds_configs/lora.json: precision, batch, optimizer, schedule, ZeRO.
+    None means the one named after --method that comes with the program: lora.json, full.json."""
     data: list[Path] = field(default_factory=list, metadata=BY_CONTENT)
     """Training rows: a file (JSON, JSONL, CSV, Parquet or Arrow) or a folder of shards; may be
     repeated. Alpaca, Dolly, prompt/completion, messages, ShareGPT or text; none means the 200
@@ -99,6 +71,10 @@ class TrainOptions(RowOptions):
     """What trains: lora, adapters beside the frozen model; full, every parameter of the model."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)
     """The adapters, with --method lora."""
+    init_adapter: Path | None = field(default=None, metadata=BY_CONTENT)
+    """Begin a new run from the values of this adapter, a folder as generate's --adapter takes. Its
+    rank, alpha, targets and scale are taken; one that is given and differs is refused. None means
+    first values from --seed."""
     checkpointing: Checkpointing = "block"
     """What is recomputed in the backward pass to save memory: nothing, the feed-forward layers, or
     whole blocks; auto keeps as much as the device's free memory holds."""
@@ -123,6 +99,10 @@ class TrainOptions(RowOptions):
     """auto goes on with the run in --output_dir from its newest checkpoint that is whole, or starts
     where there is no run; never refuses a folder that holds a run; a checkpoint's folder goes on
     from that one."""
+    report_to: tuple[str, ...] = ("tensorboard",)
+    """Where the run may be watched: tensorboard, trackio, wandb, mlflow, several joined by commas,
+    or none. Each but the first is to be installed: pip install 'llama-lora[wandb]'. metrics.jsonl
+    is written whatever this says."""
     plan: bool = True
     """Whether a run that memory cannot hold is refused before any weights load; false tries it."""
     hang_timeout: float = 480.0
@@ -135,13 +115,9 @@ class TrainOptions(RowOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateOptions(ModelOptions):
-    """Settings of `generate`."""
+class AnswerOptions(AdapterOptions):
+    """How a model answers, for every command that has it write."""
 
-    prompt: str
-    """The text to answer; with --raw to continue, where '' starts from BOS alone."""
-    adapter: Path | None = None
-    """A PEFT folder; none means the model alone."""
     max_new_tokens: int = 256
     """Stop after this many tokens, if no end of text came before."""
     temperature: float = 0.0
@@ -149,33 +125,9 @@ class GenerateOptions(ModelOptions):
     top_p: float = 1.0
     """Choose among the likeliest tokens that together have this probability."""
     seed: int = 0
-    """Seed of the choices, where the temperature is above 0."""
-    raw: bool = False
-    """Continue the prompt as it stands, with no template."""
+    """Seed of the choices, where the temperature is above 0; the same for every prompt."""
     precision: Literal["half", "float32"] = "half"
     """What the model computes in; half is the 16-bit type that suits the device."""
-    json: bool = False
-    """Whether the last line of standard output is the result as one JSON object."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(RowOptions):
-    """Settings of `evaluate`."""
-
-    data: list[Path]
-    """Rows to evaluate on: files or folders of shards, as train takes them; may be repeated."""
-    adapter: Path | None = None
-    """A PEFT folder; none means the model alone."""
-    seq_len: int = 1024
-    """Tokens of one row of a batch; see --overlong."""
-    pack: bool = True
-    """Whether examples share a row, each seeing only itself."""
-    micro_batch: int = 1
-    """Rows computed at a time."""
-    precision: Literal["half", "float32"] = "half"
-    """What the model computes in; half is the 16-bit type that suits the device."""
-    json: bool = False
-    """Whether the last line of standard output is the result as one JSON object."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,7 +220,7 @@ class PlanOptions(RowOptions):
     network: str = "ndr-400"
     """Between nodes: ndr-400, hdr-200 (an adapter a GPU), 100gbe, 25gbe (a card a node)."""
     deepspeed: Path | None = None
-    """The DeepSpeed JSON of the run, as in train; needed unless --suggest is given."""
+    """The DeepSpeed JSON of the run, as in train."""
     suggest: bool = False
     """Look for the fastest way that fits, write its DeepSpeed JSON and print its command; it
     chooses precision, ZeRO, --tensor_parallel, --checkpointing, --compile and the micro-batch."""

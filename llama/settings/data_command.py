@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llama.settings.commands import RowOptions
 from llama.settings.data_sets import check_plain, check_sets, check_split
+from llama.settings.model import RowOptions
 from llama.settings.options.marks import POSITIONAL
 from llama.settings.validate import at_least, check_model
 

@@ -12,20 +12,21 @@ from typing import Any
 
 from llama.errors import UserError, raise_if
 from llama.files.inputs import file_problem, nearest, not_found
+from llama.files.run_folder import adapter_folder, why_no_adapter
 from llama.model.config import LINEARS
 from llama.settings import deepspeed_json
 from llama.settings.commands import (
     AblateOptions,
+    AnswerOptions,
     BenchmarkOptions,
-    EvaluateOptions,
-    GenerateOptions,
     LoRAOptions,
-    ModelOptions,
     PlanOptions,
     TrainOptions,
     VerifyOptions,
 )
 from llama.settings.data_sets import check_plain, check_sets, check_split
+from llama.settings.model import AdapterOptions, ModelOptions
+from llama.settings.report_to import check_report_to
 from llama.settings.targets import WORDS
 from llama.tokenizer.built_in_templates import TEMPLATES
 
@@ -41,11 +42,13 @@ def check_train(options: TrainOptions, world_size: int) -> list[str]:
         *_check_evaluations(options),
         *at_least(2, seq_len=options.seq_len),
         *_check_method(options),
-        *_check_degree(options.tensor_parallel, world_size),
+        *_check_init_adapter(options),
+        *check_degree(options.tensor_parallel, world_size),
         *_check_seed(options.seed),
         *check_sets(options.data),
         *check_plain("eval_data", options.eval_data),
         *check_split(options.eval_split, options.eval_data),
+        *check_report_to(options.report_to),
     ]
     if not 0 < options.hang_timeout < math.inf:
         expected = "expected a finite number above 0"
@@ -71,7 +74,8 @@ def checked_train(options: TrainOptions, world_size: int) -> dict[str, Any]:
     """The DeepSpeed JSON of `train`, overrides applied, to be resolved; raises one `UserError` with
     every problem of the settings and of that file."""
     problems = check_train(options, world_size)
-    return _with_deepspeed(problems, options, options.deepspeed, world_size)
+    file = options.deepspeed or deepspeed_json.of_method(options.method)
+    return _with_deepspeed(problems, options, file, world_size)
 
 
 def checked_verify(options: VerifyOptions, world_size: int) -> dict[str, Any]:
@@ -82,7 +86,7 @@ def checked_verify(options: VerifyOptions, world_size: int) -> dict[str, Any]:
         *at_least(1, layers=options.layers, steps=options.steps),
         *at_least(8, seq_len=options.seq_len),
         *_check_method(options),
-        *_check_degree(options.tensor_parallel, world_size),
+        *check_degree(options.tensor_parallel, world_size),
         *_check_seed(options.seed),
     ]
     return _with_deepspeed(problems, options, options.deepspeed, world_size)
@@ -107,11 +111,10 @@ def _with_deepspeed(
     return config
 
 
-def check_generate(options: GenerateOptions) -> list[str]:
-    """Every problem of `generate`'s settings."""
+def check_answering(options: AnswerOptions) -> list[str]:
+    """Every problem of how a model is to answer."""
     problems = [
-        *check_model(options),
-        *_check_adapter(options.adapter),
+        *check_use(options),
         *at_least(1, max_new_tokens=options.max_new_tokens),
         *_check_seed(options.seed),
     ]
@@ -120,21 +123,7 @@ def check_generate(options: GenerateOptions) -> list[str]:
         problems.append(f"--temperature: {expected}, found {options.temperature}")
     if not 0 < options.top_p <= 1:
         problems.append(f"--top_p: expected above 0 and at most 1, found {options.top_p}")
-    if options.raw and options.template is not None:
-        problems.append("--template: has no effect with --raw; give one of them")
     return problems
-
-
-def check_evaluate(options: EvaluateOptions) -> list[str]:
-    """Every problem of `evaluate`'s settings."""
-    return [
-        *check_model(options),
-        *_check_adapter(options.adapter),
-        *check_plain("data", options.data),
-        *([] if options.data else ["--data: expected one or more files, found none"]),
-        *at_least(2, seq_len=options.seq_len),
-        *at_least(1, micro_batch=options.micro_batch),
-    ]
 
 
 def check_benchmark(options: BenchmarkOptions, world_size: int) -> list[str]:
@@ -146,7 +135,7 @@ def check_benchmark(options: BenchmarkOptions, world_size: int) -> list[str]:
         *at_least(0, warmup=options.warmup),
         *at_least(2, seq_len=options.seq_len),
         *_check_method(options),
-        *_check_degree(options.tensor_parallel, world_size),
+        *check_degree(options.tensor_parallel, world_size),
         *_check_seed(options.seed),
     ]
     if not options.data:
@@ -204,7 +193,7 @@ def check_plan(options: PlanOptions) -> list[str]:
         *check_sets(options.data),
     ]
     if options.gpus >= 1 and options.nodes >= 1:
-        problems += _check_degree(options.tensor_parallel, options.gpus, "GPUs of a node")
+        problems += check_degree(options.tensor_parallel, options.gpus, "GPUs of a node")
     if options.columns and not options.data:
         problems.append("--columns: has no effect without --data")
     if options.rows is not None and options.data:
@@ -213,8 +202,6 @@ def check_plan(options: PlanOptions) -> list[str]:
         problems.append("--deepspeed: --suggest writes one; give one of them")
     if options.suggest and options.override:
         problems.append("--override: has no effect with --suggest; change the file that it writes")
-    if not options.suggest and options.deepspeed is None:
-        problems.append("--deepspeed: required, or --suggest to have one written")
     if options.output_dir is not None:
         problems += _check_output(options.output_dir, unused=False)
     return problems
@@ -224,11 +211,12 @@ def checked_plan(options: PlanOptions) -> dict[str, Any]:
     """The DeepSpeed JSON of `plan`, overrides applied; empty with --suggest. Raises one `UserError`
     with every problem of the settings and of that file."""
     problems = check_plan(options)
-    if options.deepspeed is None:
+    if options.suggest:
         raise_if(problems)
         return {}
     world_size = max(1, options.gpus) * max(1, options.nodes)
-    return _with_deepspeed(problems, options, options.deepspeed, world_size)
+    file = options.deepspeed or deepspeed_json.of_method(options.method)
+    return _with_deepspeed(problems, options, file, world_size)
 
 
 def _check_method(
@@ -278,7 +266,8 @@ def _check_seed(seed: int) -> list[str]:
     return [f"--seed: expected from 0 to below 2**63, found {seed}"]
 
 
-def _check_degree(tensor_parallel: int, world_size: int, of: str = "") -> list[str]:
+def check_degree(tensor_parallel: int, world_size: int, of: str = "") -> list[str]:
+    """Whether the degree of tensor parallelism divides the processes, or what `of` names."""
     if tensor_parallel >= 1 and world_size % tensor_parallel:
         if of:
             return [f"--tensor_parallel: {tensor_parallel} does not divide the {world_size} {of}"]
@@ -290,9 +279,9 @@ def _check_degree(tensor_parallel: int, world_size: int, of: str = "") -> list[s
     return at_least(1, tensor_parallel=tensor_parallel)
 
 
-def check_model(options: ModelOptions) -> list[str]:
+def check_model(options: ModelOptions | AdapterOptions) -> list[str]:
     """Every problem of the options that name the model, its tokenizer and its template."""
-    problems = [] if options.model else ["--model: expected a path or a name, found ''"]
+    problems = ["--model: expected a path or a name, found ''"] if options.model == "" else []
     if options.tokenizer is not None and not options.tokenizer.exists():
         problems.append(f"--tokenizer: {options.tokenizer} {not_found(options.tokenizer)}")
     template = options.template
@@ -304,12 +293,26 @@ def check_model(options: ModelOptions) -> list[str]:
     return problems
 
 
-def _check_adapter(adapter: Path | None) -> list[str]:
-    if adapter is None or os.path.exists(adapter / "adapter_config.json"):
+def check_use(options: AdapterOptions) -> list[str]:
+    """Every problem of the adapter that a command is to use."""
+    if options.adapter is None:
+        return ["--force: has no effect without --adapter"] if options.force else []
+    return _check_adapter("adapter", options.adapter)
+
+
+def _check_init_adapter(options: TrainOptions) -> list[str]:
+    if options.init_adapter is None:
         return []
-    if not os.path.exists(adapter):
-        return [f"--adapter: {adapter} {not_found(adapter)}"]
-    return [f"--adapter: {adapter} is not a PEFT folder: it holds no adapter_config.json"]
+    if options.method != "lora":
+        return [f"--init_adapter: has no effect with --method {options.method}; leave it out"]
+    return _check_adapter("init_adapter", options.init_adapter)
+
+
+def _check_adapter(option: str, path: Path) -> list[str]:
+    if adapter_folder(path) is not None:
+        return []
+    why = why_no_adapter(path) if os.path.exists(path) else not_found(path)
+    return [f"--{option}: {path} {why}"]
 
 
 def _check_output(folder: Path, unused: bool) -> list[str]:

@@ -89,6 +89,11 @@ class Template(Protocol):
         """Ids up to where the assistant's next turn begins."""
         ...
 
+    def jinja(self, tokenizer: Tokenizer) -> str:
+        """The format as a Jinja chat template, for other programs: with `tokenizer` it writes the
+        same texts."""
+        ...
+
     def render(
         self, messages: Sequence[Message], tokenizer: Tokenizer, tools: Tools = None
     ) -> tuple[list[int], list[int]]:

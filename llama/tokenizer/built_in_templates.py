@@ -40,6 +40,36 @@ CHATML = """\
 {%- if add_generation_prompt %}
 {{- '<|im_start|>assistant\\n' }}
 {%- endif %}"""
+ALPACA_ALONE = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request."
+)
+ALPACA_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. Write a response that appropriately completes the request."
+)
+ALPACA = f"""\
+{{%- if messages[0].role in ['system', 'developer'] %}}
+{{%- set introduction = messages[0].content %}}
+{{%- set messages = messages[1:] %}}
+{{%- endif %}}
+{{%- for message in messages %}}
+{{%- if message.role != ['user', 'assistant'][loop.index0 % 2] %}}
+{{{{- raise_exception('user and assistant must take turns') }}}}
+{{%- elif message.role == 'assistant' %}}
+{{{{- message.content ~ eos_token }}}}
+{{%- else %}}
+{{%- if loop.first %}}
+{{{{- introduction or ('{ALPACA_WITH_INPUT}' if message.input else '{ALPACA_ALONE}') }}}}
+{{{{- '\\n\\n' }}}}
+{{%- endif %}}
+{{{{- '### Instruction:\\n' ~ message.content ~ '\\n\\n' }}}}
+{{{{- ('### Input:\\n' ~ message.input ~ '\\n\\n') if message.input else '' }}}}
+{{{{- '### Response:' }}}}
+{{%- endif %}}
+{{%- endfor %}}"""
+"""What `templates.AlpacaTemplate` writes, for other programs; BOS goes before it, where the
+tokenizer puts it before texts."""
 BUILT_IN = {
     "llama2": (LLAMA2, ()),
     "llama3": (LLAMA3, ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")),

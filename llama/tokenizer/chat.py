@@ -73,6 +73,9 @@ class ChatTemplate(Template):
         page = self._page([*messages, {"role": "assistant", "content": "?"}], tools, tokenizer)
         return encode_segments(page.segments(0, page.border(len(messages))), tokenizer)[0]
 
+    def jinja(self, tokenizer: Tokenizer) -> str:
+        return self._source
+
     def text(
         self, turns: Turns, tools: Tools, tokenizer: Tokenizer, generation: bool = False
     ) -> str:

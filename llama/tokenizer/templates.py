@@ -10,7 +10,15 @@ from pathlib import Path
 from llama.errors import UserError
 from llama.files.outside import TOKENIZER_BYTES, read_bytes, refused
 from llama.tokenizer.base import REASONING, Message, Template, Tokenizer, Tools, Written
-from llama.tokenizer.built_in_templates import BUILT_IN, CHATML, CHATML_BEGIN, TEMPLATES
+from llama.tokenizer.built_in_templates import (
+    ALPACA,
+    ALPACA_ALONE,
+    ALPACA_WITH_INPUT,
+    BUILT_IN,
+    CHATML,
+    CHATML_BEGIN,
+    TEMPLATES,
+)
 from llama.tokenizer.chat import CALLS, ChatTemplate
 from llama.tokenizer.named_templates import DEFAULT, choose
 from llama.tokenizer.segments import Segment, encode_segments, lost_characters
@@ -25,14 +33,6 @@ class AlpacaTemplate(Template):
     """
 
     name = "alpaca"
-    _ALONE = (
-        "Below is an instruction that describes a task. "
-        "Write a response that appropriately completes the request."
-    )
-    _WITH_INPUT = (
-        "Below is an instruction that describes a task, paired with an input that provides further "
-        "context. Write a response that appropriately completes the request."
-    )
 
     def write(
         self, messages: Sequence[Message], tokenizer: Tokenizer, tools: Tools = None
@@ -55,6 +55,9 @@ class AlpacaTemplate(Template):
         segments = self._segments(messages, tokenizer)
         return encode_segments(segments, tokenizer, tokenizer.text_begins)[0]
 
+    def jinja(self, tokenizer: Tokenizer) -> str:
+        return ("{{- bos_token }}\n" if tokenizer.text_begins else "") + ALPACA
+
     def _segments(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[Segment]:
         segments: list[Segment] = []
         introduction: str | None = None
@@ -75,7 +78,7 @@ class AlpacaTemplate(Template):
                 expected = "user"
                 continue
             if not segments:
-                introduction = introduction or (self._WITH_INPUT if given else self._ALONE)
+                introduction = introduction or (ALPACA_WITH_INPUT if given else ALPACA_ALONE)
                 segments.append(Segment(f"{introduction}\n\n"))
             segments.append(Segment(f"### Instruction:\n{content}\n\n"))
             segments.append(Segment(f"### Input:\n{given}\n\n" if given else ""))
@@ -113,6 +116,17 @@ def load_template(name_or_path: str | None, tokenizer: Tokenizer) -> Template:
             f"{name_or_path!r}" + (f"; did you mean {close[0]}?" if close else "")
         )
     what = f"a Jinja file or one of {', '.join(names)}"
+    return ChatTemplate(str(path), _source(path, what))
+
+
+def written_template(file: Path, name: str, tokenizer: Tokenizer) -> Template:
+    """The template in `file`, which `Template.jinja` gave of one called `name`: `alpaca` as it is
+    here, where the file has not been changed since. Raises UserError."""
+    source, alpaca = _source(file, "a Jinja chat template"), AlpacaTemplate()
+    return alpaca if source == alpaca.jinja(tokenizer) else ChatTemplate(name, source)
+
+
+def _source(path: Path, what: str) -> str:
     data = read_bytes(path, what, TOKENIZER_BYTES)
     with refused(path, f"is not UTF-8 text; give {what}"):
-        return ChatTemplate(str(path), data.decode("utf-8-sig"))
+        return data.decode("utf-8-sig")

@@ -21,13 +21,13 @@ from llama.checkpoint import RunState, Saver
 from llama.errors import TrainingError
 from llama.files.atomic import link_folder, remove_folder, remove_leftovers
 from llama.files.run_folder import BEST
+from llama.methods.about import About
 from llama.methods.method import Hints
 from llama.parallel.agreement import on_main
 from llama.train.start.inputs import Inputs
 from llama.train.start.resume import Start
 
 T = TypeVar("T")
-Write = Callable[[Path], Hints]
 
 _NAME = re.compile(r"step-([1-9][0-9]{0,17})")
 
@@ -57,9 +57,7 @@ class Best:
     """The best of one run, in `state` and on the disk. Every rank must call these. What cannot be
     written is a `TrainingError` on all of them; what was there is then as it was."""
 
-    def __init__(self, start: Start, inputs: Inputs, saver: Saver, write: Write) -> None:
-        """`write` writes what came of the step that the engine is at as a folder; every rank calls
-        it."""
+    def __init__(self, start: Start, inputs: Inputs, saver: Saver) -> None:
         method = inputs.method
         self.state = start.run
         self.keeps = inputs.options.best and inputs.held_out is not None
@@ -68,7 +66,7 @@ class Best:
         self.last = start.folder / method.LAST
         self._folder = start.folder / BEST
         self._from = start.source and start.source.parent.parent / BEST
-        self._method, self._saver, self._write = method, saver, write
+        self._method, self._saver = method, saver
         self._options = inputs.options
         self._mesh = saver.engine.mesh
 
@@ -108,29 +106,33 @@ class Best:
         self._remove_all_but(step)
         return is_there
 
-    def after(self, loss: float) -> Hints:
+    def after(self, loss: float, about: About) -> Hints:
         """Take in the held-out loss of the step that the engine is at, and keep what came of it
         where it is the lowest."""
         if not heard(self.state, loss) or not self.keeps:
             return []
         own = self._path(self.state.best_step)
-        hints = self._write(own)
+        hints = self._method.write(self._saver.engine, own, self._options.tokenizer, about)
         self._on_main(lambda: self._have_it_be(own))
         return [hint.replace(str(own), str(self.result)) for hint in hints]
 
     def _have_it_be(self, own: Path) -> None:
         link_folder(own, self.result)
+        self._forget_others()
+
+    def _forget_others(self) -> None:
         self._saver.wait()  # a checkpoint that is being written may know of no better step yet
         self._remove_all_but(self.state.best_step)
 
-    def at_the_end(self) -> Hints:
+    def at_the_end(self, about: About) -> Hints:
         """Write what came of the last step, at which the engine is: the run's result where no best
         is kept, else beside it."""
-        best_step = self.state.best_step
+        engine, best_step = self._saver.engine, self.state.best_step
         if not (self.keeps and best_step):
-            return self._write(self.result)
-        if best_step != self._saver.engine.steps:
-            return self._write(self.last)
+            return self._method.write(engine, self.result, self._options.tokenizer, about)
+        self._on_main(self._forget_others)
+        if best_step != engine.steps:
+            return self._method.write(engine, self.last, self._options.tokenizer, about)
         self._on_main(lambda: link_folder(self._path(best_step), self.last))
         return []
 
@@ -141,6 +143,19 @@ class Best:
         if self.kept_step == steps or not self._method.put_back(self._saver.engine, self.result):
             return steps
         return self.kept_step
+
+    def has_checkpoint(self, step: int) -> bool:
+        """Whether there is one of `step`, once those that are being written are."""
+
+        def look() -> bool:
+            self._saver.wait()
+            return self._saver.store.path(step).is_dir()
+
+        return on_main(self._mesh, look)
+
+    def place_of(self, step: int) -> Path:
+        """The folder of what came of `step`: the one that is kept, or the last."""
+        return self.result if step == self.kept_step else self.last
 
     def _path(self, step: int) -> Path:
         return self._folder / f"step-{step}"

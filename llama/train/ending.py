@@ -57,7 +57,6 @@ def closing(inputs: Inputs, folder: Path, summary: dict[str, Any], precision: st
         result,
         *(["next:"] if following else []),
         *(f"  {line}" for line in following),
-        f"watch: tensorboard --logdir {folder / 'tensorboard'} --host localhost",
     ]
 
 

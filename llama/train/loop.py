@@ -7,7 +7,6 @@ import contextlib
 import copy
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,18 +16,19 @@ from llama.checkpoint import Checkpoint, Store, saver_of
 from llama.checkpoint.shards import ShardedState
 from llama.engine import Step, start_processes
 from llama.engine.state import EngineState
-from llama.errors import TrainingError
+from llama.errors import TrainingError, raise_if
 from llama.files.json_text import json_text
-from llama.files.run_folder import CHECKPOINTS, SAMPLES, SUMMARY
+from llama.files.run_folder import CHECKPOINTS, SUMMARY
 from llama.fused.keeping import summary
 from llama.launch.launchers import check_launch
 from llama.launch.log import libraries_kept, log_file
 from llama.launch.processes import launched_world_size, stop_processes
 from llama.launch.stopping import Ends
-from llama.methods.method import Hints
+from llama.methods.about import About
+from llama.metrics.sinks.kinds import unready
 from llama.metrics.speed import Stopwatch, peak_memory_bytes
 from llama.model.transformer import Transformer
-from llama.notes import LOG, note, say
+from llama.notes import LOG, is_first_rank, note, say
 from llama.parallel.agreement import on_main
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.settings import TrainOptions, checked_train
@@ -38,7 +38,8 @@ from llama.train.ending import UNKNOWN, closing, draw_report, finished_already, 
 from llama.train.evaluation import held_out_loss
 from llama.train.first_steps import FirstStepsCheck, optimizer_state_bytes
 from llama.train.life import show_life
-from llama.train.record import begin_record, run_record, write_json
+from llama.train.origin import about, origin_of
+from llama.train.record import write_json, write_record
 from llama.train.reporter import Reporter
 from llama.train.start.fits import Verdict, require_fit
 from llama.train.start.inputs import Inputs, read_inputs
@@ -51,6 +52,8 @@ def train(options: TrainOptions) -> int:
     """Run `launcher/train.py`; returns the exit code. `UserError` comes before any weights load."""
     check_launch()
     deepspeed = checked_train(options, launched_world_size())
+    if is_first_rank():
+        raise_if(unready(options.report_to))
     with libraries_kept():
         return _train(options, deepspeed)
 
@@ -100,6 +103,7 @@ class Run:
         self.summary["status"] = "failed"
         self.summary.setdefault("checkpoint_seconds", 0.0)
         self.method = inputs.method
+        self.origin = on_main(mesh, lambda: origin_of(inputs, plan))
         self.report = Reporter(self.start, self.method, plan.total_steps, mesh, device)
         for line in said_first(inputs, plan, self.verdict, mesh, self.start):
             self.report.say(line)
@@ -120,7 +124,7 @@ class Run:
         self.watch = Stopwatch()
         store = Store(self.folder / CHECKPOINTS)
         self.saver = saver_of(self.method, self.engine, store, self.options.keep)
-        self.best = Best(self.start, inputs, self.saver, self._write)
+        self.best = Best(self.start, inputs, self.saver)
         self._has_saved = on_main(mesh, lambda: bool(store.steps()))
         self._seconds_before = self.state.seconds
         self._started = time.monotonic()
@@ -143,10 +147,11 @@ class Run:
                 atexit.register(draw_report, self.folder, note)
             raise
         finally:
-            self.report.close()
+            self.report.close(self.summary)
         if not self.ends.status:
             precision = self.plan.resolved.precision
-            for line in closing(self.inputs, self.folder, self.summary, precision):
+            ended = closing(self.inputs, self.folder, self.summary, precision)
+            for line in [*ended, *self.report.how_to_look()]:
                 self.report.say(line)
         return self.summary
 
@@ -155,8 +160,9 @@ class Run:
     def _write_record(self) -> None:
         def write() -> None:
             self.report.check()
-            record = run_record(self.inputs, self.plan, self.mesh, self.device)
-            begin_record(record, self.resumer, self.verdict)
+            more = (self.resumer, self.verdict)
+            record = write_record(self.inputs, self.plan, self.mesh, self.device, *more)
+            self.report.begin(record, self.options.report_to)
 
         on_main(self.mesh, write)
 
@@ -246,7 +252,7 @@ class Run:
 
     def _finish(self, comparison: samples.Comparison) -> None:
         state, steps = self.state, self.engine.steps
-        for hint in self.best.at_the_end():
+        for hint in self.best.at_the_end(self._about(self.summary.get("eval_loss"))):
             self.report.say(hint)
         self.summary |= {
             "kept_step": self.best.kept_step,
@@ -256,13 +262,9 @@ class Run:
         }
         before, after = comparison.both(self.state.samples_before)
         if prompts := comparison.prompts:
-            path = self.folder / SAMPLES
-            on_main(self.mesh, lambda: samples.write_samples(path, prompts, before, after))
-            self.report.samples(answering, samples.as_text(prompts, before, after))
-
-    def _write(self, folder: Path) -> Hints:
-        """Write what has come of the step that the engine is at as `folder`."""
-        return self.method.write(self.engine, folder, self.options.tokenizer)
+            place = self.best.place_of(answering)
+            on_main(self.mesh, lambda: samples.keep(self.folder, place, prompts, before, after))
+            self.report.samples(answering, prompts, before, after)
 
     # Evaluating
 
@@ -281,7 +283,7 @@ class Run:
             norms = self.method.norms(self.engine)
             self.report.norms(steps, norms, self.method.histogram_of)
             if loss is not None:
-                for hint in self.best.after(loss):
+                for hint in self.best.after(loss, self._about(loss)):
                     self.report.say(hint)
                 best = (state.best_step, state.best_loss) if state.best_step else (None, None)
                 self.summary["best_step"], self.summary["best_eval_loss"] = best
@@ -290,12 +292,7 @@ class Run:
 
     def _stop_early(self) -> None:
         """Have a checkpoint of the step that the engine is at: the run may be gone on with."""
-
-        def is_saved() -> bool:
-            self.saver.wait()
-            return self.saver.store.path(self.engine.steps).is_dir()
-
-        if not on_main(self.mesh, is_saved):
+        if not self.best.has_checkpoint(self.engine.steps):
             self._save(last=True)
         self.report.say(
             f"stopped early after step {self.engine.steps}: {self.state.since_best} evaluations "
@@ -309,6 +306,9 @@ class Run:
         loss = held_out_loss(self.engine, held_out.packed, self.plan.resolved.micro_batch)
         self.report.evaluation(self.engine.steps, epochs, loss)
         return loss
+
+    def _about(self, eval_loss: float | None) -> About:
+        return about(self.origin, self.engine.steps, self.summary, eval_loss)
 
     # Saving
 
@@ -341,6 +341,7 @@ class Run:
             identity=self.resumer.identity,
             topology=self.resumer.topology,
             random=random_state(),
+            beside={} if self.method.SHARDED else self._about(eval_loss=None).files(),
         )
 
     def _check_writing(self) -> None:

@@ -73,6 +73,28 @@ def run_record(
     }
 
 
+def write_record(
+    inputs: Inputs,
+    schedule: Schedule,
+    mesh: Mesh,
+    device: torch.device,
+    resumer: Resumer,
+    verdict: Verdict | None,
+) -> dict[str, Any]:
+    """Write `run.json`, and take away what says how an earlier run in this folder ended. Gives what
+    the run is made of."""
+    start = resumer.start
+    for name in (SUMMARY, REPORT):
+        (start.folder / name).unlink(missing_ok=True)
+    resumed = resumed_before(start.folder / RECORD)
+    if start.source is not None:
+        resumed.append({"step": start.step, "from": str(start.source), **resumer.topology})
+    record = run_record(inputs, schedule, mesh, device)
+    more = {"plan": verdict and verdict.record, "sha256": resumer.hashes(), "resumed": resumed}
+    write_json(start.folder / RECORD, record | more)
+    return record
+
+
 def command() -> list[str]:
     """The words by which the run was started: the launcher's, where one can be seen."""
     with contextlib.suppress(psutil.Error, OSError):
@@ -95,20 +117,7 @@ def _data_record(option: str, data: Prepared) -> dict[str, Any]:
     }
 
 
-def begin_record(record: dict[str, Any], resumer: Resumer, verdict: Verdict | None) -> None:
-    """Write `run.json` where a run begins or is taken up: `record`, and what is known of its start.
-    What an earlier end has left goes."""
-    start = resumer.start
-    for name in (SUMMARY, REPORT):
-        (start.folder / name).unlink(missing_ok=True)
-    resumed = _resumed_before(start.folder / RECORD)
-    if start.source is not None:
-        resumed.append({"step": start.step, "from": str(start.source), **resumer.topology})
-    more = {"plan": verdict and verdict.record, "sha256": resumer.hashes(), "resumed": resumed}
-    write_json(start.folder / RECORD, {**record, **more})
-
-
-def _resumed_before(path: Path) -> list[dict[str, Any]]:
+def resumed_before(path: Path) -> list[dict[str, Any]]:
     """What an earlier `run.json` of this folder says of each time that the run was taken up."""
     try:
         resumed = json.loads(path.read_text(encoding="utf-8"))["resumed"]

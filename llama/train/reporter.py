@@ -1,12 +1,12 @@
-"""What a run says of itself: metrics.jsonl, norms.jsonl, TensorBoard and the terminal, all by the
-main rank."""
+"""What a run says of itself: in metrics.jsonl and norms.jsonl, in the places of --report_to and on
+the terminal, all by the main rank."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import islice, takewhile
 from typing import Any
 
@@ -15,14 +15,22 @@ import torch
 from llama.engine import Step
 from llama.engine.state import Tensors
 from llama.errors import TrainingError
+from llama.files.json_text import json_text
 from llama.files.run_folder import CHECKPOINTS, METRICS, NORMS
 from llama.methods.method import Method
+from llama.metrics.json_lines import JSONLines
+from llama.metrics.names import BEST_LOSS, EVAL_LOSS, grouped
 from llama.metrics.progress import Progress
-from llama.metrics.sinks import JSONLSink, NullSink, Sink, Sinks, TensorBoardSink
+from llama.metrics.sinks.places import Places
+from llama.metrics.sinks.sink import Ids, Sample, Watched
 from llama.metrics.speed import mfu, peak_memory_bytes, step_flops
 from llama.notes import LOG
 from llama.parallel.mesh import Mesh
+from llama.train import samples
 from llama.train.start.resume import Start
+
+_NO_SETTINGS = ("command", "working_directory", "notes", "resumed", "plan")
+"""Of run.json, what is no setting: not told elsewhere."""
 
 
 class Reporter:
@@ -37,15 +45,26 @@ class Reporter:
         self.progress = Progress(total_steps, mesh.is_main, start.step)
         self.failed: OSError | None = None
         """What went wrong in writing, on this rank; the others are to be told."""
-        self._lines: JSONLSink | None = None
-        self._norms: Sink = NullSink()
-        self._sink: Sink = NullSink()
+        self._lines: JSONLines | None = None
+        self._norms: JSONLines | None = None
+        self._watched = Watched(start.folder, start.step, Ids(start.folder))
+        self._places = Places()
+        self._best = math.inf
+        self._before = lines_before(start) if mesh.is_main else []
         if mesh.is_main:
             with self._guarded():
-                self._lines = JSONLSink(start.folder / METRICS, lines_before(start))
-                self._norms = JSONLSink(start.folder / NORMS, norms_before(start))
-                tensorboard = TensorBoardSink(start.folder / "tensorboard", start.step)
-                self._sink = Sinks(self._lines, tensorboard)
+                self._lines = JSONLines(start.folder / METRICS, self._before)
+                self._norms = JSONLines(start.folder / NORMS, norms_before(start))
+
+    def begin(self, config: Mapping[str, Any], report_to: Sequence[str]) -> None:
+        """Have the run be watched in the places `report_to`; `config` is what it is, as run.json
+        has it. For the main rank."""
+        with self._guarded():
+            told = {key: value for key, value in config.items() if key not in _NO_SETTINGS}
+            self._places.open(report_to, self._watched, _as_json(told), self.say)
+            for line in read_whole(self._before):
+                self._tell(line)
+            self._before = []
 
     def say(self, line: str) -> None:
         self.progress.say(line)
@@ -76,8 +95,7 @@ class Reporter:
             "mfu": mfu(flops, self._mesh.world_size, self._device),
             "peak_memory_bytes": peak_memory_bytes(self._device),
         }
-        with self._guarded():
-            self._sink.scalars(number, values)
+        self._put(number, values)
         if step.skip_reason:
             scale = (
                 "" if step.loss_scale is None else f"; the loss scale is now {step.loss_scale:g}"
@@ -88,25 +106,36 @@ class Reporter:
     def evaluation(self, number: int, epochs: float, loss: float) -> None:
         """The held-out loss of step `number`, after so many epochs, of one perhaps a part."""
         epochs = int(epochs) if epochs == int(epochs) else round(epochs, 4)
-        with self._guarded():
-            self._sink.scalars(number, {"epoch": epochs, "eval_loss": loss})
+        self._put(number, {"epoch": epochs, "eval_loss": loss})
         self.say(f"held-out loss {loss:.4f} after {epochs:.4g} epochs")
 
     def norms(self, number: int, norms: Tensors, histogram_of: Callable[[str], str]) -> None:
         """Of every tensor that trains, by name; and over the layers a histogram by its name."""
-        with self._guarded():
-            self._norms.scalars(number, {"norms": {n: float(v) for n, v in norms.items()}})
+        if self._norms:
+            with self._guarded():
+                self._norms.write(number, {"norms": {n: float(v) for n, v in norms.items()}})
         together: dict[str, list[torch.Tensor]] = {}
         for name, value in norms.items():
             together.setdefault(histogram_of(name), []).append(value)
         for name, values in sorted(together.items()):
-            with self._guarded():
-                self._sink.histogram(number, name, torch.stack(values))
+            stacked = torch.stack(values)
+            finite = stacked[stacked.isfinite()].float().cpu()
+            if finite.numel():  # of none there is nothing to draw
+                with self._guarded():
+                    self._places.histogram(number, name, finite)
 
-    def samples(self, number: int, text: str) -> None:
+    def samples(
+        self, number: int, prompts: list[samples.Prompt], before: list[str], after: list[str]
+    ) -> None:
+        """Answers to `prompts` before the training, and of the model as it was after step
+        `number`."""
+        rows = [
+            Sample(samples.HEADINGS[prompt.rows], prompt.text, old, new)
+            for prompt, old, new in zip(prompts, before, after, strict=True)
+        ]
         with self._guarded():
-            self._sink.text(number, "samples", f"```\n{text}\n```")
-        self.say(f"\n{text}\n")
+            self._places.samples(number, rows)
+        self.say(f"\n{samples.as_text(prompts, before, after)}\n")
 
     @property
     def lines(self) -> int:
@@ -123,11 +152,33 @@ class Reporter:
         if self.failed is not None:
             raise TrainingError(f"the run's metrics cannot be written: {self.failed}")
 
-    def close(self) -> None:
+    def close(self, summary: Mapping[str, Any]) -> None:
+        """`summary` is what the run came to, its status included."""
         with self._guarded():
-            self._sink.close()
-            self._norms.close()
+            self._places.end(summary["status"], _as_json(summary))
+        for lines in (self._lines, self._norms):
+            if lines:
+                with self._guarded():
+                    lines.close()
         self.progress.close()
+
+    def how_to_look(self) -> list[str]:
+        """What is to be typed or opened to see the run, one line for each place."""
+        return [f"watch: {way}" for way in self._places.how_to_look()]
+
+    def _put(self, number: int, values: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, and the same wherever the run is watched."""
+        if self._lines:
+            with self._guarded():
+                self._lines.write(number, values)
+                self._tell({"step": number, **values})
+
+    def _tell(self, line: Mapping[str, Any]) -> None:
+        number, numbers = line["step"], grouped(line)
+        loss = numbers.get(EVAL_LOSS)
+        if loss is not None and number:  # before the first step there is nothing to keep
+            self._best = numbers[BEST_LOSS] = min(self._best, loss)
+        self._places.scalars(number, numbers)
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -143,10 +194,24 @@ def shown(loss: float | None) -> str:
     return "nan" if loss is None else f"{loss:.4f}"
 
 
+def _as_json(document: Mapping[str, Any]) -> dict[str, Any]:
+    """With null for a number that is none, and a text for what JSON has no form for, as a path."""
+    return json.loads(json_text(document, default=str))
+
+
 def lines_before(start: Start) -> list[str]:
     """The lines of metrics.jsonl that were written before the checkpoint: those after it are
     written again."""
     return _earlier(start, METRICS, lambda lines: islice(lines, start.run.metrics_lines))
+
+
+def read_whole(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Those of `lines` that can be read: one that is spoilt is not told again, and ends no run."""
+    for line in lines:
+        with suppress(ValueError):
+            found = json.loads(line)
+            if isinstance(found, dict) and isinstance(found.get("step"), int):
+                yield found
 
 
 def norms_before(start: Start) -> list[str]:

@@ -11,13 +11,16 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
+from llama.assembly import use
 from llama.assembly.limits import can_answer
-from llama.assembly.use import answer
 from llama.data.prepare import Prepared
 from llama.data.rows import Row
 from llama.files.atomic import write_file
 from llama.files.json_text import json_text
+from llama.files.run_folder import SAMPLES
+from llama.methods.about import complete_card
 from llama.model.transformer import Transformer
+from llama.pages.card import Sample
 from llama.parallel.mesh import Mesh
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.chat import joined_content
@@ -139,10 +142,18 @@ def answers(
 ) -> list[str]:
     """What the model says now, greedily, by the main rank's choice of each token. Every rank must
     call it: all take part in each forward pass, where the model is spread over them."""
-    return [
-        answer(model, tokenizer, p.ids, MAX_NEW_TOKENS, agreed=mesh.of_main).strip()
-        for p in prompts
-    ]
+    ids = [prompt.ids for prompt in prompts]
+    texts = use.answers(model, tokenizer, ids, MAX_NEW_TOKENS, mesh.of_main)
+    return [text.strip() for text in texts]
+
+
+def keep(
+    folder: Path, result: Path, prompts: list[Prompt], before: list[str], after: list[str]
+) -> None:
+    """Write the answers into the run's `folder`, and into the card of the `result` that gave those
+    after the training. Raises `OSError`; the files are then as they were."""
+    write_samples(folder / SAMPLES, prompts, before, after)
+    complete_card(result, for_card(prompts, before, after))
 
 
 def write_samples(path: Path, prompts: list[Prompt], before: list[str], after: list[str]) -> None:
@@ -154,6 +165,14 @@ def write_samples(path: Path, prompts: list[Prompt], before: list[str], after: l
     ]
     lines = [json_text(row, ensure_ascii=False) + "\n" for row in rows]
     write_file(path, "".join(lines).encode())
+
+
+def for_card(prompts: list[Prompt], before: list[str], after: list[str]) -> list[Sample]:
+    """The same for a model card: held-out rows if there are any, which show what was learnt and not
+    what was kept."""
+    every = list(zip(prompts, before, after, strict=True))
+    held_out = [found for found in every if found[0].rows == "held-out"]
+    return [Sample(prompt.text, old, new) for prompt, old, new in held_out or every]
 
 
 def as_text(prompts: list[Prompt], before: list[str], after: list[str]) -> str:

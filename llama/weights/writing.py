@@ -47,6 +47,8 @@ class FileWriter(ABC):
         self.config = config
         self.source = source
         self.tokenizer = tokenizer or source.tokenizer_path
+        self.beside: dict[str, bytes] = {}
+        """Files to go with the weights, by name; written at the end."""
 
     @abstractmethod
     def _store(self, name: str, tensor: torch.Tensor) -> None:

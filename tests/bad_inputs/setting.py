@@ -17,16 +17,18 @@ import torch
 
 from llama.adapters import peft_format
 from llama.commands.benchmark.command import benchmark
+from llama.commands.chat.command import chat
 from llama.commands.data.command import show_data
 from llama.commands.doctor.command import doctor
 from llama.commands.doctor.options import DoctorOptions
-from llama.commands.evaluate import evaluate
+from llama.commands.evaluate.command import evaluate
 from llama.commands.generate import generate
 from llama.commands.plan.command import plan
 from llama.commands.report import report
 from llama.commands.verify.command import verify
 from llama.settings import (
     BenchmarkOptions,
+    ChatOptions,
     DataOptions,
     EvaluateOptions,
     GenerateOptions,
@@ -45,6 +47,7 @@ from tests.support.tiny_runs import CONFIG, deepspeed_json, write_json, write_mo
 COMMANDS: dict[str, tuple[Callable[..., int], Any]] = {
     "train": (train, TrainOptions),
     "generate": (generate, GenerateOptions),
+    "chat": (chat, ChatOptions),
     "evaluate": (evaluate, EvaluateOptions),
     "benchmark": (benchmark, BenchmarkOptions),
     "data": (show_data, DataOptions),
@@ -94,6 +97,7 @@ class Setting:
                 "adapter": "adapter",
                 "max_new_tokens": "4",
             },
+            "chat": {"model": "model", "max_new_tokens": "4"},
             "evaluate": {"model": "model", "data": "rows.json"},
             "data": {"model": "model", "data": "rows.json"},
             "benchmark": {"model": "model", "deepspeed": "ds.json"},

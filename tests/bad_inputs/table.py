@@ -18,6 +18,7 @@ from tests.bad_inputs.cases import (
     hosts,
     planning,
     reporting,
+    tasks,
     tokenizers,
     verifying,
     weights,
@@ -34,6 +35,7 @@ AREAS: dict[str, list[Case]] = {
     "Launcher and devices": environment.CASES,
     "Hostfile": hosts.CASES,
     "`verify`": verifying.CASES,
+    "`evaluate --task`": tasks.CASES,
     "`plan`": planning.CASES,
     "`report`": reporting.CASES,
 }

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.tiny_runs import launched, succeeded, write_model, write_rows
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 ROWS = 4
 CLOSE = 0.02
 """The planner's promise. Of models this small what Python holds for a moment longer is a share."""

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from llama.commands.evaluate import evaluate
+from llama.commands.evaluate.command import evaluate
 from llama.settings import EvaluateOptions
 from llama.settings.options import parse
 from tests.integration.test_resume import adapter, metrics

@@ -107,6 +107,7 @@ def test_slurm_the_end_of_the_jobs_time(folder: Path) -> None:
     assert (summary(folder)["status"], resumed(folder)) == ("finished", 1)
 
 
+@pytest.mark.long
 def test_slurm_a_mistake_is_not_tried_again(folder: Path) -> None:
     write_json(folder / "ds.json", deepspeed_json(zero_stage=1) | {"gradient_clip": 1.0})
     done = batch_job(folder)

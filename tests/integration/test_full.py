@@ -15,7 +15,7 @@ from tests.support.closeness import TRAINED, distance
 from tests.support.resume_case import STEPS, Case, settings
 from tests.support.tiny_runs import CONFIG, launched, read_lines, succeeded, write_json
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 FULL = ("--method", "full")
 
 
@@ -77,7 +77,6 @@ def test_two_ranks_train_what_one_does(kind: str, case: Case) -> None:
     assert len(losses[0]) == STEPS and losses[0] == pytest.approx(losses[1], rel=TRAINED)
 
 
-@pytest.mark.long
 def test_another_topology_on_the_way(case: Case) -> None:
     """Two steps each on one rank, on two with ZeRO-3, on two shards, and on one again."""
     case.add("turns", settings("zero1-fp32"), 2)
@@ -111,6 +110,9 @@ def test_the_model_is_evaluated_as_the_run_did(case: Case) -> None:
     found = succeeded(launched("python", "evaluate.py", *options, *more))
     last = [line["eval_loss"] for line in read_lines(out / "metrics.jsonl") if "eval_loss" in line]
     assert found["loss"] == pytest.approx(last[-1], rel=TRAINED)
+    said = json.loads((out / "model" / "training.json").read_text())
+    assert said["method"] == "full" and said["losses"]["eval_loss"] == last[-1]
+    assert "library_name: transformers" in (out / "model" / "README.md").read_text()
 
 
 def test_a_full_disk_leaves_what_was_saved(case: Case) -> None:

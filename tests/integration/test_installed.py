@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -128,3 +129,22 @@ def test_it_trains_from_any_folder(start: list[str], binaries: Path, tmp_path: P
     assert read_lines(tmp_path / "out" / "metrics.jsonl")[-1]["step"] == 1
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["status"] == "finished"
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+
+
+def test_what_a_user_has_is_looked_at_and_trained_on(binaries: Path, tmp_path: Path) -> None:
+    """Rows of two forms, columns by other names, a share held out, and no file of settings."""
+    write_model(tmp_path / "model")
+    lines = ["question,solution", *(f"twice {n},{2 * n}" for n in range(16))]
+    (tmp_path / "MY.csv").write_text("\n".join(lines))
+    chat = [{"role": "user", "content": "say a"}, {"role": "assistant", "content": "a"}]
+    (tmp_path / "MORE.jsonl").write_text(json.dumps({"messages": chat}) + "\n")
+    words = ["--columns", "instruction=question,output=solution", "--model", "model"]
+    done = installed(binaries, tmp_path, "llama-lora", "data", "MY.csv", *words)
+    assert done.returncode == 0 and "MY.csv: 16 rows, alpaca (question, solution)" in done.stdout
+    words += ["--data", "MY.csv", "--data", "MORE.jsonl", "--eval_split", "0.1"]
+    words += ["--max_steps", "2", "--output_dir", "out"]
+    done = installed(binaries, tmp_path, "llama-lora", "train", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"data +\d+ examples of 17 rows, .* rows? held out", done.stderr), done.stderr
+    evaluations = [m for m in read_lines(tmp_path / "out" / "metrics.jsonl") if "eval_loss" in m]
+    assert [m["step"] for m in evaluations] == [0, 2]

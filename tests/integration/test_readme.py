@@ -1,4 +1,5 @@
-"""Every command of the README, run as written but for a model and work of a few kilobytes."""
+"""Every command of the README and of the guides, run as written but for a model and work of a few
+kilobytes, and for two processes of this machine where it says eight or several hosts."""
 
 from __future__ import annotations
 
@@ -19,10 +20,18 @@ from tests.support.tiny_runs import launched, read_lines, write_model, write_row
 README = (ROOT / "README.md").read_text()
 LINES = shell_lines(ROOT / "README.md")
 COMMANDS = list(dict.fromkeys(line for line in LINES if "launcher/" in line))
+GUIDES = ("recipes", "verify")
+OF_GUIDES = dict.fromkeys(
+    line
+    for guide in GUIDES
+    for line in shell_lines(ROOT / f"docs/{guide}.md")
+    if "launcher/" in line and line not in COMMANDS
+)
 SMALLER = {
     "train": ["--max_steps", "1", "--data", "ROWS.jsonl", "--output_dir", "OUT"],
     "generate": ["--max_new_tokens", "2"],
-    "evaluate": ["--template", "alpaca"],
+    "chat": ["--max_new_tokens", "2"],
+    "evaluate": ["--template", "alpaca", "--max_new_tokens", "2"],
     "doctor": ["--size_mb", "1"],
     "benchmark": ["--steps", "1", "--warmup", "0"],
     "plan": [],
@@ -43,6 +52,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     write_model(folder / "MODEL")
     rows = write_rows(folder / "ROWS.jsonl", 5)
+    (folder / "PROMPTS.txt").write_text("one\ntwo\n")
+    (folder / "QUESTIONS.jsonl").write_text('{"question": "2 + 2?", "answer": "4"}\n')
     arguments = ["--model", folder / "MODEL", "--data", rows, "--max_steps", "1"]
     settings = ["--deepspeed", "ds_configs/lora.json", "--output_dir", folder / "RUN"]
     done = launched("python", "train.py", *map(str, settings + arguments))
@@ -53,7 +64,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def smaller(command: str, folder: Path, out: Path) -> list[str]:
     """The command's words, its placeholders filled in, and what makes it small added."""
-    words = shlex.split(command)
+    several = "" if "doctor.py" in command else "--num_gpus 2"
+    words = shlex.split(command.replace("--hostfile hosts", several))
     script = next(Path(word).stem for word in words if word.startswith("launcher/"))
     extra = ["--model", "MODEL", *SMALLER[script]]
     if script == "report":
@@ -61,15 +73,20 @@ def smaller(command: str, folder: Path, out: Path) -> list[str]:
     for option, value in zip(extra[::2], extra[1::2], strict=True):
         if option not in words:
             words += [option, value]
-    places = {"MODEL": folder / "MODEL", "ROWS.jsonl": folder / "ROWS.jsonl"}
+    places = {
+        name: folder / name for name in ("MODEL", "ROWS.jsonl", "PROMPTS.txt", "QUESTIONS.jsonl")
+    }
     places |= {"OUT": out, "runs/mine": out}
     places |= {name: folder / name for name in ("RUN", "RUN2", "RUN/adapter")}
-    places["two.html"] = out.with_name("two.html")
+    places |= {name: out.with_name(name) for name in ("two.html", "ANSWERS.jsonl")}
+    places["llama-3-8b"] = "llama-3.2-1b"  # as a plan it is the same work for each of more blocks
     return [str(places.get(word, "2" if word == "8" else word)) for word in words]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", [*COMMANDS, *(pytest.param(line, marks=pytest.mark.long) for line in OF_GUIDES)]
+)
 def test_the_command_runs(command: str, files: Path, tmp_path: Path) -> None:
     words = smaller(command, files, tmp_path / "out")
     binaries = Path(sys.executable).parent

@@ -33,6 +33,7 @@ STEP_KEYS = {
 FILES = {
     *("run.json", "metrics.jsonl", "norms.jsonl", "samples.jsonl", "summary.json", "report.html"),
     *("adapter/adapter_model.safetensors", "adapter/adapter_config.json"),
+    *("adapter/training.json", "adapter/chat_template.jinja", "adapter/README.md"),
 }
 TARGETS = ("wq", "wv", "wo", "w2")
 """Both kinds of parallel layer."""
@@ -139,10 +140,11 @@ def test_the_output_folder_holds_what_is_promised(runs: Runs) -> None:
     out = runs.make("python")
     files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     assert FILES <= files
-    assert any(file.startswith("tensorboard/events") for file in files)
+    assert any(file.startswith("tensorboard/train/events") for file in files)
     for step in (3, 6):  # one at the end of each epoch
         assert f"checkpoints/step-{step}/adapter/adapter_model.safetensors" in files
         assert f"checkpoints/step-{step}/adapter/adapter_config.json" in files
+        assert f"checkpoints/step-{step}/adapter/training.json" in files
     assert not [file for file in files if "partial" in file]
 
 

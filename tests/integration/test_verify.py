@@ -14,6 +14,8 @@ from tests.support.tiny_runs import launched, succeeded, write_model
 
 pytestmark = pytest.mark.slow
 FILES = sorted((ROOT / "ds_configs").glob("*.json"))
+KINDS = ("lora", "lora_zero3", "full")
+"""One of each kind; the others are `make test-long`'s."""
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +23,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("model"))
 
 
-@pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param(file, id=file.stem, marks=[] if file.stem in KINDS else pytest.mark.long)
+        for file in FILES
+    ],
+)
 def test_every_shipped_file_is_proved(file: Path, model: Path) -> None:
     """Two ranks: data-parallel, but tensor-parallel for the plainest file."""
     degree = 2 if file.stem == "lora" else 1

@@ -20,7 +20,6 @@ from llama.data.batches import make_batch
 from llama.engine import Engine, start_processes
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
-from llama.methods.lora import save_adapter
 from llama.parallel.mesh import create_mesh
 from llama.settings import LoRAOptions
 from llama.weights.open_model import open_model
@@ -47,7 +46,7 @@ def main(folder: str, out: Path, lora: LoRAOptions) -> None:
             engine.step([make_batch(rows, stream) for stream, rows in enumerate(window)])
             for window in windows()
         ]
-        save_adapter(engine, out / f"stage-{stage}", adapter)
+        peft_format.save(out / f"stage-{stage}", engine.whole_adapter(), adapter)
         results[stage] = {
             "losses": [step.loss for step in steps],
             "grad_norms": [step.grad_norm for step in steps],

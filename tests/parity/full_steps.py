@@ -22,6 +22,7 @@ from llama.parallel.mesh import create_mesh
 from llama.settings import LoRAOptions
 from llama.weights.open_model import open_model
 from tests.parity.training_case import ADAM, FULL_CLIP, windows
+from tests.support.origin import about
 from tests.support.tiny_runs import deepspeed_json as settings
 from tests.support.tiny_runs import resolved_json
 
@@ -45,7 +46,7 @@ def main(folder: str, out: Path, stages: list[int]) -> None:
             engine.step([make_batch(rows, n) for n, rows in enumerate(window)][rank::ranks])
             for window in windows()
         ]
-        method.write(engine, out / f"stage-{stage}", None)
+        method.write(engine, out / f"stage-{stage}", None, about(len(steps)))
         if mesh.is_main:
             results = {
                 "losses": [step.loss for step in steps],

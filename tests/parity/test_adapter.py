@@ -46,6 +46,23 @@ def their_logits(folder: Path, adapter: Path, tokens: torch.Tensor) -> torch.Ten
         return model(tokens.unsqueeze(0)).logits[0]
 
 
+PROMPT = "<|im_start|>user\nhe<|im_end|>\n<|im_start|>assistant\n"
+
+
+def prompt_of_transformers(folder: Path, adapter: Path) -> str:
+    """By the model's own tokenizer and the adapter's template."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "he"}],
+        chat_template=(adapter / "chat_template.jinja").read_text(),
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    return text.removeprefix("<s>")
+
+
 @pytest.mark.slow
 @pytest.mark.numeric
 @pytest.mark.parametrize(
@@ -70,6 +87,9 @@ def test_a_run_s_adapter_gives_our_logits_in_peft(
     tokens = torch.randint(0, 261, (LENGTH,), generator=torch.Generator().manual_seed(0))
     ours, theirs = (f(folder, out / "adapter", tokens) for f in (our_logits, their_logits))
     assert difference(our_logits(folder, None, tokens), ours) > 0.01, "it has not trained"
+    beside = {"training.json", "chat_template.jinja", "README.md"}
+    assert beside < {path.name for path in (out / "adapter").iterdir()}, "PEFT read it with them"
+    assert prompt_of_transformers(folder, out / "adapter") == PROMPT
     assert_close(ours, theirs, SMALL_MODEL)
     last = out / "checkpoints" / "step-6" / "adapter" / "adapter_model.safetensors"
     expected = load_file(out / "adapter" / "adapter_model.safetensors")

@@ -12,7 +12,7 @@ from llama.engine.engine import MOST_SKIPPED
 from tests.parity.nonfinite_steps import CASES, PLACE, POWER
 from tests.support.tiny_runs import torchrun_module
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.mark.parametrize(

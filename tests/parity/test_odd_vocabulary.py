@@ -50,6 +50,7 @@ def adapter(out: Path) -> dict[str, Any]:
     return load_file(out / "adapter" / "adapter_model.safetensors")
 
 
+@pytest.mark.long
 def test_a_run_goes_on_at_any_degree(case: Case) -> None:
     """Straight on one rank; and three steps on one, three on two shards, the last two on four."""
     kind = settings("zero1-fp32")

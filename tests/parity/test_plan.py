@@ -13,7 +13,7 @@ from llama.planning.memory import memory
 from tests.parity.plan_cases import CASES
 from tests.support.tiny_runs import torchrun_module
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 TOLERANCE = 0.02
 """A plan is a step's own trace: what is left is what DeepSpeed rounds and forgets."""

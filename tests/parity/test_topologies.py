@@ -15,7 +15,7 @@ from tests.parity.topologies import ACCUMULATIONS, STAGES
 from tests.support.model_files import ROOT
 from tests.support.tiny_runs import torchrun_module
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 LIMIT = 1e-5
 
 
@@ -51,7 +51,6 @@ def test_the_optimizer_holds_twelve_bytes_a_parameter(rows: list[dict[str, Any]]
         assert row["bytes_per_parameter"] == (8 if row["zero_stage"] == 0 else 12), row
 
 
-@pytest.mark.long
 def test_verify_sees_every_broken_build(tmp_path: Path) -> None:
     found = _result(tmp_path, "tests.parity.broken_builds")
     assert found == {name: name == NOTHING for name in BROKEN}

@@ -34,8 +34,9 @@ FLAGS = {
         "--modules_to_save embed_tokens;--load_in_4bit;--warmup_steps 100;--warmup_ratio 0.03;"
         "--weight_decay 0.01;--max_grad_norm 0.3;--optim adamw_torch;--optim paged_adamw_8bit;"
         "--lr_scheduler_type cosine;--save_steps 500;--save_total_limit 2;--eval_steps 50;"
-        "--eval_strategy epoch;--logging_steps 1;--seed 42;--report_to wandb;--push_to_hub;"
-        "--hf_token TOKEN;--resume_from_checkpoint true;--deepspeed ds.json;--fsdp full_shard;"
+        "--eval_strategy epoch;--logging_steps 1;--seed 42;--use_wandb;--wandb_project x;"
+        "--push_to_hub;--hf_token TOKEN;--resume_from_checkpoint true;--deepspeed ds.json;"
+        "--fsdp full_shard;"
         "--ddp_find_unused_parameters false;--attn_implementation sdpa;--torch_dtype bfloat16;"
         "--completion_only_loss true;--trust_remote_code"
     ),

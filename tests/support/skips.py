@@ -6,6 +6,7 @@ Nothing else in the tests skips: whatever can be made on the spot is made (`test
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -16,11 +17,13 @@ import pytest
 import torch
 
 GPU, HOSTS, USER, FILES = "a GPU", "two hosts", "a user that is not root", "outside files"
+PACKAGES = "packages of an extra"
 HOW = {
     GPU: "a CUDA device",
     HOSTS: "make test-multinode, as root",
     USER: "root may read any file",
     FILES: "published models and rows, in the folder LLAMA_TEST_ASSETS",
+    PACKAGES: "make install-test",
 }
 """Each kind with what would run its tests."""
 
@@ -49,6 +52,12 @@ def needs_gpus(count: int = 1) -> pytest.MarkDecorator:
 
 def needs_another_user_than_root() -> pytest.MarkDecorator:
     return pytest.mark.skipif(os.geteuid() == 0, reason=reason(USER, HOW[USER]))
+
+
+def needs_packages(*names: str) -> pytest.MarkDecorator:
+    """Left out where one of them is not installed."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    return pytest.mark.skipif(bool(missing), reason=reason(PACKAGES, ", ".join(missing)))
 
 
 def outside(name: str) -> Path:

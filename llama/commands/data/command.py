@@ -19,7 +19,7 @@ from llama.commands.data.facts import (
     whole_row,
     why_left_out,
 )
-from llama.commands.data.terminal import this_terminal
+from llama.commands.terminal import this_terminal
 from llama.data.holding import HoldOut
 from llama.data.prepare import Prepared, Reading
 from llama.data.rows import bundled

@@ -15,7 +15,7 @@ from llama.commands.data.facts import (
     bins,
     pieces,
 )
-from llama.commands.data.terminal import (
+from llama.commands.terminal import (
     Cell,
     Terminal,
     middle_out,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llama.assembly.limits import check_examples, check_length, check_tokenizer
+from llama.assembly.limits import check_examples, check_length, check_tokenizer, degree_problems
 from llama.data.packing import PackedRow
 from llama.data.prepare import Prepared, Reading
 from llama.data.shares import rows_of_epoch
@@ -24,7 +24,6 @@ from llama.planning.time import Place
 from llama.settings import PlanOptions, checked_plan, deepspeed_json
 from llama.tokenizer.load import load_tokenizer
 from llama.tokenizer.templates import load_template
-from llama.train.start.inputs import degree_problems
 from llama.weights.open_model import ModelSource, sizes_of
 from llama.weights.random_init import RandomReader
 

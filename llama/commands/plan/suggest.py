@@ -13,6 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from llama.assembly.limits import degree_problems
 from llama.commands.plan.inputs import Inputs, plan_of
 from llama.errors import UserError
 from llama.methods.kinds import KINDS
@@ -25,7 +26,6 @@ from llama.planning.plan import Plan
 from llama.planning.time import step_time, tokens_per_second
 from llama.planning.work import adapter_bytes, base_bytes
 from llama.settings import PlanOptions
-from llama.train.start.inputs import degree_problems
 
 FILE = "deepspeed.json"
 SAME = 1.02

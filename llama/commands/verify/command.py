@@ -19,6 +19,7 @@ import torch.distributed as dist
 from llama.adapters.attach import trainable_parameters
 from llama.assembly.device_settings import resolve_here
 from llama.assembly.engine import build_engine
+from llama.assembly.limits import degree_problems
 from llama.assembly.model import build_model, default_device
 from llama.commands.verify.report import Comparison, Outcome, compare, table
 from llama.data.batches import Epochs, first_windows
@@ -35,7 +36,6 @@ from llama.parallel.agreement import on_every
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.settings import VerifyOptions, checked_verify, deepspeed_json
 from llama.settings.deepspeed_json import Resolved
-from llama.train.start.inputs import degree_problems
 from llama.weights.open_model import ModelSource, open_model
 from llama.weights.random_init import RandomReader
 

@@ -109,7 +109,7 @@ def _loss(run: RunFiles) -> list[Block]:
     losses = run.summary.get("epoch_losses")
     means = losses if isinstance(losses, list) else []
     held_out = {one.epoch: one for one in run.evaluations}
-    mean_of: dict[float, object] = dict(enumerate(means, start=1))
+    mean_of: dict[float, float | None] = dict(enumerate(means, start=1))
     if len(held_out) > EVALUATIONS_SHOWN:
         held_out = {
             epoch: one for epoch, one in held_out.items() if epoch == int(epoch) or one is run.best

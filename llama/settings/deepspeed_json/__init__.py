@@ -19,7 +19,7 @@ written is AdamW with "auto" throughout, as transformers makes one.
 """
 
 from llama.settings.deepspeed_json.check import batch_sizes, check
-from llama.settings.deepspeed_json.read import load, located
+from llama.settings.deepspeed_json.read import load, located, of_method
 from llama.settings.deepspeed_json.resolve import Resolved, resolve
 
-__all__ = ["Resolved", "batch_sizes", "check", "load", "located", "resolve"]
+__all__ = ["Resolved", "batch_sizes", "check", "load", "located", "of_method", "resolve"]

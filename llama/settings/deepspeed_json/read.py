@@ -36,6 +36,11 @@ def located(path: Path) -> Path:
     raise UserError(f"{path}: {problem}{hint}; with llama-lora come {', '.join(shipped)}")
 
 
+def of_method(method: str) -> Path:
+    """The file that comes with the program for `--method` `method` on one device that holds all."""
+    return SHIPPED / f"{method}.json"
+
+
 def load(path: Path, overrides: list[str]) -> dict[str, Any]:
     """The JSON object in the file at `path`, with `overrides` applied (`optimizer.params.lr=1e-4`:
     the value is JSON, else text), less what is switched off in it. Raises `UserError`; what the

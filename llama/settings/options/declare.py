@@ -50,7 +50,8 @@ class Option:
             of_pairs = typing.get_origin(typing.get_args(self.kind)[0]) is tuple
             return "NEW=OLD,NEW=OLD" if of_pairs else "NAME,NAME"
         if self.repeated:
-            return "PATH" if typing.get_args(self.kind) == (Path,) else "KEY=VALUE"
+            texts = "TEXT" if self.positional else "KEY=VALUE"
+            return "PATH" if typing.get_args(self.kind) == (Path,) else texts
         names = {str: "TEXT", int: "N", float: "X", bool: "true|false", Path: "PATH"}
         return names[self.kind]
 

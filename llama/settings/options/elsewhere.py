@@ -67,9 +67,8 @@ _QUANTISED = _only_on(
 )
 _EVALUATION = "held-out rows (--eval_data) are evaluated before, and after each epoch"
 _MEASURED = "held-out loss is what is measured"
-_EVERY_STEP = Already("metrics.jsonl and tensorboard/ have every step")
-_SINKS = "metrics.jsonl and tensorboard/ are written; wandb and comet are sections of the "
-_SINKS += "DeepSpeed JSON (wandb.enabled)"
+_EVERY_STEP = Already("metrics.jsonl and --report_to's places have every step")
+_NAMED = "--report_to {} tells of the run there; projects are named in the environment: {}"
 _UPLOAD = Instead("nothing is uploaded; RUN/adapter is a PEFT folder: hf upload NAME RUN/adapter")
 _SAVED = "a checkpoint at the end of each epoch and of the run, the newest 3 kept"
 _ATTENTION = Already("the fastest attention of the device is taken; --compile true fuses the rest")
@@ -228,7 +227,7 @@ _ROWS: tuple[tuple[str, Answer], ...] = (
     ),
     (
         "lora_model_dir adapter_name_or_path peft_model_id",
-        Instead("a run begins with a new adapter, or goes on with its own: --resume CHECKPOINT"),
+        Instead("--init_adapter begins a run with it; generate and evaluate use it: --adapter"),
     ),
     ("neftune_noise_alpha", Instead("it is not here; --lora.dropout is what there is against it")),
     # model and data
@@ -315,14 +314,11 @@ _ROWS: tuple[tuple[str, Answer], ...] = (
     ("logging_steps logging_strategy logging_first_step", _EVERY_STEP),
     ("logging_dir", Already("it is RUN/tensorboard")),
     ("plot_loss", Already("RUN/report.html draws it")),
-    (
-        "report_to",
-        ByValue(
-            {"tensorboard": _EVERY_STEP, "none": _EVERY_STEP},
-            Instead(_SINKS),
-        ),
-    ),
-    ("wandb_* mlflow_* comet_* trackio_* use_wandb", _only_on(Instead(_SINKS))),
+    ("use_wandb", _only_on(Here("--report_to wandb"))),
+    ("wandb_*", _only_on(Instead(_NAMED.format("wandb", "WANDB_PROJECT")))),
+    ("mlflow_*", _only_on(Instead(_NAMED.format("mlflow", "MLFLOW_EXPERIMENT_NAME")))),
+    ("trackio_*", _only_on(Instead(_NAMED.format("trackio", "TRACKIO_PROJECT")))),
+    ("comet_*", _only_on(Instead("comet is a section of the DeepSpeed JSON (comet.enabled)"))),
     ("run_name", Instead("a run is named by its folder: --output_dir runs/NAME")),
     ("push_to_hub hub_*", _only_on(_UPLOAD)),
     (

@@ -13,13 +13,21 @@ def names_of_all_commands() -> frozenset[str]:
 def _commands() -> tuple[type, ...]:
     """Looked up when asked for: the classes' own fields are marked with words of this package, so
     that it is being imported before they are there."""
-    from llama.settings import commands, data_command, doctor
+    from llama.settings import (
+        chat_command,
+        commands,
+        data_command,
+        doctor,
+        evaluate_command,
+        generate_command,
+    )
 
     return (
         commands.TrainOptions,
         data_command.DataOptions,
-        commands.GenerateOptions,
-        commands.EvaluateOptions,
+        generate_command.GenerateOptions,
+        chat_command.ChatOptions,
+        evaluate_command.EvaluateOptions,
         commands.BenchmarkOptions,
         commands.VerifyOptions,
         commands.PlanOptions,

@@ -109,7 +109,8 @@ def require_shared(folder: Path, mesh: Mesh) -> None:
     one. Every rank must call it."""
     if mesh.world_size == 1:
         return
-    mark = f".shared-{mesh.of_main(secrets.randbits(62)):x}"
+    (number,) = mesh.of_main([secrets.randbits(62)])
+    mark = f".shared-{number:x}"
     try:
         on_main(mesh, (folder / mark).touch)
         on_every(mesh, lambda: _require_seen(folder, mark, mesh.rank))

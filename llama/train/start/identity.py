@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from llama.adapters.peft_format import peft_hash
 from llama.files.weighted import weighted
 from llama.parallel.mesh import Mesh
 from llama.settings.options.marks import BY_VALUE, marked
@@ -114,11 +115,17 @@ def _held_out_hash(inputs: Inputs) -> str | None:
     return inputs.held_out and inputs.held_out.sha256
 
 
+def _init_adapter_hash(inputs: Inputs) -> str | None:
+    folder = inputs.options.init_adapter
+    return folder and peft_hash(folder)
+
+
 CONTENTS: dict[str, Callable[[Inputs], Any]] = {
     "model": lambda inputs: inputs.source.reader.fingerprint(),
     "data": lambda inputs: inputs.training.sha256,
     "eval_data": _held_out_hash,
     "tokenizer": _tokenizer_hash,
+    "init_adapter": _init_adapter_hash,
 }
 """Of each option that names something outside, what stands for its content."""
-_HASHED = ("model", "data", "eval_data", "tokenizer")
+_HASHED = ("model", "data", "eval_data", "tokenizer", "init_adapter")

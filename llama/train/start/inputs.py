@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama.assembly.limits import check_examples
+from llama.assembly.limits import check_examples, degree_problems
 from llama.assembly.model import default_device, find_tokenizer
 from llama.data.flat import Examples
 from llama.data.holding import HoldOut, shared_examples
@@ -15,13 +15,13 @@ from llama.data.rows import bundled
 from llama.errors import UserError, raise_if
 from llama.methods.kinds import method_of
 from llama.methods.method import Method
-from llama.model.config import ModelConfig
 from llama.objectives.kinds import SFT
 from llama.parallel.agreement import on_every
 from llama.parallel.mesh import Mesh
 from llama.settings import TrainOptions
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.templates import Template, load_template
+from llama.train.start.beginning import beginning_of
 from llama.train.start.sameness import require_sameness
 from llama.weights.open_model import ModelSource, open_model
 
@@ -31,6 +31,7 @@ class Inputs:
     """What the user gave, read and found right."""
 
     options: TrainOptions
+    """With what `--init_adapter` says of the adapter in them."""
     deepspeed: dict[str, Any]
     source: ModelSource
     tokenizer: Tokenizer
@@ -62,12 +63,14 @@ def read_inputs(options: TrainOptions, deepspeed: dict[str, Any], mesh: Mesh) ->
     reported together."""
     inputs = on_every(mesh, lambda: _read(options, deepspeed))
     data = {"data": inputs.training, "eval_data": inputs.held_out}
-    require_sameness(options, deepspeed, inputs.source, data, mesh)
+    require_sameness(inputs.options, deepspeed, inputs.source, data, mesh)
     return inputs
 
 
 def _read(options: TrainOptions, deepspeed: dict[str, Any]) -> Inputs:
     source = open_model(options.model, default_device())
+    beginning = beginning_of(options, source)
+    options = beginning.options
     raise_if(
         [
             *degree_problems(options.tensor_parallel, source.config),
@@ -76,6 +79,7 @@ def _read(options: TrainOptions, deepspeed: dict[str, Any]) -> Inputs:
     )
     tokenizer = find_tokenizer(source, options.tokenizer)
     template = load_template(options.template, tokenizer)
+    beginning.check(tokenizer, template)
     training, held_out = _prepared(options, source, template, tokenizer)
     return Inputs(options, deepspeed, source, tokenizer, template, training, held_out)
 
@@ -117,24 +121,3 @@ def _data_paths(options: TrainOptions) -> tuple[list[Path], list[Path]]:
     if not options.data:
         return [bundled("instructions_200")], options.eval_data or [bundled("heldout_40")]
     return options.data, options.eval_data
-
-
-def degree_problems(degree: int, config: ModelConfig) -> list[str]:
-    """Sizes of the model that the tensor-parallel degree does not suit."""
-    problems = []
-    sizes = {
-        "query heads": config.n_heads,
-        "kv heads": config.n_kv_heads,
-        "feed-forward width": config.ffn_dim,
-    }
-    bad = {what: size for what, size in sizes.items() if size % degree}
-    if bad:
-        dividing = [
-            d for d in range(1, config.n_kv_heads + 1) if not any(s % d for s in sizes.values())
-        ]
-        found = ", ".join(f"{what} {size}" for what, size in bad.items())
-        problems.append(
-            f"--tensor_parallel {degree} does not divide the model's {found}: "
-            f"{', '.join(map(str, dividing))} would"
-        )
-    return problems

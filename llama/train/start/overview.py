@@ -52,8 +52,9 @@ def _model(inputs: Inputs, plan: Schedule) -> str:
 
 def _data(inputs: Inputs) -> str:
     found, held_out = inputs.training.report, inputs.held_out
+    what = "rows" if found.examples == found.rows else f"examples of {found.rows:,} rows"
     text = (
-        f"{found.rows:,} rows, {found.tokens:,} tokens, {found.supervised_share:.1%} of them "
+        f"{found.examples:,} {what}, {found.tokens:,} tokens, {found.supervised_share:.1%} of them "
         f"learnt; the longest {found.longest:,}"
     )
     return text + (f"; {held_out.report.rows:,} rows held out" if held_out else "")

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from llama.adapters.peft_format import peft_hash
 from llama.data.prepare import Prepared
 from llama.errors import raise_if
 from llama.files.weighted import weighted
@@ -88,6 +89,8 @@ def facts(
     versions = {name: metadata.version(name) for name in (*COMPUTING, *TOKENISING)}
     versions["python"] = ".".join(platform.python_version_tuple()[:2])
     said |= {f"version of {name}": version for name, version in versions.items()}
+    if options.init_adapter is not None:
+        said["contents of --init_adapter"] = peft_hash(options.init_adapter)[:12]
     for name, prepared in data.items():
         said[f"contents of --{name}"] = prepared.sha256[:12] if prepared else "none"
         said[f"tokens of --{name}"] = examples_digest(prepared.packed)[:12] if prepared else "none"

@@ -6,12 +6,17 @@ import json
 import os
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from llama.tokenizer.identity import tokenizer_hash
+from llama.tokenizer.load import load_tokenizer
+from llama.weights.open_model import open_model
 from tests.bad_inputs.setting import Case, Setting
+from tests.support.origin import ORIGIN, about
 
 WEIGHTS, CONFIG = "adapter/adapter_model.safetensors", "adapter/adapter_config.json"
 LAYER = "base_model.model.model.layers.0.self_attn"
@@ -94,7 +99,109 @@ def generate(name: str, spoil: Callable[[Setting], object], *says: str) -> Case:
     return Case(name, spoil, says, "generate")
 
 
+def described(change: Callable[[dict[str, Any]], object] = lambda _: None) -> Callable[..., None]:
+    """The adapter as a run writes it: with what says what it is, changed by `change`."""
+
+    def spoil(setting: Setting) -> None:
+        folder = setting.path("adapter")
+        model = open_model(str(setting.path("model")))
+        document: dict[str, Any] = {
+            "base": {"name": "model", "path": "model", "hub": None},
+            "tokenizer": {"sha256": tokenizer_hash(load_tokenizer(setting.path("model")))},
+        }
+        document["base"]["sampled_sha256"] = model.reader.sampled_hash()
+        change(document)
+        for name, content in replace(about(8), origin=replace(ORIGIN, **document)).files().items():
+            (folder / name).write_bytes(content)
+
+    return spoil
+
+
+def moved_base(setting: Setting) -> None:
+    described(lambda d: d["base"].update(name="base", path="base"))(setting)
+    del setting.options["model"]
+
+
+def run_without(setting: Setting) -> None:
+    setting.options["adapter"] = "finished"
+
+
+def run_of_all_weights(setting: Setting) -> None:
+    setting.path("finished/model").mkdir()
+    setting.options["adapter"] = "finished"
+
+
+def nameless(setting: Setting) -> None:
+    del setting.options["model"]
+    setting.edit_json(CONFIG, base_model_name_or_path=None)
+
+
+def unknown_base(setting: Setting) -> None:
+    del setting.options["model"]
+
+
+def no_template(setting: Setting) -> None:
+    described()(setting)
+    setting.path("adapter/chat_template.jinja").unlink()
+
+
+def no_hash(setting: Setting) -> None:
+    described()(setting)
+    setting.edit_json("adapter/training.json", base__sampled_sha256=...)
+
+
+def begin(**options: str) -> Callable[[Setting], object]:
+    return lambda setting: setting.options.update({"init_adapter": "adapter"} | options)
+
+
+def begin_changed(setting: Setting) -> None:
+    setting.options["init_adapter"] = "adapter"
+    setting.edit_json(CONFIG, alpha_pattern={"layers.1.self_attn.q_proj": 16})
+
+
+def begin_elsewhere(setting: Setting) -> None:
+    described(lambda d: d["base"].update(name="base", sampled_sha256="0" * 64))(setting)
+    setting.options["init_adapter"] = "adapter"
+
+
+def train(name: str, spoil: Callable[[Setting], object], *says: str) -> Case:
+    return Case(name, spoil, says)
+
+
 CASES = [
+    generate(
+        "another base than its own",
+        described(lambda d: d["base"].update(name="base", sampled_sha256="0" * 64)),
+        "was trained on base, and model is another model",
+    ),
+    generate(
+        "another tokenizer than its own",
+        described(lambda d: d["tokenizer"].update(sha256="1" * 64)),
+        "was trained with another tokenizer than this one",
+    ),
+    generate("a base that is gone", moved_base, "its base is base: it is not to be found here"),
+    generate("no base, of its own or given", nameless, "does not say what its base is"),
+    generate("a base that is nothing here", unknown_base, "its base is m: it is not to be"),
+    generate("no template beside it", no_template, "chat_template.jinja: does not exist"),
+    generate("a run that has no adapter", run_without, "has written no adapter yet"),
+    generate("a run of all weights", run_of_all_weights, "give --model finished/model"),
+    generate("no hash of its base", no_hash, "base.sampled_sha256: expected a text"),
+    generate(
+        "`--force` without an adapter",
+        lambda s: [s.options.pop("adapter"), s.options.update(force="true")],
+        "--force: has no effect without --adapter",
+    ),
+    train("to begin with: not there", begin(init_adapter="adaptor"), "did you mean adapter?"),
+    train(
+        "to begin with: another rank", begin(**{"lora.rank": "8"}), "8 is given, and --init_adapter"
+    ),
+    train("to begin with: of layers that differ", begin_changed, "its layers differ in rank"),
+    train("to begin with: of another base", begin_elsewhere, "was trained on base, and model is"),
+    train(
+        "to begin with: and all weights train",
+        begin(method="full"),
+        "--init_adapter: has no effect with --method full",
+    ),
     generate(
         "a folder that is not there",
         lambda setting: setting.options.update(adapter="adaptor"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -48,6 +49,60 @@ def ranks(count: int, *more: str) -> Callable[[Setting], None]:
     return spoil
 
 
+def without_package(name: str) -> Callable[[Setting], None]:
+    """Ask to be told there, where nothing of that name is installed."""
+    find_spec = importlib.util.find_spec
+
+    def spoil(setting: Setting) -> None:
+        setting.more += ["--report_to", f"tensorboard,{name}"]
+
+        def found(package: str, *more: Any) -> Any:
+            return None if package == name else find_spec(package, *more)
+
+        setting.patches.append(mock.patch("importlib.util.find_spec", found))
+
+    return spoil
+
+
+def prompts(content: bytes) -> Callable[[Setting], None]:
+    def spoil(setting: Setting) -> None:
+        setting.path("prompts").write_bytes(content)
+        setting.more += ["--prompt_file", "prompts"]
+
+    return spoil
+
+
+def wandb_without_account(setting: Setting) -> None:
+    """A stand-in for the package, so that no key of this machine's user is found; the real one is
+    asked in tests/integration/test_report_to.py."""
+    setting.more += ["--report_to", "wandb"]
+    asked = SimpleNamespace(authenticate_session=lambda **_: None)
+    settings = SimpleNamespace(
+        _offline=False, _noop=False, base_url="", update_from_env_vars=lambda _: None
+    )
+    modules = {
+        "wandb": SimpleNamespace(Settings=lambda: settings),
+        "wandb.sdk.lib": SimpleNamespace(wbauth=asked),
+    }
+    setting.patches += [
+        mock.patch.dict("sys.modules", modules),
+        mock.patch("importlib.util.find_spec"),
+    ]
+
+
+def prompts_too_long(setting: Setting) -> None:
+    del setting.options["adapter"]
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    setting.edit_json("model/config.json", rope_parameters=rope)
+    prompts(b"short\n" + b"long " * 100)(setting)
+
+
+def system_left_out(setting: Setting) -> None:
+    del setting.options["adapter"]
+    setting.path("plain.jinja").write_text("{{ messages[-1]['content'] }}")
+    setting.more += ["--template", "plain.jinja", "--system", "Be brief."]
+
+
 def resume_from_nothing(setting: Setting) -> None:
     setting.more += ["--resume", "absent"]
     alone = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
@@ -89,7 +144,7 @@ CASES = [
     Case("an unknown option", words("--seqlen", "64"), ("did you mean --seq_len?",)),
     Case("a word that is no option", words("fast"), ("unexpected argument 'fast'",)),
     Case("an option without its value", words("--epochs"), ("--epochs: its value is missing",)),
-    Case("`--deepspeed` left out", option("deepspeed", None), ("--deepspeed: required",)),
+    Case("`--gpu` left out", option("gpu", None), ("--gpu: required",), command="plan"),
     Case("`--epochs two`", option("epochs", "two"), ("expected an integer, found 'two'",)),
     Case("`--epochs 0`", option("epochs", "0"), ("--epochs: expected at least 1",)),
     Case("`--max_steps 0`", option("max_steps", "0"), ("--max_steps: expected at least 1",)),
@@ -122,6 +177,19 @@ CASES = [
     Case("a target twice", words("--lora.targets", "wq,wq"), ("wq is given twice",)),
     Case("no target", words("--lora.targets", ""), ("expected names joined by commas",)),
     Case("`--override lr`", words("--override", "lr"), ("expected KEY=VALUE",)),
+    Case("`--report_to wandv`", words("--report_to", "wandv"), ("did you mean wandb?",)),
+    Case("a place beside `none`", words("--report_to", "none,tensorboard"), ("stands alone",)),
+    Case("a place twice", words("--report_to", "tensorboard,tensorboard"), ("once at most",)),
+    Case(
+        "a place whose package is not installed",
+        without_package("mlflow"),
+        ("--report_to mlflow: the package mlflow is not installed: pip install",),
+    ),
+    Case(
+        "`--report_to wandb` without an account",
+        wandb_without_account,
+        ("--report_to wandb: no account is known here",),
+    ),
     Case("a resume from nothing", resume_from_nothing, ("--resume: absent does not",)),
     Case("an output folder in use, with no resume", output_in_use, ("already holds a run",)),
     Case("an output folder below a file", output_in_a_file, ("is a file; a folder is expected",)),
@@ -158,7 +226,79 @@ CASES = [
     ),
     Case("`--temperature -1`", words("--temperature", "-1"), ("--temperature",), "generate"),
     Case("`--top_p 0`", words("--top_p", "0"), ("--top_p: expected above 0",), "generate"),
+    Case("`chat --compare` alone", words("--compare"), ("--compare: lays",), "chat"),
+    Case(
+        "a chat of no sense", words("--top_p", "2", "--seed", "-1"), ("--seed", "--top_p"), "chat"
+    ),
     Case("`--raw` with a template", words("--raw", "--template", "chatml"), ("--raw",), "generate"),
+    Case("`--system` with `--raw`", words("--raw", "--system", "a"), ("--system",), "generate"),
+    Case("`--batch 0`", words("--batch", "0"), ("--batch: expected at least 1",), "generate"),
+    Case("`--stream` with `--json`", words("--stream", "--json"), ("with --json",), "generate"),
+    Case("no prompt", option("prompt", None), ("--prompt: required",), "generate"),
+    Case(
+        "standard input read twice",
+        words("--prompt_file", "-", "-"),
+        ("-: standard input can be read once only",),
+        "generate",
+    ),
+    Case(
+        "standard input under a launcher",
+        ranks(2, "--tensor_parallel", "2", "-"),
+        ("hands no standard input on to its ranks",),
+        "generate",
+    ),
+    Case(
+        "more processes than generate shares a model between",
+        ranks(2),
+        ("--tensor_parallel: 2 processes were started",),
+        "generate",
+    ),
+    Case(
+        "a system turn that the template leaves out",
+        system_left_out,
+        ("--system: the template leaves it out",),
+        "generate",
+    ),
+    Case("prompts: an empty file", prompts(b""), ("prompts: is empty",), "generate"),
+    Case("prompts: blank lines alone", prompts(b"\n \n"), ("holds no prompts",), "generate"),
+    Case(
+        "prompts: not UTF-8",
+        prompts(b"a\nb\xff\n"),
+        ("prompts: line 2: not UTF-8",),
+        "generate",
+    ),
+    Case("prompts: a NUL", prompts(b"a\nb\n\0"), ("line 3: holds a NUL",), "generate"),
+    Case(
+        "prompts: objects without one",
+        prompts(b'{"prompt": "a"}\n{"text": "b"}\n{"prompt": 3}\nword\n'),
+        ("line 2: expected a text", "line 3: expected a text", "line 4: expected a JSON object"),
+        "generate",
+    ),
+    Case("prompts: a file not there", words("--prompt_file", "promts"), ("promts",), "generate"),
+    Case(
+        "prompts: a folder",
+        words("--prompt_file", "model"),
+        ("model: is a folder",),
+        "generate",
+    ),
+    Case(
+        "prompts: longer than the positions of a model that ends there",
+        prompts_too_long,
+        ("prompts: line 2: the prompt's",),
+        "generate",
+    ),
+    Case(
+        "answers into a file that holds something",
+        words("--output", "rows.json"),
+        ("--output: rows.json holds something already",),
+        "generate",
+    ),
+    Case(
+        "answers into a folder",
+        words("--output", "model"),
+        ("--output: model is a folder",),
+        "generate",
+    ),
     Case("`--rows` without data", words("--rows", "4"), ("no effect without",), "benchmark"),
     Case("`--batch` said twice", words("--batch", "4"), ("ds.json says it",), "benchmark"),
     Case(

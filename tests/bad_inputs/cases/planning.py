@@ -47,7 +47,6 @@ Refused = partial(Case, command="plan")
 CASES = [
     Refused("no such GPU", gpu("a100"), ("found 'a100'; did you mean a100-",)),
     Refused("no such network", words("--network", "wifi"), ("found 'wifi'",)),
-    Refused("neither a JSON nor `--suggest`", without_deepspeed(), ("--deepspeed: required",)),
     Refused("a JSON and `--suggest`", words("--suggest"), ("--suggest writes one",)),
     Refused(
         "a degree that does not divide a node",

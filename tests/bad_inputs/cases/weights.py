@@ -190,7 +190,7 @@ CASES = [
     Case("an index of a file not there", index(wq="b.safetensors"), ("model/b.safetensors",)),
     Case(
         "NaN among the weights",
-        tensors(not_finite),
+        lambda setting: [tensors(not_finite)(setting), setting.options.pop("adapter")],
         ("model/model.safetensors: layers.0.attention.wq.weight: the weights hold NaN",),
         "generate",
         True,

@@ -12,7 +12,7 @@ from llama.assembly.limits import (
     can_answer,
     check_examples,
     check_length,
-    check_prompt,
+    check_prompts,
     check_tokenizer,
 )
 from llama.data.flat import Examples, flat_of, flatten
@@ -49,7 +49,7 @@ def test_what_fits_is_not_spoken_of(tokenizer: Tokenizer, capsys: Any) -> None:
     for config in (SHORT, DYNAMIC):
         check_tokenizer(ROWS, tokenizer, config, "model")
         check_examples(SOURCE, of(example(16, 1), example(3, 2, id_=263)), config, tokenizer)
-        check_prompt([263] * 6, 10, config, tokenizer)
+        check_prompts({"--prompt": [263] * 6}, 10, config, tokenizer)
         check_length(16, config)
     assert capsys.readouterr().err == ""
 
@@ -57,8 +57,8 @@ def test_what_fits_is_not_spoken_of(tokenizer: Tokenizer, capsys: Any) -> None:
 def test_positions_past_the_model_s_are_counted(tokenizer: Tokenizer, capsys: Any) -> None:
     rows = of(example(16, 1), example(40, 2), example(17, 3))
     check_examples(SOURCE, rows, SHORT, tokenizer)
-    check_prompt([5] * 6, 11, SHORT, tokenizer)
-    check_prompt([5] * 20, 11, SHORT, tokenizer)
+    check_prompts({"--prompt": [5] * 6}, 11, SHORT, tokenizer)
+    check_prompts({"--prompt": [5] * 20}, 11, SHORT, tokenizer)
     check_length(17, SHORT)
     data, prompt, long_prompt, length = capsys.readouterr().err.splitlines()
     assert data.startswith("rows.jsonl: 2 of 3 examples (rows 2, 3) are longer than the model's 16")
@@ -72,7 +72,7 @@ def test_positions_past_the_model_s_are_counted(tokenizer: Tokenizer, capsys: An
 def test_a_rotation_that_changes_with_the_length_ends_there(tokenizer: Tokenizer) -> None:
     for check in (
         lambda: check_examples(SOURCE, of(example(17, 3)), DYNAMIC, tokenizer),
-        lambda: check_prompt([5] * 6, 11, DYNAMIC, tokenizer),
+        lambda: check_prompts({"--prompt": [5] * 6}, 11, DYNAMIC, tokenizer),
         lambda: check_length(17, DYNAMIC),
     ):
         with pytest.raises(UserError, match=r"16 positions.* rope_type 'dynamic' is not supported"):
@@ -97,7 +97,7 @@ def test_a_token_without_a_row_is_refused_where_it_is_used(tmp_path: Path) -> No
     assert first.startswith("rows.jsonl: row 2: uses the token '[PAD]' of id 261")
     assert second.startswith("rows.jsonl: row 7: uses the token '<extra>' of id 262")
     with pytest.raises(UserError, match=r"--prompt: uses the token '\[PAD\]'"):
-        check_prompt([1, 261], 1, config, tokenizer)
+        check_prompts({"--prompt": [1, 261]}, 1, config, tokenizer)
     assert not can_answer([1, 261], 1, config) and can_answer([1, 260], 1, config)
 
 

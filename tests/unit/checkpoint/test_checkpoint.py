@@ -18,6 +18,7 @@ from llama.checkpoint.manifest import FORMAT, manifest_text
 from llama.checkpoint.whole import contents
 from llama.engine.state import EngineState
 from llama.errors import TrainingError, UserError
+from tests.support.origin import about
 from tests.unit.checkpoint.checkpoint_case import ADAPTER, MOST, SHAPES, checkpoint, same
 
 FILES = (
@@ -44,6 +45,19 @@ def test_what_was_saved_comes_back(saved: Path) -> None:
     assert same(read(saved, MOST), checkpoint())
     masters = peft_format.load_state(saved / "adapter")
     assert all(torch.equal(masters[name], checkpoint().engine.masters[name]) for name in SHAPES)
+
+
+def test_what_says_what_the_adapter_is_comes_with_it_and_is_checked(tmp_path: Path) -> None:
+    """It is not read again; a run from before it was written has none, as above."""
+    described = replace(checkpoint(), beside=about(3).files())
+    folder = Store(tmp_path).save(described, ADAPTER, keep=3)
+    assert same(read(folder, MOST), checkpoint())
+    for name, content in about(3).files().items():
+        path = folder / "adapter" / name
+        assert path.read_bytes() == content
+        path.write_bytes(content.replace(b"a", b"e", 1))
+        assert str(path) in refusal(folder)
+        path.write_bytes(content)
 
 
 def test_each_of_1000_flipped_bits_is_refused(saved: Path) -> None:

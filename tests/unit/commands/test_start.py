@@ -13,6 +13,8 @@ import pytest
 
 from llama.commands.start import chosen, listing
 from llama.commands.table import COMMANDS
+from llama.settings.options.declare import declared
+from llama.settings.options.shared import names_of_all_commands
 from tests.support.model_files import ROOT
 
 IN_RANKS = [name for name, command in COMMANDS.items() if command.in_ranks]
@@ -37,7 +39,9 @@ def started(
 def test_a_line_of_the_table_names_what_is_there(name: str) -> None:
     command = COMMANDS[name]
     module, _, options = command.options.partition(":")
-    assert dataclasses.is_dataclass(getattr(importlib.import_module(module), options))
+    cls = getattr(importlib.import_module(module), options)
+    assert dataclasses.is_dataclass(cls)
+    assert {option.name for option in declared(cls)} <= names_of_all_commands()
     module, _, function = command.function.partition(":")
     assert callable(getattr(importlib.import_module(module), function))
 
@@ -54,7 +58,7 @@ def test_the_commands_are_listed(words: list[str], capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("trian", "found 'trian'; did you mean train? (commands: train, generate, "),
+        ("trian", "found 'trian'; did you mean train? (commands: train, data, "),
         ("qqq", "found 'qqq' (commands: train, "),
         ("--deepspeed", "expected a command, found '--deepspeed'"),
     ],

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from llama.model.attention import cached_attention, document_attention
 from llama.model.documents import Documents
+from llama.model.kv_cache import KVCache
 from tests.support.closeness import assert_close, sums_of
 
 HEADS, HEAD_DIM, TOKENS = 4, 8, 12
@@ -69,7 +72,14 @@ def test_documents_see_themselves_alone(boundaries: tuple[int, ...], kv_heads: i
 def test_cached_attention_is_the_last_rows_of_the_whole(new: int, kv_heads: int) -> None:
     q, k, v = case(12, kv_heads)
     expected = reference(q, k, v, (0, 12))[-new:]
-    found = cached_attention(q[-new:], k, v)
+    config: Any = SimpleNamespace(n_layers=1, n_kv_heads=kv_heads, head_dim=k.shape[-1])
+    cache = KVCache(config, k.dtype, k.device)
+    cache.open(1)
+    held = 12 - new
+    for part in filter(None, (slice(held) if held else None, slice(held, 12))):
+        cache.begin([len(q[part])])
+        found = cached_attention(q[part], k[part], v[part], cache, 0)
+        cache.advance()
     assert_close(found, expected, LIMIT)
 
 

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from llama.model.decoding import Sampling, choose, decode, decode_without_cache
+from llama.model.decoding import (
+    Sampling,
+    Session,
+    Written,
+    choose,
+    decode,
+    decode_together,
+    decode_without_cache,
+)
 from llama.model.documents import Documents
 from llama.model.kv_cache import KVCache
 from llama.model.transformer import Transformer
@@ -19,6 +28,8 @@ PROBABILITIES = torch.tensor([0.5, 0.3, 0.15, 0.05])
 DRAWS = 4000
 PROMPT = [5, 17, 3, 60]
 NO_STOP: frozenset[int] = frozenset()
+CPU = torch.device("cpu")
+RAGGED = [[5, 17, 3, 60], [9], list(range(40, 61)), [1, 2], [5, 17, 3, 61], [30] * 9, [7, 8, 9]]
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +37,19 @@ def model() -> Transformer:
     made = Transformer(TINY).eval()
     made.load_state_dict(random_state(TINY))
     return made
+
+
+def read(model: Transformer, cache: KVCache, texts: list[torch.Tensor]) -> torch.Tensor:
+    """The logits of all of `texts`, added to the last sequences of `cache`."""
+    added = cache.begin([len(text) for text in texts])
+    return model(torch.cat(texts), added.positions_T, added.documents, cache=cache)
+
+
+def together(model: Transformer, sampling: Sampling, batch: int, **more: Any) -> dict[int, Written]:
+    options = {"stop_ids": NO_STOP, "max_new_tokens": 20} | more
+    found = list(decode_together(model, RAGGED, sampling=sampling, batch=batch, **options))
+    assert len(found) == len(RAGGED)
+    return {done.index: done for done in found}
 
 
 def chosen(sampling: Sampling, draws: int = DRAWS) -> Counter[int]:
@@ -106,29 +130,54 @@ def test_a_prompt_in_pieces_gives_the_logits_of_the_whole(model: Transformer) ->
     tokens = torch.arange(9) * 7
     with torch.no_grad():
         expected = model(tokens, torch.arange(9), Documents((0, 9)))
-        cache = KVCache(TINY, 9, torch.float32, torch.device("cpu"))
-        pieces = [
-            model(
-                part, torch.arange(start, start + len(part)), Documents((0, len(part))), None, cache
-            )
-            for start, part in ((0, tokens[:1]), (1, tokens[1:6]), (6, tokens[6:]))
-        ]
+        cache = KVCache(TINY, torch.float32, torch.device("cpu"))
+        cache.open(1)
+        pieces = [read(model, cache, [part]) for part in (tokens[:1], tokens[1:6], tokens[6:])]
     assert_close(torch.cat(pieces), expected, SMALL_MODEL)
 
 
 def test_the_cache_holds_what_it_was_given_and_no_more() -> None:
-    config = replace(TINY, n_layers=2)
-    cache = KVCache(config, 3, torch.float32, torch.device("cpu"))
-    first, second = (torch.full((n, TINY.n_kv_heads, TINY.head_dim), float(n)) for n in (2, 1))
+    cache = KVCache(replace(TINY, n_layers=2), torch.float32, CPU)
+
+    def added(layer: int, value: float, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        new = torch.full((count, TINY.n_kv_heads, TINY.head_dim), value)
+        return cache.extend(layer, new, -new)
+
+    cache.open(1)
+    cache.begin([2])
     for layer in range(2):
-        keys, values = cache.extend(layer, first, -first)
-        assert torch.equal(keys, first) and torch.equal(values, -first)
-    cache.advance(2)
-    keys, _ = cache.extend(1, second, second)
-    assert torch.equal(keys, torch.cat((first, second)))
-    cache.advance(1)
-    with pytest.raises(AssertionError, match="full"):
-        cache.extend(0, second, second)
+        keys, values = added(layer, 2.0, 2)
+        assert keys.shape[:2] == (1, 2) and torch.equal(keys, -values) and bool((keys == 2.0).all())
+    cache.advance()
+    cache.begin([100])  # more than the room that was made at first
+    keys, _ = added(1, 1.0, 100)
+    assert keys[0, :, 0, 0].tolist() == [2.0] * 2 + [1.0] * 100
+    cache.advance()
+    cache.keep(0, 1)
+    cache.begin([1])
+    assert added(1, 3.0, 1)[0][0, :, 0, 0].tolist() == [2.0, 3.0]
+
+
+def test_a_sequence_that_leaves_gives_its_place_to_the_last() -> None:
+    cache = KVCache(TINY, torch.float32, CPU)
+    cache.open(3)
+    cache.begin([3, 1, 2])
+    marks = torch.tensor([7.0] * 3 + [8.0] + [9.0] * 2)
+    new = marks[:, None, None].expand(-1, TINY.n_kv_heads, TINY.head_dim)
+    cache.extend(0, new, new)
+    cache.advance()
+    cache.close(0)
+    assert cache.lengths == [2, 1]
+    cache.open(1)
+    added = cache.begin([1, 1, 1])
+    keys, _ = cache.extend(0, new[:3] * 10, new[:3])
+    assert keys[..., 0, 0].tolist() == [[9.0, 9.0, 70.0], [8.0, 70.0, 0.0], [70.0, 0.0, 0.0]]
+    assert added.mask_M11L is not None
+    assert (added.mask_M11L[:, 0, 0] == 0).tolist() == [
+        [True, True, True],
+        [True, True, False],
+        [True, False, False],
+    ]
 
 
 def test_the_last_logits_are_the_last_row_of_all(model: Transformer) -> None:
@@ -138,3 +187,85 @@ def test_the_last_logits_are_the_last_row_of_all(model: Transformer) -> None:
         last, everything = model(*arguments, last=True), model(*arguments)
     assert last.shape == (1, TINY.vocab_size)
     assert_close(last[0], everything[-1], SMALL_MODEL)
+
+
+def test_sequences_of_a_batch_see_themselves_alone(model: Transformer) -> None:
+    """Read together, then longer by other numbers of tokens, then by one: the logits of each are
+    those of its own text, read at once."""
+    parts = [[3, 1, 5], [4, 2, 1], [1, 1, 1], [1, 1, 1]]  # of each text at each pass
+    texts = [torch.arange(10 * i, 10 * i + 9) for i in range(3)]
+    given = [0, 0, 0]
+    cache = KVCache(TINY, torch.float32, CPU)
+    cache.open(3)
+    with torch.no_grad():
+        for counts in parts:
+            new = [text[n : n + c] for text, n, c in zip(texts, given, counts, strict=True)]
+            logits = read(model, cache, new).split(counts)
+            given = [n + c for n, c in zip(given, counts, strict=True)]
+            for text, length, found in zip(texts, given, logits, strict=True):
+                whole = model(text[:length], torch.arange(length), Documents((0, length)))
+                assert_close(found, whole[-len(found) :], SMALL_MODEL)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_texts_written_together_are_those_written_alone(model: Transformer, batch: int) -> None:
+    """With more prompts than places too, and texts that end at different tokens. No two tokens are
+    so near to one another here that rounding could choose between them."""
+    alone = [list(decode(model, prompt, 20, NO_STOP, Sampling())) for prompt in RAGGED]
+    assert [x.tokens for _, x in sorted(together(model, Sampling(), batch).items())] == alone
+    stop = frozenset(text[3 + 2 * i] for i, text in enumerate(alone))
+    for index, done in together(model, Sampling(), batch, stop_ids=stop).items():
+        expected = list(decode(model, RAGGED[index], 20, stop, Sampling()))
+        assert done == Written(index, expected, stopped=len(expected) < 20)
+
+
+def test_what_is_drawn_does_not_depend_on_what_is_beside_it(model: Transformer) -> None:
+    sampling = Sampling(1.0, 0.9, 5)
+    for index, done in together(model, sampling, 4).items():
+        assert done.tokens == list(decode(model, RAGGED[index], 20, NO_STOP, sampling))
+
+
+def test_prompts_beyond_what_is_read_at_once_wait(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = together(model, Sampling(), 7)
+    monkeypatch.setattr("llama.model.decoding.READ_AT_ONCE", 6)
+    sizes = watched(model, monkeypatch)
+    assert together(model, Sampling(), 7) == expected
+    assert sizes[0] == 5 and max(sizes) == len(RAGGED[2])
+
+
+def watched(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each forward pass from now on reads."""
+    sizes: list[int] = []
+    forward = model.forward
+
+    def counted(tokens: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        sizes.append(len(tokens))
+        return forward(tokens, *args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", counted)
+    return sizes
+
+
+def test_a_session_reads_a_conversation_once(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where an answer was left in the middle, and where what was said before is changed."""
+
+    def fresh(ids: list[int]) -> list[int]:
+        return list(decode(model, ids, 6, NO_STOP, Sampling()))
+
+    first = [*PROMPT, *fresh(PROMPT)[:3], 11, 12]
+    changed = [*PROMPT[:2], 90, 91]
+    expected = [fresh(ids) for ids in (first, changed, changed)]
+    session = Session(model)
+    sizes = watched(model, monkeypatch)
+    answer = session.answer(PROMPT, 6, NO_STOP, Sampling())
+    assert [next(answer) for _ in range(3)] == first[4:7]
+    answer.close()
+    assert sizes == [4, 1, 1]
+    for ids, new, text in zip((first, changed, changed), (3, 2, 1), expected, strict=True):
+        sizes.clear()
+        assert list(session.answer(ids, 6, NO_STOP, Sampling())) == text
+        assert sizes == [new, 1, 1, 1, 1, 1]

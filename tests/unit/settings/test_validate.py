@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -24,6 +24,7 @@ from llama.settings import (
     check_lora,
     check_plan,
     check_train,
+    checked_plan,
     checked_train,
 )
 from llama.settings.options import parse
@@ -38,8 +39,8 @@ def train(**changes: Any) -> TrainOptions:
 
 def test_the_defaults_are_sound():
     assert check_train(train(), world_size=1) == []
-    assert check_generate(GenerateOptions(prompt="")) == []
-    assert check_evaluate(EvaluateOptions(data=[LORA_JSON])) == []
+    assert check_generate(GenerateOptions(prompt=[""]), world_size=1) == []
+    assert check_evaluate(EvaluateOptions(data=[LORA_JSON]), 1) == []
 
 
 def test_every_option_has_help(capsys: pytest.CaptureFixture[str]):
@@ -107,12 +108,22 @@ def test_lora(lora: LoRAOptions, line: str):
         ({"top_p": 1.1}, "--top_p: expected above 0 and at most 1, found 1.1"),
         ({"seed": -1}, "--seed"),
         ({"raw": True, "template": "alpaca"}, "--template: has no effect with --raw"),
+        ({"raw": True, "system": "Be brief."}, "--system: has no effect with --raw"),
+        ({"stream": True, "json": True}, "--stream: has no effect with --json"),
+        ({"stream": True, "output": Path("new")}, "--stream: has no effect with --output"),
+        ({"batch": 0}, "--batch: expected at least 1"),
+        ({"prompt": []}, "--prompt: required"),
+        ({"prompt": ["-", "-"]}, "standard input can be read once only"),
+        ({"output": LORA_JSON}, "holds something already"),
+        ({"output": REPOSITORY}, "is a folder"),
+        ({"output": Path("/nowhere/x")}, "--output: /nowhere does not exist"),
+        ({"tensor_parallel": 2}, "cannot be divided into groups of 2"),
         ({"adapter": Path("/nowhere/x")}, "--adapter: /nowhere/x does not exist"),
         ({"adapter": REPOSITORY}, "is not a PEFT folder"),
     ],
 )
 def test_generate(changes: dict[str, Any], line: str):
-    (found,) = check_generate(replace(GenerateOptions(prompt="x"), **changes))
+    (found,) = check_generate(replace(GenerateOptions(prompt=["x"]), **changes), world_size=1)
     assert line in found
 
 
@@ -127,7 +138,7 @@ def test_generate(changes: dict[str, Any], line: str):
     ],
 )
 def test_evaluate(changes: dict[str, Any], line: str):
-    (found,) = check_evaluate(replace(EvaluateOptions(data=[LORA_JSON]), **changes))
+    (found,) = check_evaluate(replace(EvaluateOptions(data=[LORA_JSON]), **changes), 1)
     assert line in found
 
 
@@ -184,6 +195,15 @@ class TestOutput:
         monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
         (found,) = self.problems(tmp_path / "a")
         assert found == f"--output_dir: {tmp_path} cannot be written to"
+
+
+@pytest.mark.parametrize("method", get_args(get_type_hints(TrainOptions)["method"]))
+def test_without_a_deepspeed_json_the_method_has_one_that_ships(method: str):
+    file = REPOSITORY / f"ds_configs/{method}.json"
+    given = train(deepspeed=file, method=method)
+    assert checked_train(replace(given, deepspeed=None), 1) == checked_train(given, 1) != {}
+    plan = PlanOptions(gpu="h100-80gb", deepspeed=file, method=method)
+    assert checked_plan(replace(plan, deepspeed=None)) == checked_plan(plan) != {}
 
 
 def test_problems_of_settings_and_of_the_deepspeed_json_come_together():

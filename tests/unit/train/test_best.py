@@ -14,12 +14,14 @@ import pytest
 from llama.checkpoint import RunState, Store
 from llama.errors import TrainingError
 from llama.files.atomic import remove_leftovers, write_folder
+from llama.methods.about import About
 from llama.methods.lora import LoRAMethod
 from llama.parallel.mesh import SINGLE, Mesh
 from llama.train import best
 from llama.train.best import Best, heard, is_worn_out
 from llama.train.start.resume import Start
 from tests.support.failing_calls import killed_at, operations
+from tests.support.origin import about
 from tests.unit.checkpoint.checkpoint_case import ADAPTER, checkpoint
 
 ALONE = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
@@ -62,9 +64,23 @@ def test_when_a_run_is_worn_out() -> None:
 # On the disk
 
 
+class Writes:
+    """A method whose result says which step it is of."""
+
+    RESULT, LAST = LoRAMethod.RESULT, LoRAMethod.LAST
+
+    def write(self, engine: Any, folder: Path, tokenizer: Path | None, about: About) -> list[str]:
+        assert about.step == engine.steps
+        write_folder(folder, {"step": str(about.step).encode()})
+        return [f"{folder} holds no tokenizer"]
+
+    def put_back(self, engine: Any, folder: Path) -> bool:
+        return True
+
+
 @dataclass
 class Run:
-    """One that only evaluates: its folder and its state. What it gives says which step it is of."""
+    """One that only evaluates: its folder, its state, and the loss of each step."""
 
     folder: Path
     state: RunState = field(default_factory=RunState)
@@ -75,19 +91,13 @@ class Run:
         self.store = Store(self.folder / "checkpoints")
         self.engine = SimpleNamespace(steps=self.state.evaluated, mesh=ALONE)
         saver: Any = SimpleNamespace(engine=self.engine, store=self.store, wait=lambda: None)
-        options = SimpleNamespace(best=self.keeps, early_stop=None)
-        inputs: Any = SimpleNamespace(options=options, method=LoRAMethod, held_out=object())
-        self.best = Best(
-            Start(self.folder, run=self.state, source=self.source), inputs, saver, self.write
-        )
-
-    def write(self, folder: Path) -> list[str]:
-        write_folder(folder, {"step": str(self.engine.steps).encode()})
-        return [f"{folder} holds no tokenizer"]
+        options = SimpleNamespace(best=self.keeps, tokenizer=None, early_stop=None)
+        inputs: Any = SimpleNamespace(options=options, method=Writes(), held_out=object())
+        self.best = Best(Start(self.folder, run=self.state, source=self.source), inputs, saver)
 
     def evaluated(self, step: int, loss: float) -> list[str]:
         self.engine.steps = self.state.evaluated = step
-        return self.best.after(loss)
+        return self.best.after(loss, about(step))
 
     def save(self, step: int, keep: int = 9) -> Path:
         made = checkpoint(step)
@@ -110,14 +120,14 @@ def test_the_result_is_of_the_best_whatever_comes_after(tmp_path: Path) -> None:
     assert said == [[f"{tmp_path}/adapter holds no tokenizer"], *[said[0], []]]
     assert (run.of("adapter"), run.kept) == (4, ["step-4"])
     assert (tmp_path / "adapter" / "step").samefile(tmp_path / "best" / "step-4" / "step")
-    run.best.at_the_end()
+    run.best.at_the_end(about(run.engine.steps))
     assert (run.of("adapter"), run.of("adapter_last"), run.best.kept_step) == (4, 6, 4)
 
 
 def test_where_the_last_is_the_best_it_is_written_once(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.evaluated(2, 3.0)
-    assert run.best.at_the_end() == []
+    assert run.best.at_the_end(about(run.engine.steps)) == []
     assert (run.of("adapter"), run.of("adapter_last")) == (2, 2)
     assert (tmp_path / "adapter_last" / "step").samefile(tmp_path / "adapter" / "step")
 
@@ -129,7 +139,7 @@ def test_where_there_is_no_best_the_result_is_the_last(
     run = Run(tmp_path, keeps=keeps)
     run.evaluated(2, loss)
     run.engine.steps = 3
-    run.best.at_the_end()
+    run.best.at_the_end(about(run.engine.steps))
     assert (run.of("adapter"), run.best.kept_step, os.listdir(tmp_path)) == (3, 3, ["adapter"])
 
 
@@ -145,6 +155,9 @@ def test_what_a_checkpoint_knows_as_the_best_stays_as_long_as_it(tmp_path: Path)
     run.save(7, keep=1)
     run.evaluated(8, 0.5)
     assert run.kept == ["step-6", "step-8"]
+    run.save(9, keep=1)
+    run.best.at_the_end(about(8))
+    assert run.kept == ["step-8"]
 
 
 def test_a_checkpoint_before_the_newest_best_is_gone_on_from(tmp_path: Path) -> None:
@@ -153,7 +166,7 @@ def test_a_checkpoint_before_the_newest_best_is_gone_on_from(tmp_path: Path) -> 
     run.evaluated(2, 3.0)
     run.save(3)
     run.evaluated(4, 2.0)
-    run.best.at_the_end()
+    run.best.at_the_end(about(run.engine.steps))
     state = RunState(evaluated=2, best_step=2, best_loss=3.0)
     again = Run(tmp_path, state)
     assert again.best.take_up() == []
@@ -192,11 +205,11 @@ def interrupted(folder: Path) -> Run:
 def test_a_kill_at_every_operation_of_keeping_leaves_a_best(tmp_path: Path) -> None:
     """And once the run is taken up again, the one that its checkpoint knows."""
     counted = interrupted(tmp_path / "counted")
-    count = operations(lambda: counted.best.after(2.0))
+    count = operations(lambda: counted.best.after(2.0, about(counted.engine.steps)))
     of_a_killed_run = []
     for index in range(count):
         run = interrupted(tmp_path / str(index))
-        killed_at(index, lambda run=run: run.best.after(2.0))
+        killed_at(index, lambda run=run: run.best.after(2.0, about(run.engine.steps)))
         remove_leftovers(run.folder, lambda name: name == "adapter")
         of_a_killed_run.append(run.of("adapter"))
         again = Run(run.folder, RunState(evaluated=2, best_step=2, best_loss=3.0))
@@ -211,8 +224,8 @@ def test_a_kill_at_every_operation_of_keeping_leaves_a_best(tmp_path: Path) -> N
 def test_a_kill_at_every_operation_of_taking_up(tmp_path: Path) -> None:
     def killed(folder: Path) -> Run:
         run = interrupted(folder)
-        run.best.after(2.0)
-        run.best.at_the_end()
+        run.best.after(2.0, about(run.engine.steps))
+        run.best.at_the_end(about(run.engine.steps))
         return Run(folder, RunState(evaluated=2, best_step=2, best_loss=3.0))
 
     counted = killed(tmp_path / "counted")
@@ -233,5 +246,5 @@ def test_a_disk_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(best, "link_folder", full)
     with pytest.raises(TrainingError, match="adapter: the best cannot be written: No space left"):
-        run.best.after(2.0)
+        run.best.after(2.0, about(run.engine.steps))
     assert run.of("adapter") == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llama.checkpoint import RunState
 from llama.files.json_text import json_text
-from llama.train.reporter import norms_before, shown
+from llama.train.reporter import norms_before, read_whole, shown
 from llama.train.start.resume import Start
 
 
@@ -35,3 +35,8 @@ def test_norms_of_a_checkpoint_s_own_step_and_later_are_taken_again(tmp_path: Pa
     assert [len(found) for found in kept.values()] == [0, 0, 1, 1, 2, 3]
     assert all(found == lines[: len(found)] for found in kept.values())
     assert norms_before(Start(tmp_path)) == []
+
+
+def test_a_spoilt_line_is_not_told_again_and_ends_no_run() -> None:
+    lines = ['{"step": 1, "loss": null}\n', '{"step"', "3\n", '{"loss": 2}\n', '{"step": 2}\n']
+    assert [line["step"] for line in read_whole(lines)] == [1, 2]

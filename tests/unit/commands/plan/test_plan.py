@@ -97,7 +97,6 @@ def test_auto_keeps_what_the_gpu_holds() -> None:
         ({"gpu": "a100"}, "did you mean a100-"),
         ({"network": "wifi"}, "--network: expected one of"),
         ({"tensor_parallel": 3, "gpus": 8}, "--tensor_parallel: 3 does not divide the 8 GPUs"),
-        ({"deepspeed": None}, "--deepspeed: required, or --suggest"),
         ({"suggest": True}, "--suggest writes one"),
         ({"rows": 5, "data": [ROOT / "README.md"]}, "--rows: --data says it"),
         ({"model": "llama-7c"}, "llama-7"),

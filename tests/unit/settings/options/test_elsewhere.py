@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llama.errors import UserError
-from llama.settings import TrainOptions, deepspeed_json
+from llama.settings import GenerateOptions, TrainOptions, deepspeed_json
 from llama.settings.options import parse
 from llama.settings.options.answers import answer
 from llama.settings.options.declare import declared
@@ -57,7 +57,7 @@ def test_what_is_named_exists(name: str, value: str | None, said: Single) -> Non
             assert deepspeed_json.check(config, file) == []
         return
     text = str(said)
-    ours = {option.name for option in declared(TrainOptions)} | {"num_gpus"}
+    ours = {o.name for cls in (TrainOptions, GenerateOptions) for o in declared(cls)} | {"num_gpus"}
     for option in re.findall(r"--([a-z][a-z_.]*)", text):
         assert option in ours
     for key in re.findall(r"--override '?([a-z_.]+)=", text):

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from llama.commands.data.terminal import (
+from llama.commands.terminal import (
     Cell,
     middle_out,
     painted,

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from llama.commands.evaluate import perplexity
+from llama.commands.evaluate.command import perplexity
 
 
 def test_a_loss_beyond_all_bounds_has_a_perplexity() -> None:

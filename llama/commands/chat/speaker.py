@@ -1,0 +1,110 @@
+"""One side of a conversation: a model that answers, and what it and the user have said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
+from llama.commands.chat.conversation import ANEW, Conversation, Exchange
+from llama.model.decoding import Sampling, Session
+from llama.tokenizer.base import Tokenizer
+
+HALF = "\ufffd"
+"""What a tokenizer gives for the bytes of a character that is not whole yet."""
+
+Pieces = Generator[str, None, None]
+As = Callable[[], AbstractContextManager[None]]
+"""Within it, a model is what it is to be for this side."""
+
+
+class Speaker:
+    """`name` is what the user is shown; `as_self` is entered around each of its tokens, so that two
+    sides may share one model and take turns."""
+
+    def __init__(
+        self,
+        name: str,
+        session: Session,
+        tokenizer: Tokenizer,
+        conversation: Conversation,
+        as_self: As,
+    ) -> None:
+        self.name = name
+        self.conversation = conversation
+        self.cut_by: str | None = None
+        """What ended the last answer in the place of the model; None where nothing did."""
+        self._session = session
+        self._tokenizer = tokenizer
+        self._as_self = as_self
+
+    def answer(self, message: str, max_new_tokens: int, sampling: Sampling) -> Pieces:
+        """The answer to `message`, piece by piece, each of whole characters. However the iterator
+        is left, what it gave is then part of the conversation, and nothing else is. Raises
+        UserError at once where `message` cannot be answered."""
+        self.cut_by = None
+        prompt, room = self.conversation.prompt(message)
+        # Else the same message would have the same answer throughout a conversation.
+        sampling = replace(sampling, seed=sampling.seed + len(self.conversation.exchanges))
+        most = min(room, max_new_tokens)
+        limit = f"cut off at --max_new_tokens {most}"
+        if room <= max_new_tokens:
+            limit = f"cut off: the model's positions are full; {ANEW}"
+        return self._pieces(message, self._tokens(prompt, most, sampling), most, limit)
+
+    def _pieces(self, message: str, tokens: Iterator[int], most: int, limit: str) -> Pieces:
+        said: list[str] = []
+        is_whole = False
+        self.cut_by = "stopped"
+        counted = Counted(tokens)
+        try:
+            for piece in whole_characters(counted, self._tokenizer):
+                said.append(piece)
+                yield piece
+            is_whole = counted.number < most
+            self.cut_by = None if is_whole else limit
+        finally:
+            text = "".join(said)
+            if text or is_whole:
+                self.conversation.exchanges.append(Exchange(message, text, is_whole))
+
+    def _tokens(self, prompt: list[int], most: int, sampling: Sampling) -> Iterator[int]:
+        """Where a conversation meets the decoder: nothing else here knows how tokens are made."""
+        tokens = self._session.answer(prompt, most, self._tokenizer.stop_ids, sampling)
+        while True:
+            with self._as_self():
+                token = next(tokens, None)
+            if token is None:
+                return
+            yield token
+
+
+class Counted:
+    """An iterable that knows how many it gave."""
+
+    def __init__(self, items: Iterable[int]) -> None:
+        self._items = items
+        self.number = 0
+
+    def __iter__(self) -> Iterator[int]:
+        for item in self._items:
+            self.number += 1
+            yield item
+
+
+def whole_characters(tokens: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
+    """The text of `tokens` as it grows, a piece for each, which may be empty: half a character
+    waits for its other half, and is left out where that never comes."""
+    ids: list[int] = []
+    shown = 0
+    for token in tokens:
+        ids.append(token)
+        text = tokenizer.decode(ids)
+        if text.endswith(HALF):
+            yield ""
+        else:
+            yield text[shown:]
+            shown = len(text)
+    rest = tokenizer.decode(ids)[shown:].rstrip(HALF)
+    if rest:
+        yield rest

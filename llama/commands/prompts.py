@@ -1,0 +1,150 @@
+"""The prompts of `generate`: of the command line, of a file, of standard input."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama.assembly.adapter import Opened
+from llama.errors import UserError, raise_if
+from llama.files.outside import read_bytes
+from llama.notes import note
+from llama.settings import GenerateOptions
+from llama.tokenizer.base import Message, Template, Tokenizer
+from llama.weights.fields import shorten
+
+STANDARD_INPUT = "-"
+WANTED = "a text with one prompt a line, or JSONL with a prompt in each object"
+MOST_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text, and where it comes from, for lines about it."""
+
+    text: str
+    place: str
+
+
+def read_prompts(options: GenerateOptions) -> list[Prompt]:
+    """All prompts in order, those of the file last. Raises `UserError` with everything that is
+    wrong."""
+    given = [
+        Prompt(_standard_input(), "standard input") if text == STANDARD_INPUT else Prompt(text, "")
+        for text in options.prompt
+    ]
+    return given if options.prompt_file is None else given + _of_file(options.prompt_file)
+
+
+def _standard_input() -> str:
+    """The whole of it as one text, without the line's end that a shell puts behind it."""
+    data = sys.stdin.buffer.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise UserError(f"standard input: more than {MOST_BYTES:,} bytes are no prompt")
+    return _text(data, "standard input").removesuffix("\n").removesuffix("\r")
+
+
+def _of_file(path: Path) -> list[Prompt]:
+    if str(path) == STANDARD_INPUT:
+        name, data = "standard input", sys.stdin.buffer.read(MOST_BYTES + 1)
+    else:
+        name, data = str(path), read_bytes(path, WANTED, MOST_BYTES)
+    lines = [
+        (number, line.removesuffix("\r"))
+        for number, line in enumerate(_text(data, name).split("\n"), start=1)
+        if line.strip()
+    ]
+    if not lines:
+        raise UserError(f"{name}: holds no prompts; give {WANTED}")
+    if _is_json(lines[0][1]):
+        return _of_objects(name, lines)
+    return [Prompt(text, f"{name}: line {number}") for number, text in lines]
+
+
+def _text(data: bytes, name: str) -> str:
+    data = data.removeprefix(codecs.BOM_UTF8)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{name}: line {line}: not UTF-8 text; save it as UTF-8") from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UserError(f"{name}: line {line}: holds a NUL character")
+    return text
+
+
+def _is_json(line: str) -> bool:
+    """Whether `line` is an object of JSON, and the file therefore JSONL."""
+    return line.lstrip().startswith("{") and isinstance(_loaded(line), dict)
+
+
+def _loaded(line: str) -> Any:
+    """What `line` is as JSON; None where it is none."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _of_objects(name: str, lines: list[tuple[int, str]]) -> list[Prompt]:
+    prompts, problems = [], []
+    unread: dict[str, int] = {}
+    for number, line in lines:
+        place = f"{name}: line {number}"
+        row = _loaded(line)
+        text = row.get("prompt") if isinstance(row, dict) else None
+        if isinstance(row, dict) and isinstance(text, str):
+            prompts.append(Prompt(text, place))
+            for field in row.keys() - {"prompt"}:
+                unread[field] = unread.get(field, 0) + 1
+        elif not isinstance(row, dict):
+            problems.append(f"{place}: expected a JSON object, as the first line is one")
+        else:
+            found = "none" if text is None else shorten(text)
+            problems.append(f"{place}: expected a text as `prompt`, found {found}")
+    raise_if(_some(problems, name))
+    for field, count in sorted(unread.items()):
+        note(f"{name}: the field {field!r} of {count:,} rows is not read")
+    return prompts
+
+
+def _some(problems: list[str], name: str, shown: int = 20) -> list[str]:
+    more = len(problems) - shown
+    return problems if more <= 0 else [*problems[:shown], f"{name}: and {more:,} more like these"]
+
+
+def prompt_ids(prompts: list[Prompt], options: GenerateOptions, opened: Opened) -> list[list[int]]:
+    """What the model reads for each prompt: as the template lays it out, or, with --raw, as it
+    stands."""
+    tokenizer = opened.tokenizer
+    if not options.raw:
+        template = opened.template(options.template)
+        return _laid_out(prompts, options.system, template, tokenizer)
+    found = [[*tokenizer.text_begins, *tokenizer.encode(prompt.text)] for prompt in prompts]
+    raise_if(
+        [
+            f"{prompt.place or '--prompt'}: this tokenizer adds no BOS: give some text with --raw"
+            for prompt, ids in zip(prompts, found, strict=True)
+            if not ids
+        ]
+    )
+    return found
+
+
+def _laid_out(
+    prompts: list[Prompt], system: str | None, template: Template, tokenizer: Tokenizer
+) -> list[list[int]]:
+    def ids(text: str, system: str | None) -> list[int]:
+        turns: list[Message] = [{"role": "user", "content": text}]
+        if system is not None:
+            turns.insert(0, {"role": "system", "content": system})
+        return template.prompt(turns, tokenizer)
+
+    if system is not None and ids("a", system) == ids("a", f"{system} b"):
+        raise UserError("--system: the template leaves it out; put it into the prompt")
+    return [ids(prompt.text, system) for prompt in prompts]
