@@ -9,6 +9,7 @@ both losses. It sorts charts by name, capitals first, so that one is on top.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -84,7 +85,7 @@ class TensorBoardSink(Sink):
 
     @property
     def how_to_look(self) -> str:
-        return f"tensorboard --logdir {self._folder} --host localhost"
+        return shlex.join(["tensorboard", "--logdir", str(self._folder), "--host", "localhost"])
 
     def _once(self, ending: str, *summaries: tuple[Any, int]) -> None:
         """A file of its own, whole when this returns."""

@@ -6,6 +6,7 @@ The one importer of trackio.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import uuid
 from collections.abc import Mapping, Sequence
@@ -68,7 +69,7 @@ class TrackioSink(Sink):
 
     @property
     def how_to_look(self) -> str:
-        return f"trackio show --project {self._project}"
+        return shlex.join(["trackio", "show", "--project", self._project])
 
 
 def _have_it_print_to_the_log() -> None:

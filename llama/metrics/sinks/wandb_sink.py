@@ -6,6 +6,7 @@ The one importer of wandb.
 from __future__ import annotations
 
 import os
+import shlex
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
@@ -89,4 +90,6 @@ class WandbSink(Sink):
 
     @property
     def how_to_look(self) -> str | None:
-        return f"wandb sync {self._run.settings.sync_dir}" if self._offline else self._run.url
+        if self._offline:
+            return shlex.join(["wandb", "sync", self._run.settings.sync_dir])
+        return self._run.url

@@ -24,7 +24,7 @@ FOLDERS = Path("runs")
 _LOCK = ".lock"
 _PROBE = 1 << 16
 """Bytes: more than a file system keeps beside a file's name, so that blocks are asked for."""
-_FILES = 64
+_FILES = 128
 """Files and folders that a run makes, and some to spare; a file system may have none left to give
 while it has bytes."""
 

@@ -55,6 +55,11 @@ def test_what_trains_is_what_it_says(kind: str, config) -> None:
     assert total == config.parameter_count() + method.added()
 
 
+def test_the_best_and_the_last_have_names_of_their_own() -> None:
+    names = [name for kind in KINDS.values() for name in (kind.RESULT, kind.LAST)]
+    assert len({*names}) == 2 * len(KINDS)
+
+
 def test_under_full_all_trains_and_nothing_is_added() -> None:
     method, model = prepared("full")
     assert all(p.requires_grad for p in model.parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,10 @@ def test_settings_are_columns_by_short_names() -> None:
         "precision": "bf16",
     }
     assert hyperparameters(CONFIG) == expected
+
+
+def test_a_shell_takes_what_is_to_be_typed(tmp_path: Path) -> None:
+    sink = TensorBoardSink(Watched(tmp_path / "my run"), CONFIG)
+    folder = tmp_path / "my run" / "tensorboard"
+    words = ["tensorboard", "--logdir", str(folder), "--host", "localhost"]
+    assert shlex.split(sink.how_to_look) == words

@@ -265,6 +265,27 @@ def test_lines_of_other_types_are_left_out_and_counted(tmp_path: Path) -> None:
     assert "<h2>Outcome</h2>" in report([tmp_path / "run"])
 
 
+def test_each_evaluation_has_its_row_and_what_was_before_training_is_no_best(
+    tmp_path: Path,
+) -> None:
+    """Also in mid-epoch; of very many those at an epoch's end and the best."""
+    files = documents()
+    losses = {0: 0.5, 2: 2.0, 4: 1.9, 6: 1.0, 8: 1.5}
+    files["metrics.jsonl"] = [
+        {"step": step, "epoch": step / 4, "eval_loss": loss} for step, loss in losses.items()
+    ]
+    page = Page(report([write(tmp_path / "run", files)]))
+    assert page.row("lowest held-out loss") == ["1.0000 at step 6"]
+    rows = [["0.5", "-", "2.0000", "2"], ["1.5", "-", "1.0000 (lowest)", "6"]]
+    assert all(row in page.rows for row in rows)
+    files["metrics.jsonl"] += [
+        {"step": 8 + k, "epoch": 2 + k / 200, "eval_loss": 3.0} for k in range(1, 100)
+    ]
+    page = Page(report([write(tmp_path / "long", files)]))
+    assert rows[1] in page.rows and rows[0] not in page.rows
+    assert ["2", "1.3000", "1.5000", "8"] in page.rows
+
+
 def test_nan_is_a_gap_and_never_the_best(tmp_path: Path) -> None:
     lines = [eval_line(0, None), step_line(1, None), eval_line(4, 3.0), eval_line(8, None)]
     (run,) = read_runs([write(tmp_path / "run", documents() | {"metrics.jsonl": lines})])

@@ -193,6 +193,39 @@ def test_a_disk_without_room_for_the_run_is_refused(
     assert f"at least {need // 28 * 16:,}" in refusal(short)
 
 
+@pytest.mark.parametrize(
+    ("given", "times"), [({}, 2), ({"best": False}, 1), ({"eval_every": 1, "max_steps": 7}, 4)]
+)
+def test_room_for_the_best_is_asked_for(
+    run: Run, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], times: int
+) -> None:
+    """Two epochs have two evaluations; of seven the best of now, of the one checkpoint, of before,
+    and the last. Eight steps an epoch, a checkpoint at the end: 12 bytes a parameter."""
+    options = {"epochs": 2, "keep": 1, "save_every": 99, **given}
+    held_out = replace(run.inputs, held_out=run.inputs.training)
+    evaluated = Run(held_out, run.folder).given(**options)
+    inputs = evaluated.inputs
+    count = parameter_count(inputs.source.config, inputs.options.lora)
+    with_free((12 + 4 * times) * count - 1, monkeypatch)
+    assert f"at least {(12 + 4 * times) * count:,}" in refusal(evaluated)
+
+
+def early(run: Run, early_stop: int | None) -> bool:
+    """Whether the run, which ended early at step 3 of 8, is finished under that --early_stop."""
+    with run.given(early_stop=early_stop).resumed() as start:
+        return start.finished is not None
+
+
+def test_a_run_that_ended_early_is_finished_as_long_as_that_ends_it(run: Run) -> None:
+    run.save(3)
+    (run.folder / "adapter").mkdir()
+    document = {"status": "finished", "steps": 3, "early_stop": 2}
+    write_json(run.folder / "summary.json", document)
+    assert [early(run, after) for after in (1, 2, 3, None)] == [True, True, False, False]
+    write_json(run.folder / "summary.json", {**document, "early_stop": None})
+    assert not early(run, 2), "another --max_steps ended it"
+
+
 def test_a_finished_run_needs_no_room(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run.save(run.plan.total_steps)
     (run.folder / "adapter").mkdir()
