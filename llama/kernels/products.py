@@ -14,8 +14,6 @@ from llama.kernels.paths import on_cuda
 FEW_TOKENS = 4
 """Up to this many tokens a product takes as long as reading the weight does. Making a wider copy of
 the weight first, which pays with more tokens, would only add to that."""
-BATCH_OF_TOKENS = 8
-"""Up to this many tokens a product in float32 is taken the other way round; see `_is_tall`."""
 
 
 @lru_cache(maxsize=1)
@@ -40,17 +38,7 @@ def times(x_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
     """`x W^T`, `[T, O]` in the type of `x`."""
     if x_TI.dtype != weight_OI.dtype and x_TI.shape[0] <= FEW_TOKENS:
         return (x_TI.to(weight_OI.dtype) @ weight_OI.t()).to(x_TI.dtype)
-    weight_OI = weight_OI.to(x_TI.dtype)
-    if _is_tall(x_TI, weight_OI):
-        return (weight_OI @ x_TI.t()).t()
-    return x_TI @ weight_OI.t()
-
-
-def _is_tall(x_TI: torch.Tensor, weight_OI: torch.Tensor) -> bool:
-    """Whether `W x^T` is the shorter way to a product in float32 on a CPU: of a batch of decoding,
-    where MKL's kernel for `x W^T` is made for more rows than there are tokens."""
-    few = 1 < x_TI.shape[0] <= BATCH_OF_TOKENS and weight_OI.shape[0] >= weight_OI.shape[1]
-    return few and x_TI.dtype == torch.float32 and not on_cuda(x_TI)
+    return x_TI @ weight_OI.to(x_TI.dtype).t()
 
 
 def times_transposed(g_TO: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
