@@ -16,12 +16,13 @@ from llama.files.json_text import json_text
 from llama.launch.launchers import check_launch
 from llama.launch.processes import launched_world_size, meet_processes, stop_processes
 from llama.launch.streams import lost_output
-from llama.model.decoding import Agreed, Sampling, Written, decode, decode_together, own
+from llama.model.decoding import Agreed, Sampling, Written, decode, decode_together
 from llama.model.transformer import Transformer
 from llama.notes import is_first_rank, note
 from llama.parallel.agreement import on_every
-from llama.parallel.mesh import SINGLE, TensorParallel, create_mesh
+from llama.parallel.mesh import TensorParallel, create_mesh
 from llama.settings import GenerateOptions, check_generate
+from llama.tokenizer.growing import Counted, pieces
 
 TOLD_EVERY = 10.0
 """Seconds between lines on how far a file of answers has come."""
@@ -46,10 +47,7 @@ def generate(options: GenerateOptions) -> int:
     the model, and the first one says what they write. Raises `UserError` before any weights
     load."""
     check_launch()
-    world_size = launched_world_size()
-    raise_if(check_generate(options, world_size))
-    if world_size == 1:
-        return _answer_all(_prepared(options), SINGLE, own)
+    raise_if(check_generate(options, launched_world_size()))
     meet_processes()
     try:
         mesh = create_mesh(options.tensor_parallel)
@@ -90,19 +88,14 @@ def _stream(job: Job, model: Transformer, agreed: Agreed) -> None:
     for prompt, ids in zip(job.prompts, job.ids, strict=True):
         if len(job.prompts) > 1:
             _show(f"{_quoted(prompt.text)}\n")
-        written: list[int] = []
-        shown = ""
-        stop, most = job.opened.tokenizer.stop_ids, job.options.max_new_tokens
-        for token in decode(model, ids, most, stop, job.sampling, agreed):
-            written.append(token)
-            text = job.opened.tokenizer.decode(written)
-            if not text.endswith("\ufffd"):  # half a character is shown when it is whole
-                _show(text[len(shown) :])
-                shown = text
-                if agreed([int(lost_output() is not None)])[0]:
-                    return  # nobody reads on
-        _show(job.opened.tokenizer.decode(written)[len(shown) :] + "\n")
-        tokens += len(written)
+        tokenizer, most = job.opened.tokenizer, job.options.max_new_tokens
+        written = Counted(decode(model, ids, most, tokenizer.stop_ids, job.sampling, agreed))
+        for piece in pieces(written, tokenizer):
+            _show(piece)
+            if agreed([int(lost_output() is not None)])[0]:
+                return  # nobody reads on
+        _show("\n")
+        tokens += written.number
     _tell_rate(tokens, time.perf_counter() - started)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import sys
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from llama.assembly.adapter import Opened
 from llama.errors import UserError, raise_if
+from llama.files.inputs import decoded
 from llama.files.outside import read_bytes
 from llama.notes import note
 from llama.settings import GenerateOptions
@@ -66,12 +66,7 @@ def _of_file(path: Path) -> list[Prompt]:
 
 
 def _text(data: bytes, name: str) -> str:
-    data = data.removeprefix(codecs.BOM_UTF8)
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{name}: line {line}: not UTF-8 text; save it as UTF-8") from None
+    text = decoded(data, name, "; save it as UTF-8")
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise UserError(f"{name}: line {line}: holds a NUL character")

@@ -3,6 +3,7 @@ kind, small text files, hashes, and the nearest right name."""
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import hashlib
 import os
@@ -97,8 +98,15 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if len(content) > TEXT_LIMIT:
         raise UserError(f"{path}: larger than {TEXT_LIMIT} bytes: not a settings file")
+    return decoded(content, str(path))
+
+
+def decoded(content: bytes, name: str, advice: str = "") -> str:
+    """`content`, which a user calls `name`, as text without its mark of UTF-8. Raises `UserError`
+    with the line that is none, and `advice` behind it."""
+    content = content.removeprefix(codecs.BOM_UTF8)
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}: line {line}: not UTF-8 text") from None
+        raise UserError(f"{name}: line {line}: not UTF-8 text{advice}") from None

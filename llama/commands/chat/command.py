@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
-from functools import partial
 
 import torch
 
-from llama.adapters.attach import switched_off
 from llama.assembly.adapter import open_for_use
 from llama.assembly.model import ready_model
+from llama.assembly.use import sides
 from llama.commands.chat.conversation import ANEW, Conversation
 from llama.commands.chat.reading import HOW_TO_LEAVE, Reader, at_terminal, reader, without_echo
 from llama.commands.chat.showing import show
@@ -37,9 +35,6 @@ def chat(options: ChatOptions) -> int:
     template = opened.template(options.template)
     Conversation(template, tokenizer, config, options.system).prompt("Hello")
     model = ready_model(opened.source, opened.adapter, options.precision)
-    sides = {"adapter" if options.adapter else "model": nullcontext}
-    if options.compare:
-        sides = {"base": partial(switched_off, model), **sides}
     speakers = [
         Speaker(
             name,
@@ -48,7 +43,7 @@ def chat(options: ChatOptions) -> int:
             Conversation(template, tokenizer, config, options.system),
             as_self,
         )
-        for name, as_self in sides.items()
+        for name, as_self in sides(model, opened.adapter is not None, options.compare).items()
     ]
     sampling = Sampling(options.temperature, options.top_p, options.seed)
     talk = Talk(reader(), speakers, options.max_new_tokens, sampling)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 
+from llama.assembly.use import As
 from llama.commands.chat.conversation import ANEW, Conversation, Exchange
 from llama.model.decoding import Sampling, Session
 from llama.tokenizer.base import Tokenizer
-
-HALF = "\ufffd"
-"""What a tokenizer gives for the bytes of a character that is not whole yet."""
+from llama.tokenizer.growing import Counted, whole_characters
 
 Pieces = Generator[str, None, None]
-As = Callable[[], AbstractContextManager[None]]
-"""Within it, a model is what it is to be for this side."""
 
 
 class Speaker:
@@ -77,34 +73,3 @@ class Speaker:
             if token is None:
                 return
             yield token
-
-
-class Counted:
-    """An iterable that knows how many it gave."""
-
-    def __init__(self, items: Iterable[int]) -> None:
-        self._items = items
-        self.number = 0
-
-    def __iter__(self) -> Iterator[int]:
-        for item in self._items:
-            self.number += 1
-            yield item
-
-
-def whole_characters(tokens: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
-    """The text of `tokens` as it grows, a piece for each, which may be empty: half a character
-    waits for its other half, and is left out where that never comes."""
-    ids: list[int] = []
-    shown = 0
-    for token in tokens:
-        ids.append(token)
-        text = tokenizer.decode(ids)
-        if text.endswith(HALF):
-            yield ""
-        else:
-            yield text[shown:]
-            shown = len(text)
-    rest = tokenizer.decode(ids)[shown:].rstrip(HALF)
-    if rest:
-        yield rest

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 
 import torch.distributed as dist
 from tqdm import tqdm
 
 from llama.assembly.limits import room_for_answer
+from llama.assembly.use import As
 from llama.commands.evaluate.respondent import Writer
 from llama.data.records import Problems
 from llama.errors import UserError
@@ -61,7 +61,7 @@ def ask(
     respondent: Respondent,
     mesh: Mesh,
     batch: int,
-    as_: Callable[[], AbstractContextManager[None]],
+    as_: As,
     name: str,
 ) -> list[Judged]:
     """What comes of every question, in their order, on every rank, all of which must call it. Each

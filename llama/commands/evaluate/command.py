@@ -5,24 +5,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from llama.adapters.attach import switched_off
 from llama.assembly.adapter import Opened, open_for_use
 from llama.assembly.limits import check_examples, degree_problems
 from llama.assembly.model import ready_model
-from llama.assembly.use import summed_loss
+from llama.assembly.use import loss_of_share, mean_loss, sides
 from llama.commands.evaluate.asking import ask, check_questions
 from llama.commands.evaluate.report import document, lines, rows, warnings
 from llama.commands.evaluate.respondent import ModelRespondent, Writer
-from llama.data.batches import eval_batches
 from llama.data.prepare import Prepared, Reading
 from llama.errors import UserError, raise_if
 from llama.files.atomic import write_file
@@ -36,8 +31,6 @@ from llama.parallel.agreement import on_every, on_main
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.settings import EvaluateOptions, check_evaluate
 from llama.tasks.rows import TaskFile, read_task
-
-As = Callable[[], AbstractContextManager[None]]
 
 
 def perplexity(loss: float) -> float:
@@ -95,13 +88,9 @@ def _on_rows(
     _require_sameness(mesh, data.sha256, "--data")
     note(data.report.text())
     model = _ready(opened, options, mesh)
-    rank, size = mesh.data_parallel_rank, mesh.data_parallel_size
-    batches = eval_batches(data.packed, options.micro_batch, rank, size)
-    found = on_every(mesh, lambda: summed_loss(model, batches, device))
-    both = torch.tensor(found, dtype=torch.float64, device=device)
-    if mesh.data_parallel_size > 1:
-        dist.all_reduce(both, group=mesh.data_parallel_group)
-    loss, supervised = float(both[0] / both[1]), int(both[1])
+    rows, micro_batch = data.packed, options.micro_batch
+    share = on_every(mesh, lambda: loss_of_share(model, rows, micro_batch, mesh, device))
+    loss, supervised = mean_loss(share, mesh, device)
     result = {"loss": loss, "perplexity": perplexity(loss), "supervised_tokens": supervised}
     text = f"loss {loss:.4f}, perplexity {result['perplexity']:.3f}, "
     return result, text + f"over {supervised:,} supervised tokens"
@@ -132,12 +121,9 @@ def _on_task(
         options.micro_batch,
         mesh.tensor_parallel.of_first,
     )
-    sides: dict[str, As] = {"adapter" if opened.adapter else "model": nullcontext}
-    if options.compare:
-        sides = {"base": partial(switched_off, model), **sides}
     answers = {
         name: ask(task, respondent, mesh, options.micro_batch, as_, name)
-        for name, as_ in sides.items()
+        for name, as_ in sides(model, opened.adapter is not None, options.compare).items()
     }
     for warning in warnings(task, answers):
         note(warning)

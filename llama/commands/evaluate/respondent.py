@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from llama.assembly.use import summed_loss
+from llama.assembly.use import answers, summed_loss
 from llama.data.batches import make_batch
 from llama.data.types import IGNORE, Example
-from llama.model.decoding import Agreed, Sampling, decode_together
+from llama.model.decoding import Agreed
 from llama.model.transformer import Transformer
 from llama.tokenizer.base import Message, Template, Tokenizer
 
@@ -57,19 +57,9 @@ class ModelRespondent:
         self._agreed = agreed
 
     def answers(self, prompts: Sequence[Sequence[Message]]) -> list[str]:
-        tokenizer = self._writer.tokenizer
-        texts = [""] * len(prompts)
-        for written in decode_together(
-            self._model,
-            [self._writer.prompt(messages) for messages in prompts],
-            self._max_new_tokens,
-            tokenizer.stop_ids,
-            Sampling(),
-            self._batch,
-            self._agreed,
-        ):
-            texts[written.index] = tokenizer.decode(written.tokens)
-        return texts
+        ids = [self._writer.prompt(messages) for messages in prompts]
+        tokenizer, most = self._writer.tokenizer, self._max_new_tokens
+        return answers(self._model, tokenizer, ids, most, self._agreed, self._batch)
 
     def log_likelihoods(self, prompt: Sequence[Message], answers: Sequence[str]) -> list[float]:
         examples = [self._writer.answered(prompt, answer) for answer in answers]

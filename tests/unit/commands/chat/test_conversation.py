@@ -14,11 +14,12 @@ import torch
 
 from llama.commands.chat.conversation import Conversation, Exchange
 from llama.commands.chat.slash import COMMANDS, obeyed
-from llama.commands.chat.speaker import Speaker, whole_characters
+from llama.commands.chat.speaker import Speaker
 from llama.data.rows import read_rows
 from llama.errors import UserError
 from llama.model.decoding import Sampling
 from llama.tokenizer.base import Tokenizer
+from llama.tokenizer.growing import whole_characters
 from llama.tokenizer.templates import load_template
 from tests.support.tiny_runs import CONFIG
 from tests.support.tokenizer_files import byte_tokenizer
