@@ -7,6 +7,7 @@ import torch
 from llama.assembly.memory import keep_what_fits
 from llama.assembly.model import build_model
 from llama.engine import Engine, ZeRO3Placement
+from llama.fused.captured import capture
 from llama.fused.install import install
 from llama.kernels.compiled import compile_kernels
 from llama.methods.kinds import method_of
@@ -47,4 +48,9 @@ def build_engine(
         length = options.seq_len or LONGEST_ROW
         to_come = engine.first_step_bytes()
         keep_what_fits(model, resolved.micro_batch, length, mesh, device, to_come)
+    if options.compile and device.type == "cuda":
+        launched = capture(model)
+        engine.passes_are_captured = launched is None
+        if launched:
+            note(launched)
     return engine

@@ -22,6 +22,7 @@ from llama.engine.parts import Parts
 from llama.engine.replicas import differing
 from llama.engine.state import MOMENTS, EngineState, Tensors
 from llama.engine.step import Step, dropout_seed
+from llama.engine.window import Window
 from llama.errors import TrainingError
 from llama.objectives.kinds import SFT
 from llama.objectives.objective import Objective
@@ -58,6 +59,8 @@ class Engine:
         self._gathered: Tensors | None = None
         self._skipped_in_a_row = 0
         self._scale_is_spent = False
+        self.passes_are_captured = False
+        """Whether the model's passes are graphs, for which DeepSpeed is not asked each time."""
         self.zero_stage = resolved.zero_stage
         self.trainable = trainable_parameters(model)
         groups = parameter_groups(model)
@@ -100,14 +103,22 @@ class Engine:
         loss_sum = torch.zeros((), device=self.device)
         if not self.model.training:
             self._engine.train()
+        scale = self._scale()
+        together = Window(list(self.trainable.values())) if self.passes_are_captured else None
         for index, batch in enumerate(window):
-            self._engine.set_gradient_accumulation_boundary(index == len(window) - 1)
+            last = index == len(window) - 1
+            if together and not last:
+                loss = self._loss(self.model, batch)
+                loss_sum += loss.detach()
+                together.add(loss * (weight * (scale or 1.0)))
+                continue
+            self._engine.set_gradient_accumulation_boundary(last)
             loss = self._loss(self._engine, batch)
             loss_sum += loss.detach()
-            self._engine.backward(loss * weight, scale_wrt_gas=False)
-            if index < len(window) - 1:
+            scaled = together.with_held(loss * weight) if together else loss * weight
+            self._engine.backward(scaled, scale_wrt_gas=False)
+            if not last:
                 self._engine.step()
-        scale = self._scale()
         learning_rate = self._learning_rate()  # the schedule moves on in the step
         applied, grad_norm = self._take_step()
         reason = None if applied else self._skip(window, weight, scale)

@@ -28,9 +28,10 @@ def summed_cross_entropy(
     """The sum over positions of `-log softmax(hidden weight^T)[label]`, a float32 scalar.
 
     `weight_VD` is this rank's `[V/p, D]`, of which the first `columns` rows stand for tokens (None:
-    all); the others are in no softmax. Labels are of the whole vocabulary. The gradients are
-    formed chunk by chunk together with the loss, so that no more than `CHUNK_ELEMENTS` logits ever
-    exist; the vocabulary-parallel form follows Shoeybi et al., "Megatron-LM", 2019, section 3."""
+    all); the others are in no softmax. Labels are of the whole vocabulary; a position whose label
+    is below 0 counts for nothing. The gradients are formed chunk by chunk together with the loss,
+    so that no more than `CHUNK_ELEMENTS` logits ever exist; the vocabulary-parallel form follows
+    Shoeybi et al., "Megatron-LM", 2019, section 3."""
     want_gradient = torch.is_grad_enabled()
     weight_VD = weight_VD.to(hidden_ND.dtype)
     columns = weight_VD.shape[0] if columns is None else columns
@@ -104,14 +105,16 @@ def _losses_and_gradient(
     logits: torch.Tensor, labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses `[n, 1]`, and their gradient to the logits `[n, V]` in the type of those: the softmax
-    less one at the label, `labels` `[n, 1]`."""
+    less one at the label, `labels` `[n, 1]`; 0 where that is below 0."""
     wide = logits.float()
     largest = wide.amax(dim=1, keepdim=True)
     normaliser = (wide - largest).exp().sum(dim=1, keepdim=True)
     log_normaliser = normaliser.log() + largest
     columns = torch.arange(logits.shape[1], device=logits.device)
     gradient = (wide - log_normaliser).exp() - (columns == labels).float()
-    return log_normaliser - wide.gather(1, labels), gradient.to(logits.dtype)
+    losses = log_normaliser - wide.gather(1, labels.clamp(min=0))
+    counts = labels >= 0
+    return losses.where(counts, 0.0), gradient.where(counts, 0.0).to(logits.dtype)
 
 
 def _chunk(
@@ -136,5 +139,6 @@ def _chunk(
     probabilities = logits.exp_()
     normaliser = probabilities.sum(dim=1, keepdim=True)
     tp.all_reduce_(normaliser)
-    probabilities /= normaliser
-    return (normaliser.log() - of_label).squeeze(1), probabilities, local, inside.float()
+    losses, counts = (normaliser.log() - of_label).squeeze(1), labels >= 0
+    probabilities /= normaliser.where(counts.unsqueeze(1), torch.inf)  # no gradient from the others
+    return losses.where(counts, 0.0), probabilities, local, inside.float()

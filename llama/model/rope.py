@@ -35,9 +35,9 @@ class Rotation:
         dtype: torch.dtype,
         factor: float = 1.0,
     ) -> None:
-        """`frequencies` float32 `[E/2]`, `positions` `[T]`; angles are taken in float32. What is
-        turned is multiplied by `factor` too."""
-        angles_TE = torch.outer(positions.float(), frequencies.to(positions.device)).repeat(1, 2)
+        """`frequencies` float32 `[E/2]`, `positions` `[T]`, on one device; angles are taken in
+        float32. What is turned is multiplied by `factor` too."""
+        angles_TE = torch.outer(positions.float(), frequencies).repeat(1, 2)
         self.cos_T1E = (angles_TE.cos() * factor).to(dtype).unsqueeze(1)
         sin_T1E = (angles_TE.sin() * factor).to(dtype).unsqueeze(1)
         # x1' = x1 cos - x2 sin, x2' = x2 cos + x1 sin: the first half takes the negative sine.

@@ -118,6 +118,21 @@ def run_block(
     return block(x_TD, rotation, documents, cache)
 
 
+RunModel = Callable[
+    [
+        "Transformer",
+        torch.Tensor,
+        torch.Tensor,
+        Documents,
+        Supervision | None,
+        KVCache | None,
+        bool,
+    ],
+    torch.Tensor,
+]
+"""How the whole is called: the arguments and the result of `Transformer.forward`."""
+
+
 class OutputHead(nn.Module):
     """The output matrix, sharded over the vocabulary; a tied model shares the embedding's. Rows
     that only fill up a share (`vocabulary_rows`) give no logit."""
@@ -148,7 +163,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.run_block: RunBlock = run_block
-        """Another function of the same result may take its place, for speed."""
+        self.run_model: RunModel = run_model
+        """Other functions of the same result may take the place of either, for speed."""
         self.frequencies = inverse_frequencies(config)
         self.rotation_factor = attention_factor(config)
         self.tok_embeddings = VocabParallelEmbedding(config.vocab_size, config.dim, tp)
@@ -183,13 +199,28 @@ class Transformer(nn.Module):
     ) -> torch.Tensor:
         """The summed loss (a float32 scalar) where `labels` are given, else logits `[T, V]`, or
         `[N, V]` of the last token of each document only (`last`)."""
-        weight = self.tok_embeddings.weight
-        x_TD = self.tok_embeddings(tokens_T).to(compute_dtype(weight))
-        rotation = Rotation(self.frequencies, positions_T, x_TD.dtype, self.rotation_factor)
-        for block in self.layers:
-            x_TD = self.run_block(block, x_TD, rotation, documents, cache)  # type: ignore[arg-type]
-        if cache is not None:
-            cache.advance()
-        if last and documents.longest > 1:
-            x_TD = x_TD.index_select(0, documents.ends_on(x_TD.device)[1:] - 1)
-        return self.output(self.norm(x_TD), labels)
+        return self.run_model(self, tokens_T, positions_T, documents, labels, cache, last)
+
+
+def run_model(
+    model: Transformer,
+    tokens_T: torch.Tensor,
+    positions_T: torch.Tensor,
+    documents: Documents,
+    labels: Supervision | None,
+    cache: KVCache | None,
+    last: bool,
+) -> torch.Tensor:
+    """What `Transformer.forward` says, operation by operation."""
+    weight = model.tok_embeddings.weight
+    x_TD = model.tok_embeddings(tokens_T).to(compute_dtype(weight))
+    if model.frequencies.device != x_TD.device:  # once: each such copy waits for the device
+        model.frequencies = model.frequencies.to(x_TD.device)
+    rotation = Rotation(model.frequencies, positions_T, x_TD.dtype, model.rotation_factor)
+    for block in model.layers:
+        x_TD = model.run_block(block, x_TD, rotation, documents, cache)  # type: ignore[arg-type]
+    if cache is not None:
+        cache.advance()
+    if last and documents.longest > 1:
+        x_TD = x_TD.index_select(0, documents.ends_on(x_TD.device)[1:] - 1)
+    return model.output(model.norm(x_TD), labels)

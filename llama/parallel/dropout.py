@@ -9,6 +9,9 @@ Shapes: T tokens, I in_features; with tensor parallelism over p ranks a slice is
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -46,10 +49,44 @@ def dropout(x: torch.Tensor, p: float, tp: TensorParallel, sharded: bool) -> tor
     return x * (keep.to(x.dtype) * (1.0 / (1.0 - p)))
 
 
+class Seeds:
+    """Room on a device for all that `draw_seed` gives in one pass, for a pass that is recorded once
+    and then repeated with other numbers in it."""
+
+    def __init__(self, number: int, device: torch.device) -> None:
+        # 16 bytes apart: kernels are compiled for addresses of such a multiple.
+        self._values = torch.zeros(number, 2, dtype=torch.int64, device=device)
+        self._taken = 0
+
+    def take(self) -> torch.Tensor:
+        """The next one's place, int64 `[1]`."""
+        self._taken += 1
+        return self._values[self._taken - 1, :1]
+
+    def draw(self) -> None:
+        """Put in what `draw_seed` would have drawn."""
+        self._values[: self._taken, 0].copy_(torch.randint(2**62, (self._taken,)))
+
+
+_seeds: ContextVar[Seeds | None] = ContextVar("seeds", default=None)
+
+
+@contextmanager
+def seeds_from(seeds: Seeds) -> Iterator[None]:
+    """Within, `draw_seed` draws nothing and gives the places of `seeds`, one after the other."""
+    before = _seeds.set(seeds)
+    try:
+        yield
+    finally:
+        _seeds.reset(before)
+
+
 def draw_seed(device: torch.device) -> torch.Tensor:
     """A seed for `keep_mask`, int64 `[1]` on `device`. The CPU's default generator gives it: to
     read a number back from a GPU's would mean waiting for the GPU. Activation checkpointing
     restores that generator before it computes a block again."""
+    if (seeds := _seeds.get()) is not None:
+        return seeds.take()
     seed = run(torch.Tensor.item, torch.randint(2**62, ()))
     return torch.full((1,), seed, dtype=torch.int64, device=device)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -13,9 +14,17 @@ from llama.model.transformer import RunBlock, Transformer, TransformerBlock
 
 
 def show_life(model: Transformer, beat: Callable[[], None]) -> None:
-    """Have `beat` called as each block of `model` is begun, forwards and backwards, in whatever
-    form it runs. No hook is put on a module: a fused block calls none of its modules."""
+    """Have `beat` called as `model` is, and as each of its blocks is begun, forwards and backwards,
+    in whatever form it runs. No hook is put on a module: a fused block calls none of its modules,
+    and a pass that was recorded calls none of its blocks."""
     model.run_block = _Beating(model.run_block, beat)
+    run_model = model.run_model
+
+    def beaten(*args: Any) -> torch.Tensor:
+        beat()
+        return run_model(*args)
+
+    model.run_model = beaten
 
 
 class _Beating:

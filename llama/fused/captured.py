@@ -1,0 +1,317 @@
+"""A training pass over a micro-batch as CUDA graphs, which the host starts and does not perform.
+
+A pass launches thousands of kernels, and to launch one takes a host about as long as to compute it
+takes a GPU that has a thousand tokens: with small micro-batches the GPU waits for its host. A CUDA
+graph is the record of such launches, repeated by one call, on the same addresses. So inputs are put
+into tensors that stay where they are, of sizes that are rounded up; what a rounded size has too
+much is one more document, of which no position is supervised.
+
+Shapes: T tokens, N supervised positions, both with their rounding up.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from llama.adapters.attach import adapters, trainable_parameters
+from llama.fused.install import is_installed
+from llama.model.documents import Documents
+from llama.model.kept import Kept
+from llama.model.kv_cache import KVCache
+from llama.model.transformer import RunModel, Supervision, Transformer
+from llama.parallel.dropout import Seeds, seeds_from
+
+TILE = 128
+"""Sizes are multiples of it: rows of the products' and the attention's tiles."""
+PARTS = 8
+"""A size above `PARTS` tiles is rounded up by at most an eighth; the supervised positions to a
+multiple of an eighth of the tokens, so that there are few pairs of the two."""
+FEWEST_DOCUMENTS = 16
+MOST = 32
+"""Shapes that are captured; others run kernel by kernel. Each takes some megabytes of its own."""
+IGNORED = -1
+"""A label that counts for nothing."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What two micro-batches must have in common for one graph to serve both."""
+
+    tokens: int
+    supervised: int
+    documents: int
+    """Room for so many, the one that fills up among them; of a plain batch of rows of one length
+    that is a multiple of the tiles, how many there are."""
+    length: int | None
+    """Of such a row."""
+    kept: tuple[Kept, ...]
+
+
+def rounded(size: int) -> int:
+    """`size` or the next larger one that is captured."""
+    step = TILE
+    while size > 2 * PARTS * step:
+        step *= 2
+    return -(-max(size, 1) // step) * step
+
+
+def shape_of(documents: Documents, supervised: int, kept: Sequence[Kept]) -> Shape:
+    tokens = documents.boundaries[-1]
+    if documents.uniform and documents.longest % (2 * TILE) == 0:
+        parts = -(-tokens // PARTS)
+        room = -(-supervised // parts) * parts
+        return Shape(tokens, room, len(documents), documents.longest, tuple(kept))
+    room, number = rounded(tokens), FEWEST_DOCUMENTS
+    while number < len(documents) + 1:
+        number *= 2
+    parts = room // PARTS
+    return Shape(room, -(-max(supervised, 1) // parts) * parts, number, None, tuple(kept))
+
+
+class _Placed(Documents):
+    """Documents whose bounds are read from a tensor that is written anew for each pass."""
+
+    def __init__(self, shape: Shape, ends: torch.Tensor) -> None:
+        super().__init__((0, 1, shape.tokens))  # of unlike lengths, whatever they are
+        self.longest = shape.tokens
+        self._ends = ends
+
+
+class Inputs:
+    """A micro-batch in tensors that stay where they are."""
+
+    def __init__(self, shape: Shape, device: torch.device) -> None:
+        self.shape = shape
+        self.tokens_T = torch.zeros(shape.tokens, dtype=torch.int64, device=device)
+        self.positions_T = torch.zeros_like(self.tokens_T)
+        self.index_N = torch.zeros(shape.supervised, dtype=torch.int64, device=device)
+        self.labels_N = torch.full_like(self.index_N, IGNORED)
+        self.ends = torch.zeros(shape.documents + 1, dtype=torch.int32, device=device)
+        if shape.length is None:
+            self.documents: Documents = _Placed(shape, self.ends)
+        else:
+            self.documents = Documents(range(0, shape.tokens + 1, shape.length))
+
+    def fill(
+        self,
+        tokens_T: torch.Tensor,
+        positions_T: torch.Tensor,
+        documents: Documents,
+        labels: Supervision,
+    ) -> None:
+        """Put in another micro-batch of the same `Shape`. What it leaves of the tokens is whatever
+        lay there: one more document, which is attended to by itself and supervised nowhere."""
+        tokens, supervised = len(tokens_T), len(labels.index_N)
+        self.tokens_T[:tokens].copy_(tokens_T)
+        self.positions_T[:tokens].copy_(positions_T)
+        self.index_N[:supervised].copy_(labels.index_N)
+        self.labels_N[:supervised].copy_(labels.labels_N)
+        self.labels_N[supervised:].fill_(IGNORED)
+        if self.shape.length is None:
+            free = len(self.ends) - len(documents.boundaries)
+            bounds = (*documents.boundaries, *[self.shape.tokens] * free)
+            self.ends.copy_(torch.tensor(bounds, dtype=torch.int32))
+
+    def arguments(self) -> tuple[Any, ...]:
+        """Those of a `RunModel`, after the model."""
+        labels = Supervision(self.index_N, self.labels_N)
+        return self.tokens_T, self.positions_T, self.documents, labels, None, False
+
+
+class _Results:
+    """What the graphs of all shapes leave, one after the other, in the same place."""
+
+    def __init__(self, trained: Sequence[nn.Parameter], device: torch.device) -> None:
+        self.loss = torch.zeros((), dtype=torch.float32, device=device)
+        self.upstream = torch.ones((), dtype=torch.float32, device=device)
+        """The gradient of the loss, which the backward pass begins from."""
+        self._flat = torch.empty(
+            sum(p.numel() for p in trained), dtype=trained[0].dtype, device=device
+        )
+        self._sizes = [p.shape for p in trained]
+        self.gradients = self._parts(self._flat)
+        self.passes = 0
+        """Forward passes so far: whose activations the memory holds."""
+
+    def _parts(self, flat: torch.Tensor) -> list[torch.Tensor]:
+        parts = flat.split([size.numel() for size in self._sizes])
+        return [part.view(size) for part, size in zip(parts, self._sizes, strict=True)]
+
+    def taken(self) -> list[torch.Tensor]:
+        """The gradients in memory of their own, for autograd to keep and add to."""
+        return self._parts(self._flat.clone())
+
+
+class _Called(nn.Module):
+    """`run(model, ...)` as a module's call, whose parameters others may stand for."""
+
+    def __init__(self, model: Transformer, run: RunModel) -> None:
+        super().__init__()
+        self.model = model
+        self._run = run
+
+    def forward(self, *arguments: Any) -> torch.Tensor:
+        return self._run(self.model, *arguments)
+
+
+class _Recorded:
+    """The two graphs of one shape: a forward and a backward pass."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        run: RunModel,
+        inputs: Inputs,
+        trained: Mapping[str, nn.Parameter],
+        results: _Results,
+        pool: Any,
+    ) -> None:
+        self.inputs, self.results = inputs, results
+        number = sum(1 for _ in adapters(model))
+        self.seeds = Seeds(number, inputs.tokens_T.device)
+        self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        # The parameters' own nodes in autograd's graph belong to the stream that they were made on,
+        # which cannot be captured and would be waited for. The same memory under other names:
+        leaves = {f"model.{name}": p.detach().requires_grad_() for name, p in trained.items()}
+        # DeepSpeed's watchdogs may ask the device something meanwhile: only this thread is bound.
+        mode = {"pool": pool, "capture_error_mode": "thread_local"}
+        with torch.enable_grad(), seeds_from(self.seeds):
+            with torch.cuda.graph(self._forward, **mode):
+                loss = functional_call(_Called(model, run), leaves, inputs.arguments())
+                results.loss.copy_(loss.detach())
+            with torch.cuda.graph(self._backward, **mode):
+                found = torch.autograd.grad(loss, list(leaves.values()), results.upstream)
+                for place, gradient in zip(results.gradients, found, strict=True):
+                    place.copy_(gradient)
+
+    def forward(self) -> torch.Tensor:
+        self.results.passes += 1
+        self._forward.replay()
+        return self.results.loss.clone()
+
+    def backward(self, upstream: torch.Tensor) -> list[torch.Tensor]:
+        self.results.upstream.copy_(upstream)
+        self._backward.replay()
+        return self.results.taken()
+
+
+class _Pass(torch.autograd.Function):
+    """A recorded pass, as autograd sees it."""
+
+    @staticmethod
+    def forward(ctx: Any, recorded: _Recorded, *trained: torch.Tensor) -> torch.Tensor:
+        loss = recorded.forward()
+        ctx.recorded, ctx.number = recorded, recorded.results.passes
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
+        recorded = ctx.recorded
+        if ctx.number != recorded.results.passes:
+            raise RuntimeError("another pass has taken the memory of this one's activations")
+        return None, *recorded.backward(grad_outputs[0])
+
+
+class RunCaptured:
+    """Calls a model as `run` does. A shape of training batches is captured when it comes for the
+    second time: the first has made all kernels that are compiled when they are called."""
+
+    def __init__(self, run: RunModel, trained: Mapping[str, nn.Parameter]) -> None:
+        self._run = run
+        self._trained = dict(trained)
+        self._seen: Counter[Shape] = Counter()
+        self._recorded: dict[Shape, _Recorded] = {}
+        self._results: _Results | None = None
+        self._pool: Any = None
+        self._places: list[int] = []
+
+    def __call__(
+        self,
+        model: Transformer,
+        tokens_T: torch.Tensor,
+        positions_T: torch.Tensor,
+        documents: Documents,
+        labels: Supervision | None,
+        cache: KVCache | None,
+        last: bool,
+    ) -> torch.Tensor:
+        training = model.training and torch.is_grad_enabled() and labels is not None
+        watched = any(block._forward_hooks for block in model.layers)
+        if not training or watched or labels is None:
+            return self._run(model, tokens_T, positions_T, documents, labels, cache, last)
+        shape = shape_of(documents, len(labels.index_N), model.kept)
+        self._forget_if_moved()
+        recorded = self._recorded.get(shape)
+        if recorded is None and self._is_due(shape):
+            recorded = self._record(model, shape, tokens_T, positions_T, documents, labels)
+        if recorded is None:
+            return self._run(model, tokens_T, positions_T, documents, labels, cache, last)
+        recorded.inputs.fill(tokens_T, positions_T, documents, labels)
+        recorded.seeds.draw()
+        return _Pass.apply(recorded, *self._trained.values())  # type: ignore[return-value]
+
+    def _is_due(self, shape: Shape) -> bool:
+        self._seen[shape] += 1
+        return self._seen[shape] > 1 and len(self._recorded) < MOST
+
+    def _forget_if_moved(self) -> None:
+        """A graph goes by addresses: where a parameter was given other memory, it is of no use."""
+        places = [p.data_ptr() for p in self._trained.values()]
+        if places != self._places:
+            self._recorded.clear()
+            self._places = places
+
+    def _record(
+        self,
+        model: Transformer,
+        shape: Shape,
+        tokens_T: torch.Tensor,
+        positions_T: torch.Tensor,
+        documents: Documents,
+        labels: Supervision,
+    ) -> _Recorded:
+        device = tokens_T.device
+        if self._results is None:
+            self._results = _Results(list(self._trained.values()), device)
+            self._pool = torch.cuda.graph_pool_handle()
+        inputs = Inputs(shape, device)
+        inputs.fill(tokens_T, positions_T, documents, labels)
+        with _drawing_nothing():
+            recorded = _Recorded(model, self._run, inputs, self._trained, self._results, self._pool)
+        self._recorded[shape] = recorded
+        return recorded
+
+
+@contextmanager
+def _drawing_nothing() -> Iterator[None]:
+    """What is recorded leaves the CPU's random numbers as they were."""
+    state = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+def capture(model: Transformer) -> str | None:
+    """Have the training passes of `model` captured, and a note why not where they cannot be. Call
+    it after `install`, once the model keeps what it is to keep."""
+    if reason := _uncaptured(model):
+        return f"steps are not captured as CUDA graphs: {reason}"
+    model.run_model = RunCaptured(model.run_model, trainable_parameters(model))
+    return None
+
+
+def _uncaptured(model: Transformer) -> str | None:
+    if not is_installed(model) or len(model.run_block.covered) < len(model.layers):  # type: ignore
+        return "not all blocks are fused"
+    if model.tok_embeddings.weight.dtype == torch.float32:
+        return "attention to documents of several lengths is not one kernel in float32"
+    return None

@@ -1,0 +1,118 @@
+"""Passes as CUDA graphs against the same passes launched one kernel after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from llama.adapters.attach import adapters
+from llama.data.batches import make_batch
+from llama.data.feed import model_inputs
+from llama.fused.captured import RunCaptured, capture, shape_of
+from llama.fused.install import install
+from llama.kernels import compiled as fusion
+from llama.model.kept import Kept
+from llama.model.transformer import Transformer
+from tests.gpu.test_kernels_on_gpu import CUDA, GRADIENTS, HALVES, LOSS, difference, model
+from tests.parity.test_packing import documents, loss_and_gradients
+from tests.support.skips import needs_gpus
+
+pytestmark = [
+    pytest.mark.gpu,
+    needs_gpus(),
+]
+BATCHES = [
+    [256, 256],
+    [9, 300, 2, 170, 31],
+    [256, 256],
+    [300, 11, 160, 40],
+    [5] * 40,
+    [3, 250, 60, 190, 5],
+    [5] * 38 + [4, 5],
+]
+"""Lengths of documents: rows of whole tiles, which come twice, and some of nearly one size."""
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fusion, "_compiled", False)  # and again when the module is over
+        torch._dynamo.reset()
+        fusion.compile_kernels()
+        yield
+
+
+def inputs(lengths: list[int]) -> dict[str, Any]:
+    return model_inputs(make_batch([documents(lengths)], 0), CUDA)
+
+
+def results(made: Transformer, seed: int) -> list[tuple[float, torch.Tensor]]:
+    found = []
+    for number, lengths in enumerate(BATCHES):
+        torch.manual_seed(seed + number)
+        batch = inputs(lengths)
+        loss, gradients = loss_and_gradients(made, [batch])
+        flat = torch.cat([gradients[name].float().flatten() for name in gradients])
+        found.append((loss.item(), flat))
+    return found
+
+
+@pytest.mark.parametrize("kept", [Kept.INPUT, Kept.MIDDLE, Kept.ALL], ids=lambda k: k.name)
+@pytest.mark.parametrize("p", [0.0, 0.2])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_captured_passes_give_what_launched_ones_do(
+    dtype: torch.dtype, p: float, kept: Kept, compiled: None
+) -> None:
+    """With other rows in the same graph, and other masks each time."""
+    made = model(dtype, torch.bfloat16)
+    made.keep([kept] * len(made.layers))
+    for _, adapter in adapters(made):
+        vars(adapter)["dropout"] = p
+    assert install(made) is None
+    expected = results(made, 7)
+    assert capture(made) is None
+    run = made.run_model
+    assert isinstance(run, RunCaptured)
+    for _ in range(2):
+        found = results(made, 7)
+        for (loss, gradients), (loss_as, gradients_as) in zip(found, expected, strict=True):
+            apart = abs(loss - loss_as) / abs(loss_as), difference(gradients, gradients_as)
+            print(f"\n  {dtype} {p} {kept.name}: {apart[0]:.1e} {apart[1]:.1e}", end="")
+            assert apart[0] <= LOSS[dtype] / 5 and apart[1] <= GRADIENTS[dtype]
+    shapes = {
+        shape_of(batch["documents"], len(batch["labels"].index_N), made.kept)
+        for batch in map(inputs, BATCHES)
+    }
+    assert shapes == set(run._recorded) and len(shapes) < len(BATCHES)
+    if p:  # the masks are those of the seed
+        other, same = results(made, 70), results(made, 7)
+        assert all(a[0] != b[0] for a, b in zip(other, same, strict=True))
+
+
+def test_gradients_are_added_up_and_not_overwritten(compiled: None) -> None:
+    """What autograd was given for the first micro-batch is not written to by the second."""
+    made = model(torch.bfloat16, torch.bfloat16)
+    assert install(made) is None and capture(made) is None
+    batch = inputs([256, 256])
+    for _ in range(2):
+        made(**batch).backward()
+    made.zero_grad()
+    made(**batch).backward()
+    once = [p.grad.float().clone() for p in made.parameters() if p.grad is not None]
+    made(**batch).backward()
+    twice = [p.grad.float() for p in made.parameters() if p.grad is not None]
+    assert once and all(torch.equal(2 * a, b) for a, b in zip(once, twice, strict=True))
+
+
+def test_activations_that_were_written_over_are_not_gone_back_through(compiled: None) -> None:
+    made = model(torch.bfloat16, torch.bfloat16)
+    assert install(made) is None and capture(made) is None
+    batch = inputs([256, 256])
+    for _ in range(2):
+        made(**batch).backward()
+    first, _second = made(**batch), made(**batch)
+    with pytest.raises(RuntimeError, match="another pass"):
+        first.backward()

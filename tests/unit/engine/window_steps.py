@@ -1,0 +1,66 @@
+"""Steps whose gradients DeepSpeed adds up, and steps whose gradients `Window` does, as a process of
+its own: `python -m tests.unit.engine.window_steps MODEL`. The last line says how they came out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import torch
+
+from llama.adapters.attach import attach, initialise
+from llama.assembly.model import build_model
+from llama.data.batches import make_batch
+from llama.engine import Engine, start_processes
+from llama.launch.processes import stop_processes
+from llama.launch.program import run_program
+from llama.parallel.mesh import create_mesh
+from llama.settings import LoRAOptions
+from llama.weights.open_model import open_model
+from tests.parity.training_case import ADAM, windows
+from tests.support.tiny_runs import CONFIG, resolved_json
+from tests.support.tiny_runs import deepspeed_json as settings
+
+STEPS = 4
+
+
+def steps(folder: str, stage: int, precision: str, together: bool) -> dict[str, Any]:
+    device = start_processes()
+    mesh = create_mesh(1)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    model = build_model(open_model(folder), dtype, device)
+    attach(model, LoRAOptions(4, 8.0, 0.1))
+    initialise(model, 0, device)
+    document = settings(stage, **ADAM) | {"gradient_clipping": 0.5}
+    if precision == "bf16":
+        document["bf16"] = {"enabled": True}
+    engine = Engine(model, resolved_json(document, 1, CONFIG), mesh, device, seed=0)
+    engine.passes_are_captured = together
+    taken = [
+        engine.step([make_batch(rows, stream) for stream, rows in enumerate(window)])
+        for window in windows()[:STEPS]
+    ]
+    values = engine.whole_adapter()
+    return {
+        "micro_batches": [len(window) for window in windows()[:STEPS]],
+        "losses": [step.loss for step in taken],
+        "grad_norms": [step.grad_norm for step in taken],
+        "adapter": {name: value.tolist() for name, value in values.items()},
+    }
+
+
+def main(folder: str) -> None:
+    found = {
+        f"{precision} at ZeRO-{stage}": [
+            steps(folder, stage, precision, together) for together in (False, True)
+        ]
+        for precision, stages in (("float32", (0, 1, 2)), ("bf16", (1, 2)))
+        for stage in stages
+    }
+    stop_processes()
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    run_program(main, sys.argv[1])

@@ -1,0 +1,70 @@
+"""What is put into a graph's tensors computes what the micro-batch itself does; the graphs
+themselves are for a GPU (tests/gpu/test_captured_on_gpu.py)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llama.data.batches import make_batch
+from llama.data.feed import model_inputs
+from llama.fused.captured import IGNORED, Inputs, rounded, shape_of
+from llama.model.documents import Documents
+from llama.model.kept import Kept
+from llama.parallel.dropout import Seeds, draw_seed, seeds_from
+from tests.parity.test_packing import documents, loss_and_gradients, trained_model
+from tests.support.closeness import assert_close, sums_of
+
+CPU = torch.device("cpu")
+
+
+def test_sizes_are_rounded_up_by_little() -> None:
+    for size in range(1, 20_000, 7):
+        room = rounded(size)
+        assert size <= room and room % 128 == 0
+        assert room - size < max(128, size / 8)
+
+
+def test_one_graph_serves_what_is_nearly_alike() -> None:
+    bounds = [(0, 900), (0, 400, 1000), (0, 10, 20, 930)]  # of 7.1, 7.8 and 7.3 tiles
+    assert len({shape_of(Documents(b), 300, [Kept.ALL]) for b in bounds}) == 1
+    assert len({shape_of(Documents(bounds[0]), 300, [kept]) for kept in Kept}) == len(Kept)
+    assert shape_of(Documents((0, 512, 1024)), 1022, []).length == 512
+    assert shape_of(Documents((0, 500, 1000)), 998, []).length is None
+
+
+@pytest.mark.parametrize("lengths", [[9, 30, 2, 17], [256], [5] * 40], ids=str)
+def test_a_filled_up_micro_batch_has_the_same_loss_and_gradients(lengths: list[int]) -> None:
+    """Whatever lay there before."""
+    model = trained_model(0.0)
+    batch = model_inputs(make_batch([documents(lengths)], 0), CPU)
+    shape = shape_of(batch["documents"], len(batch["labels"].index_N), model.kept)
+    inputs = Inputs(shape, CPU)
+    inputs.tokens_T.random_(0, 16)
+    inputs.labels_N.fill_(3)
+    inputs.fill(**batch)
+    assert int((inputs.labels_N != IGNORED).sum()) == len(batch["labels"].index_N)
+    tokens, positions, bounds, labels, *_ = inputs.arguments()
+    if shape.length is None:  # on a GPU the bounds are read from the tensor
+        bounds = Documents(tuple(dict.fromkeys(inputs.ends.tolist())))
+    filled = {"tokens_T": tokens, "positions_T": positions, "documents": bounds, "labels": labels}
+    (loss, gradients), (as_is, gradients_as_is) = (
+        loss_and_gradients(model, [given]) for given in (filled, batch)
+    )
+    limit = sums_of(4 * sum(lengths))
+    assert_close(loss, as_is, limit)
+    for name, expected in gradients_as_is.items():
+        assert_close(gradients[name], expected, limit)
+
+
+def test_seeds_are_those_that_would_have_been_drawn() -> None:
+    torch.manual_seed(5)
+    drawn = [int(draw_seed(CPU)) for _ in range(4)]
+    after = int(torch.randint(2**62, ()))
+    seeds = Seeds(6, CPU)
+    with seeds_from(seeds):
+        places = [draw_seed(CPU) for _ in range(4)]
+    torch.manual_seed(5)
+    seeds.draw()
+    assert [int(place) for place in places] == drawn
+    assert int(torch.randint(2**62, ())) == after
