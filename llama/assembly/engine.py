@@ -9,7 +9,7 @@ from llama.assembly.model import build_model
 from llama.engine import Engine, ZeRO3Placement
 from llama.fused.captured import capture
 from llama.fused.install import install
-from llama.kernels.compiled import compile_kernels
+from llama.kernels.compiled import compile_kernels, is_wanted, missing
 from llama.methods.kinds import method_of
 from llama.notes import note
 from llama.parallel.agreement import on_every
@@ -32,7 +32,12 @@ def build_engine(
 ) -> Engine:
     """Load the weights, have those parameters train that are to, and hand all to DeepSpeed.
     UserError, on every rank, where any rank finds its weights damaged."""
-    if options.compile:
+    on_cuda = device.type == "cuda"
+    compiles = is_wanted(options.compile, on_cuda)
+    if compiles and on_cuda and (lacking := missing()):
+        note(f"kernels are not compiled, and small steps wait for the host: {lacking}")
+        compiles = False
+    if compiles:
         compile_kernels()
     dtype, tp = DTYPES[resolved.precision], mesh.tensor_parallel
     placement = ZeRO3Placement(resolved, mesh) if resolved.zero_stage == 3 else None
@@ -42,15 +47,14 @@ def build_engine(
     method = method_of(options, source)
     on_every(mesh, lambda: method.prepare(model, options.seed, device))
     engine = Engine(model, resolved, mesh, device, options.seed)
-    if options.compile and device.type == "cuda" and (plain := install(model)):
-        note(plain)
+    plain = install(model) if compiles and on_cuda else None
     if options.checkpointing == "auto":
         length = options.seq_len or LONGEST_ROW
         to_come = engine.first_step_bytes()
         keep_what_fits(model, resolved.micro_batch, length, mesh, device, to_come)
-    if options.compile and device.type == "cuda":
-        launched = capture(model)
-        engine.passes_are_captured = launched is None
-        if launched:
-            note(launched)
+    if compiles and on_cuda:
+        plain = plain or capture(model)
+        engine.passes_are_captured = plain is None
+        if plain:
+            note(plain)
     return engine

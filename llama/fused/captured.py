@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from llama.adapters.attach import adapters, trainable_parameters
+from llama.fused.block import linears
 from llama.fused.install import is_installed
 from llama.model.documents import Documents
 from llama.model.kept import Kept
@@ -175,8 +175,8 @@ class _Recorded:
         pool: Any,
     ) -> None:
         self.inputs, self.results = inputs, results
-        number = sum(1 for _ in adapters(model))
-        self.seeds = Seeds(number, inputs.tokens_T.device)
+        paths = [layer.lora for block in model.layers for layer, _ in linears(block)]
+        self.seeds = Seeds(sum(path is not None for path in paths), inputs.tokens_T.device)
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         # The parameters' own nodes in autograd's graph belong to the stream that they were made on,
         # which cannot be captured and would be waited for. The same memory under other names:
@@ -305,7 +305,8 @@ def capture(model: Transformer) -> str | None:
     it after `install`, once the model keeps what it is to keep."""
     if reason := _uncaptured(model):
         return f"steps are not captured as CUDA graphs: {reason}"
-    model.run_model = RunCaptured(model.run_model, trainable_parameters(model))
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    model.run_model = RunCaptured(model.run_model, trained)
     return None
 
 

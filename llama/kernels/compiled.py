@@ -1,16 +1,18 @@
-"""The one switch for torch.compile, and the decorator of the functions that it applies to.
+"""The one switch for compiled kernels, and the decorator of the functions that it applies to.
 
 A `kernel` is a function of tensors whose operations should become one GPU kernel. As long as
-`compile_kernels` has not been called it runs as it is written, operation by operation.
+`compile_kernels` has not been called it runs as it is written, operation by operation. Then the
+form of it in `triton_forms` takes its place on a GPU, and what torch.compile makes of it on a CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import wraps
+from functools import lru_cache, wraps
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -28,6 +30,8 @@ class Plan:
     """Gives the results of a kernel, of the function as it is written and its arguments."""
 
 
+KERNELS: dict[str, Callable[..., Any]] = {}
+"""Every `kernel` by its name without a leading underscore."""
 _plan: ContextVar[Plan | None] = ContextVar("plan", default=None)
 
 
@@ -49,10 +53,19 @@ def rounds(starts: range) -> list[int]:
     return every if _plan.get() is None or len(every) < 4 else [*every[:2], every[-1]]
 
 
+def is_wanted(choice: str, on_cuda: bool) -> bool:
+    """Whether kernels are to be compiled, by `--compile` and the kind of device."""
+    return choice == "true" or (choice == "auto" and on_cuda)
+
+
+def missing() -> str | None:
+    """What a GPU's kernels need and this machine has not, or None."""
+    return None if find_spec("triton") else "Triton is not installed"
+
+
 def compile_kernels() -> None:
-    """From now on in this process, compile each `kernel` with torch.compile at its next call. On
-    CUDA that writes Triton kernels, needs a C compiler, and makes the first step some seconds
-    longer. There is no way back within the process."""
+    """From now on in this process, compile each `kernel` at its next call. Both ways need a C
+    compiler. There is no way back within the process."""
     global _compiled
     _compiled = True
 
@@ -68,6 +81,8 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     tokens, tuples of such, and numbers; all are given by position. Autograd does not see through
     it: it is for use within forward and backward passes that are written by hand, so gradients of
     its arguments are never asked for."""
+    name = function.__name__.lstrip("_")
+    KERNELS[name] = function
     made: list[Callable[..., Any]] = []  # by torch.compile, at the first call that needs it
     known: set[Any] = set()  # forms of arguments whose varying dimension was marked
 
@@ -77,6 +92,8 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
             return plan.call(function, args)
         if not _compiled:
             return function(*args)
+        if args[0].is_cuda:
+            return _forms()[name](*args)
         if not made:
             made.append(torch.compile(function))
         # Whether an argument needs a gradient makes no difference here, but torch.compile would
@@ -89,6 +106,14 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
         return made[0](*args)
 
     return call
+
+
+@lru_cache(maxsize=1)
+def _forms() -> Mapping[str, Callable[..., Any]]:
+    """Imported here: where there is no GPU there is no Triton."""
+    from llama.kernels.triton_forms import FORMS
+
+    return FORMS
 
 
 def _detached(args: tuple[Any, ...]) -> tuple[Any, ...]:

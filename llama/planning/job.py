@@ -100,6 +100,12 @@ class Job:
         return PRECISIONS[self.precision]
 
     @property
+    def captured(self) -> bool:
+        """Whether passes are CUDA graphs (`llama/fused/captured.py`)."""
+        whole = self.tensor_parallel == 1 and self.zero.stage < 3 and self.lora is not None
+        return self.fused and self.device == "cuda" and whole and self.precision != "fp32"
+
+    @property
     def lengths(self) -> tuple[int, ...]:
         """Of the documents of one micro-batch."""
         return self.documents or (self.seq_len,) * self.micro_batch

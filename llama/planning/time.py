@@ -62,6 +62,11 @@ EVENNESS = 4.0
 the sum of fourth powers, since neither is the longer one throughout."""
 MICRO_BATCH, STEP = 10e-3, 15e-3
 """Seconds of the host for each micro-batch and for each step, whatever the model's size."""
+GRAPH, GRAPH_STEP = 2e-3, 7e-3
+"""The same where passes are CUDA graphs."""
+ADDED, GIVEN, STEPPED = 0.012e-3, 0.13e-3, 0.015e-3
+"""Of those, for each trained tensor: in a micro-batch whose gradients are added up, in the one with
+which they are given to DeepSpeed, and in the optimizer's step."""
 ADAM_BYTES = 32
 """For each parameter that trains: gradient, master and two moments, read and written."""
 HOST_ADAM = 1e9
@@ -120,7 +125,8 @@ def step_time(job: Job, place: Place) -> StepTime:
     gathered, exchanged = _data_seconds(job, place, sent)
     busy = device + gathered / job.accumulation
     micro = (busy**EVENNESS + host**EVENNESS) ** (1 / EVENNESS) + summed
-    fixed = STEP + _adam_seconds(job, place.gpu)
+    own = GRAPH_STEP + STEPPED * _trained_tensors(job) if job.captured else STEP
+    fixed = own + _adam_seconds(job, place.gpu)
     k = job.accumulation
     return StepTime(
         device=k * device,
@@ -156,7 +162,11 @@ def device_seconds(job: Job, gpu: GPU, done: Work) -> dict[str, float]:
 
 
 def host_seconds(job: Job) -> float:
-    """That the host needs to start one micro-batch; the same for any number of tokens."""
+    """That the host needs to start one micro-batch; the same for any number of tokens. Of graphs a
+    mean over the micro-batches of a step."""
+    if job.captured:
+        k = job.accumulation
+        return GRAPH + _trained_tensors(job) * ((k - 1) * ADDED + GIVEN) / k
     way, targets = way_of(job), len(job.lora.targets) if job.lora else 0
     total = MICRO_BATCH
     for level in job.kept:
@@ -166,6 +176,11 @@ def host_seconds(job: Job) -> float:
     if job.zero.stage == 3 and job.data_parallel > 1:
         total += GATHER * 2 * 7 * job.config.n_layers
     return total
+
+
+def _trained_tensors(job: Job) -> int:
+    """Of adapters: two on each layer."""
+    return 2 * len(job.lora.targets) * job.config.n_layers if job.lora else 0
 
 
 def _adam_seconds(job: Job, gpu: GPU) -> float:

@@ -11,6 +11,9 @@ from llama.settings.model import AdapterOptions, RowOptions
 from llama.settings.options.marks import BY_CONTENT, BY_VALUE, POSITIONAL
 from llama.settings.targets import in_our_names
 
+Compile = Literal["auto", "true", "false"]
+"""See `TrainOptions.compile`; what it comes to on a device: `llama.kernels.compiled.is_wanted`."""
+
 
 @dataclass(frozen=True)
 class LoRAOptions:
@@ -78,8 +81,10 @@ class TrainOptions(RowOptions):
     checkpointing: Checkpointing = "block"
     """What is recomputed in the backward pass to save memory: nothing, the feed-forward layers, or
     whole blocks; auto keeps as much as the device's free memory holds."""
-    compile: bool = False
-    """Whether norm, rotary turn and SwiGLU are fused by torch.compile; needs a C compiler."""
+    compile: Compile = "auto"
+    """How a step runs: auto, the fastest way of the device (on a GPU each block as one function of
+    compiled kernels, in half precision as CUDA graphs); true compiles on a CPU too; false is the
+    plain path."""
     seed: int = field(default=0, metadata=BY_VALUE)
     """Seed of the adapters, the order of rows and the dropout."""
     save_every: int | None = None
@@ -157,8 +162,8 @@ class BenchmarkOptions(RowOptions):
     """The adapters, with --method lora."""
     checkpointing: Checkpointing = "block"
     """What is recomputed in the backward pass, as in train."""
-    compile: bool = False
-    """Whether norm, rotary turn and SwiGLU are fused by torch.compile, as in train."""
+    compile: Compile = "auto"
+    """How a step runs, as in train."""
     steps: int = 10
     """Optimizer steps that are timed."""
     warmup: int = 3
@@ -188,8 +193,8 @@ class VerifyOptions:
     """The adapters, with --method lora."""
     checkpointing: Checkpointing = "block"
     """What is recomputed in the backward pass, as in train."""
-    compile: bool = False
-    """Whether norm, rotary turn and SwiGLU are fused by torch.compile, as in train."""
+    compile: Compile = "auto"
+    """How a step runs, as in train."""
     layers: int = 2
     """Blocks of the model that is built, at most the model's own number."""
     steps: int = 5
@@ -238,8 +243,8 @@ class PlanOptions(RowOptions):
     """Whether examples of --data share a row, as in train."""
     checkpointing: Checkpointing = "block"
     """What is recomputed in the backward pass, as in train."""
-    compile: bool = False
-    """Whether kernels are compiled and blocks fused, as in train."""
+    compile: Compile = "auto"
+    """How a step runs on the GPU, as in train."""
     data: list[Path] = field(default_factory=list)
     """Training rows as in train, whose real lengths are then planned with; none means full rows of
     --seq_len tokens."""

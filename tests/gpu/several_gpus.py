@@ -59,7 +59,7 @@ class Plan:
     large: str = "llama-2-70b"
     rows: int = 2
     tokens: int = 4096
-    timing: str = "--compile --warmup 2 --steps 5"
+    timing: str = "--warmup 2 --steps 5"
     kills: str = "--kills 5"
     tiny: bool = False
 

@@ -40,7 +40,6 @@ BATCHES = [
 def compiled() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fusion, "_compiled", False)  # and again when the module is over
-        torch._dynamo.reset()
         fusion.compile_kernels()
         yield
 

@@ -30,7 +30,6 @@ PACKINGS = {"uniform": [256, 256], "mixed": [9, 300, 2, 170, 31]}
 def compiled() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fusion, "_compiled", False)  # and again when the module is over
-        torch._dynamo.reset()
         fusion.compile_kernels()
         yield
 

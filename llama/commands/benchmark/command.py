@@ -28,6 +28,7 @@ from llama.engine import start_processes
 from llama.errors import UserError, raise_if
 from llama.files.json_text import json_text
 from llama.fused.keeping import summary
+from llama.kernels.compiled import is_wanted
 from llama.launch.launchers import check_launch
 from llama.launch.processes import launched_world_size, stop_processes
 from llama.methods.kinds import method_of
@@ -258,7 +259,7 @@ def describe(job: Job, resolved: Resolved, mesh: Mesh, device: torch.device) -> 
         "seq_len": job.row_length,
         "precision": resolved.precision,
         "checkpointing": options.checkpointing,
-        "compile": options.compile,
+        "compile": is_wanted(options.compile, device.type == "cuda"),
         "method": options.method,
         "lora": asdict(options.lora) if options.method == "lora" else None,
         "deepspeed": resolved.engine,

@@ -12,6 +12,7 @@ from llama.data.packing import PackedRow
 from llama.data.prepare import Prepared, Reading
 from llama.data.shares import rows_of_epoch
 from llama.errors import UserError, raise_if
+from llama.kernels.compiled import is_wanted
 from llama.methods.kinds import KINDS
 from llama.metrics.hardware import NETWORKS, gpu_named
 from llama.model.config import ModelConfig
@@ -129,7 +130,7 @@ def plan_of(inputs: Inputs, deepspeed: dict[str, Any], options: PlanOptions) -> 
         KINDS[options.method].adapters(options.lora),
         seq_len=options.seq_len,
         checkpointing="block" if options.checkpointing == "auto" else options.checkpointing,
-        fused=options.compile,
+        fused=is_wanted(options.compile, on_cuda=True),
         tensor_parallel=options.tensor_parallel,
         data_parallel=data_parallel,
         **settings_of(resolved),

@@ -48,7 +48,8 @@ class Way:
     offload: bool
     checkpointing: Checkpointing
     micro_batch: int
-    compile: bool
+    fused: bool
+    """Whether the blocks can run as one function each, which is then how they do."""
 
     @property
     def trouble(self) -> int:
@@ -85,8 +86,6 @@ class Suggestion:
         ]
         if way.tensor_parallel > 1:
             words.append(f"--tensor_parallel {way.tensor_parallel}")
-        if way.compile:
-            words.append("--compile true")
         if options.method == "full":
             words.append("--method full")
         else:
@@ -157,8 +156,7 @@ def ways(inputs: Inputs) -> Iterator[Way]:
         sizes = [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= rows]
         for (stage, offload), size in product(stages, sizes):
             fused = p == 1 and stage < 3 and options.method == "lora"
-            for compiled in (False, True) if fused else (False,):
-                yield Way(p, stage, offload, keeping, size, compiled)
+            yield Way(p, stage, offload, keeping, size, fused)
 
 
 def job_of(inputs: Inputs, way: Way) -> Job:
@@ -175,7 +173,7 @@ def job_of(inputs: Inputs, way: Way) -> Job:
         accumulation=document["gradient_accumulation_steps"],
         seq_len=options.seq_len,
         checkpointing=way.checkpointing,
-        fused=way.compile,
+        fused=way.fused,
         tensor_parallel=way.tensor_parallel,
         data_parallel=n,
     )
@@ -210,7 +208,7 @@ def options_of(inputs: Inputs, way: Way) -> PlanOptions:
         inputs.options,
         tensor_parallel=way.tensor_parallel,
         checkpointing=way.checkpointing,
-        compile=way.compile,
+        compile="auto" if way.fused else "false",
     )
 
 

@@ -71,7 +71,7 @@ _EVERY_STEP = Already("metrics.jsonl and --report_to's places have every step")
 _NAMED = "--report_to {} tells of the run there; projects are named in the environment: {}"
 _UPLOAD = Instead("nothing is uploaded; RUN/adapter is a PEFT folder: hf upload NAME RUN/adapter")
 _SAVED = "a checkpoint at the end of each epoch and of the run, the newest 3 kept"
-_ATTENTION = Already("the fastest attention of the device is taken; --compile true fuses the rest")
+_ATTENTION = Already("the fastest that the device has is taken (--compile auto)")
 _LINEARS = Instead("adapters are of linear layers of the blocks; --method full trains everything")
 _FILES = Already("the model's own files say it")
 _READING = Already("rows are read in parallel and packed at the start, and kept in --data_cache")
@@ -181,7 +181,7 @@ _ROWS: tuple[tuple[str, Answer], ...] = (
     ("flash_attn flash_attention attn_implementation use_flash_attention_2", _ATTENTION),
     ("xformers_attention sdp_attention eager_attention s2_attention", _ATTENTION),
     ("liger_* use_liger_kernel enable_liger_kernel use_unsloth", _ATTENTION),
-    ("torch_compile", _switch(Here("--compile true"), Already("--compile false is the default"))),
+    ("torch_compile", _switch(Already("--compile auto is the default"), Here("--compile false"))),
     ("zero_stage", Here("--override zero_optimization.stage={}", "2")),
     ("fsdp*", _only_on(_ZERO)),
     ("ddp_*", _only_on(Already("DeepSpeed reduces the adapter's gradients"))),

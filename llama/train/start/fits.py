@@ -9,6 +9,7 @@ import torch
 
 from llama.assembly.memory import free_bytes
 from llama.errors import UserError
+from llama.kernels.compiled import is_wanted
 from llama.metrics.hardware import GIB, gpu_of_device
 from llama.model.kept import Kept
 from llama.parallel.agreement import on_main
@@ -66,7 +67,7 @@ def job_of(inputs: Inputs, plan: Schedule, mesh: Mesh, device: torch.device) -> 
         documents=documents,
         supervised=supervised,
         checkpointing="block" if options.checkpointing == "auto" else options.checkpointing,
-        fused=options.compile,
+        fused=is_wanted(options.compile, on_cuda),
         tensor_parallel=mesh.tensor_parallel.size,
         data_parallel=mesh.data_parallel_size,
         device="cuda" if on_cuda else "cpu",

@@ -10,6 +10,7 @@ import torch
 
 from llama.adapters.peft_format import peft_hash
 from llama.files.weighted import weighted
+from llama.kernels.compiled import is_wanted
 from llama.parallel.mesh import Mesh
 from llama.settings.options.marks import BY_VALUE, marked
 from llama.train.start.facts import examples_digest, leaves
@@ -53,7 +54,7 @@ def topology(
         "zero_stage": schedule.resolved.zero_stage,
         "micro_batch": schedule.resolved.micro_batch,
         "accumulation": schedule.resolved.accumulation,
-        "compile": inputs.options.compile,
+        "compile": is_wanted(inputs.options.compile, device.type == "cuda"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "torch": torch.__version__,
     }

@@ -136,7 +136,7 @@ def test_the_command_of_a_suggestion_is_planned_alike(
     """The file that is written gives the same plan as the suggestion had."""
     status, first = planned(capsys, deepspeed=None, suggest=True, output_dir=tmp_path)
     job = first["job"]
-    again = {"checkpointing": job["checkpointing"], "compile": job["fused"]}
+    again = {"checkpointing": job["checkpointing"], "compile": "auto" if job["fused"] else "false"}
     if job["checkpointing"] == "input":
         again["checkpointing"] = "block"
     names = {"all": "none", "ffn_inputs": "ffn"}

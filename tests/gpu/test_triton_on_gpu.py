@@ -1,0 +1,37 @@
+"""Each Triton kernel against the function that it is a form of."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llama.fused import kernels as _fused  # noqa: F401  (its kernels are known once it is there)
+from llama.kernels import elementwise as _elementwise  # noqa: F401
+from llama.kernels.compiled import KERNELS
+from llama.kernels.triton_forms import FORMS
+from llama.model import loss as _loss  # noqa: F401
+from tests.gpu.test_kernels_on_gpu import CUDA, FUSED
+from tests.support.kernel_arguments import apart, calls, own
+from tests.support.skips import needs_gpus
+
+pytestmark = [
+    pytest.mark.gpu,
+    needs_gpus(),
+]
+
+
+def test_every_kernel_has_a_form() -> None:
+    assert set(FORMS) == set(KERNELS)
+    assert {name for name, _ in calls(torch.float32, CUDA)} == set(FORMS)
+
+
+@pytest.mark.parametrize("sizes", [(7, 96, 5000), (300, 576, 49152), (64, 4096, 32000)], ids=str)
+@pytest.mark.parametrize("dtype", FUSED, ids=str)
+def test_forms_compute_what_the_functions_say(
+    dtype: torch.dtype, sizes: tuple[int, int, int]
+) -> None:
+    for name, args in calls(dtype, CUDA, *sizes):
+        found = FORMS[name](*own(args))
+        difference = apart(found, KERNELS[name](*own(args)))
+        print(f"\n  {dtype} {sizes} {name}: {difference:.1e}", end="")
+        assert difference <= FUSED[dtype], name

@@ -1,0 +1,48 @@
+"""The Triton kernels on a CPU, by Triton's interpreter, where Triton is installed; on a GPU:
+tests/gpu/test_triton_on_gpu.py. The interpreter is chosen when Triton is imported, so this is a
+process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.closeness import sums_of
+from tests.support.model_files import ROOT
+
+BODY = """
+import json, torch
+from llama.fused import kernels
+from llama.kernels import elementwise
+from llama.kernels.compiled import KERNELS
+from llama.kernels.triton_forms import FORMS
+from llama.model import loss
+from tests.support.kernel_arguments import apart, calls, own
+assert set(FORMS) == set(KERNELS)
+found = {}
+for name, args in calls(torch.float32, torch.device("cpu")):
+    difference = apart(FORMS[name](*own(args)), KERNELS[name](*own(args)))
+    found[name] = max(difference, found.get(name, 0.0))
+print(json.dumps(found))
+"""
+
+
+def test_the_interpreter_gives_what_the_functions_do() -> None:
+    pytest.importorskip("triton")
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", BODY],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    limit = sums_of(96 + 5000)
+    assert found and max(found.values()) <= limit, found
