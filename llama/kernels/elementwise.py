@@ -31,8 +31,8 @@ def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Te
     if weight_D.requires_grad or (on_cuda(x_TD) and not compiled()):
         # one kernel of torch's on CUDA
         return run(F.rms_norm, x_TD, (x_TD.shape[-1],), weight_D, eps)
-    if not torch.is_grad_enabled():
-        return _rms_norm(x_TD, weight_D, eps)[0]
+    if not torch.is_grad_enabled() and not compiled():
+        return F.rms_norm(x_TD.float(), (x_TD.shape[-1],), None, eps).to(x_TD.dtype) * weight_D
     return _RMSNorm.apply(x_TD, weight_D, eps)  # type: ignore[return-value]
 
 

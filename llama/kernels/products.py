@@ -14,6 +14,8 @@ from llama.kernels.paths import on_cuda
 FEW_TOKENS = 4
 """Up to this many tokens a product takes as long as reading the weight does. Making a wider copy of
 the weight first, which pays with more tokens, would only add to that."""
+BATCH_OF_TOKENS = 16
+"""Up to this many a product in float32 is one of decoding; see `_decoded`."""
 
 
 @lru_cache(maxsize=1)
@@ -38,7 +40,23 @@ def times(x_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
     """`x W^T`, `[T, O]` in the type of `x`."""
     if x_TI.dtype != weight_OI.dtype and x_TI.shape[0] <= FEW_TOKENS:
         return (x_TI.to(weight_OI.dtype) @ weight_OI.t()).to(x_TI.dtype)
-    return x_TI @ weight_OI.to(x_TI.dtype).t()
+    weight_OI = weight_OI.to(x_TI.dtype)
+    tokens = x_TI.shape[0]
+    if 1 < tokens <= BATCH_OF_TOKENS and x_TI.dtype == torch.float32 and not on_cuda(x_TI):
+        return _decoded(x_TI, weight_OI)
+    return x_TI @ weight_OI.t()
+
+
+def _decoded(x_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
+    """`x W^T` of a batch of decoding in float32 on a CPU, where MKL's kernel for it is made for
+    more rows: what was measured as the shortest way of each size (docs/benchmarks/decoding.md)."""
+    tokens, (outputs, inputs) = x_TI.shape[0], weight_OI.shape
+    if tokens <= FEW_TOKENS and outputs >= inputs:
+        # copied, since a view must not leave an autograd function that others then add to in place
+        return (weight_OI @ x_TI.t()).t().contiguous()
+    if tokens > FEW_TOKENS and outputs >= 16 * inputs and torch.backends.mkldnn.is_available():
+        return torch.ops.mkldnn._linear_pointwise(x_TI, weight_OI, None, "none", [], "")
+    return x_TI @ weight_OI.t()
 
 
 def times_transposed(g_TO: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:

@@ -93,7 +93,7 @@ def _next_tokens(
 ) -> torch.Tensor:
     """One token of each sequence, `[M, H, E]`. The query heads that share a kv head are given as if
     they were tokens: the cache is then read as it is, and not copied for each of them."""
-    q_MKGE = q_MHE.unflatten(1, (k_MLKE.shape[2], -1))
+    q_MKGE = q_MHE.view(q_MHE.shape[0], k_MLKE.shape[2], -1, q_MHE.shape[2])
     k_MKLE, v_MKLE = k_MLKE.transpose(1, 2), v_MLKE.transpose(1, 2)
     return _attend(q_MKGE, k_MKLE, v_MKLE, mask, causal=False).flatten(1, 2)
 
@@ -161,11 +161,11 @@ class Attention(nn.Module):
         layer: int,
     ) -> torch.Tensor:
         shared_TD = copy_to_shards(x_TD, self.tp)
-        q_THE = rotation(self.wq.on(x_TD, shared_TD).unflatten(-1, (self.n_heads, self.head_dim)))
-        k_TKE = rotation(
-            self.wk.on(x_TD, shared_TD).unflatten(-1, (self.n_kv_heads, self.head_dim))
-        )
-        v_TKE = self.wv.on(x_TD, shared_TD).unflatten(-1, (self.n_kv_heads, self.head_dim))
+        heads = x_TD.shape[0], self.n_heads, self.head_dim
+        kv_heads = x_TD.shape[0], self.n_kv_heads, self.head_dim
+        q_THE = rotation(self.wq.on(x_TD, shared_TD).view(heads))
+        k_TKE = rotation(self.wk.on(x_TD, shared_TD).view(kv_heads))
+        v_TKE = self.wv.on(x_TD, shared_TD).view(kv_heads)
         if cache is None:
             out_THE = document_attention(q_THE, k_TKE, v_TKE, documents)
         else:

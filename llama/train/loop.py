@@ -246,7 +246,7 @@ class Run:
             on_main(self.mesh, self._check_writing)
         stops = self.ends.stops(number, wish)
         if stops:
-            self.report.say(f"stopped after step {number}")
+            self.report.say(f"stopped after step {number}; the same command goes on from there")
         if stops or self._is_due(self.options.save_every):
             self._save()
 

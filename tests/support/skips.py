@@ -50,6 +50,12 @@ def needs_gpus(count: int = 1) -> pytest.MarkDecorator:
     return pytest.mark.skipif(here < count, reason=reason(GPU, f"{count}, found {here}"))
 
 
+def needs_triton() -> pytest.MarkDecorator:
+    """Left out where it is not installed: it comes with torch for CUDA."""
+    missing = importlib.util.find_spec("triton") is None
+    return pytest.mark.skipif(missing, reason=reason(GPU, "Triton, of torch for CUDA"))
+
+
 def needs_another_user_than_root() -> pytest.MarkDecorator:
     return pytest.mark.skipif(os.geteuid() == 0, reason=reason(USER, HOW[USER]))
 

@@ -9,10 +9,9 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 from tests.support.closeness import sums_of
 from tests.support.model_files import ROOT
+from tests.support.skips import needs_triton
 
 BODY = """
 import json, torch
@@ -31,8 +30,8 @@ print(json.dumps(found))
 """
 
 
+@needs_triton()
 def test_the_interpreter_gives_what_the_functions_do() -> None:
-    pytest.importorskip("triton")
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(
         [sys.executable, "-c", BODY],

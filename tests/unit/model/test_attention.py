@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from llama.model.attention import cached_attention, document_attention
 from llama.model.documents import Documents
 from llama.model.kv_cache import KVCache
 from tests.support.closeness import assert_close, sums_of
+from tests.support.model_files import TINY
 
 HEADS, HEAD_DIM, TOKENS = 4, 8, 12
 LIMIT = sums_of(HEAD_DIM + 2 * TOKENS)
@@ -70,17 +70,26 @@ def test_documents_see_themselves_alone(boundaries: tuple[int, ...], kv_heads: i
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("new", [1, 5, 12], ids=["one token", "several", "the whole prompt"])
 def test_cached_attention_is_the_last_rows_of_the_whole(new: int, kv_heads: int) -> None:
-    q, k, v = case(12, kv_heads)
-    expected = reference(q, k, v, (0, 12))[-new:]
-    config: Any = SimpleNamespace(n_layers=1, n_kv_heads=kv_heads, head_dim=k.shape[-1])
-    cache = KVCache(config, k.dtype, k.device)
-    cache.open(1)
-    held = 12 - new
-    for part in filter(None, (slice(held) if held else None, slice(held, 12))):
-        cache.begin([len(q[part])])
-        found = cached_attention(q[part], k[part], v[part], cache, 0)
+    """Of two sequences, of which the other is shorter and has as many new tokens, one or all."""
+    others = {1: 4, 5: 9, 12: 7}[new]
+    config = replace(TINY, n_layers=1, n_kv_heads=kv_heads, head_dim=HEAD_DIM)
+    cache = KVCache(config, torch.float32, torch.device("cpu"))
+    sequences = [case(TOKENS, kv_heads), [2 * x[:others] for x in case(TOKENS, kv_heads)]]
+    counts = [new, min(new, others)]
+    cache.open(2)
+
+    def attend(parts: list[slice]) -> torch.Tensor:
+        chosen = [[x[part] for x in xs] for xs, part in zip(sequences, parts, strict=True)]
+        cache.begin([len(xs[0]) for xs in chosen])
+        found = cached_attention(*map(torch.cat, zip(*chosen, strict=True)), cache, 0)
         cache.advance()
-    assert_close(found, expected, LIMIT)
+        return found
+
+    if new < TOKENS:
+        attend([slice(0, len(xs[0]) - n) for xs, n in zip(sequences, counts, strict=True)])
+    found = attend([slice(len(xs[0]) - n, None) for xs, n in zip(sequences, counts, strict=True)])
+    for (q, k, v), part in zip(sequences, found.split(counts), strict=True):
+        assert_close(part, reference(q, k, v, (0, len(q)))[-len(part) :], LIMIT)
 
 
 def test_documents_know_their_shape() -> None:
