@@ -7,7 +7,7 @@ R rank, I in_features, O out_features; `/p` marks a sharded one.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +18,9 @@ from llama.parallel.side_path import SidePath
 from llama.settings import LoRAOptions
 
 Shapes = dict[str, tuple[int, ...]]
+Weight = Callable[[], torch.Tensor]
+"""This rank's share of the layer's frozen weight, float32, in memory of the caller's own. Made when
+it is called: most kinds never ask."""
 
 
 class Adapter(SidePath):
@@ -45,13 +48,15 @@ class Adapter(SidePath):
         """The whole (unsharded) shape of each tensor, on a layer of `[rows, columns]`."""
 
     @abstractmethod
-    def reset(self, generator: torch.Generator) -> None:
+    def reset(self, generator: torch.Generator, weight: Weight) -> None:
         """Put the first values in. They are drawn for the whole tensor, of which a shard takes its
-        part, so that every tensor-parallel degree starts from the same adapter."""
+        part, so that every tensor-parallel degree starts from the same adapter. Every rank must
+        call it."""
 
     @abstractmethod
-    def delta(self) -> torch.Tensor:
-        """What merging adds to this rank's share of the layer's weight: float32, of its shape."""
+    def delta(self, weight: torch.Tensor) -> torch.Tensor:
+        """What merging adds to `weight`, this rank's share of the layer's frozen weight: float32,
+        of its shape. Every tensor-parallel rank must call it."""
 
     @classmethod
     @abstractmethod

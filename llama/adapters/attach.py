@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from llama.errors import raise_if
 from llama.model.config import LINEARS
 from llama.parallel.layers import ParallelLinear, share_of
 from llama.settings import LoRAOptions
+
+Gathered = Callable[[nn.Parameter], AbstractContextManager[Any]]
+"""Within it, a parameter is all there on each rank of its data-parallel group."""
 
 
 def attach(model: nn.Module, options: LoRAOptions) -> None:
@@ -51,15 +55,26 @@ def attach_each(model: nn.Module, chosen: Mapping[str, LoRAOptions]) -> None:
             module.lora = KINDS[options.kind](module, options)
 
 
-def initialise(model: nn.Module, seed: int, device: torch.device) -> None:
-    """Put the adapters on `device` with their first values, which depend on the seed and the
-    layer's name alone: not on the order of layers, nor on how the model is sharded."""
+def initialise(
+    model: nn.Module, seed: int, device: torch.device, gathered: Gathered = nullcontext
+) -> None:
+    """Put the adapters on `device` with their first values, which depend on the seed, the layer's
+    name and its weight alone: not on the order of layers, nor on how the model is sharded. Within
+    `gathered` a weight is whole that is else cut up over ranks. Every rank must call it."""
     for name, adapter in adapters(model):
         digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
         if any(parameter.is_meta for parameter in adapter.parameters()):
             adapter.materialise(device)
-        adapter.reset(generator)
+        layer = model.get_submodule(name)
+        assert isinstance(layer, ParallelLinear)
+        adapter.reset(generator, partial(_weight, layer, gathered))
+
+
+def _weight(layer: ParallelLinear, gathered: Gathered) -> torch.Tensor:
+    weight = layer.get_parameter("weight")
+    with gathered(weight):
+        return layer.kind(weight).dense().detach().to(torch.float32, copy=True)
 
 
 @torch.no_grad()

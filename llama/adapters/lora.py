@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from llama.adapters.adapter import Adapter, Shapes
+from llama.adapters.adapter import Adapter, Shapes, Weight
 from llama.parallel.dropout import dropout
 from llama.parallel.layers import (
     ColumnParallelLinear,
@@ -64,7 +64,7 @@ class LoRAAdapter(Adapter):
     def shapes(rows: int, columns: int, rank: int) -> Shapes:
         return {"a": (rank, columns), "b": (rows, rank)}
 
-    def reset(self, generator: torch.Generator) -> None:
+    def reset(self, generator: torch.Generator, weight: Weight) -> None:
         """A uniform in +-1/sqrt(I), as PEFT draws it; B zero."""
         rank, columns = self.a.shape
         bound = 1.0 / math.sqrt(self.in_features)
@@ -85,7 +85,7 @@ class LoRAAdapter(Adapter):
         return base_output.addmm_(hidden_TR, self.b.to(x.dtype).t(), alpha=self.scale)
 
     @torch.no_grad()
-    def delta(self) -> torch.Tensor:
+    def delta(self, weight: torch.Tensor) -> torch.Tensor:
         """`scale B A`. Of a sharded layer either factor is whole on each rank, so that the
         product is this rank's share."""
         return self.scale * (self.b.float() @ self.a.float())

@@ -12,7 +12,7 @@ from llama.adapters import peft_format
 from llama.adapters.attach import adapters, attach, initialise, set_values, switched_off
 from llama.adapters.match import expected_shapes, parameter_count
 from llama.adapters.peft_format import AdapterConfig
-from llama.engine import Engine
+from llama.engine import Engine, gathered
 from llama.engine.state import Tensors
 from llama.files.atomic import write_folder
 from llama.files.run_folder import ADAPTER
@@ -62,7 +62,7 @@ class LoRAMethod(Method):
 
     def prepare(self, model: Transformer, seed: int, device: torch.device) -> None:
         attach(model, self.lora)
-        initialise(model, seed, device)
+        initialise(model, seed, device, gathered)
         for _, adapter in adapters(model):
             adapter.to(model.tok_embeddings.weight.dtype)
         if self.init_adapter is not None:
