@@ -18,6 +18,7 @@ from llama.parallel.side_path import SidePath
 from llama.settings import LoRAOptions
 
 Shapes = dict[str, tuple[int, ...]]
+Tensors = dict[str, torch.Tensor]
 Weight = Callable[[], torch.Tensor]
 """This rank's share of the layer's frozen weight, float32, in memory of the caller's own. Made when
 it is called: most kinds never ask."""
@@ -29,6 +30,13 @@ class Adapter(SidePath):
 
     PEFT_TENSORS: ClassVar[Mapping[str, str]]
     """The name of each tensor here to its name in a PEFT file, as `a` to `lora_A.weight`."""
+
+    FIXED: ClassVar[Mapping[str, str]] = {}
+    """Of tensors that do not train, and that it needs all the same: the name of each to that of the
+    trained one whose shape and shards it has."""
+
+    PATHS: ClassVar[int] = 1
+    """By how much the factors that it multiplies by are wider than the rank."""
 
     PEFT_REFUSED: ClassVar[tuple[str, ...]]
     """Fields of `adapter_config.json` under which the same tensors are applied in another way."""
@@ -61,7 +69,8 @@ class Adapter(SidePath):
     @classmethod
     @abstractmethod
     def to_peft(cls, options: LoRAOptions) -> dict[str, Any]:
-        """The fields of `adapter_config.json` that say how its tensors are applied."""
+        """The fields of `adapter_config.json` that say how its tensors are applied; `r` and
+        `lora_alpha` only where those of what is written are not those of `options`."""
 
     @classmethod
     @abstractmethod
@@ -72,10 +81,27 @@ class Adapter(SidePath):
     def materialise(self, device: torch.device) -> None:
         """Give each tensor memory on `device`, keeping its shape and marks."""
         for name, old in list(self.named_parameters()):
-            new = nn.Parameter(torch.empty_like(old, device=device))
+            new = nn.Parameter(torch.empty_like(old, device=device), old.requires_grad)
             mark_shard(new, shard_dim(old))
             setattr(self, name, new)
 
     def tensors(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Name to trained tensor, this rank's share."""
-        yield from self.named_parameters()
+        yield from ((name, p) for name, p in self.named_parameters() if name not in self.FIXED)
+
+    @classmethod
+    def fixed_shapes(cls, rows: int, columns: int, rank: int) -> Shapes:
+        """As `shapes`, of each of `FIXED`."""
+        shapes = cls.shapes(rows, columns, rank)
+        return {name: shapes[like] for name, like in cls.FIXED.items()}
+
+    @classmethod
+    def written(cls, tensors: Tensors) -> Tensors:
+        """All tensors of one layer, those of `FIXED` too, as a PEFT folder has them: whole, by the
+        names of `PEFT_TENSORS`."""
+        return tensors
+
+    @classmethod
+    def held(cls, written: Tensors) -> Tensors:
+        """The inverse of `written`."""
+        return written

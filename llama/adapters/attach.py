@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from llama.adapters.adapter import Adapter
-from llama.adapters.kinds import KINDS
+from llama.adapters.kinds import kind_of
 from llama.errors import raise_if
 from llama.model.config import LINEARS
 from llama.parallel.layers import ParallelLinear, share_of
@@ -52,7 +52,7 @@ def attach_each(model: nn.Module, chosen: Mapping[str, LoRAOptions]) -> None:
         module = model.get_submodule(name)
         assert isinstance(module, ParallelLinear), name
         with torch.device(module.get_parameter("weight").device):
-            module.lora = KINDS[options.kind](module, options)
+            module.lora = kind_of(options)(module, options)
 
 
 def initialise(
@@ -80,9 +80,9 @@ def _weight(layer: ParallelLinear, gathered: Gathered) -> torch.Tensor:
 @torch.no_grad()
 def set_values(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     """Put into every adapter its share of the whole tensors `state`, by native name, which holds
-    those of each; they are rounded to the adapter's own type."""
+    those of each, fixed ones too; they are rounded to the adapter's own type."""
     for layer, adapter in adapters(model):
-        for name, tensor in adapter.tensors():
+        for name, tensor in adapter.named_parameters():
             tensor.copy_(share_of(state[f"{layer}.lora.{name}"], tensor, adapter.tp))
 
 
@@ -109,6 +109,15 @@ def switched_off(model: nn.Module) -> Iterator[None]:
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Name to parameter, of all that train."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def fixed_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name to parameter, of all that adapters keep and do not train."""
+    return {
+        f"{layer}.lora.{name}": adapter.get_parameter(name)
+        for layer, adapter in adapters(model)
+        for name in adapter.FIXED
+    }
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:

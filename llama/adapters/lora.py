@@ -74,25 +74,30 @@ class LoRAAdapter(Adapter):
             self.a.copy_(full[:, start : start + columns])
             self.b.zero_()
 
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """`A[R, I]` and `B[O, R]` as they are applied, this rank's shares."""
+        return self.a, self.b
+
     def forward(self, x: torch.Tensor, base_output: torch.Tensor) -> torch.Tensor:
         """`base_output` plus the adapter's path from `x`: `[T, O]` or `[T, O/p]`."""
         if self.training:
             x = dropout(x, self.dropout, self.tp, sharded=not self.column)
-        hidden_TR = x @ self.a.to(x.dtype).t()
+        a, b = self.factors()
+        hidden_TR = x @ a.to(x.dtype).t()
         exchange = copy_to_shards if self.column else reduce_from_shards
         hidden_TR = exchange(hidden_TR, self.tp)
         # In place: nothing else has seen the base layer's output, nor reads it in the backward.
-        return base_output.addmm_(hidden_TR, self.b.to(x.dtype).t(), alpha=self.scale)
+        return base_output.addmm_(hidden_TR, b.to(x.dtype).t(), alpha=self.scale)
 
     @torch.no_grad()
     def delta(self, weight: torch.Tensor) -> torch.Tensor:
         """`scale B A`. Of a sharded layer either factor is whole on each rank, so that the
         product is this rank's share."""
-        return self.scale * (self.b.float() @ self.a.float())
+        a, b = self.factors()
+        return self.scale * (b.float() @ a.float())
 
     def low_rank(self) -> LowRank:
-        """The factors as they are."""
-        return LowRank(self.a, self.b, self.scale, self.dropout)
+        return LowRank(*self.factors(), self.scale, self.dropout)
 
     @classmethod
     def to_peft(cls, options: LoRAOptions) -> dict[str, Any]:

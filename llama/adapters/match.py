@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import prod
 
 from llama.adapters.adapter import Shapes
-from llama.adapters.kinds import KINDS
+from llama.adapters.kinds import kind_of
 from llama.adapters.peft_config import Description
 from llama.adapters.peft_format import WEIGHTS, peft_name
 from llama.model.config import LINEARS, PART_OF, ModelConfig
@@ -19,19 +19,38 @@ _BY_ROWS = ("wq", "wk", "wv", "w1", "w3")
 
 
 def expected_shapes(config: ModelConfig, options: LoRAOptions) -> Shapes:
-    """Unsharded shapes of every tensor of every adapter, by native name."""
-    shapes: Shapes = {}
-    for target in options.targets:
-        of_layer = KINDS[options.kind].shapes(*config.linear_shape(target), options.rank)
-        for layer in range(config.n_layers):
-            for name, shape in of_layer.items():
-                shapes[f"layers.{layer}.{PART_OF[target]}.{target}.lora.{name}"] = shape
-    return shapes
+    """Unsharded shapes of every tensor that trains of every adapter, by native name."""
+    return _everywhere(config, options, kind_of(options).shapes)
+
+
+def fixed_shapes(config: ModelConfig, options: LoRAOptions) -> Shapes:
+    """The same of those that do not train, and are kept with them."""
+    return _everywhere(config, options, kind_of(options).fixed_shapes)
+
+
+def _everywhere(
+    config: ModelConfig, options: LoRAOptions, of_layer: Callable[[int, int, int], Shapes]
+) -> Shapes:
+    return {
+        f"layers.{layer}.{PART_OF[target]}.{target}.lora.{name}": shape
+        for target in options.targets
+        for layer in range(config.n_layers)
+        for name, shape in of_layer(*config.linear_shape(target), options.rank).items()
+    }
 
 
 def parameter_count(config: ModelConfig, options: LoRAOptions) -> int:
-    """Parameters of all adapters, unsharded."""
-    return sum(prod(shape) for shape in expected_shapes(config, options).values())
+    """Parameters of all adapters that train, unsharded."""
+    return _count(expected_shapes(config, options))
+
+
+def fixed_count(config: ModelConfig, options: LoRAOptions) -> int:
+    """Of those that do not."""
+    return _count(fixed_shapes(config, options))
+
+
+def _count(shapes: Shapes) -> int:
+    return sum(map(prod, shapes.values()))
 
 
 def misfits(description: Description, found: Shapes, config: ModelConfig) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from llama.adapters.attach import parameter_groups, trainable_parameters
+from llama.adapters.attach import fixed_parameters, parameter_groups, trainable_parameters
 from llama.data.types import Batch
 from llama.engine.backend import LOGGER
 from llama.engine.gradients import check_all_at_once, norm_of
@@ -22,6 +22,7 @@ from llama.engine.parts import Parts
 from llama.engine.replicas import differing
 from llama.engine.state import MOMENTS, EngineState, Tensors
 from llama.engine.step import Step, dropout_seed
+from llama.engine.zero3 import gathered
 from llama.errors import TrainingError
 from llama.objectives.kinds import SFT
 from llama.objectives.objective import Objective
@@ -60,6 +61,7 @@ class Engine:
         self._scale_is_spent = False
         self.zero_stage = resolved.zero_stage
         self.trainable = trainable_parameters(model)
+        self._fixed = fixed_parameters(model)
         groups = parameter_groups(model)
         self.optimized_elements = optimized_elements(
             groups, self.zero_stage, mesh.data_parallel_size
@@ -204,6 +206,7 @@ class Engine:
             masters=self._joined(own_values),
             exp_avg=self._joined(state.moments(MOMENTS[0])),
             exp_avg_sq=self._joined(state.moments(MOMENTS[1])),
+            fixed=self.fixed_values(),
             counters=self.counters(),
         )
 
@@ -220,6 +223,9 @@ class Engine:
     def load_state(self, state: EngineState) -> None:
         """Go on from `state`, bit for bit on the topology it was taken on. Every rank gives the
         same whole state."""
+        for name, parameter in self._fixed.items():
+            share = share_of(state.fixed[name], parameter, self.mesh.tensor_parallel)
+            self._state.set_parameter(parameter, share)
         moments = {MOMENTS[0]: self._own(state.exp_avg), MOMENTS[1]: self._own(state.exp_avg_sq)}
         self.load(Held(self._own(state.masters), moments), state.counters)
 
@@ -255,6 +261,16 @@ class Engine:
         """Name to float32 value of every trainable parameter, the shards joined, on the CPU; from
         the masters where the optimizer keeps them. Every rank must call it."""
         return self._joined(self.own_values())
+
+    def fixed_values(self) -> Tensors:
+        """Name to float32 value of every tensor that the adapter keeps and does not train, the
+        shards joined, on the CPU. Every rank must call it."""
+        found = {}
+        for name, parameter in self._fixed.items():
+            with gathered(parameter):
+                value = joined(parameter.detach(), parameter, self.mesh.tensor_parallel)
+                found[name] = value.to("cpu", torch.float32, copy=True)
+        return found
 
     def replica_problems(self, own_values: Tensors) -> list[str]:
         """One line for each trainable tensor that differs between ranks that should hold the same;

@@ -147,7 +147,7 @@ class OptimizerState:
             master = source.master(name)
             start, end = self.own_range(parameter)
             self._set(parameter, master.flatten()[start:end], None)
-            self._set_parameter(parameter, master)
+            self.set_parameter(parameter, master)
         for group, rates in zip(self.inner.param_groups, counters["rates"], strict=True):
             group.update(rates, betas=tuple(rates["betas"]))
         scaler = getattr(self.optimizer, "loss_scaler", None)
@@ -201,8 +201,8 @@ class OptimizerState:
             parameter._hp_mapping.get_hp_fragment(key).copy_(flat)
 
     @torch.no_grad()
-    def _set_parameter(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
-        """Without this the next forward would use the old weights."""
+    def set_parameter(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
+        """What the model computes with; without this the next forward would use the old values."""
         if self.stage < 3:
             parameter.copy_(value)
             return

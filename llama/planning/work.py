@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llama.adapters.kinds import kind_of
 from llama.fused.keeping import AGAIN
 from llama.model.config import LINEARS, ModelConfig
 from llama.model.kept import Kept
@@ -111,7 +112,7 @@ def _adapters(job: Job) -> float:
     if job.lora is None:
         return 0.0
     shapes = _shapes(job.config)
-    elements = sum(job.lora.rank * sum(shapes[name]) for name in job.lora.targets)
+    elements = sum(width(job.lora) * sum(shapes[name]) for name in job.lora.targets)
     again = sum(2.0 for level in job.kept if level == Kept.INPUT)
     return elements * job.tokens * (6.0 * job.config.n_layers + again) / job.tensor_parallel
 
@@ -157,6 +158,11 @@ def traffic(job: Job) -> Traffic:
     )
 
 
+def width(lora: LoRAOptions) -> int:
+    """Of the factors that adapters multiply by; R but where a kind has more of them."""
+    return kind_of(lora).PATHS * lora.rank
+
+
 def adapter_bytes(config: ModelConfig, lora: LoRAOptions, p: int, size: int) -> int:
     """P of adapters: the factor on the side that is cut is cut, the other whole on every rank."""
     count = 0
@@ -193,10 +199,10 @@ def summed_bytes(
 ) -> float:
     """Bytes of the activations that tensor parallelism sums in a micro-batch: of each layer two in
     the forward, two in the backward pass, and one in between where the block is computed again,
-    which stops before the second; for each adapter one of its rank's width, again where it is on a
-    layer cut by its inputs; the embedding's, and the gradient of the last hidden states."""
+    which stops before the second; for each adapter one of its factors' width, again where it is on
+    a layer cut by its inputs; the embedding's, and the gradient of the last hidden states."""
     names = lora.targets if lora else ()
-    rank = lora.rank if lora else 0
+    rank = width(lora) if lora else 0
     total = 0.0
     for level in kept:
         again = level < Kept.FFN_INPUTS

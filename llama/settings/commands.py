@@ -9,6 +9,7 @@ from typing import Literal
 from llama.model.kept import Checkpointing
 from llama.settings.model import AdapterOptions, RowOptions
 from llama.settings.options.marks import BY_CONTENT, BY_VALUE, POSITIONAL
+from llama.settings.starts import UNIFORM
 from llama.settings.targets import in_our_names
 
 
@@ -30,6 +31,10 @@ class LoRAOptions:
     scale: Literal["alpha/r", "alpha/sqrt(r)"] = field(default="alpha/r", metadata=BY_VALUE)
     """What an adapter's output is scaled by: alpha over the rank, or over its square root (rsLoRA),
     under which large ranks learn as fast as small ones."""
+    start: str = field(default=UNIFORM, metadata=BY_VALUE)
+    """How an adapter begins: uniform, A by chance and B zero; pissa, as the strongest part of the
+    layer's own weight, by its singular values; pissa_niter_N, nearly that in much less time, by N
+    rounds of a search (16 is many)."""
 
     def __post_init__(self) -> None:
         """So that nothing behind the options meets a layer by two names."""

@@ -27,6 +27,8 @@ from llama.settings.commands import (
 from llama.settings.data_sets import check_plain, check_sets, check_split
 from llama.settings.model import AdapterOptions, ModelOptions
 from llama.settings.report_to import check_report_to
+from llama.settings.starts import UNIFORM, is_start
+from llama.settings.starts import WORDS as STARTS
 from llama.settings.targets import WORDS
 from llama.tokenizer.built_in_templates import TEMPLATES
 
@@ -240,6 +242,11 @@ def check_lora(lora: LoRAOptions) -> list[str]:
         problems.append(f"--lora.alpha: expected a finite number above 0, found {lora.alpha}")
     if not 0 <= lora.dropout < 1:
         problems.append(f"--lora.dropout: expected from 0 to below 1, found {lora.dropout}")
+    if not is_start(lora.start):
+        problems.append(
+            f"--lora.start: expected among {', '.join(STARTS)}, with a number below 1000 for N, "
+            f"found {lora.start!r}{nearest(lora.start, STARTS)}"
+        )
     for index, name in enumerate(lora.targets):
         if name not in LINEARS:
             known = f"expected among {','.join(LINEARS)}, found {name!r}"
@@ -305,6 +312,8 @@ def _check_init_adapter(options: TrainOptions) -> list[str]:
         return []
     if options.method != "lora":
         return [f"--init_adapter: has no effect with --method {options.method}; leave it out"]
+    if options.lora.start != UNIFORM:
+        return [f"--lora.start: --init_adapter {options.init_adapter} says it; give one of them"]
     return _check_adapter("init_adapter", options.init_adapter)
 
 

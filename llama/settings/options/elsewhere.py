@@ -77,7 +77,15 @@ _FILES = Already("the model's own files say it")
 _READING = Already("rows are read in parallel and packed at the start, and kept in --data_cache")
 _LAUNCHER = Instead("it is the launcher's, before the script: deepspeed --num_gpus N, or torchrun")
 _ZERO = Instead("it is ZeRO here: --deepspeed ds_configs/lora_zero3.json cuts the weights up")
-_STARTS = _only_on(Instead("an adapter starts with A uniform and B zero, as PEFT's default"))
+_UNIFORM = Already("--lora.start uniform is the default: A uniform and B zero, as PEFT's")
+_STARTS = ByValue(
+    {
+        "true": _UNIFORM,
+        "pissa": Here("--lora.start pissa", "pissa"),
+        **{f"pissa_niter_{n}": Here(f"--lora.start pissa_niter_{n}") for n in (4, 8, 16, 32)},
+    },
+    Instead("an adapter starts as --lora.start says: uniform, pissa or pissa_niter_N"),
+)
 _PLAIN_LORA = _only_on(Instead("it is not here: --lora.kind lora is all there is"))
 _TARGETS = ByValue(
     {"all": Here("--lora.targets all-linear", "all")}, Here("--lora.targets {}", "q_proj,v_proj")
@@ -201,7 +209,10 @@ _ROWS: tuple[tuple[str, Answer], ...] = (
         _switch(Here("--lora.scale alpha/sqrt(r)"), Already("--lora.scale alpha/r is the default")),
     ),
     ("use_dora peft_use_dora", _PLAIN_LORA),
-    ("pissa_init init_lora_weights", _STARTS),
+    ("init_lora_weights", _STARTS),
+    ("pissa_init", _switch(Here("--lora.start pissa"), _UNIFORM)),
+    ("pissa_iter", Here("--lora.start pissa_niter_{}", "16", whole=True)),
+    ("pissa_convert", Already("what is written is an adapter of the untouched base")),
     ("loraplus_lr_ratio loraplus_lr_embedding", _only_on(Instead("A and B learn at one rate"))),
     ("modules_to_save lora_modules_to_save additional_target", _only_on(_LINEARS)),
     ("bias lora_bias", _only_on(_LINEARS)),

@@ -195,6 +195,11 @@ CASES = [
     train(
         "to begin with: another rank", begin(**{"lora.rank": "8"}), "8 is given, and --init_adapter"
     ),
+    train(
+        "to begin with: and from the base's own weights",
+        begin(**{"lora.start": "pissa"}),
+        "--lora.start: --init_adapter adapter says it",
+    ),
     train("to begin with: of layers that differ", begin_changed, "its layers differ in rank"),
     train("to begin with: of another base", begin_elsewhere, "was trained on base, and model is"),
     train(

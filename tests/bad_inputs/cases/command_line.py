@@ -171,6 +171,12 @@ CASES = [
         words("--method", "full", "--lora.rank", "8", "--lora.dropout", "0"),
         ("--lora.rank: has no effect with --method full", "--lora.dropout: has no effect"),
     ),
+    Case("`--lora.start pisa`", words("--lora.start", "pisa"), ("did you mean pissa?",)),
+    Case(
+        "more singular values than the layer has",
+        words("--lora.start", "pissa", "--lora.rank", "64", "--lora.targets", "wq,wv"),
+        ("--lora.rank: 64 is more than the 32 singular values of wv",),
+    ),
     Case("`--lora.alpha nan`", words("--lora.alpha", "nan"), ("expected a finite number",)),
     Case("`--lora.dropout 1`", words("--lora.dropout", "1"), ("from 0 to below 1, found 1.0",)),
     Case("a target that matches no layer", words("--lora.targets", "wq,wx"), ("found 'wx'",)),

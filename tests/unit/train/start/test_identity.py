@@ -29,6 +29,7 @@ OTHER: dict[str, Any] = {
     "lora.targets": ("w1",),
     "lora.kind": "another",
     "lora.scale": "alpha/sqrt(r)",
+    "lora.start": "pissa",
     "method": "full",
     "columns": (("output", "answer"),),
 }
