@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -24,12 +25,37 @@ Weight = Callable[[], torch.Tensor]
 it is called: most kinds never ask."""
 
 
+@dataclass(frozen=True)
+class Cut:
+    """Along which dimension a tensor is sharded over tensor-parallel ranks, by how its layer is;
+    None: every rank has all of it."""
+
+    column: int | None
+    row: int | None
+
+    def of(self, is_column: bool) -> int | None:
+        return self.column if is_column else self.row
+
+
 class Adapter(SidePath):
     """An adapter on one linear layer. Its trained tensors are its parameters, each marked with the
     dimension along which it is sharded."""
 
     PEFT_TENSORS: ClassVar[Mapping[str, str]]
     """The name of each tensor here to its name in a PEFT file, as `a` to `lora_A.weight`."""
+
+    PEFT_SWITCH: ClassVar[str | None] = None
+    """The field of `adapter_config.json` that is true where tensors are of this kind; without one
+    the tensors are of the plain kind."""
+
+    CUT: ClassVar[Mapping[str, Cut]]
+    """How each tensor that trains is sharded."""
+
+    FUSED: ClassVar[bool] = True
+    """Whether `low_rank` says all of it, so that the fused block covers it."""
+
+    READS_WEIGHT: ClassVar[bool] = False
+    """Whether each forward pass reads the layer's weight, and multiplies it by a factor."""
 
     FIXED: ClassVar[Mapping[str, str]] = {}
     """Of tensors that do not train, and that it needs all the same: the name of each to that of the

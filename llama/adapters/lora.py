@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from llama.adapters.adapter import Adapter, Shapes, Weight
+from llama.adapters.adapter import Adapter, Cut, Shapes, Weight
 from llama.parallel.dropout import dropout
 from llama.parallel.layers import (
     ColumnParallelLinear,
@@ -46,9 +46,11 @@ class LoRAAdapter(Adapter):
 
     PEFT_TENSORS: ClassVar[Mapping[str, str]] = {"a": "lora_A.weight", "b": "lora_B.weight"}
     PEFT_REFUSED: ClassVar[tuple[str, ...]] = (
-        *("use_dora", "use_qalora", "use_bdlora", "fan_in_fan_out", "lora_bias"),
+        *("use_qalora", "use_bdlora", "fan_in_fan_out", "lora_bias"),
         *("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config"),
     )
+
+    CUT: ClassVar[Mapping[str, Cut]] = {"a": Cut(column=None, row=1), "b": Cut(column=0, row=None)}
 
     def __init__(self, base: ParallelLinear, options: LoRAOptions) -> None:
         super().__init__(base, options)
@@ -56,8 +58,8 @@ class LoRAAdapter(Adapter):
         self.dropout = options.dropout
         self.column = isinstance(base, ColumnParallelLinear)
         rows, columns = base.shard_shape
-        self.a = sharded_parameter(options.rank, columns, dim=None if self.column else 1)
-        self.b = sharded_parameter(rows, options.rank, dim=0 if self.column else None)
+        self.a = sharded_parameter(options.rank, columns, dim=self.CUT["a"].of(self.column))
+        self.b = sharded_parameter(rows, options.rank, dim=self.CUT["b"].of(self.column))
         self.in_features = base.in_features
 
     @staticmethod
@@ -96,7 +98,7 @@ class LoRAAdapter(Adapter):
         a, b = self.factors()
         return self.scale * (b.float() @ a.float())
 
-    def low_rank(self) -> LowRank:
+    def low_rank(self) -> LowRank | None:
         return LowRank(*self.factors(), self.scale, self.dropout)
 
     @classmethod

@@ -81,8 +81,8 @@ class LoRAMethod(Method):
             set_values(model, peft_format.load_state(self.init_adapter))
 
     def as_begun(self, model: Transformer) -> AbstractContextManager[None] | None:
-        """An adapter begins with B at zero, so that without it the model is what it was. The values
-        of another adapter, which one may begin with, are gone after a step."""
+        """An adapter begins by adding nothing, so that without it the model is what it was. The
+        values of another adapter, which one may begin with, are gone after a step."""
         return switched_off(model) if self.init_adapter is None else None
 
     def watched(self, engine: Engine) -> Watched:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 from llama.adapters.kinds import kind_of
 from llama.fused.keeping import AGAIN
@@ -114,7 +115,18 @@ def _adapters(job: Job) -> float:
     shapes = _shapes(job.config)
     elements = sum(width(job.lora) * sum(shapes[name]) for name in job.lora.targets)
     again = sum(2.0 for level in job.kept if level == Kept.INPUT)
-    return elements * job.tokens * (6.0 * job.config.n_layers + again) / job.tensor_parallel
+    products = elements * job.tokens * (6.0 * job.config.n_layers + again)
+    read = _weights_read(job) * 2.0 * job.lora.rank
+    return (products + read) / job.tensor_parallel
+
+
+def _weights_read(job: Job) -> float:
+    """Elements of frozen weights that adapters read and multiply, in each pass that they are in."""
+    if job.lora is None or not kind_of(job.lora).READS_WEIGHT:
+        return 0.0
+    sizes = {name: rows * columns for name, (rows, columns) in _shapes(job.config).items()}
+    passes = sum(2 if level == Kept.INPUT else 1 for level in job.kept)
+    return float(passes * sum(sizes[name] for name in job.lora.targets))
 
 
 def _element_bytes(job: Job) -> float:
@@ -136,7 +148,8 @@ def _element_bytes(job: Job) -> float:
         elif level == Kept.FFN_INPUTS:
             total += 2 * width
     logits = supervised(job) * config.vocab_size / p * (size + 4 + size)
-    return total * job.tokens * size + logits
+    read = 2 * size * _weights_read(job) / p  # for the rows' lengths, and for the product
+    return total * job.tokens * size + logits + read
 
 
 # On the wire
@@ -164,12 +177,13 @@ def width(lora: LoRAOptions) -> int:
 
 
 def adapter_bytes(config: ModelConfig, lora: LoRAOptions, p: int, size: int) -> int:
-    """P of adapters: the factor on the side that is cut is cut, the other whole on every rank."""
-    count = 0
+    """P of adapters: what is on the side that is cut is cut, the rest whole on every rank."""
+    kind, count = kind_of(lora), 0
     for name in lora.targets:
-        outputs, inputs = config.linear_shape(name)
-        count += inputs // p + outputs if name in ROWS else inputs + outputs // p
-    return size * config.n_layers * lora.rank * count
+        for tensor, shape in kind.shapes(*config.linear_shape(name), lora.rank).items():
+            cut = kind.CUT[tensor].of(name not in ROWS)
+            count += prod(shape) // (1 if cut is None else p)
+    return size * config.n_layers * count
 
 
 def base_bytes(config: ModelConfig, p: int, size: int) -> int:

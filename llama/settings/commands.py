@@ -15,7 +15,7 @@ from llama.settings.targets import in_our_names
 
 @dataclass(frozen=True)
 class LoRAOptions:
-    """The adapters: W becomes W + scale B A."""
+    """The adapters: W becomes W + scale B A, or what --lora.kind says."""
 
     rank: int = field(default=16, metadata=BY_VALUE)
     """Rank of the adapters: A is rank x in, B is out x rank."""
@@ -26,8 +26,9 @@ class LoRAOptions:
     targets: tuple[str, ...] = field(default=("wq", "wv"), metadata=BY_VALUE)
     """Linear layers of each block that get an adapter: any of wq, wk, wv, wo, w1, w2, w3, by these
     names or Hugging Face's (q_proj); all-linear, attention and feed_forward mean several."""
-    kind: Literal["lora"] = field(default="lora", metadata=BY_VALUE)
-    """How an adapter is computed: lora, W + scale B A."""
+    kind: Literal["lora", "dora"] = field(default="lora", metadata=BY_VALUE)
+    """How an adapter is computed: lora, W + scale B A; dora, the same with the length of each row
+    trained apart."""
     scale: Literal["alpha/r", "alpha/sqrt(r)"] = field(default="alpha/r", metadata=BY_VALUE)
     """What an adapter's output is scaled by: alpha over the rank, or over its square root (rsLoRA),
     under which large ranks learn as fast as small ones."""

@@ -247,6 +247,10 @@ def check_lora(lora: LoRAOptions) -> list[str]:
             f"--lora.start: expected among {', '.join(STARTS)}, with a number below 1000 for N, "
             f"found {lora.start!r}{nearest(lora.start, STARTS)}"
         )
+    elif lora.start != UNIFORM and lora.kind != "lora":
+        problems.append(
+            f"--lora.start: {lora.start} is for --lora.kind lora, found {lora.kind}; leave one out"
+        )
     for index, name in enumerate(lora.targets):
         if name not in LINEARS:
             known = f"expected among {','.join(LINEARS)}, found {name!r}"

@@ -15,10 +15,11 @@ from tests.parity.test_adapter import LENGTH, our_logits, their_logits
 from tests.support.closeness import SMALL_MODEL, TRAINED, assert_close, difference, distance
 from tests.support.resume_case import Case, settings
 
-pytestmark = [pytest.mark.slow, pytest.mark.numeric]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.numeric]
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "rslora": ("--lora.scale", "alpha/sqrt(r)"),
+    "dora": ("--lora.kind", "dora"),
     "pissa": ("--lora.start", "pissa"),
     "pissa_niter": ("--lora.start", "pissa_niter_2", "--lora.scale", "alpha/sqrt(r)"),
 }
@@ -27,6 +28,8 @@ ZERO3 = settings("zero3-fp32", 1)
 ZERO3["zero_optimization"]["stage3_param_persistence_threshold"] = 0
 TWO: dict[str, tuple[Any, ...]] = {"TP": (FP32, "--tensor_parallel", "2"), "ZeRO-3": (ZERO3,)}
 """Ways to use two ranks."""
+ROUNDED = 2.0**-9
+"""What bf16 may take from a number."""
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +78,11 @@ def test_peft_reads_what_is_written(name: str, case: Case) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_run_begins_at_its_base(name: str, case: Case) -> None:
-    """In bf16 too, to the last digit: the loss before any step is that of each other variant."""
+    """In bf16 too, to the last digit: the loss before any step is that of each other variant. Of
+    DoRA within the rounding of its lengths."""
     before = [
         json.loads((case.out(f"{each}-bf16") / "summary.json").read_text())["eval_loss_before"]
         for each in (name, "rslora")
     ]
-    assert before[0] == before[1]
+    rounded = ROUNDED if name == "dora" else 0.0
+    assert before[0] == pytest.approx(before[1], rel=rounded, abs=0.0)

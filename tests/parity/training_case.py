@@ -17,6 +17,7 @@ LORA = LoRAOptions(rank=4, alpha=16.0, dropout=0.0, targets=("wq", "wk", "wv", "
 VARIANTS = {
     "lora": LORA,
     "rslora": replace(LORA, alpha=6.0, scale="alpha/sqrt(r)"),
+    "dora": replace(LORA, kind="dora"),
     "pissa": replace(LORA, alpha=6.0, start="pissa"),
 }
 ADAM = {"lr": 5e-3, "betas": [0.9, 0.99], "eps": 1e-6, "weight_decay": 0.1}

@@ -86,7 +86,6 @@ _STARTS = ByValue(
     },
     Instead("an adapter starts as --lora.start says: uniform, pissa or pissa_niter_N"),
 )
-_PLAIN_LORA = _only_on(Instead("it is not here: --lora.kind lora is all there is"))
 _TARGETS = ByValue(
     {"all": Here("--lora.targets all-linear", "all")}, Here("--lora.targets {}", "q_proj,v_proj")
 )
@@ -208,7 +207,10 @@ _ROWS: tuple[tuple[str, Answer], ...] = (
         "use_rslora peft_use_rslora",
         _switch(Here("--lora.scale alpha/sqrt(r)"), Already("--lora.scale alpha/r is the default")),
     ),
-    ("use_dora peft_use_dora", _PLAIN_LORA),
+    (
+        "use_dora peft_use_dora",
+        _switch(Here("--lora.kind dora"), Already("--lora.kind lora is the default")),
+    ),
     ("init_lora_weights", _STARTS),
     ("pissa_init", _switch(Here("--lora.start pissa"), _UNIFORM)),
     ("pissa_iter", Here("--lora.start pissa_niter_{}", "16", whole=True)),

@@ -241,7 +241,11 @@ CASES = [
         *["missing tensor"] * 4,
     ),
     generate("another kind of adapter", fields(peft_type="IA3"), "expected LORA, found 'IA3'"),
-    generate("DoRA", fields(use_dora=True), "use_dora: not supported here"),
+    generate(
+        "DoRA without its lengths",
+        fields(use_dora=True),
+        *[f"missing tensor {LAYER}.q_proj.lora_magnitude_vector", *["lora_magnitude_vector"] * 3],
+    ),
     generate(
         "another rank for some layers",
         fields(rank_pattern={"q_proj": 2}),

@@ -173,6 +173,11 @@ CASES = [
     ),
     Case("`--lora.start pisa`", words("--lora.start", "pisa"), ("did you mean pissa?",)),
     Case(
+        "two ways to adapt that do not go together",
+        words("--lora.kind", "dora", "--lora.start", "pissa"),
+        ("--lora.start: pissa is for --lora.kind lora, found dora",),
+    ),
+    Case(
         "more singular values than the layer has",
         words("--lora.start", "pissa", "--lora.rank", "64", "--lora.targets", "wq,wv"),
         ("--lora.rank: 64 is more than the 32 singular values of wv",),

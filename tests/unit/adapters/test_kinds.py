@@ -15,11 +15,14 @@ from llama.adapters.peft_config import load_config
 from llama.adapters.peft_format import AdapterConfig, contents, held, load_state, save
 from llama.model.config import LINEARS
 from llama.model.transformer import Transformer
+from llama.parallel.layers import ColumnParallelLinear, shard_dim
 from llama.settings import LoRAOptions
+from tests.support.closeness import difference, sums_of
 from tests.support.model_files import TINY, random_state
 
 EVERY = {
     "lora": LoRAOptions(4, 8.0, 0.0, LINEARS),
+    "dora": LoRAOptions(4, 8.0, 0.0, LINEARS, kind="dora"),
     "pissa": LoRAOptions(4, 8.0, 0.0, LINEARS, start="pissa"),
 }
 """Each kind, and each way to begin."""
@@ -48,7 +51,9 @@ def test_it_starts_at_the_base_and_is_one_of_its_kind(options: LoRAOptions) -> N
     assert all(type(adapter) is kind_of(options) for _, adapter in adapters(model))
     for name, adapter in adapters(model):
         weight = model.get_parameter(f"{name}.weight")
-        assert isinstance(adapter, Adapter) and not adapter.delta(weight).any()
+        assert isinstance(adapter, Adapter)
+        # A length divided by itself, summed in another order, is 1 but for rounding.
+        assert difference(weight + adapter.delta(weight), weight) < sums_of(4)
 
 
 @pytest.mark.parametrize("options", EVERY.values(), ids=EVERY)
@@ -62,8 +67,12 @@ def test_its_tensors_are_those_that_it_says(options: LoRAOptions) -> None:
     assert sum(p.numel() for g in parameter_groups(model) for p in g["params"]) == (
         parameter_count(TINY, options)
     )
-    for _, adapter in adapters(model):
-        assert {name for name, _ in adapter.tensors()} == set(adapter.PEFT_TENSORS)
+    for name, adapter in adapters(model):
+        assert {own for own, _ in adapter.tensors()} == set(adapter.PEFT_TENSORS)
+        assert (adapter.low_rank() is not None) == adapter.FUSED
+        cuts = {own: shard_dim(tensor) for own, tensor in adapter.tensors()}
+        is_column = isinstance(model.get_submodule(name), ColumnParallelLinear)
+        assert cuts == {own: cut.of(is_column) for own, cut in adapter.CUT.items()}
 
 
 @pytest.mark.parametrize("options", EVERY.values(), ids=EVERY)
