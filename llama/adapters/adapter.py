@@ -51,6 +51,10 @@ class Adapter(SidePath):
     CUT: ClassVar[Mapping[str, Cut]]
     """How each tensor that trains is sharded."""
 
+    RAISED: ClassVar[tuple[str, ...]]
+    """The tensors that learn at `--lora.b_lr_ratio` times the rate of the others; never the first
+    one."""
+
     FUSED: ClassVar[bool] = True
     """Whether `low_rank` says all of it, so that the fused block covers it."""
 

@@ -18,6 +18,7 @@ from llama.model.config import LINEARS
 from llama.parallel.layers import ParallelLinear, share_of
 from llama.settings import LoRAOptions
 
+LR_RATIO = "lr_ratio"
 Gathered = Callable[[nn.Parameter], AbstractContextManager[Any]]
 """Within it, a parameter is all there on each rank of its data-parallel group."""
 
@@ -121,6 +122,16 @@ def fixed_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """All that trains, in the groups that the optimizer gives a rate each, as torch's optimizers
-    take them. A checkpoint keeps what the schedule has set for each group, in this order."""
-    return [{"params": list(trainable_parameters(model).values())}]
+    """All that trains, in groups of one learning rate, the first at the optimizer's own: of each
+    its `params`, and as `LR_RATIO` by what that rate is multiplied. A checkpoint keeps what the
+    schedule has set for each group, in this order."""
+    ratios = {
+        id(tensor): adapter.options.b_lr_ratio
+        for _, adapter in adapters(model)
+        for name, tensor in adapter.tensors()
+        if name in adapter.RAISED
+    }
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in trainable_parameters(model).values():
+        groups.setdefault(ratios.get(id(parameter), 1.0), []).append(parameter)
+    return [{"params": params, LR_RATIO: ratio} for ratio, params in groups.items()]

@@ -36,6 +36,7 @@ class DoRAAdapter(LoRAAdapter):
     }
     PEFT_SWITCH: ClassVar[str | None] = "use_dora"
     CUT: ClassVar[Mapping[str, Cut]] = {**LoRAAdapter.CUT, "m": Cut(column=0, row=None)}
+    RAISED: ClassVar[tuple[str, ...]] = ("b", "m")
     FUSED: ClassVar[bool] = False
     READS_WEIGHT: ClassVar[bool] = True
 

@@ -50,6 +50,7 @@ class LoRAAdapter(Adapter):
         *("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config"),
     )
 
+    RAISED: ClassVar[tuple[str, ...]] = ("b",)
     CUT: ClassVar[Mapping[str, Cut]] = {"a": Cut(column=None, row=1), "b": Cut(column=0, row=None)}
 
     def __init__(self, base: ParallelLinear, options: LoRAOptions) -> None:

@@ -19,6 +19,7 @@ from llama.engine.nonfinite import Finding, first_nonfinite
 from llama.engine.optimizer_state import Held, OptimizerState, Source
 from llama.engine.owners import send_gradients_to_owners
 from llama.engine.parts import Parts
+from llama.engine.rates import with_lists, with_rates
 from llama.engine.replicas import differing
 from llama.engine.state import MOMENTS, EngineState, Tensors
 from llama.engine.step import Step, dropout_seed
@@ -71,8 +72,8 @@ class Engine:
         LOGGER.setLevel(logging.ERROR)  # it asks its own schedule for a rate too early, and warns
         self._engine, self._optimizer, _, self._schedule = initialize(
             model=model,
-            model_parameters=groups,
-            config=resolved.engine,
+            model_parameters=with_rates(groups, resolved.engine["optimizer"]["params"]["lr"]),
+            config=with_lists(groups, resolved.engine),
             mpu=DeepSpeedTopology(mesh),
             dist_init_required=False,
         )
@@ -110,7 +111,7 @@ class Engine:
             if index < len(window) - 1:
                 self._engine.step()
         scale = self._scale()
-        learning_rate = self._learning_rate()  # the schedule moves on in the step
+        rates = self._engine.get_lr()  # of this update: the schedule moves on in the step
         applied, grad_norm = self._take_step()
         reason = None if applied else self._skip(window, weight, scale)
         if applied:
@@ -120,7 +121,8 @@ class Engine:
             loss_sum=self._sum_over_data_parallel(loss_sum),
             supervised=supervised,
             tokens=tokens,
-            learning_rate=learning_rate,
+            learning_rate=float(rates[0]),
+            learning_rate_b=float(rates[1]) if len(rates) > 1 else None,
             grad_norm=grad_norm,
             loss_scale=self._scale(),
             applied=applied,
@@ -135,10 +137,6 @@ class Engine:
     def _scale(self) -> float | None:
         """The loss scale in use, in fp16."""
         return float(self._optimizer.cur_scale) if self._engine.fp16_enabled() else None
-
-    def _learning_rate(self) -> float:
-        """Of the next update."""
-        return float(self._engine.get_lr()[0])
 
     def _take_step(self) -> tuple[bool, float | None]:
         """The optimizer's step at the end of a window: whether it was taken, by all ranks or by

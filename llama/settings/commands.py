@@ -36,6 +36,9 @@ class LoRAOptions:
     """How an adapter begins: uniform, A by chance and B zero; pissa, as the strongest part of the
     layer's own weight, by its singular values; pissa_niter_N, nearly that in much less time, by N
     rounds of a search (16 is many)."""
+    b_lr_ratio: float = field(default=1.0, metadata=BY_VALUE)
+    """By how much B learns faster than A (LoRA+): its rate, and dora's lengths', is the DeepSpeed
+    JSON's times this."""
 
     def __post_init__(self) -> None:
         """So that nothing behind the options meets a layer by two names."""

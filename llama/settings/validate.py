@@ -13,8 +13,8 @@ from typing import Any
 from llama.errors import UserError, raise_if
 from llama.files.inputs import file_problem, nearest, not_found
 from llama.files.run_folder import adapter_folder, why_no_adapter
-from llama.model.config import LINEARS
 from llama.settings import deepspeed_json
+from llama.settings.adapters import check_lora, check_rates
 from llama.settings.commands import (
     AblateOptions,
     AnswerOptions,
@@ -27,9 +27,7 @@ from llama.settings.commands import (
 from llama.settings.data_sets import check_plain, check_sets, check_split
 from llama.settings.model import AdapterOptions, ModelOptions
 from llama.settings.report_to import check_report_to
-from llama.settings.starts import UNIFORM, is_start
-from llama.settings.starts import WORDS as STARTS
-from llama.settings.targets import WORDS
+from llama.settings.starts import UNIFORM
 from llama.tokenizer.built_in_templates import TEMPLATES
 
 SEED_LIMIT = 2**63
@@ -107,6 +105,7 @@ def _with_deepspeed(
         config = deepspeed_json.load(file, options.override)
         data_parallel = None if rest else groups
         problems = problems + deepspeed_json.check(config, str(file), data_parallel)
+        problems += check_rates(options.lora, config, file)
     except UserError as error:
         problems = problems + error.problems
     raise_if(problems)
@@ -233,33 +232,6 @@ def _check_method(
         for field in dataclasses.fields(plain)
         if getattr(options.lora, field.name) != getattr(plain, field.name)
     ]
-
-
-def check_lora(lora: LoRAOptions) -> list[str]:
-    """Every problem of the adapters' settings; the rank against the model's widths comes later."""
-    problems = at_least(1, **{"lora.rank": lora.rank})
-    if not 0 < lora.alpha < math.inf:
-        problems.append(f"--lora.alpha: expected a finite number above 0, found {lora.alpha}")
-    if not 0 <= lora.dropout < 1:
-        problems.append(f"--lora.dropout: expected from 0 to below 1, found {lora.dropout}")
-    if not is_start(lora.start):
-        problems.append(
-            f"--lora.start: expected among {', '.join(STARTS)}, with a number below 1000 for N, "
-            f"found {lora.start!r}{nearest(lora.start, STARTS)}"
-        )
-    elif lora.start != UNIFORM and lora.kind != "lora":
-        problems.append(
-            f"--lora.start: {lora.start} is for --lora.kind lora, found {lora.kind}; leave one out"
-        )
-    for index, name in enumerate(lora.targets):
-        if name not in LINEARS:
-            known = f"expected among {','.join(LINEARS)}, found {name!r}"
-            problems.append(f"--lora.targets: {known}{nearest(name, (*LINEARS, *WORDS))}")
-        elif name in lora.targets[:index]:
-            problems.append(f"--lora.targets: {name} is given twice")
-    if not lora.targets:
-        problems.append(f"--lora.targets: expected one or more of {','.join(LINEARS)}")
-    return problems
 
 
 def at_least(least: int, **values: int | None) -> list[str]:

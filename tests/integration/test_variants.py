@@ -9,24 +9,29 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.integration.test_resume import adapter, assert_the_same
 from tests.parity.test_adapter import LENGTH, our_logits, their_logits
 from tests.support.closeness import SMALL_MODEL, TRAINED, assert_close, difference, distance
 from tests.support.resume_case import Case, settings
+from tests.support.tiny_runs import read_lines
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.numeric]
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "rslora": ("--lora.scale", "alpha/sqrt(r)"),
+    "loraplus": ("--lora.b_lr_ratio", "8"),
     "dora": ("--lora.kind", "dora"),
     "pissa": ("--lora.start", "pissa"),
-    "pissa_niter": ("--lora.start", "pissa_niter_2", "--lora.scale", "alpha/sqrt(r)"),
 }
 BF16, FP32 = settings("zero1-bf16"), settings("zero1-fp32")
 ZERO3 = settings("zero3-fp32", 1)
 ZERO3["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-TWO: dict[str, tuple[Any, ...]] = {"TP": (FP32, "--tensor_parallel", "2"), "ZeRO-3": (ZERO3,)}
+TWO: dict[str, tuple[Any, ...]] = {
+    "TP": (FP32, "--tensor_parallel", "2"),
+    "ZeRO-3": (ZERO3,),
+}
 """Ways to use two ranks."""
 ROUNDED = 2.0**-9
 """What bf16 may take from a number."""
@@ -50,6 +55,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
         for name, more in VARIANTS.items():
             made.add(f"{name}-{way}", given, 3, *more, *ranks)
             made.add(f"{name}-{way}", given, None, *more, *ranks)
+        if way == "ZeRO-3":
+            made.add("loraplus-ZeRO-2", settings("zero2-fp32", 1), None, *VARIANTS["loraplus"])
         made.go(ranks=2)
     return made
 
@@ -64,6 +71,11 @@ def test_a_stop_changes_nothing(name: str, case: Case) -> None:
 def test_two_ranks_train_what_one_does(name: str, way: str, case: Case) -> None:
     """Though they were stopped on the way."""
     two, one = (load_file(adapter(case.out(f"{name}-{on}"))) for on in (way, "fp32"))
+    assert distance(two, one) <= TRAINED
+
+
+def test_groups_of_two_rates_are_parted_over_ranks(case: Case) -> None:
+    two, one = (load_file(adapter(case.out(f"loraplus-{on}"))) for on in ("ZeRO-2", "fp32"))
     assert distance(two, one) <= TRAINED
 
 
@@ -86,3 +98,16 @@ def test_a_run_begins_at_its_base(name: str, case: Case) -> None:
     ]
     rounded = ROUNDED if name == "dora" else 0.0
     assert before[0] == pytest.approx(before[1], rel=rounded, abs=0.0)
+
+
+def test_both_rates_are_told_and_rise_and_fall_together(case: Case) -> None:
+    out = case.out("loraplus-bf16")
+    steps = [line for line in read_lines(out / "metrics.jsonl") if "loss" in line]
+    rates = [line["learning_rate"] for line in steps]
+    assert len(set(rates)) > 2, "the schedule moves"
+    assert [line["learning_rate_b"] for line in steps] == pytest.approx([8 * r for r in rates])
+    alone = read_lines(case.out("rslora-bf16") / "metrics.jsonl")
+    assert not any("learning_rate_b" in line for line in alone)
+    events = EventAccumulator(str(out / "tensorboard" / "train")).Reload()
+    drawn = [event.value for event in events.Scalars("train/learning_rate_b")]
+    assert drawn == pytest.approx([line["learning_rate_b"] for line in steps], rel=1e-6)

@@ -102,13 +102,26 @@ def their_adapter(model: Any, out: Path, lora: LoRAOptions) -> dict[str, torch.T
     return load_file(out / "theirs" / "adapter_model.safetensors")
 
 
+def their_optimizer(model: Any, lora: LoRAOptions) -> torch.optim.Optimizer:
+    from peft.optimizers import create_loraplus_optimizer
+
+    if lora.b_lr_ratio == 1:
+        return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], **ADAM)
+    adam = {name: value for name, value in ADAM.items() if name != "weight_decay"}
+    decay = ADAM["weight_decay"]
+    ratio = lora.b_lr_ratio
+    return create_loraplus_optimizer(
+        model, torch.optim.AdamW, loraplus_lr_ratio=ratio, loraplus_weight_decay=decay, **adam
+    )
+
+
 def theirs(
     folder: Path, out: Path, lora: LoRAOptions
 ) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
     """Losses, norms of the gradients before clipping, and the adapter at the end."""
     model = their_model(folder, out, lora).train()
     trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, **ADAM)
+    optimizer = their_optimizer(model, lora)
     losses, norms = [], []
     for window in windows():
         losses.append(their_window(model, window))

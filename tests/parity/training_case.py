@@ -17,6 +17,7 @@ LORA = LoRAOptions(rank=4, alpha=16.0, dropout=0.0, targets=("wq", "wk", "wv", "
 VARIANTS = {
     "lora": LORA,
     "rslora": replace(LORA, alpha=6.0, scale="alpha/sqrt(r)"),
+    "loraplus": replace(LORA, b_lr_ratio=4.0),
     "dora": replace(LORA, kind="dora"),
     "pissa": replace(LORA, alpha=6.0, start="pissa"),
 }

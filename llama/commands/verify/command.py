@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llama.adapters.attach import trainable_parameters
+from llama.adapters.attach import parameter_groups, trainable_parameters
 from llama.assembly.device_settings import resolve_here
 from llama.assembly.engine import build_engine
 from llama.assembly.limits import degree_problems
@@ -25,7 +25,7 @@ from llama.commands.verify.report import Comparison, Outcome, compare, table
 from llama.data.batches import Epochs, first_windows
 from llama.data.packing import PackedRow
 from llama.data.types import IGNORE, Example
-from llama.engine import dropout_seed, start_processes
+from llama.engine import dropout_seed, start_processes, with_rates
 from llama.errors import raise_if
 from llama.files.json_text import json_text
 from llama.launch.launchers import check_launch
@@ -195,7 +195,7 @@ def _plain_training(
     trainable = trainable_parameters(model)
     parameters = list(trainable.values())
     initial = {name: p.detach().cpu().clone() for name, p in trainable.items()}
-    optimizer = _plain_optimizer(parameters, resolved.engine["optimizer"])
+    optimizer = _plain_optimizer(parameter_groups(model), resolved.engine["optimizer"])
     losses, norms = [], []
     epochs = case.epochs(resolved.accumulation * data_parallel, 0, 1)
     for step, window in enumerate(first_windows(epochs, options.steps)):
@@ -221,7 +221,7 @@ def _plain_training(
 
 
 def _plain_optimizer(
-    parameters: list[torch.nn.Parameter], settings: dict[str, Any]
+    groups: list[dict[str, Any]], settings: dict[str, Any]
 ) -> torch.optim.Optimizer:
     """Adam or AdamW as DeepSpeed reads the JSON: "Adam" decouples the weight decay too, unless
     `adam_w_mode` is false."""
@@ -230,4 +230,4 @@ def _plain_optimizer(
     kept = {key: params[key] for key in ("lr", "betas", "eps", "weight_decay") if key in params}
     kind = torch.optim.AdamW if decoupled else torch.optim.Adam
     # torch's defaults for the decay differ between the two; DeepSpeed hands on what is written.
-    return kind(parameters, **kept)
+    return kind(with_rates(groups, params["lr"]), **kept)

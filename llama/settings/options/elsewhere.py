@@ -77,6 +77,7 @@ _FILES = Already("the model's own files say it")
 _READING = Already("rows are read in parallel and packed at the start, and kept in --data_cache")
 _LAUNCHER = Instead("it is the launcher's, before the script: deepspeed --num_gpus N, or torchrun")
 _ZERO = Instead("it is ZeRO here: --deepspeed ds_configs/lora_zero3.json cuts the weights up")
+_DORA = _switch(Here("--lora.kind dora"), Already("--lora.kind lora is the default"))
 _UNIFORM = Already("--lora.start uniform is the default: A uniform and B zero, as PEFT's")
 _STARTS = ByValue(
     {
@@ -207,17 +208,13 @@ _ROWS: tuple[tuple[str, Answer], ...] = (
         "use_rslora peft_use_rslora",
         _switch(Here("--lora.scale alpha/sqrt(r)"), Already("--lora.scale alpha/r is the default")),
     ),
-    (
-        "use_dora peft_use_dora",
-        _switch(Here("--lora.kind dora"), Already("--lora.kind lora is the default")),
-    ),
+    ("use_dora peft_use_dora", _DORA),
     ("init_lora_weights", _STARTS),
     ("pissa_init", _switch(Here("--lora.start pissa"), _UNIFORM)),
     ("pissa_iter", Here("--lora.start pissa_niter_{}", "16", whole=True)),
-    ("pissa_convert", Already("what is written is an adapter of the untouched base")),
-    ("loraplus_lr_ratio loraplus_lr_embedding", _only_on(Instead("A and B learn at one rate"))),
+    ("loraplus_lr_ratio", Here("--lora.b_lr_ratio {}", "16")),
     ("modules_to_save lora_modules_to_save additional_target", _only_on(_LINEARS)),
-    ("bias lora_bias", _only_on(_LINEARS)),
+    ("bias lora_bias loraplus_lr_embedding", _only_on(_LINEARS)),
     ("task_type lora_fan_in_fan_out", Already("the models are causal, their layers linear")),
     (
         "adapter",

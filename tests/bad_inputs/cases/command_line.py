@@ -172,6 +172,15 @@ CASES = [
         ("--lora.rank: has no effect with --method full", "--lora.dropout: has no effect"),
     ),
     Case("`--lora.start pisa`", words("--lora.start", "pisa"), ("did you mean pissa?",)),
+    Case("`--lora.b_lr_ratio 0`", words("--lora.b_lr_ratio", "0"), ("finite number above 0",)),
+    Case(
+        "two rates under a schedule of one",
+        words(
+            *("--lora.b_lr_ratio", "4", "--override", "scheduler.type=OneCycle"),
+            *("--override", "scheduler.params={}"),
+        ),
+        ("--lora.b_lr_ratio: ds.json has the schedule OneCycle",),
+    ),
     Case(
         "two ways to adapt that do not go together",
         words("--lora.kind", "dora", "--lora.start", "pissa"),

@@ -30,6 +30,7 @@ OTHER: dict[str, Any] = {
     "lora.kind": "another",
     "lora.scale": "alpha/sqrt(r)",
     "lora.start": "pissa",
+    "lora.b_lr_ratio": 16.0,
     "method": "full",
     "columns": (("output", "answer"),),
 }
