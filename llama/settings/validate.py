@@ -54,7 +54,7 @@ def check_train(options: TrainOptions, world_size: int) -> list[str]:
         expected = "expected a finite number above 0"
         problems.append(f"--hang_timeout: {expected}, found {options.hang_timeout}")
     if options.output_dir is not None:
-        problems += _check_output(options.output_dir, options.resume == "never")
+        problems += check_output(options.output_dir, options.resume == "never")
     return problems
 
 
@@ -169,7 +169,7 @@ def check_ablate(options: AblateOptions) -> list[str]:
         *_check_seed(options.seed),
         *check_plain("data", options.data),
         *check_plain("eval_data", options.eval_data),
-        *_check_output(options.output_dir, unused=False),
+        *check_output(options.output_dir, unused=False),
     ]
     for name, words in known.items():
         given = getattr(options, name)
@@ -204,7 +204,7 @@ def check_plan(options: PlanOptions) -> list[str]:
     if options.suggest and options.override:
         problems.append("--override: has no effect with --suggest; change the file that it writes")
     if options.output_dir is not None:
-        problems += _check_output(options.output_dir, unused=False)
+        problems += check_output(options.output_dir, unused=False)
     return problems
 
 
@@ -280,7 +280,7 @@ def check_use(options: AdapterOptions) -> list[str]:
     """Every problem of the adapter that a command is to use."""
     if options.adapter is None:
         return ["--force: has no effect without --adapter"] if options.force else []
-    return _check_adapter("adapter", options.adapter)
+    return check_adapter_folder("adapter", options.adapter)
 
 
 def _check_init_adapter(options: TrainOptions) -> list[str]:
@@ -290,17 +290,18 @@ def _check_init_adapter(options: TrainOptions) -> list[str]:
         return [f"--init_adapter: has no effect with --method {options.method}; leave it out"]
     if options.lora.start != UNIFORM:
         return [f"--lora.start: --init_adapter {options.init_adapter} says it; give one of them"]
-    return _check_adapter("init_adapter", options.init_adapter)
+    return check_adapter_folder("init_adapter", options.init_adapter)
 
 
-def _check_adapter(option: str, path: Path) -> list[str]:
+def check_adapter_folder(option: str, path: Path) -> list[str]:
+    """Whether `path`, given to `option`, is an adapter or holds one."""
     if adapter_folder(path) is not None:
         return []
     why = why_no_adapter(path) if os.path.exists(path) else not_found(path)
     return [f"--{option}: {path} {why}"]
 
 
-def _check_output(folder: Path, unused: bool) -> list[str]:
+def check_output(folder: Path, unused: bool) -> list[str]:
     """Nothing is created here: a refused run leaves no trace."""
     if unused and any(os.path.exists(folder / name) for name in ("run.json", "checkpoints")):
         return [
