@@ -40,6 +40,11 @@ class LoRAOptions:
     """By how much B learns faster than A (LoRA+): its rate, and dora's lengths', is the DeepSpeed
     JSON's times this."""
 
+    @property
+    def title(self) -> str:
+        """What papers call such adapters."""
+        return "PiSSA" if self.start != UNIFORM else {"lora": "LoRA", "dora": "DoRA"}[self.kind]
+
     def __post_init__(self) -> None:
         """So that nothing behind the options meets a layer by two names."""
         object.__setattr__(self, "targets", in_our_names(self.targets))

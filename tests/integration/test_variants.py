@@ -40,7 +40,8 @@ ROUNDED = 2.0**-9
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     """Of each variant a run that was never stopped and one that was, after step 3, in bf16; in
-    float32 one on one rank, and one on two ranks each way, stopped too."""
+    float32 one on one rank, one that begins with its adapter, and one on two ranks each way,
+    stopped too."""
     made = Case(
         tmp_path_factory.mktemp("variants"),
         lora=("--lora.targets", "wq,wo,w2", "--lora.dropout", "0", "--lora.rank", "4"),
@@ -50,6 +51,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
         made.add(f"{name}-bf16-stopped", BF16, 3, *more)
         made.add(f"{name}-bf16-stopped", BF16, None, *more)
         made.add(f"{name}-fp32", FP32, None, *more)
+        begin = ("--init_adapter", str(made.out(f"{name}-fp32")), "--max_steps", "1")
+        made.add(f"{name}-on", FP32, None, *begin, "--lora.targets", "-", "--lora.rank", "-")
     made.go()
     for way, (given, *ranks) in TWO.items():
         for name, more in VARIANTS.items():
@@ -98,6 +101,15 @@ def test_a_run_begins_at_its_base(name: str, case: Case) -> None:
     ]
     rounded = ROUNDED if name == "dora" else 0.0
     assert before[0] == pytest.approx(before[1], rel=rounded, abs=0.0)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_another_run_begins_with_what_it_gave(name: str, case: Case) -> None:
+    ended, begun = (
+        json.loads((case.out(f"{name}-{run}") / "summary.json").read_text())
+        for run in ("fp32", "on")
+    )
+    assert begun["eval_loss_before"] == pytest.approx(ended["eval_loss"], rel=SMALL_MODEL)
 
 
 def test_both_rates_are_told_and_rise_and_fall_together(case: Case) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llama.adapters.attach import parameter_groups, trainable_parameters
+from llama.adapters.attach import fixed_parameters, parameter_groups, trainable_parameters
+from llama.adapters.kinds import kind_of
 from llama.assembly.device_settings import resolve_here
 from llama.assembly.engine import build_engine
 from llama.assembly.limits import degree_problems
@@ -26,6 +27,7 @@ from llama.data.batches import Epochs, first_windows
 from llama.data.packing import PackedRow
 from llama.data.types import IGNORE, Example
 from llama.engine import dropout_seed, start_processes, with_rates
+from llama.engine.state import Tensors
 from llama.errors import raise_if
 from llama.files.json_text import json_text
 from llama.launch.launchers import check_launch
@@ -153,7 +155,7 @@ def asked_run(case: Case, resolved: Resolved, mesh: Mesh, device: torch.device) 
     outcome = Outcome(
         losses=[step.loss for step in steps],
         grad_norms=[step.grad_norm for step in steps],
-        adapter=engine.whole_adapter(),
+        adapter=_learnt(engine.whole_adapter(), engine.fixed_values(), options),
         skipped=engine.skipped,
         replica_problems=engine.replica_problems(engine.own_values()),
         optimizer_bytes=_of_all_ranks(engine.optimizer_state_bytes(), mesh, device),
@@ -194,7 +196,9 @@ def _plain_training(
     method_of(options, case.source).prepare(model, options.seed, device)
     trainable = trainable_parameters(model)
     parameters = list(trainable.values())
+    fixed = {name: p.detach().cpu() for name, p in fixed_parameters(model).items()}
     initial = {name: p.detach().cpu().clone() for name, p in trainable.items()}
+    initial = _learnt(initial, fixed, options)
     optimizer = _plain_optimizer(parameter_groups(model), resolved.engine["optimizer"])
     losses, norms = [], []
     epochs = case.epochs(resolved.accumulation * data_parallel, 0, 1)
@@ -217,7 +221,18 @@ def _plain_training(
         losses.append(total)
         norms.append(float(norm))
     adapter = {name: p.detach().cpu() for name, p in trainable.items()}
-    return Outcome(losses, norms, adapter, initial)
+    return Outcome(losses, norms, _learnt(adapter, fixed, options), initial)
+
+
+def _learnt(values: Tensors, fixed: Tensors, options: VerifyOptions) -> Tensors:
+    """`values` of what trains, less what each began as where the adapter keeps that: in half
+    precision such a beginning is rounded by more than a few steps move it."""
+    like = kind_of(options.lora).FIXED
+    began = {}
+    for name, tensor in fixed.items():
+        layer, _, own = name.rpartition(".")
+        began[f"{layer}.{like[own]}"] = tensor
+    return {name: value - began[name] if name in began else value for name, value in values.items()}
 
 
 def _plain_optimizer(
