@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from llama.adapters.adapter import Adapter, Shapes
+from llama.adapters.adapter import Adapter, Cut, Shapes, Weight
 from llama.parallel.dropout import dropout
 from llama.parallel.layers import (
     ColumnParallelLinear,
@@ -46,9 +46,12 @@ class LoRAAdapter(Adapter):
 
     PEFT_TENSORS: ClassVar[Mapping[str, str]] = {"a": "lora_A.weight", "b": "lora_B.weight"}
     PEFT_REFUSED: ClassVar[tuple[str, ...]] = (
-        *("use_dora", "use_qalora", "use_bdlora", "fan_in_fan_out", "lora_bias"),
+        *("use_qalora", "use_bdlora", "fan_in_fan_out", "lora_bias"),
         *("alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config"),
     )
+
+    RAISED: ClassVar[tuple[str, ...]] = ("b",)
+    CUT: ClassVar[Mapping[str, Cut]] = {"a": Cut(column=None, row=1), "b": Cut(column=0, row=None)}
 
     def __init__(self, base: ParallelLinear, options: LoRAOptions) -> None:
         super().__init__(base, options)
@@ -56,15 +59,15 @@ class LoRAAdapter(Adapter):
         self.dropout = options.dropout
         self.column = isinstance(base, ColumnParallelLinear)
         rows, columns = base.shard_shape
-        self.a = sharded_parameter(options.rank, columns, dim=None if self.column else 1)
-        self.b = sharded_parameter(rows, options.rank, dim=0 if self.column else None)
+        self.a = sharded_parameter(options.rank, columns, dim=self.CUT["a"].of(self.column))
+        self.b = sharded_parameter(rows, options.rank, dim=self.CUT["b"].of(self.column))
         self.in_features = base.in_features
 
     @staticmethod
     def shapes(rows: int, columns: int, rank: int) -> Shapes:
         return {"a": (rank, columns), "b": (rows, rank)}
 
-    def reset(self, generator: torch.Generator) -> None:
+    def reset(self, generator: torch.Generator, weight: Weight) -> None:
         """A uniform in +-1/sqrt(I), as PEFT draws it; B zero."""
         rank, columns = self.a.shape
         bound = 1.0 / math.sqrt(self.in_features)
@@ -74,25 +77,30 @@ class LoRAAdapter(Adapter):
             self.a.copy_(full[:, start : start + columns])
             self.b.zero_()
 
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """`A[R, I]` and `B[O, R]` as they are applied, this rank's shares."""
+        return self.a, self.b
+
     def forward(self, x: torch.Tensor, base_output: torch.Tensor) -> torch.Tensor:
         """`base_output` plus the adapter's path from `x`: `[T, O]` or `[T, O/p]`."""
         if self.training:
             x = dropout(x, self.dropout, self.tp, sharded=not self.column)
-        hidden_TR = x @ self.a.to(x.dtype).t()
+        a, b = self.factors()
+        hidden_TR = x @ a.to(x.dtype).t()
         exchange = copy_to_shards if self.column else reduce_from_shards
         hidden_TR = exchange(hidden_TR, self.tp)
         # In place: nothing else has seen the base layer's output, nor reads it in the backward.
-        return base_output.addmm_(hidden_TR, self.b.to(x.dtype).t(), alpha=self.scale)
+        return base_output.addmm_(hidden_TR, b.to(x.dtype).t(), alpha=self.scale)
 
     @torch.no_grad()
-    def delta(self) -> torch.Tensor:
+    def delta(self, weight: torch.Tensor) -> torch.Tensor:
         """`scale B A`. Of a sharded layer either factor is whole on each rank, so that the
         product is this rank's share."""
-        return self.scale * (self.b.float() @ self.a.float())
+        a, b = self.factors()
+        return self.scale * (b.float() @ a.float())
 
-    def low_rank(self) -> LowRank:
-        """The factors as they are."""
-        return LowRank(self.a, self.b, self.scale, self.dropout)
+    def low_rank(self) -> LowRank | None:
+        return LowRank(*self.factors(), self.scale, self.dropout)
 
     @classmethod
     def to_peft(cls, options: LoRAOptions) -> dict[str, Any]:

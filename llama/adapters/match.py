@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import prod
 
-from llama.adapters.adapter import Shapes
-from llama.adapters.kinds import KINDS
+from llama.adapters.adapter import Cut, Shapes
+from llama.adapters.kinds import kind_of
 from llama.adapters.peft_config import Description
 from llama.adapters.peft_format import WEIGHTS, peft_name
 from llama.model.config import LINEARS, PART_OF, ModelConfig
@@ -15,30 +15,52 @@ from llama.settings import LoRAOptions
 from llama.weights.shapes import summarise
 
 _BY_ROWS = ("wq", "wk", "wv", "w1", "w3")
-"""Layers that tensor parallelism cuts by rows, and so the rows of B; of the others, A's columns."""
+"""Layers that tensor parallelism cuts by rows; the others it cuts by columns."""
+_OTHER = {".a": ".b", ".b": ".a"}
+"""The end of a factor's name to that of the other one's."""
 
 
 def expected_shapes(config: ModelConfig, options: LoRAOptions) -> Shapes:
-    """Unsharded shapes of every tensor of every adapter, by native name."""
-    shapes: Shapes = {}
-    for target in options.targets:
-        of_layer = KINDS[options.kind].shapes(*config.linear_shape(target), options.rank)
-        for layer in range(config.n_layers):
-            for name, shape in of_layer.items():
-                shapes[f"layers.{layer}.{PART_OF[target]}.{target}.lora.{name}"] = shape
-    return shapes
+    """Unsharded shapes of every tensor that trains of every adapter, by native name."""
+    return _everywhere(config, options, kind_of(options).shapes)
+
+
+def fixed_shapes(config: ModelConfig, options: LoRAOptions) -> Shapes:
+    """The same of those that do not train, and are kept with them."""
+    return _everywhere(config, options, kind_of(options).fixed_shapes)
+
+
+def _everywhere(
+    config: ModelConfig, options: LoRAOptions, of_layer: Callable[[int, int, int], Shapes]
+) -> Shapes:
+    return {
+        f"layers.{layer}.{PART_OF[target]}.{target}.lora.{name}": shape
+        for target in options.targets
+        for layer in range(config.n_layers)
+        for name, shape in of_layer(*config.linear_shape(target), options.rank).items()
+    }
 
 
 def parameter_count(config: ModelConfig, options: LoRAOptions) -> int:
-    """Parameters of all adapters, unsharded."""
-    return sum(prod(shape) for shape in expected_shapes(config, options).values())
+    """Parameters of all adapters that train, unsharded."""
+    return _count(expected_shapes(config, options))
+
+
+def fixed_count(config: ModelConfig, options: LoRAOptions) -> int:
+    """Of those that do not."""
+    return _count(fixed_shapes(config, options))
+
+
+def _count(shapes: Shapes) -> int:
+    return sum(map(prod, shapes.values()))
 
 
 def misfits(description: Description, found: Shapes, config: ModelConfig) -> list[str]:
     """One line for each thing that keeps the tensors `found`, beside the configuration
     `description`, from this model; of many alike the first few and a count."""
     options, where = description.config.options, str(description.file.with_name(WEIGHTS))
-    ranks = {shape[0 if name.endswith(".a") else -1] for name, shape in found.items() if shape}
+    ranks = {shape[0] for name, shape in found.items() if shape and name.endswith(".a")}
+    ranks |= {shape[-1] for name, shape in found.items() if shape and name.endswith(".b")}
     if len(ranks) == 1 and ranks != {options.rank} and not description.document.get("rank_pattern"):
         return [
             f"{description.file}: r is {options.rank}, but the tensors of {WEIGHTS} have rank "
@@ -47,9 +69,10 @@ def misfits(description: Description, found: Shapes, config: ModelConfig) -> lis
     possible = expected_shapes(config, replace(options, targets=LINEARS))
     of_layers = layer_options(description, found)
     expected = _shapes_of(of_layers, config)
-    alone = [name for name in found if name in possible and _other(name) not in found]
+    alone = [n for n in found if n in possible and n[-2:] in _OTHER and _other(n) not in found]
     meant = _shapes_of(dict.fromkeys(description.meant(config) or (), options), config)
-    missing = meant.keys() - found.keys() - {_other(name) for name in alone}
+    needed = meant.keys() | (expected.keys() if found else set())
+    missing = needed - found.keys() - {_other(name) for name in alone}
     foreign = sorted(map(peft_name, found.keys() - possible.keys()))
     problems = [
         *summarise(where, "one factor without the other:", sorted(map(peft_name, alone))),
@@ -68,7 +91,7 @@ def misfits(description: Description, found: Shapes, config: ModelConfig) -> lis
             expected |= _shapes_of({layer: replace(of_layer, rank=rank)}, config)
     both = sorted(found.keys() & expected.keys())
     wrong = [name for name in both if found[name] != expected[name]]
-    if wrong and (count := _shards(found, expected)):
+    if wrong and (count := _shards(found, expected, kind_of(options).CUT)):
         return [
             *problems,
             f"{where}: its tensors are 1/{count} of the whole: this is one tensor-parallel shard "
@@ -101,17 +124,19 @@ def _shapes_of(layers: Mapping[str, LoRAOptions], config: ModelConfig) -> Shapes
 
 
 def _other(name: str) -> str:
-    return name[:-1] + ("b" if name.endswith(".a") else "a")
+    return name[:-2] + _OTHER[name[-2:]]
 
 
-def _shards(found: Shapes, expected: Shapes) -> int | None:
+def _shards(found: Shapes, expected: Shapes, cuts: Mapping[str, Cut]) -> int | None:
     """In how many shards the tensors were cut, if every one is what a single rank holds."""
     counts = set()
     for name in found.keys() & expected.keys():
-        target, factor = name.split(".")[-3], name[-1]
-        cut = (0 if factor == "b" else 1) if (factor == "b") == (target in _BY_ROWS) else None
+        *_, target, _, tensor = name.split(".")
+        cut = cuts[tensor].of(target in _BY_ROWS)
         held, whole = found[name], expected[name]
-        if len(held) != 2 or any(held[d] != whole[d] for d in (0, 1) if d != cut):
+        if len(held) != len(whole) or any(
+            held[d] != whole[d] for d in range(len(whole)) if d != cut
+        ):
             return None
         if cut is not None:
             count, rest = divmod(whole[cut], max(1, held[cut]))

@@ -22,8 +22,6 @@ from llama.settings import LoRAOptions
 from llama.weights.fields import Fields, read_json_object, shorten
 from llama.weights.names import from_huggingface, to_huggingface
 
-_KIND = "lora"
-"""What an `adapter_config.json` of peft_type LORA describes."""
 ALL_LINEAR = "all-linear"
 _PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 """Values of `init_lora_weights` that leave the base model as it was."""
@@ -32,6 +30,7 @@ _READ = frozenset(
     {"peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "bias"}
     | {"base_model_name_or_path", "init_lora_weights", "layers_to_transform", "layers_pattern"}
     | {"rank_pattern", "alpha_pattern", "use_rslora"}
+    | {kind.PEFT_SWITCH for kind in KINDS.values() if kind.PEFT_SWITCH}
 )
 _HARMLESS = frozenset(
     {"task_type", "auto_mapping", "peft_version", "revision", "inference_mode", "runtime_config"}
@@ -112,14 +111,14 @@ def read_description(folder: Path) -> Description:
     unread = sorted(k for k, v in document.items() if v and k not in _READ | _HARMLESS)
     if unread:
         note(f"{file}: not used here: {', '.join(unread)}")
-    dropout = document.get("lora_dropout")
+    dropout, kind = document.get("lora_dropout"), _kind(document)
     options = LoRAOptions(
-        kind=_KIND,
+        kind=kind,
         rank=rank,
         alpha=alpha,
         dropout=float(dropout) if isinstance(dropout, int | float) else 0.0,
         targets=targets,
-        **KINDS[_KIND].from_peft(document),
+        **KINDS[kind].from_peft(document),
     )
     config = AdapterConfig(options, str(document.get("base_model_name_or_path")))
     return Description(
@@ -135,6 +134,12 @@ def read_description(folder: Path) -> Description:
 def load_config(folder: Path) -> AdapterConfig:
     """What `read_description` finds, without what only some layers have."""
     return read_description(folder).config
+
+
+def _kind(document: Mapping[str, Any]) -> Any:
+    """The name in `KINDS` of what the tensors beside the document are."""
+    switches = {kind.PEFT_SWITCH: name for name, kind in KINDS.items() if kind.PEFT_SWITCH}
+    return next((name for switch, name in switches.items() if document.get(switch)), "lora")
 
 
 def _layers(number: int) -> Iterator[str]:
@@ -205,7 +210,7 @@ def _unsupported(file: Path, document: Mapping[str, Any]) -> list[str]:
         for module in (modules if isinstance(modules, list) else [])
         if _native_target(str(module)) is None
     ]
-    for field in (*KINDS[_KIND].PEFT_REFUSED, *_OTHER_MODEL):
+    for field in (*KINDS[_kind(document)].PEFT_REFUSED, *_OTHER_MODEL):
         if document.get(field):
             problems.append(f"{file}: {field}: not supported here")
     for field in _OTHER_PARTS:

@@ -6,6 +6,7 @@ Rotary halves are laid out inside as Hugging Face has them, so no row is moved o
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from llama.adapters.kinds import KINDS
+from llama.adapters.adapter import Tensors
+from llama.adapters.kinds import KINDS, kind_of
 from llama.errors import UserError, raise_if
 from llama.files.json_text import json_text
 from llama.files.safetensors import FLOATS, open_safetensors
@@ -70,14 +72,14 @@ def _module_to_huggingface(layer: str) -> str:
 
 
 def contents(state: dict[str, torch.Tensor], config: AdapterConfig) -> dict[str, bytes]:
-    """Name to content of a PEFT folder's files. `state` is whole, not sharded; it is written in
-    float32."""
+    """Name to content of a PEFT folder's files. `state` is whole, not sharded, with what an adapter
+    keeps and does not train; it is written in float32."""
+    state = _of_each_layer(state, kind_of(config.options).written)
     modules = sorted(
         {_module_to_huggingface(name.partition(".lora.")[0]).rpartition(".")[2] for name in state}
     )
     options = config.options
     document: dict[str, Any] = {
-        **KINDS[options.kind].to_peft(options),
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": config.base_model,
         "r": options.rank,
@@ -87,11 +89,30 @@ def contents(state: dict[str, torch.Tensor], config: AdapterConfig) -> dict[str,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
+        **kind_of(options).to_peft(options),
     }
     tensors = {name: t.float().contiguous() for name, t in sorted(to_peft(state).items())}
     return {
         WEIGHTS: safetensors.torch.save(tensors, metadata={"format": "pt"}),
         CONFIG: (json_text(document, indent=2) + "\n").encode(),
+    }
+
+
+def held(state: Tensors, options: LoRAOptions) -> Tensors:
+    """The tensors of a PEFT folder that an adapter of `options` wrote, as that adapter has them."""
+    return _of_each_layer(state, kind_of(options).held)
+
+
+def _of_each_layer(state: Tensors, change: Callable[[Tensors], Tensors]) -> Tensors:
+    """`state` with the tensors of each layer changed together, by their names there."""
+    layers: dict[str, Tensors] = {}
+    for name, tensor in state.items():
+        layer, _, own = name.partition(".lora.")
+        layers.setdefault(layer, {})[own] = tensor
+    return {
+        f"{layer}.lora.{own}": tensor
+        for layer, tensors in layers.items()
+        for own, tensor in change(tensors).items()
     }
 
 

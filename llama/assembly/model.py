@@ -102,7 +102,7 @@ def ready_model(
 def load_adapter(model: Transformer, folder: Path) -> None:
     """Attach the adapter of a PEFT folder, to be used and not trained: nothing of it is dropped,
     whatever mode the model is in. UserError where it is another model's, or incomplete."""
-    layers, state = _read_adapter(folder, model.config)
+    layers, state = read_adapter(folder, model.config)
     attach_each(model, {name: replace(options, dropout=0.0) for name, options in layers.items()})
     for _, adapter in adapters(model):
         adapter.to(model.tok_embeddings.weight.dtype)
@@ -112,13 +112,14 @@ def load_adapter(model: Transformer, folder: Path) -> None:
 def check_adapter(folder: Path, config: ModelConfig) -> dict[str, LoRAOptions]:
     """The options of each layer that the adapter in `folder` has. Raises `UserError` for one that
     does not fit, before any weights load."""
-    return _read_adapter(folder, config)[0]
+    return read_adapter(folder, config)[0]
 
 
-def _read_adapter(
+def read_adapter(
     folder: Path, config: ModelConfig
 ) -> tuple[dict[str, LoRAOptions], dict[str, Tensor]]:
-    """The options of each layer that the folder adapts, and all tensors."""
+    """The options of each layer that the folder adapts, and all tensors. Raises `UserError` for one
+    that does not fit."""
     description, state = read_description(folder), peft_format.load_state(folder)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     raise_if(misfits(description, shapes, config))

@@ -86,14 +86,21 @@ class Checkpoint:
         return {name: tuple(tensor.shape) for name, tensor in self.engine.masters.items()}
 
     @property
+    def fixed(self) -> int:
+        """Numbers of what is kept beside them and does not train."""
+        if isinstance(self.engine, ShardedState):
+            return 0
+        return sum(tensor.numel() for tensor in self.engine.fixed.values())
+
+    @property
     def step(self) -> int:
         return int(self.engine.counters["steps"])
 
 
-def most_bytes(parameters: int) -> int:
+def most_bytes(parameters: int, fixed: int = 0) -> int:
     """What a checkpoint of so many trained parameters may take on the disk: a float32 master and
-    two moments of each, and the names and numbers beside them."""
-    return TENSORS * 4 * parameters + _BESIDE
+    two moments of each, what is kept of `fixed` others, and the names and numbers beside them."""
+    return 4 * (TENSORS * parameters + fixed) + _BESIDE
 
 
 def trainer_text(checkpoint: Checkpoint, **more: Any) -> bytes:

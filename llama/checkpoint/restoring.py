@@ -29,9 +29,9 @@ def restore(checkpoint: Checkpoint | None, engine: Engine) -> dict[str, str]:
     tensors = {
         what: {
             name: _shared(getattr(mine, what)[name] if mine else torch.empty(shape), engine)
-            for name, shape in shapes.items()
+            for name, shape in of_these.items()
         }
-        for what in ("masters", *MOMENTS)
+        for what, of_these in shapes.items()
     }
     engine.load_state(EngineState(**tensors, counters=counters))
     return random
@@ -41,7 +41,11 @@ def _description(checkpoint: Checkpoint | None) -> tuple[Any, dict[str, str]]:
     assert checkpoint is not None
     if isinstance(checkpoint.engine, ShardedState):
         return checkpoint.engine, checkpoint.random
-    return (checkpoint.shapes, checkpoint.engine.counters), checkpoint.random
+    shapes = {
+        what: {name: tuple(t.shape) for name, t in getattr(checkpoint.engine, what).items()}
+        for what in ("masters", *MOMENTS, "fixed")
+    }
+    return (shapes, checkpoint.engine.counters), checkpoint.random
 
 
 def _shared(tensor: torch.Tensor, engine: Engine) -> torch.Tensor:

@@ -59,7 +59,7 @@ class Store:
         to it. Raises `TrainingError`: those before it are then as they were."""
         folder = self.path(checkpoint.step)
         files = contents(checkpoint, config)
-        most = most_bytes(sum(map(prod, checkpoint.shapes.values())))
+        most = most_bytes(sum(map(prod, checkpoint.shapes.values())), checkpoint.fixed)
         with told(folder):
             write_folder(folder, files, lambda partial: read(partial, most))
             self.remove_older(checkpoint.step, keep)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import safetensors.torch
 import torch
 
 from llama.adapters import peft_format
+from llama.adapters.kinds import kind_of
 from llama.adapters.peft_format import AdapterConfig
 from llama.checkpoint.content import (
     TENSORS,
@@ -22,6 +24,7 @@ from llama.checkpoint.manifest import MANIFEST, manifest, read_listed, written
 from llama.engine.state import MOMENTS, EngineState
 from llama.errors import TrainingError
 from llama.methods import about
+from llama.settings import LoRAOptions
 
 OPTIMIZER = "optimizer.safetensors"
 _ADAPTER = f"adapter/{peft_format.WEIGHTS}"
@@ -41,7 +44,7 @@ def contents(checkpoint: Checkpoint, config: AdapterConfig) -> dict[str, bytes]:
         for moment in MOMENTS
         for name, tensor in getattr(state, moment).items()
     }
-    adapter = peft_format.contents(state.masters, config) | checkpoint.beside
+    adapter = peft_format.contents(state.masters | state.fixed, config) | checkpoint.beside
     files = {
         **{f"adapter/{name}": content for name, content in adapter.items()},
         OPTIMIZER: safetensors.torch.save(moments),
@@ -73,11 +76,26 @@ def read_whole(
     files = {name: read_listed(folder, name, entry) for name, entry in listed}
     trainer = read_trainer(files[TRAINER])
     masters = peft_format.from_peft(safetensors.torch.load(files[_ADAPTER]), _ADAPTER)
+    adapters = _adapters(trainer["identity"])
+    masters = peft_format.held(masters, adapters)
     moments = safetensors.torch.load(files[OPTIMIZER])
-    averages = [{name: moments.pop(f"{name}.{moment}") for name in masters} for moment in MOMENTS]
-    state = EngineState(masters, *averages, counters=dict(trainer["counters"]))
+    keeps = kind_of(adapters).FIXED
+    fixed = {name: masters.pop(name) for name in [*masters] if name.rpartition(".")[2] in keeps}
+    averages = {
+        moment: {name: moments.pop(f"{name}.{moment}") for name in masters} for moment in MOMENTS
+    }
+    state = EngineState(masters, **averages, fixed=fixed, counters=dict(trainer["counters"]))
     problems = ["its files are of different checkpoints"] if moments else _state_problems(state)
     return checkpoint_of(state, trainer), trainer, problems
+
+
+def _adapters(identity: Mapping[str, Any]) -> LoRAOptions:
+    """Of the settings of a run's adapters those that say what its tensors are; runs that say
+    nothing of them were made before there was a choice."""
+    plain = LoRAOptions()
+    return LoRAOptions(
+        kind=identity.get("lora.kind", plain.kind), start=identity.get("lora.start", plain.start)
+    )
 
 
 def _state_problems(state: EngineState) -> list[str]:

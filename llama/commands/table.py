@@ -79,6 +79,11 @@ COMMANDS = {
         f"{_SETTINGS}:AblateOptions",
         "llama.commands.ablate.command:ablate",
     ),
+    "combine": Command(
+        "one adapter of several, each times a weight",
+        f"{_SETTINGS}:CombineOptions",
+        "llama.commands.combine:combine",
+    ),
     "report": Command(
         "one page of a run, or of several side by side",
         f"{_SETTINGS}:ReportOptions",

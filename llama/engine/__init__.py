@@ -7,7 +7,8 @@ from llama.engine.backend import bf16_supported, fp16_supported, start_processes
 
 from llama.engine.engine import Engine, Step, dropout_seed  # isort: skip - sets DeepSpeed's variables first
 from llama.engine.parts import Piece  # isort: skip
-from llama.engine.zero3 import ZeRO3Placement  # isort: skip
+from llama.engine.rates import with_rates  # isort: skip
+from llama.engine.zero3 import ZeRO3Placement, gathered  # isort: skip
 
 __all__ = [
     "Engine",
@@ -17,5 +18,7 @@ __all__ = [
     "bf16_supported",
     "dropout_seed",
     "fp16_supported",
+    "gathered",
     "start_processes",
+    "with_rates",
 ]

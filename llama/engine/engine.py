@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from llama.adapters.attach import parameter_groups, trainable_parameters
+from llama.adapters.attach import fixed_parameters, parameter_groups, trainable_parameters
 from llama.data.types import Batch
 from llama.engine.backend import LOGGER
 from llama.engine.gradients import check_all_at_once, norm_of
@@ -19,10 +19,12 @@ from llama.engine.nonfinite import Finding, first_nonfinite
 from llama.engine.optimizer_state import Held, OptimizerState, Source
 from llama.engine.owners import send_gradients_to_owners
 from llama.engine.parts import Parts
+from llama.engine.rates import with_lists, with_rates
 from llama.engine.replicas import differing
 from llama.engine.state import MOMENTS, EngineState, Tensors
 from llama.engine.step import Step, dropout_seed
 from llama.engine.window import Window
+from llama.engine.zero3 import gathered
 from llama.errors import TrainingError
 from llama.objectives.kinds import SFT
 from llama.objectives.objective import Objective
@@ -63,6 +65,7 @@ class Engine:
         """Whether the model's passes are graphs, for which DeepSpeed is not asked each time."""
         self.zero_stage = resolved.zero_stage
         self.trainable = trainable_parameters(model)
+        self._fixed = fixed_parameters(model)
         groups = parameter_groups(model)
         self.optimized_elements = optimized_elements(
             groups, self.zero_stage, mesh.data_parallel_size
@@ -72,8 +75,8 @@ class Engine:
         LOGGER.setLevel(logging.ERROR)  # it asks its own schedule for a rate too early, and warns
         self._engine, self._optimizer, _, self._schedule = initialize(
             model=model,
-            model_parameters=groups,
-            config=resolved.engine,
+            model_parameters=with_rates(groups, resolved.engine["optimizer"]["params"]["lr"]),
+            config=with_lists(groups, resolved.engine),
             mpu=DeepSpeedTopology(mesh),
             dist_init_required=False,
         )
@@ -119,7 +122,7 @@ class Engine:
             self._engine.backward(scaled, scale_wrt_gas=False)
             if not last:
                 self._engine.step()
-        learning_rate = self._learning_rate()  # the schedule moves on in the step
+        rates = self._engine.get_lr()  # of this update: the schedule moves on in the step
         applied, grad_norm = self._take_step()
         reason = None if applied else self._skip(window, weight, scale)
         if applied:
@@ -129,7 +132,8 @@ class Engine:
             loss_sum=self._sum_over_data_parallel(loss_sum),
             supervised=supervised,
             tokens=tokens,
-            learning_rate=learning_rate,
+            learning_rate=float(rates[0]),
+            learning_rate_b=float(rates[1]) if len(rates) > 1 else None,
             grad_norm=grad_norm,
             loss_scale=self._scale(),
             applied=applied,
@@ -144,10 +148,6 @@ class Engine:
     def _scale(self) -> float | None:
         """The loss scale in use, in fp16."""
         return float(self._optimizer.cur_scale) if self._engine.fp16_enabled() else None
-
-    def _learning_rate(self) -> float:
-        """Of the next update."""
-        return float(self._engine.get_lr()[0])
 
     def _take_step(self) -> tuple[bool, float | None]:
         """The optimizer's step at the end of a window: whether it was taken, by all ranks or by
@@ -215,6 +215,7 @@ class Engine:
             masters=self._joined(own_values),
             exp_avg=self._joined(state.moments(MOMENTS[0])),
             exp_avg_sq=self._joined(state.moments(MOMENTS[1])),
+            fixed=self.fixed_values(),
             counters=self.counters(),
         )
 
@@ -231,6 +232,9 @@ class Engine:
     def load_state(self, state: EngineState) -> None:
         """Go on from `state`, bit for bit on the topology it was taken on. Every rank gives the
         same whole state."""
+        for name, parameter in self._fixed.items():
+            share = share_of(state.fixed[name], parameter, self.mesh.tensor_parallel)
+            self._state.set_parameter(parameter, share)
         moments = {MOMENTS[0]: self._own(state.exp_avg), MOMENTS[1]: self._own(state.exp_avg_sq)}
         self.load(Held(self._own(state.masters), moments), state.counters)
 
@@ -266,6 +270,16 @@ class Engine:
         """Name to float32 value of every trainable parameter, the shards joined, on the CPU; from
         the masters where the optimizer keeps them. Every rank must call it."""
         return self._joined(self.own_values())
+
+    def fixed_values(self) -> Tensors:
+        """Name to float32 value of every tensor that the adapter keeps and does not train, the
+        shards joined, on the CPU. Every rank must call it."""
+        found = {}
+        for name, parameter in self._fixed.items():
+            with gathered(parameter):
+                value = joined(parameter.detach(), parameter, self.mesh.tensor_parallel)
+                found[name] = value.to("cpu", torch.float32, copy=True)
+        return found
 
     def replica_problems(self, own_values: Tensors) -> list[str]:
         """One line for each trainable tensor that differs between ranks that should hold the same;

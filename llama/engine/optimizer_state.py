@@ -82,6 +82,7 @@ class OptimizerState:
         if not self._has_moments():
             return {name: torch.zeros(_shape(p)) for name, p in self.trainable.items()}
         found = {}
+        self._link()
         for name, parameter in self.trainable.items():
             full = safe_get_full_optimizer_state(parameter, key) if self.stage else None
             value = self.inner.state[parameter][key] if full is None else full
@@ -147,7 +148,7 @@ class OptimizerState:
             master = source.master(name)
             start, end = self.own_range(parameter)
             self._set(parameter, master.flatten()[start:end], None)
-            self._set_parameter(parameter, master)
+            self.set_parameter(parameter, master)
         for group, rates in zip(self.inner.param_groups, counters["rates"], strict=True):
             group.update(rates, betas=tuple(rates["betas"]))
         scaler = getattr(self.optimizer, "loss_scaler", None)
@@ -168,7 +169,13 @@ class OptimizerState:
                 "step": torch.tensor(float(step), dtype=torch.float32, device=device),
                 **{key: torch.zeros_like(tensor) for key in MOMENTS},
             }
+        self._link()
+
+    def _link(self) -> None:
+        """Have each parameter know its moments, where ZeRO-1 and 2 keep them. DeepSpeed sees to it
+        once, after the first group's first step: the moments of another group are not there yet."""
         if self.stage in (1, 2):
+            self.optimizer._hp_optimizer_states_linked = False
             self.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _stepped(self) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
@@ -201,8 +208,8 @@ class OptimizerState:
             parameter._hp_mapping.get_hp_fragment(key).copy_(flat)
 
     @torch.no_grad()
-    def _set_parameter(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
-        """Without this the next forward would use the old weights."""
+    def set_parameter(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
+        """What the model computes with; without this the next forward would use the old values."""
         if self.stage < 3:
             parameter.copy_(value)
             return

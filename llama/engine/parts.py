@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from torch import nn
 
 from llama.engine.optimizer_state import OptimizerState
+from llama.engine.zero3 import gathered
 from llama.parallel.layers import joined, shard_dim
 from llama.parallel.mesh import Mesh
 from llama.parallel.shares import own_values
@@ -98,12 +98,10 @@ class Parts:
 
     def whole(self, name: str) -> torch.Tensor:
         """The parameter as the model computes with it, unsharded. Every rank must call it."""
-        parameter: Any = self._trainable[name]
-        if hasattr(parameter, "ds_tensor"):
-            with GatheredParameters([parameter]):
-                value = parameter.detach().clone()
-        else:
+        parameter = self._trainable[name]
+        with gathered(parameter):
             value = parameter.detach()
+            value = value.clone() if hasattr(parameter, "ds_tensor") else value
         return joined(value, parameter, self._mesh.tensor_parallel)
 
     # What ranks tell one another

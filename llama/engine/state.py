@@ -24,3 +24,5 @@ class EngineState:
     exp_avg_sq: Tensors
     counters: dict[str, Any] = field(default_factory=dict)
     """JSON: steps taken and skipped, Adam's own count, learning rate, schedule, loss scaler."""
+    fixed: Tensors = field(default_factory=dict)
+    """Of tensors that the adapter keeps and does not train, the values that it computes with."""

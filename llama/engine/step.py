@@ -15,6 +15,8 @@ class Step:
     tokens: int
     learning_rate: float
     """That the update was made with, or would have been in a skipped step."""
+    learning_rate_b: float | None
+    """The same of B, where `--lora.b_lr_ratio` gives it another; None where all have one."""
     grad_norm: float | None
     loss_scale: float | None
     applied: bool

@@ -3,9 +3,11 @@ is there, so that no rank ever holds more than one whole parameter beyond its ow
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import deepspeed
+from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from torch import nn
 
 from llama.parallel.mesh import DeepSpeedTopology, Mesh
@@ -34,3 +36,9 @@ class ZeRO3Placement:
             self._first = parameter
         else:  # the same, without reading the configuration once more
             self._first.convert_to_zero_parameters([parameter])
+
+
+def gathered(parameter: Any) -> AbstractContextManager[Any]:
+    """Within it `parameter` is whole, to be read. Under ZeRO-3 every rank of the data-parallel
+    group must enter it."""
+    return GatheredParameters([parameter]) if hasattr(parameter, "ds_tensor") else nullcontext()

@@ -88,6 +88,23 @@ class About:
         }
 
 
+def files_of_combined(
+    documents: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
+) -> dict[str, bytes]:
+    """Name to content of `FILES` but the template, of an adapter made of others, whose
+    `training.json` are `documents`: of the first's base, with the data of all."""
+    sets = [of_set for document in documents for of_set in document["data"]]
+    document = {
+        **documents[0],
+        "step": None,
+        "losses": {"eval_loss_before": None, "eval_loss": None, "epoch_losses": []},
+        "data": [of_set for number, of_set in enumerate(sets) if of_set not in sets[:number]],
+        "settings": dict(settings),
+    }
+    text = json_text(document, indent=2, ensure_ascii=False) + "\n"
+    return {TRAINING: _encoded(text), CARD: _encoded(card(document))}
+
+
 def complete_card(folder: Path, samples: Sequence[Sample]) -> None:
     """Draw the card of `folder` anew, with what the model said: a run asks it last. Raises
     `OSError`; the card is then as it was."""

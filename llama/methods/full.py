@@ -48,6 +48,9 @@ class FullMethod(Method):
     def added(self) -> int:
         return 0
 
+    def fixed(self) -> int:
+        return 0
+
     def most_parameters(self) -> int:
         return self.config.parameter_count()
 

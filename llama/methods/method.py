@@ -81,7 +81,11 @@ class Method(ABC):
 
     @abstractmethod
     def added(self) -> int:
-        """Parameters that come to the model's own."""
+        """Parameters that come to the model's own and train."""
+
+    @abstractmethod
+    def fixed(self) -> int:
+        """Of what comes to the model's own and does not train."""
 
     @abstractmethod
     def most_parameters(self) -> int:

@@ -64,7 +64,8 @@ def _title(document: Mapping[str, Any], is_adapter: bool) -> str:
     base, hub = document["base"]["name"], document["base"]["hub"]
     copy = f", a quantised copy of `{hub}`" if hub not in (None, base) else ""
     what = "LoRA adapter of" if is_adapter else "Fine-tuning of"
-    step = f"{document['step']:,} of {document['settings']['steps']:,}"
+    steps, of = document["step"], document["settings"]
+    step = "none: made of others" if steps is None else f"{steps:,} of {of['steps']:,}"
     rows = [
         ("base model", f"`{base}`{copy}"),
         ("hash of its weights (sampled)", f"`{document['base']['sampled_sha256']}`"),

@@ -61,6 +61,14 @@ class TensorParallel:
         dist.all_gather(shards, shard.contiguous(), group=self.group)
         return torch.cat(shards, dim=dim)
 
+    def from_first(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The `tensor` that the group's first rank gives. Every rank of the group must call it,
+        with one of that shape."""
+        if self.group is not None:
+            tensor = tensor.contiguous()
+            dist.broadcast(tensor, group=self.group, group_src=0)
+        return tensor
+
     def of_first(self, numbers: list[int]) -> list[int]:
         """The `numbers` that the group's first rank gives. Every rank of the group must call it,
         with as many."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from llama.adapters.kinds import kind_of
 from llama.model.config import ModelConfig
 from llama.model.kept import KEPT, Checkpointing, Kept
 from llama.settings import LoRAOptions
@@ -102,8 +103,9 @@ class Job:
     @property
     def captured(self) -> bool:
         """Whether passes are CUDA graphs (`llama/fused/captured.py`)."""
-        whole = self.tensor_parallel == 1 and self.zero.stage < 3 and self.lora is not None
-        return self.fused and self.device == "cuda" and whole and self.precision != "fp32"
+        whole = self.tensor_parallel == 1 and self.zero.stage < 3 and self.precision != "fp32"
+        covered = self.lora is not None and kind_of(self.lora).FUSED
+        return self.fused and self.device == "cuda" and whole and covered
 
     @property
     def lengths(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from llama.adapters.kinds import kind_of
 from llama.metrics.hardware import GPU, GPUS_PER_NODE, HOST, Link
 from llama.model.kept import Kept
 from llama.planning.job import Job
@@ -144,7 +145,8 @@ def way_of(job: Job) -> Blocks:
     """How the job's blocks run."""
     if not job.fused:
         return PLAIN
-    return FUSED if job.tensor_parallel == 1 and job.zero.stage < 3 and job.lora else COMPILED
+    covered = job.lora is not None and kind_of(job.lora).FUSED
+    return FUSED if covered and job.tensor_parallel == 1 and job.zero.stage < 3 else COMPILED
 
 
 def device_seconds(job: Job, gpu: GPU, done: Work) -> dict[str, float]:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
+from llama.adapters.kinds import kind_of
 from llama.fused.keeping import AGAIN
 from llama.model.config import LINEARS, ModelConfig
 from llama.model.kept import Kept
@@ -111,9 +113,20 @@ def _adapters(job: Job) -> float:
     if job.lora is None:
         return 0.0
     shapes = _shapes(job.config)
-    elements = sum(job.lora.rank * sum(shapes[name]) for name in job.lora.targets)
+    elements = sum(width(job.lora) * sum(shapes[name]) for name in job.lora.targets)
     again = sum(2.0 for level in job.kept if level == Kept.INPUT)
-    return elements * job.tokens * (6.0 * job.config.n_layers + again) / job.tensor_parallel
+    products = elements * job.tokens * (6.0 * job.config.n_layers + again)
+    read = _weights_read(job) * 2.0 * job.lora.rank
+    return (products + read) / job.tensor_parallel
+
+
+def _weights_read(job: Job) -> float:
+    """Elements of frozen weights that adapters read and multiply, in each pass that they are in."""
+    if job.lora is None or not kind_of(job.lora).READS_WEIGHT:
+        return 0.0
+    sizes = {name: rows * columns for name, (rows, columns) in _shapes(job.config).items()}
+    passes = sum(2 if level == Kept.INPUT else 1 for level in job.kept)
+    return float(passes * sum(sizes[name] for name in job.lora.targets))
 
 
 def _element_bytes(job: Job) -> float:
@@ -135,7 +148,8 @@ def _element_bytes(job: Job) -> float:
         elif level == Kept.FFN_INPUTS:
             total += 2 * width
     logits = supervised(job) * config.vocab_size / p * (size + 4 + size)
-    return total * job.tokens * size + logits
+    read = 2 * size * _weights_read(job) / p  # for the rows' lengths, and for the product
+    return total * job.tokens * size + logits + read
 
 
 # On the wire
@@ -157,13 +171,19 @@ def traffic(job: Job) -> Traffic:
     )
 
 
+def width(lora: LoRAOptions) -> int:
+    """Of the factors that adapters multiply by; R but where a kind has more of them."""
+    return kind_of(lora).PATHS * lora.rank
+
+
 def adapter_bytes(config: ModelConfig, lora: LoRAOptions, p: int, size: int) -> int:
-    """P of adapters: the factor on the side that is cut is cut, the other whole on every rank."""
-    count = 0
+    """P of adapters: what is on the side that is cut is cut, the rest whole on every rank."""
+    kind, count = kind_of(lora), 0
     for name in lora.targets:
-        outputs, inputs = config.linear_shape(name)
-        count += inputs // p + outputs if name in ROWS else inputs + outputs // p
-    return size * config.n_layers * lora.rank * count
+        for tensor, shape in kind.shapes(*config.linear_shape(name), lora.rank).items():
+            cut = kind.CUT[tensor].of(name not in ROWS)
+            count += prod(shape) // (1 if cut is None else p)
+    return size * config.n_layers * count
 
 
 def base_bytes(config: ModelConfig, p: int, size: int) -> int:
@@ -193,10 +213,10 @@ def summed_bytes(
 ) -> float:
     """Bytes of the activations that tensor parallelism sums in a micro-batch: of each layer two in
     the forward, two in the backward pass, and one in between where the block is computed again,
-    which stops before the second; for each adapter one of its rank's width, again where it is on a
-    layer cut by its inputs; the embedding's, and the gradient of the last hidden states."""
+    which stops before the second; for each adapter one of its factors' width, again where it is on
+    a layer cut by its inputs; the embedding's, and the gradient of the last hidden states."""
     names = lora.targets if lora else ()
-    rank = lora.rank if lora else 0
+    rank = width(lora) if lora else 0
     total = 0.0
     for level in kept:
         again = level < Kept.FFN_INPUTS

@@ -5,6 +5,7 @@ JSON owns it (`llama/settings/deepspeed_json`), so nothing is set in two places.
 """
 
 from llama.settings.chat_command import ChatOptions, check_chat
+from llama.settings.combine_command import CombineOptions, check_combine
 from llama.settings.commands import (
     AblateOptions,
     BenchmarkOptions,
@@ -34,6 +35,7 @@ __all__ = [
     "AdapterOptions",
     "BenchmarkOptions",
     "ChatOptions",
+    "CombineOptions",
     "DataOptions",
     "EvaluateOptions",
     "GenerateOptions",
@@ -46,6 +48,7 @@ __all__ = [
     "check_ablate",
     "check_benchmark",
     "check_chat",
+    "check_combine",
     "check_data",
     "check_evaluate",
     "check_generate",

@@ -9,6 +9,7 @@ from typing import Literal
 from llama.model.kept import Checkpointing
 from llama.settings.model import AdapterOptions, RowOptions
 from llama.settings.options.marks import BY_CONTENT, BY_VALUE, POSITIONAL
+from llama.settings.starts import UNIFORM
 from llama.settings.targets import in_our_names
 
 Compile = Literal["auto", "true", "false"]
@@ -17,7 +18,7 @@ Compile = Literal["auto", "true", "false"]
 
 @dataclass(frozen=True)
 class LoRAOptions:
-    """The adapters: W becomes W + scale B A."""
+    """The adapters: W becomes W + scale B A, or what --lora.kind says."""
 
     rank: int = field(default=16, metadata=BY_VALUE)
     """Rank of the adapters: A is rank x in, B is out x rank."""
@@ -28,11 +29,24 @@ class LoRAOptions:
     targets: tuple[str, ...] = field(default=("wq", "wv"), metadata=BY_VALUE)
     """Linear layers of each block that get an adapter: any of wq, wk, wv, wo, w1, w2, w3, by these
     names or Hugging Face's (q_proj); all-linear, attention and feed_forward mean several."""
-    kind: Literal["lora"] = field(default="lora", metadata=BY_VALUE)
-    """How an adapter is computed: lora, W + scale B A."""
+    kind: Literal["lora", "dora"] = field(default="lora", metadata=BY_VALUE)
+    """How an adapter is computed: lora, W + scale B A; dora, the same with the length of each row
+    trained apart."""
     scale: Literal["alpha/r", "alpha/sqrt(r)"] = field(default="alpha/r", metadata=BY_VALUE)
     """What an adapter's output is scaled by: alpha over the rank, or over its square root (rsLoRA),
     under which large ranks learn as fast as small ones."""
+    start: str = field(default=UNIFORM, metadata=BY_VALUE)
+    """How an adapter begins: uniform, A by chance and B zero; pissa, as the strongest part of the
+    layer's own weight, by its singular values; pissa_niter_N, nearly that in much less time, by N
+    rounds of a search (16 is many)."""
+    b_lr_ratio: float = field(default=1.0, metadata=BY_VALUE)
+    """By how much B learns faster than A (LoRA+): its rate, and dora's lengths', is the DeepSpeed
+    JSON's times this."""
+
+    @property
+    def title(self) -> str:
+        """What papers call such adapters."""
+        return "PiSSA" if self.start != UNIFORM else {"lora": "LoRA", "dora": "DoRA"}[self.kind]
 
     def __post_init__(self) -> None:
         """So that nothing behind the options meets a layer by two names."""

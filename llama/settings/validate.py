@@ -13,8 +13,8 @@ from typing import Any
 from llama.errors import UserError, raise_if
 from llama.files.inputs import file_problem, nearest, not_found
 from llama.files.run_folder import adapter_folder, why_no_adapter
-from llama.model.config import LINEARS
 from llama.settings import deepspeed_json
+from llama.settings.adapters import check_lora, check_rates
 from llama.settings.commands import (
     AblateOptions,
     AnswerOptions,
@@ -27,7 +27,7 @@ from llama.settings.commands import (
 from llama.settings.data_sets import check_plain, check_sets, check_split
 from llama.settings.model import AdapterOptions, ModelOptions
 from llama.settings.report_to import check_report_to
-from llama.settings.targets import WORDS
+from llama.settings.starts import UNIFORM
 from llama.tokenizer.built_in_templates import TEMPLATES
 
 SEED_LIMIT = 2**63
@@ -54,7 +54,7 @@ def check_train(options: TrainOptions, world_size: int) -> list[str]:
         expected = "expected a finite number above 0"
         problems.append(f"--hang_timeout: {expected}, found {options.hang_timeout}")
     if options.output_dir is not None:
-        problems += _check_output(options.output_dir, options.resume == "never")
+        problems += check_output(options.output_dir, options.resume == "never")
     return problems
 
 
@@ -105,6 +105,7 @@ def _with_deepspeed(
         config = deepspeed_json.load(file, options.override)
         data_parallel = None if rest else groups
         problems = problems + deepspeed_json.check(config, str(file), data_parallel)
+        problems += check_rates(options.lora, config, file)
     except UserError as error:
         problems = problems + error.problems
     raise_if(problems)
@@ -168,7 +169,7 @@ def check_ablate(options: AblateOptions) -> list[str]:
         *_check_seed(options.seed),
         *check_plain("data", options.data),
         *check_plain("eval_data", options.eval_data),
-        *_check_output(options.output_dir, unused=False),
+        *check_output(options.output_dir, unused=False),
     ]
     for name, words in known.items():
         given = getattr(options, name)
@@ -203,7 +204,7 @@ def check_plan(options: PlanOptions) -> list[str]:
     if options.suggest and options.override:
         problems.append("--override: has no effect with --suggest; change the file that it writes")
     if options.output_dir is not None:
-        problems += _check_output(options.output_dir, unused=False)
+        problems += check_output(options.output_dir, unused=False)
     return problems
 
 
@@ -231,24 +232,6 @@ def _check_method(
         for field in dataclasses.fields(plain)
         if getattr(options.lora, field.name) != getattr(plain, field.name)
     ]
-
-
-def check_lora(lora: LoRAOptions) -> list[str]:
-    """Every problem of the adapters' settings; the rank against the model's widths comes later."""
-    problems = at_least(1, **{"lora.rank": lora.rank})
-    if not 0 < lora.alpha < math.inf:
-        problems.append(f"--lora.alpha: expected a finite number above 0, found {lora.alpha}")
-    if not 0 <= lora.dropout < 1:
-        problems.append(f"--lora.dropout: expected from 0 to below 1, found {lora.dropout}")
-    for index, name in enumerate(lora.targets):
-        if name not in LINEARS:
-            known = f"expected among {','.join(LINEARS)}, found {name!r}"
-            problems.append(f"--lora.targets: {known}{nearest(name, (*LINEARS, *WORDS))}")
-        elif name in lora.targets[:index]:
-            problems.append(f"--lora.targets: {name} is given twice")
-    if not lora.targets:
-        problems.append(f"--lora.targets: expected one or more of {','.join(LINEARS)}")
-    return problems
 
 
 def at_least(least: int, **values: int | None) -> list[str]:
@@ -297,7 +280,7 @@ def check_use(options: AdapterOptions) -> list[str]:
     """Every problem of the adapter that a command is to use."""
     if options.adapter is None:
         return ["--force: has no effect without --adapter"] if options.force else []
-    return _check_adapter("adapter", options.adapter)
+    return check_adapter_folder("adapter", options.adapter)
 
 
 def _check_init_adapter(options: TrainOptions) -> list[str]:
@@ -305,17 +288,20 @@ def _check_init_adapter(options: TrainOptions) -> list[str]:
         return []
     if options.method != "lora":
         return [f"--init_adapter: has no effect with --method {options.method}; leave it out"]
-    return _check_adapter("init_adapter", options.init_adapter)
+    if options.lora.start != UNIFORM:
+        return [f"--lora.start: --init_adapter {options.init_adapter} says it; give one of them"]
+    return check_adapter_folder("init_adapter", options.init_adapter)
 
 
-def _check_adapter(option: str, path: Path) -> list[str]:
+def check_adapter_folder(option: str, path: Path) -> list[str]:
+    """Whether `path`, given to `option`, is an adapter or holds one."""
     if adapter_folder(path) is not None:
         return []
     why = why_no_adapter(path) if os.path.exists(path) else not_found(path)
     return [f"--{option}: {path} {why}"]
 
 
-def _check_output(folder: Path, unused: bool) -> list[str]:
+def check_output(folder: Path, unused: bool) -> list[str]:
     """Nothing is created here: a refused run leaves no trace."""
     if unused and any(os.path.exists(folder / name) for name in ("run.json", "checkpoints")):
         return [

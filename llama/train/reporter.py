@@ -84,6 +84,7 @@ class Reporter:
             "epoch": epoch,
             "loss": step.loss,
             "learning_rate": step.learning_rate,
+            **_of_b(step),
             "grad_norm": step.grad_norm,
             "loss_scale": step.loss_scale,
             "skipped": not step.applied,
@@ -237,3 +238,8 @@ def _step(line: str) -> float:
         return json.loads(line)["step"]
     except ValueError:
         return math.inf
+
+
+def _of_b(step: Step) -> dict[str, float]:
+    rate = step.learning_rate_b
+    return {} if rate is None else {"learning_rate_b": rate}

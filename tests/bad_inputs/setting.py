@@ -18,6 +18,7 @@ import torch
 from llama.adapters import peft_format
 from llama.commands.benchmark.command import benchmark
 from llama.commands.chat.command import chat
+from llama.commands.combine import combine
 from llama.commands.data.command import show_data
 from llama.commands.doctor.command import doctor
 from llama.commands.doctor.options import DoctorOptions
@@ -29,6 +30,7 @@ from llama.commands.verify.command import verify
 from llama.settings import (
     BenchmarkOptions,
     ChatOptions,
+    CombineOptions,
     DataOptions,
     EvaluateOptions,
     GenerateOptions,
@@ -55,6 +57,7 @@ COMMANDS: dict[str, tuple[Callable[..., int], Any]] = {
     "doctor": (doctor, DoctorOptions),
     "plan": (plan, PlanOptions),
     "report": (report, ReportOptions),
+    "combine": (combine, CombineOptions),
 }
 _OF_A_LAUNCHER = (
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
@@ -105,6 +108,7 @@ class Setting:
             "doctor": {"hostfile": "hosts"},
             "plan": {"model": "model", "deepspeed": "ds.json", "gpu": "h100-80gb"},
             "report": {"runs": "finished"},
+            "combine": {"model": "model", "output_dir": "both"},
         }[command]
 
     def arguments(self) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.bad_inputs.cases import (
     adapters,
+    combining,
     command_line,
     data,
     deepspeed_file,
@@ -38,6 +39,7 @@ AREAS: dict[str, list[Case]] = {
     "`evaluate --task`": tasks.CASES,
     "`plan`": planning.CASES,
     "`report`": reporting.CASES,
+    "`combine`": combining.CASES,
 }
 PAGE = Path(__file__).parents[2] / "docs" / "bad_inputs.md"
 _HEAD = """\

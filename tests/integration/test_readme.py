@@ -20,7 +20,7 @@ from tests.support.tiny_runs import launched, read_lines, write_model, write_row
 README = (ROOT / "README.md").read_text()
 LINES = shell_lines(ROOT / "README.md")
 COMMANDS = list(dict.fromkeys(line for line in LINES if "launcher/" in line))
-GUIDES = ("recipes", "verify", "choosing")
+GUIDES = ("recipes", "verify", "choosing", "adapting")
 OF_GUIDES = dict.fromkeys(
     line
     for guide in GUIDES
@@ -38,6 +38,7 @@ SMALLER = {
     "data": ["--template", "alpaca"],
     "verify": ["--steps", "2", "--layers", "1", "--seq_len", "32"],
     "report": [],
+    "combine": [],
     "ablate": [
         *("--precision", "float32", "--method", "lora"),
         *("--rows", "2", "--steps", "2", "--seq_len", "256"),
@@ -80,7 +81,9 @@ def smaller(command: str, folder: Path, out: Path) -> list[str]:
     places |= {name: folder / name for name in ("RUN", "RUN2", "RUN/adapter")}
     places |= {name: out.with_name(name) for name in ("two.html", "ANSWERS.jsonl")}
     places["llama-3-8b"] = "llama-3.2-1b"  # as a plan it is the same work for each of more blocks
-    return [str(places.get(word, "2" if word == "8" else word)) for word in words]
+    words = ["2" if word == "8" else word for word in words]
+    parts = [word.partition(":") for word in words]  # RUN:0.7 is a run and its weight
+    return [f"{places.get(name, name)}{colon}{weight}" for name, colon, weight in parts]
 
 
 @pytest.mark.slow

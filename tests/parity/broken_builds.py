@@ -49,12 +49,12 @@ def _same(x: torch.Tensor, tp: TensorParallel) -> torch.Tensor:
     return x
 
 
-def _seeded_per_rank(model: Any, seed: int, device: torch.device) -> None:
-    initialise(model, seed + dist.get_rank() % 2, device)
+def _seeded_per_rank(model: Any, seed: int, *more: Any) -> None:
+    initialise(model, seed + dist.get_rank() % 2, *more)
 
 
-def _perturbed_on_one_rank(model: Any, seed: int, device: torch.device) -> None:
-    initialise(model, seed, device)
+def _perturbed_on_one_rank(model: Any, seed: int, *more: Any) -> None:
+    initialise(model, seed, *more)
     if dist.get_rank() % 2:
         _, adapter = next(iter(adapters(model)))
         with torch.no_grad():

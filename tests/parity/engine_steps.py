@@ -41,12 +41,12 @@ def main(folder: str, out: Path, lora: LoRAOptions) -> None:
         resolved = resolved_json(document, 1, CONFIG)
         engine = Engine(model, resolved, mesh, device, seed=0)
         if stage == STAGES[0]:
-            peft_format.save(out / "initial", engine.whole_adapter(), adapter)
+            save(out / "initial", engine, adapter)
         steps = [
             engine.step([make_batch(rows, stream) for stream, rows in enumerate(window)])
             for window in windows()
         ]
-        peft_format.save(out / f"stage-{stage}", engine.whole_adapter(), adapter)
+        save(out / f"stage-{stage}", engine, adapter)
         results[stage] = {
             "losses": [step.loss for step in steps],
             "grad_norms": [step.grad_norm for step in steps],
@@ -54,6 +54,10 @@ def main(folder: str, out: Path, lora: LoRAOptions) -> None:
         }
     (out / "results.json").write_text(json.dumps(results))
     stop_processes()
+
+
+def save(folder: Path, engine: Engine, adapter: AdapterConfig) -> None:
+    peft_format.save(folder, engine.whole_adapter() | engine.fixed_values(), adapter)
 
 
 if __name__ == "__main__":

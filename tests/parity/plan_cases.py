@@ -119,6 +119,18 @@ CASES: dict[str, Case] = {
         STORIES, "bf16", 2, ALL, tensor_parallel=2, bucket=10_000
     ),
     "stories bf16 zero1 two ranks": Case(STORIES, "bf16", 1, ALL, data_parallel=2, bucket=10_000),
+    "stories bf16 zero1 dora block": Case(
+        STORIES, "bf16", 1, replace(ALL, kind="dora"), checkpointing="block"
+    ),
+    "stories fp32 zero0 dora shards": Case(
+        STORIES, "fp32", 0, replace(ALL, kind="dora"), tensor_parallel=2
+    ),
+    "stories bf16 zero1 pissa": Case(
+        STORIES, "bf16", 1, replace(ALL, start="pissa_niter_1"), checkpointing="block"
+    ),
+    "stories fp32 zero3 pissa two ranks": Case(
+        STORIES, "fp32", 3, replace(ALL, start="pissa_niter_1"), data_parallel=2, bucket=10_000
+    ),
     "stories fp32 zero0 full": Case(STORIES, "fp32", 0, None, rows=1),
     "stories bf16 zero1 full": Case(STORIES, "bf16", 1, None, rows=1, bucket=50_000),
     "smol bf16 zero2 full block": Case(

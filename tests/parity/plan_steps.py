@@ -17,7 +17,7 @@ import torch
 from llama.adapters.attach import adapters, attach, initialise
 from llama.assembly.engine import DTYPES
 from llama.assembly.model import build_model
-from llama.engine import Engine, ZeRO3Placement, start_processes
+from llama.engine import Engine, ZeRO3Placement, gathered, start_processes
 from llama.kernels import products
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
@@ -72,7 +72,7 @@ def engine_of(case: Case, mesh: Mesh, device: torch.device) -> Engine:
         model.requires_grad_(True)
     else:
         attach(model, case.lora)
-        initialise(model, 0, device)
+        initialise(model, 0, device, gathered)
         for _, adapter in adapters(model):
             adapter.to(dtype)
     return Engine(model, resolved, mesh, device, seed=0)

@@ -34,6 +34,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "all but": {"target_modules": "all-linear", "exclude_modules": ["down_proj", "k_proj"]},
     "the scale of the root": {"target_modules": ["gate_proj"], "use_rslora": True},
+    "DoRA": {"target_modules": ["q_proj", "o_proj", "up_proj"], "use_dora": True},
+    "DoRA of some layers": {
+        "target_modules": ["q_proj", "down_proj"],
+        "layers_to_transform": [1],
+        "use_dora": True,
+        "use_rslora": True,
+    },
     "ranks and alphas": {
         "target_modules": ["q_proj", "up_proj"],
         "rank_pattern": {"up_proj": 6},

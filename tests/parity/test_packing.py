@@ -28,11 +28,12 @@ def trained_model(
     dropout: float = 0.0,
     checkpointing: Checkpointing = "none",
     targets: tuple[str, ...] = LINEARS,
+    start: str = "uniform",
 ) -> Transformer:
     """With adapters on `targets` whose B is not zero, so that A has a gradient too."""
     model = Transformer(TINY, checkpointing=checkpointing)
     model.load_state_dict(random_state(TINY))
-    attach(model, LoRAOptions(4, 8.0, dropout, targets))
+    attach(model, LoRAOptions(4, 8.0, dropout, targets, start=start))
     initialise(model, 0, CPU)
     generator = torch.Generator().manual_seed(1)
     for _, adapter in adapters(model):

@@ -21,6 +21,8 @@ from safetensors.torch import load_file
 
 from llama.data.packing import PackedRow
 from llama.data.types import IGNORE, Example
+from llama.model.config import HUGGINGFACE_NAMES
+from llama.settings import LoRAOptions
 from tests.parity.training_case import ADAM, CLIP, STAGES, STEPS, VARIANTS, windows
 from tests.support.closeness import TRAINED, assert_close, distance
 from tests.support.model_files import ROOT
@@ -69,22 +71,64 @@ def their_window(model: Any, window: list[list[PackedRow]]) -> float:
     return total
 
 
-def theirs(folder: Path, initial: Path) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
-    """Losses, norms of the gradients before clipping, and the adapter at the end."""
-    from peft import PeftModel, get_peft_model_state_dict
+def their_model(folder: Path, out: Path, lora: LoRAOptions) -> Any:
+    """With our first values, but where PEFT makes them of the model itself: then they are kept in
+    `out/begun`, as its pages say."""
+    from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import LlamaForCausalLM
 
     base = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model = PeftModel.from_pretrained(base, initial, is_trainable=True).train()
+    if lora.start == "uniform":
+        return PeftModel.from_pretrained(base, out / "initial", is_trainable=True)
+    targets = [HUGGINGFACE_NAMES[name] for name in lora.targets]
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # it takes any number
+        target_modules=targets,
+        init_lora_weights=lora.start,  # type: ignore[arg-type]
+        task_type="CAUSAL_LM",
+    )
+    model: Any = get_peft_model(base, config)
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(out / "begun")
+    model.peft_config["default"].init_lora_weights = lora.start
+    return model
+
+
+def their_adapter(model: Any, out: Path, lora: LoRAOptions) -> dict[str, torch.Tensor]:
+    """As PEFT writes it for the untouched base."""
+    begun = None if lora.start == "uniform" else str(out / "begun")
+    model.save_pretrained(out / "theirs", path_initial_model_for_weight_conversion=begun)
+    return load_file(out / "theirs" / "adapter_model.safetensors")
+
+
+def their_optimizer(model: Any, lora: LoRAOptions) -> torch.optim.Optimizer:
+    from peft.optimizers import create_loraplus_optimizer
+
+    if lora.b_lr_ratio == 1:
+        return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], **ADAM)
+    adam = {name: value for name, value in ADAM.items() if name != "weight_decay"}
+    decay = ADAM["weight_decay"]
+    ratio = lora.b_lr_ratio
+    return create_loraplus_optimizer(
+        model, torch.optim.AdamW, loraplus_lr_ratio=ratio, loraplus_weight_decay=decay, **adam
+    )
+
+
+def theirs(
+    folder: Path, out: Path, lora: LoRAOptions
+) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
+    """Losses, norms of the gradients before clipping, and the adapter at the end."""
+    model = their_model(folder, out, lora).train()
     trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, **ADAM)
+    optimizer = their_optimizer(model, lora)
     losses, norms = [], []
     for window in windows():
         losses.append(their_window(model, window))
         norms.append(float(torch.nn.utils.clip_grad_norm_(trainable, CLIP)))
         optimizer.step()
         optimizer.zero_grad()
-    return losses, norms, get_peft_model_state_dict(model)
+    return losses, norms, their_adapter(model, out, lora)
 
 
 @pytest.mark.slow
@@ -93,7 +137,7 @@ def theirs(folder: Path, initial: Path) -> tuple[list[float], list[float], dict[
 def test_twenty_steps_equal_peft_s(variant: str, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model")
     results = ours(folder, tmp_path / "out", variant)
-    losses, norms, adapter = theirs(folder, tmp_path / "out" / "initial")
+    losses, norms, adapter = theirs(folder, tmp_path / "out", VARIANTS[variant])
     assert len(losses) == STEPS
     assert min(norms) < CLIP < max(norms), "the clip must act, and not always"
     for stage in STAGES:

@@ -14,7 +14,13 @@ STEPS = 20
 STAGES = (0, 1)
 """ZeRO's; float32 goes through two quite different optimizers of DeepSpeed's, and a third at 3."""
 LORA = LoRAOptions(rank=4, alpha=16.0, dropout=0.0, targets=("wq", "wk", "wv", "wo", "w1", "w2"))
-VARIANTS = {"lora": LORA, "rslora": replace(LORA, alpha=6.0, scale="alpha/sqrt(r)")}
+VARIANTS = {
+    "lora": LORA,
+    "rslora": replace(LORA, alpha=6.0, scale="alpha/sqrt(r)"),
+    "loraplus": replace(LORA, b_lr_ratio=4.0),
+    "dora": replace(LORA, kind="dora"),
+    "pissa": replace(LORA, alpha=6.0, start="pissa"),
+}
 ADAM = {"lr": 5e-3, "betas": [0.9, 0.99], "eps": 1e-6, "weight_decay": 0.1}
 CLIP = 1.5
 FULL_CLIP = 2.0

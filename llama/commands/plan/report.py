@@ -27,7 +27,7 @@ def headline(plan: Plan, model: str, gpu: str) -> str:
         targets = (
             "all layers" if set(job.lora.targets) == set(LINEARS) else ",".join(job.lora.targets)
         )
-        trained = f"LoRA r{job.lora.rank} on {targets}"
+        trained = f"{job.lora.title} r{job.lora.rank} on {targets}"
     parallel = f", TP {job.tensor_parallel}" if job.tensor_parallel > 1 else ""
     return (
         f"{model} on {gpus} x {gpu}{nodes}: {trained}, {job.precision}, ZeRO-{job.zero.stage}"

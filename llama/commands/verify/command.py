@@ -16,7 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llama.adapters.attach import trainable_parameters
+from llama.adapters.attach import fixed_parameters, parameter_groups, trainable_parameters
+from llama.adapters.kinds import kind_of
 from llama.assembly.device_settings import resolve_here
 from llama.assembly.engine import build_engine
 from llama.assembly.limits import degree_problems
@@ -25,7 +26,8 @@ from llama.commands.verify.report import Comparison, Outcome, compare, table
 from llama.data.batches import Epochs, first_windows
 from llama.data.packing import PackedRow
 from llama.data.types import IGNORE, Example
-from llama.engine import dropout_seed, start_processes
+from llama.engine import dropout_seed, start_processes, with_rates
+from llama.engine.state import Tensors
 from llama.errors import raise_if
 from llama.files.json_text import json_text
 from llama.launch.launchers import check_launch
@@ -153,7 +155,7 @@ def asked_run(case: Case, resolved: Resolved, mesh: Mesh, device: torch.device) 
     outcome = Outcome(
         losses=[step.loss for step in steps],
         grad_norms=[step.grad_norm for step in steps],
-        adapter=engine.whole_adapter(),
+        adapter=_learnt(engine.whole_adapter(), engine.fixed_values(), options),
         skipped=engine.skipped,
         replica_problems=engine.replica_problems(engine.own_values()),
         optimizer_bytes=_of_all_ranks(engine.optimizer_state_bytes(), mesh, device),
@@ -194,8 +196,10 @@ def _plain_training(
     method_of(options, case.source).prepare(model, options.seed, device)
     trainable = trainable_parameters(model)
     parameters = list(trainable.values())
+    fixed = {name: p.detach().cpu() for name, p in fixed_parameters(model).items()}
     initial = {name: p.detach().cpu().clone() for name, p in trainable.items()}
-    optimizer = _plain_optimizer(parameters, resolved.engine["optimizer"])
+    initial = _learnt(initial, fixed, options)
+    optimizer = _plain_optimizer(parameter_groups(model), resolved.engine["optimizer"])
     losses, norms = [], []
     epochs = case.epochs(resolved.accumulation * data_parallel, 0, 1)
     for step, window in enumerate(first_windows(epochs, options.steps)):
@@ -217,11 +221,22 @@ def _plain_training(
         losses.append(total)
         norms.append(float(norm))
     adapter = {name: p.detach().cpu() for name, p in trainable.items()}
-    return Outcome(losses, norms, adapter, initial)
+    return Outcome(losses, norms, _learnt(adapter, fixed, options), initial)
+
+
+def _learnt(values: Tensors, fixed: Tensors, options: VerifyOptions) -> Tensors:
+    """`values` of what trains, less what each began as where the adapter keeps that: in half
+    precision such a beginning is rounded by more than a few steps move it."""
+    like = kind_of(options.lora).FIXED
+    began = {}
+    for name, tensor in fixed.items():
+        layer, _, own = name.rpartition(".")
+        began[f"{layer}.{like[own]}"] = tensor
+    return {name: value - began[name] if name in began else value for name, value in values.items()}
 
 
 def _plain_optimizer(
-    parameters: list[torch.nn.Parameter], settings: dict[str, Any]
+    groups: list[dict[str, Any]], settings: dict[str, Any]
 ) -> torch.optim.Optimizer:
     """Adam or AdamW as DeepSpeed reads the JSON: "Adam" decouples the weight decay too, unless
     `adam_w_mode` is false."""
@@ -230,4 +245,4 @@ def _plain_optimizer(
     kept = {key: params[key] for key in ("lr", "betas", "eps", "weight_decay") if key in params}
     kind = torch.optim.AdamW if decoupled else torch.optim.Adam
     # torch's defaults for the decay differ between the two; DeepSpeed hands on what is written.
-    return kind(parameters, **kept)
+    return kind(with_rates(groups, params["lr"]), **kept)

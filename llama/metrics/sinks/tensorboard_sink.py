@@ -24,7 +24,7 @@ from llama.metrics.sinks.tables import markdown
 BOTH_LOSSES = "Loss"
 _HPARAMS = {
     "options": "model data template method lora.rank lora.alpha lora.dropout lora.targets "
-    "lora.kind lora.scale epochs max_steps seq_len pack seed",
+    "lora.kind lora.scale lora.start lora.b_lr_ratio epochs max_steps seq_len pack seed",
     "deepspeed": "optimizer.params.lr optimizer.params.weight_decay scheduler.type "
     "train_batch_size gradient_clipping zero_optimization.stage",
     "": "precision steps trainable_parameters",

@@ -77,8 +77,16 @@ _FILES = Already("the model's own files say it")
 _READING = Already("rows are read in parallel and packed at the start, and kept in --data_cache")
 _LAUNCHER = Instead("it is the launcher's, before the script: deepspeed --num_gpus N, or torchrun")
 _ZERO = Instead("it is ZeRO here: --deepspeed ds_configs/lora_zero3.json cuts the weights up")
-_STARTS = _only_on(Instead("an adapter starts with A uniform and B zero, as PEFT's default"))
-_PLAIN_LORA = _only_on(Instead("it is not here: --lora.kind lora is all there is"))
+_DORA = _switch(Here("--lora.kind dora"), Already("--lora.kind lora is the default"))
+_UNIFORM = Already("--lora.start uniform is the default: A uniform and B zero, as PEFT's")
+_STARTS = ByValue(
+    {
+        "true": _UNIFORM,
+        "pissa": Here("--lora.start pissa", "pissa"),
+        **{f"pissa_niter_{n}": Here(f"--lora.start pissa_niter_{n}") for n in (4, 8, 16, 32)},
+    },
+    Instead("an adapter starts as --lora.start says: uniform, pissa or pissa_niter_N"),
+)
 _TARGETS = ByValue(
     {"all": Here("--lora.targets all-linear", "all")}, Here("--lora.targets {}", "q_proj,v_proj")
 )
@@ -201,11 +209,13 @@ _ROWS: tuple[tuple[str, Answer], ...] = (
         "use_rslora peft_use_rslora",
         _switch(Here("--lora.scale alpha/sqrt(r)"), Already("--lora.scale alpha/r is the default")),
     ),
-    ("use_dora peft_use_dora", _PLAIN_LORA),
-    ("pissa_init init_lora_weights", _STARTS),
-    ("loraplus_lr_ratio loraplus_lr_embedding", _only_on(Instead("A and B learn at one rate"))),
+    ("use_dora peft_use_dora", _DORA),
+    ("init_lora_weights", _STARTS),
+    ("pissa_init", _switch(Here("--lora.start pissa"), _UNIFORM)),
+    ("pissa_iter", Here("--lora.start pissa_niter_{}", "16", whole=True)),
+    ("loraplus_lr_ratio", Here("--lora.b_lr_ratio {}", "16")),
     ("modules_to_save lora_modules_to_save additional_target", _only_on(_LINEARS)),
-    ("bias lora_bias", _only_on(_LINEARS)),
+    ("bias lora_bias loraplus_lr_embedding", _only_on(_LINEARS)),
     ("task_type lora_fan_in_fan_out", Already("the models are causal, their layers linear")),
     (
         "adapter",

@@ -15,6 +15,7 @@ def _commands() -> tuple[type, ...]:
     that it is being imported before they are there."""
     from llama.settings import (
         chat_command,
+        combine_command,
         commands,
         data_command,
         doctor,
@@ -27,6 +28,7 @@ def _commands() -> tuple[type, ...]:
         data_command.DataOptions,
         generate_command.GenerateOptions,
         chat_command.ChatOptions,
+        combine_command.CombineOptions,
         evaluate_command.EvaluateOptions,
         commands.BenchmarkOptions,
         commands.VerifyOptions,

@@ -64,7 +64,7 @@ def _trains(inputs: Inputs) -> str:
     counts, lora = trainable(inputs), inputs.method.adapters(inputs.options.lora)
     what = "every parameter"
     if lora is not None:
-        what = f"LoRA of rank {lora.rank} on {','.join(lora.targets)}"
+        what = f"{lora.title} of rank {lora.rank} on {','.join(lora.targets)}"
     return (
         f"{what}: {counts['trainable_parameters']:,} of {counts['total_parameters']:,} parameters "
         f"({counts['trainable_share']:.2%})"

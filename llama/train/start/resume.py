@@ -56,7 +56,7 @@ class Start:
     """The checkpoint; None where there is none."""
 
 
-_BEFORE = {"method": "lora", "columns": ""}
+_BEFORE = {"method": "lora", "columns": "", "lora.start": "uniform", "lora.b_lr_ratio": 1.0}
 """Of a run's identity, what was not said by programs that knew but one value of it."""
 
 
@@ -119,15 +119,15 @@ class Resumer:
 
     def _to_write(self, store: Store, step: int) -> int:
         """Bytes of tensors that the run adds to what it has saved by `step`: its result, and its
-        checkpoints, a float32 master and two moments of each parameter that trains. One is written
-        before an older one goes."""
+        checkpoints: a float32 master and two moments of each parameter that trains, and what is
+        kept beside them. One is written before an older one goes."""
         options, total, method = self._inputs.options, self._plan.total_steps, self._inputs.method
         every = options.save_every or self._plan.epochs.windows_per_epoch
         saves = total // every - step // every + bool(total % every and step < total)
         more = options.keep + 1 - min(len(store.steps()), options.keep)
-        parameters = sum(map(prod, method.shapes().values()))
+        parameters = TENSORS * sum(map(prod, method.shapes().values())) + method.fixed()
         result = method.result_bytes(self._plan.resolved.precision) * self._results(store, step)
-        return result + 4 * TENSORS * parameters * min(saves, more)
+        return result + 4 * parameters * min(saves, more)
 
     def _results(self, store: Store, step: int) -> int:
         """What the run gives, that often: of the last step, and where the best is kept and each
@@ -220,7 +220,8 @@ class Resumer:
     def _most(self) -> int:
         """Bytes of a checkpoint of the most that a run trains: this one, or another, which is then
         refused for what differs."""
-        return most_bytes(most_parameters(self._inputs.source, self._inputs.options))
+        most = most_parameters(self._inputs.source, self._inputs.options)
+        return most_bytes(most, fixed=most)
 
     def _misfits(self, checkpoint: Checkpoint) -> list[str]:
         wanted, found = self._inputs.method.shapes(), checkpoint.shapes

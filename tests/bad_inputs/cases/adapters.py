@@ -195,6 +195,11 @@ CASES = [
     train(
         "to begin with: another rank", begin(**{"lora.rank": "8"}), "8 is given, and --init_adapter"
     ),
+    train(
+        "to begin with: and from the base's own weights",
+        begin(**{"lora.start": "pissa"}),
+        "--lora.start: --init_adapter adapter says it",
+    ),
     train("to begin with: of layers that differ", begin_changed, "its layers differ in rank"),
     train("to begin with: of another base", begin_elsewhere, "was trained on base, and model is"),
     train(
@@ -236,7 +241,11 @@ CASES = [
         *["missing tensor"] * 4,
     ),
     generate("another kind of adapter", fields(peft_type="IA3"), "expected LORA, found 'IA3'"),
-    generate("DoRA", fields(use_dora=True), "use_dora: not supported here"),
+    generate(
+        "DoRA without its lengths",
+        fields(use_dora=True),
+        *[f"missing tensor {LAYER}.q_proj.lora_magnitude_vector", *["lora_magnitude_vector"] * 3],
+    ),
     generate(
         "another rank for some layers",
         fields(rank_pattern={"q_proj": 2}),

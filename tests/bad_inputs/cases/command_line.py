@@ -171,6 +171,26 @@ CASES = [
         words("--method", "full", "--lora.rank", "8", "--lora.dropout", "0"),
         ("--lora.rank: has no effect with --method full", "--lora.dropout: has no effect"),
     ),
+    Case("`--lora.start pisa`", words("--lora.start", "pisa"), ("did you mean pissa?",)),
+    Case("`--lora.b_lr_ratio 0`", words("--lora.b_lr_ratio", "0"), ("finite number above 0",)),
+    Case(
+        "two rates under a schedule of one",
+        words(
+            *("--lora.b_lr_ratio", "4", "--override", "scheduler.type=OneCycle"),
+            *("--override", "scheduler.params={}"),
+        ),
+        ("--lora.b_lr_ratio: ds.json has the schedule OneCycle",),
+    ),
+    Case(
+        "two ways to adapt that do not go together",
+        words("--lora.kind", "dora", "--lora.start", "pissa"),
+        ("--lora.start: pissa is for --lora.kind lora, found dora",),
+    ),
+    Case(
+        "more singular values than the layer has",
+        words("--lora.start", "pissa", "--lora.rank", "64", "--lora.targets", "wq,wv"),
+        ("--lora.rank: 64 is more than the 32 singular values of wv",),
+    ),
     Case("`--lora.alpha nan`", words("--lora.alpha", "nan"), ("expected a finite number",)),
     Case("`--lora.dropout 1`", words("--lora.dropout", "1"), ("from 0 to below 1, found 1.0",)),
     Case("a target that matches no layer", words("--lora.targets", "wq,wx"), ("found 'wx'",)),

@@ -20,6 +20,10 @@ LIMIT = sums_of(IN + OUT + RANK + TOKENS)
 Linear = ColumnParallelLinear | RowParallelLinear
 
 
+def never() -> torch.Tensor:
+    raise AssertionError("its first values need no weight")
+
+
 def layer(kind: type[Linear], p: float = 0.0, bias: bool = True) -> Linear:
     """With a frozen base, and an adapter whose B is not zero."""
     generator = torch.Generator().manual_seed(0)
@@ -77,7 +81,7 @@ def test_a_fresh_adapter_changes_nothing(kind: type[Linear]) -> None:
     made, x = layer(kind, p=0.5), torch.randn(TOKENS, IN)
     adapter = made.lora
     assert isinstance(adapter, LoRAAdapter)
-    adapter.reset(torch.Generator().manual_seed(0))
+    adapter.reset(torch.Generator().manual_seed(0), never)
     made.lora = None
     expected = made(x)
     made.lora = adapter
@@ -88,7 +92,7 @@ def test_a_is_drawn_as_peft_draws_it() -> None:
     """kaiming_uniform_ with a = sqrt(5) is uniform in +-1/sqrt(in_features)."""
     made = ColumnParallelLinear(400, 8, False, SINGLE)
     adapter = LoRAAdapter(made, LoRAOptions(64, 1.0, 0.0))
-    adapter.reset(torch.Generator().manual_seed(0))
+    adapter.reset(torch.Generator().manual_seed(0), never)
     bound = 1 / math.sqrt(400)
     theirs = torch.nn.init.kaiming_uniform_(torch.empty(64, 400), a=math.sqrt(5))
     assert 0.99 * bound < adapter.a.abs().max() <= bound
@@ -102,7 +106,7 @@ def test_a_is_drawn_as_peft_draws_it() -> None:
 def test_shards_start_as_slices_of_the_whole(kind: type[Linear], size: int) -> None:
     def started(tp: TensorParallel) -> LoRAAdapter:
         adapter = LoRAAdapter(kind(IN, OUT, False, tp), LoRAOptions(RANK, ALPHA, 0.0))
-        adapter.reset(torch.Generator().manual_seed(0))
+        adapter.reset(torch.Generator().manual_seed(0), never)
         return adapter
 
     whole = started(SINGLE)
@@ -129,7 +133,7 @@ def test_merging_its_delta_gives_what_it_computes(kind: type[Linear]) -> None:
     expected = made(x).detach()
     adapter = made.lora
     assert isinstance(adapter, LoRAAdapter)
-    delta = adapter.delta()
+    delta = adapter.delta(made.weight)
     assert delta.dtype == torch.float32 and delta.shape == made.weight.shape
     with torch.no_grad():
         made.weight += delta
@@ -143,14 +147,15 @@ def test_merging_its_delta_gives_what_it_computes(kind: type[Linear]) -> None:
 @pytest.mark.parametrize("size", [2, 4])
 def test_shares_of_the_delta_are_cut_from_the_whole(kind: type[Linear], size: int) -> None:
     def delta(tp: TensorParallel) -> torch.Tensor:
-        adapter = LoRAAdapter(kind(IN, OUT, False, tp), LoRAOptions(RANK, ALPHA, 0.0))
-        adapter.reset(torch.Generator().manual_seed(0))
+        layer = kind(IN, OUT, False, tp)
+        adapter = LoRAAdapter(layer, LoRAOptions(RANK, ALPHA, 0.0))
+        adapter.reset(torch.Generator().manual_seed(0), never)
         generator = torch.Generator().manual_seed(1)
         b = torch.randn(OUT, RANK, generator=generator)
         rows = adapter.b.shape[0]
         with torch.no_grad():
             adapter.b.copy_(b[tp.rank * rows : (tp.rank + 1) * rows] if rows < OUT else b)
-        return adapter.delta()
+        return adapter.delta(layer.weight)
 
     shares = [delta(TensorParallel(rank, size)) for rank in range(size)]
     joined = torch.cat(shares, dim=0 if kind is ColumnParallelLinear else 1)

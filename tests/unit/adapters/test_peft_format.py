@@ -132,7 +132,6 @@ def test_a_folder_that_peft_wrote_is_read(tmp_path: Path) -> None:
         ("lora_alpha", float("nan"), "must be a positive number; found NaN"),
         ("target_modules", [], "expected a list of layer names"),
         ("target_modules", ["q_proj", "lm_head"], "'lm_head' is no linear layer"),
-        ("use_dora", True, "not supported"),
         ("fan_in_fan_out", True, "not supported"),
         ("lora_bias", True, "not supported"),
         ("alora_invocation_tokens", [5, 6], "not supported"),
@@ -157,7 +156,7 @@ def test_a_field_that_means_another_arithmetic_is_refused(
 
 def test_every_problem_is_told_at_once(folder: Path) -> None:
     with pytest.raises(UserError) as raised:
-        load_config(changed(folder, r=0, use_dora=True, bias="all"))
+        load_config(changed(folder, r=0, use_qalora=True, bias="all"))
     assert len(raised.value.problems) == 3
 
 

@@ -78,6 +78,17 @@ def test_fused_equals_plain_whatever_is_kept(
         assert torch.equal(found_gradients, first), "what is computed again is bit for bit the same"
 
 
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_an_adapter_that_began_from_its_weight(result: Any, p: float) -> None:
+    """Of twice the rank; what is not its own part has no gradient."""
+    made = trained_model(p, targets=("wq", "wv", "w2"), start="pissa")
+    loss, gradients = result(made, PACKINGS["mixed"], None)
+    for kept in (Kept.INPUT, Kept.ALL):
+        found, found_gradients = result(made, PACKINGS["mixed"], kept)
+        assert_close(found, loss, SMALL_MODEL)
+        assert_close(found_gradients, gradients, SMALL_MODEL)
+
+
 def test_a_rotation_that_lengthens_too(result: Any) -> None:
     """Yarn multiplies cosines and sines, so that turning a gradient back is no inverse."""
     made = model()

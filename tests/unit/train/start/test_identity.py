@@ -29,6 +29,8 @@ OTHER: dict[str, Any] = {
     "lora.targets": ("w1",),
     "lora.kind": "another",
     "lora.scale": "alpha/sqrt(r)",
+    "lora.start": "pissa",
+    "lora.b_lr_ratio": 16.0,
     "method": "full",
     "columns": (("output", "answer"),),
 }
