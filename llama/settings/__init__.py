@@ -16,6 +16,7 @@ from llama.settings.commands import (
 )
 from llama.settings.data_command import DataOptions, check_data
 from llama.settings.evaluate_command import EvaluateOptions, check_evaluate
+from llama.settings.export_command import ExportOptions, check_export
 from llama.settings.generate_command import GenerateOptions, check_generate
 from llama.settings.model import AdapterOptions, ModelOptions
 from llama.settings.validate import (
@@ -36,6 +37,7 @@ __all__ = [
     "ChatOptions",
     "DataOptions",
     "EvaluateOptions",
+    "ExportOptions",
     "GenerateOptions",
     "LoRAOptions",
     "ModelOptions",
@@ -48,6 +50,7 @@ __all__ = [
     "check_chat",
     "check_data",
     "check_evaluate",
+    "check_export",
     "check_generate",
     "check_lora",
     "check_plan",

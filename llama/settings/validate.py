@@ -54,7 +54,7 @@ def check_train(options: TrainOptions, world_size: int) -> list[str]:
         expected = "expected a finite number above 0"
         problems.append(f"--hang_timeout: {expected}, found {options.hang_timeout}")
     if options.output_dir is not None:
-        problems += _check_output(options.output_dir, options.resume == "never")
+        problems += check_output(options.output_dir, options.resume == "never")
     return problems
 
 
@@ -168,7 +168,7 @@ def check_ablate(options: AblateOptions) -> list[str]:
         *_check_seed(options.seed),
         *check_plain("data", options.data),
         *check_plain("eval_data", options.eval_data),
-        *_check_output(options.output_dir, unused=False),
+        *check_output(options.output_dir, unused=False),
     ]
     for name, words in known.items():
         given = getattr(options, name)
@@ -203,7 +203,7 @@ def check_plan(options: PlanOptions) -> list[str]:
     if options.suggest and options.override:
         problems.append("--override: has no effect with --suggest; change the file that it writes")
     if options.output_dir is not None:
-        problems += _check_output(options.output_dir, unused=False)
+        problems += check_output(options.output_dir, unused=False)
     return problems
 
 
@@ -315,7 +315,7 @@ def _check_adapter(option: str, path: Path) -> list[str]:
     return [f"--{option}: {path} {why}"]
 
 
-def _check_output(folder: Path, unused: bool) -> list[str]:
+def check_output(folder: Path, unused: bool) -> list[str]:
     """Nothing is created here: a refused run leaves no trace."""
     if unused and any(os.path.exists(folder / name) for name in ("run.json", "checkpoints")):
         return [
