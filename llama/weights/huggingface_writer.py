@@ -82,7 +82,7 @@ class HuggingFaceWriter(FileWriter):
             }
             self._write_json(INDEX, index)
         self._write_json(CONFIG, self._config_document())
-        files, hints = files_beside(self.tokenizer, self.template)
+        files, hints = files_beside(self.tokenizer, self.template, for_transformers=True)
         if files and GENERATION not in files:
             files[GENERATION] = (json_text(self._ids(), indent=2) + "\n").encode()
         for name, content in (files | self.beside).items():

@@ -109,7 +109,7 @@ class MetaWriter(FileWriter):
     def finish(self) -> list[str]:
         for archive in self._archives:
             archive.finish()
-        files, hints = files_beside(self.tokenizer, self.template)
+        files, hints = files_beside(self.tokenizer, self.template, for_transformers=False)
         if JSON_FILE in files:
             hints.append(
                 f"holds its tokenizer as {JSON_FILE}, which Meta's own code does not read: there "

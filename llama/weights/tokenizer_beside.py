@@ -28,10 +28,13 @@ _BESIDE = (
 """What a tokenizer's folder may hold beside it; and a folder of more templates."""
 
 
-def files_beside(path: Path | None, template: str | None) -> tuple[dict[str, bytes], list[str]]:
+def files_beside(
+    path: Path | None, template: str | None, for_transformers: bool
+) -> tuple[dict[str, bytes], list[str]]:
     """Name to content of the files that make up the tokenizer `path` (a file or a folder) in a
     model's folder, and what a user has to know of them. Files are taken as they are; of a GGUF file
-    they are made. `template` goes in place of the chat templates."""
+    they are made. `template` goes in place of the chat templates. `for_transformers`, a lone
+    sentencepiece model gets a tokenizer_config.json; Meta's own code wants none."""
     if path is None:
         return {}, ["holds no tokenizer: the model has none"]
     folder = path if path.is_dir() else path.parent
@@ -47,7 +50,7 @@ def files_beside(path: Path | None, template: str | None) -> tuple[dict[str, byt
         }
         more = [folder / name for name in _BESIDE] + sorted((folder / FOLDER).glob("*.jinja"))
         found |= {str(f.relative_to(folder)): f.read_bytes() for f in more if f.is_file()}
-        if JSON_FILE not in found:
+        if JSON_FILE not in found and for_transformers:
             hints = _complete(found, path, TEXT in kinds.values())
     if template is not None:
         found = _with_template(found, template)
@@ -80,10 +83,12 @@ def _with_template(found: dict[str, bytes], template: str) -> dict[str, bytes]:
         for name, content in found.items()
         if not name.startswith(f"{FOLDER}/") and name != "chat_template.json"
     }
-    settings = json.loads(kept.get(CONFIG, b"{}").decode("utf-8-sig"))
-    settings["chat_template"] = template
-    text = json_text(settings, indent=2, ensure_ascii=False) + "\n"
-    return kept | {CONFIG: text.encode(), TEMPLATE: template.encode()}
+    kept[TEMPLATE] = template.encode()
+    if CONFIG in kept:
+        settings = json.loads(kept[CONFIG].decode("utf-8-sig")) | {"chat_template": template}
+        text = json_text(settings, indent=2, ensure_ascii=False) + "\n"
+        kept[CONFIG] = text.encode()
+    return kept
 
 
 def _kind(file: Path) -> str | None:

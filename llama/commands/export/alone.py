@@ -10,7 +10,8 @@ import torch
 from llama.adapters import gguf_lora
 from llama.adapters.merged import adapter_alone
 from llama.assembly.model import read_adapter
-from llama.commands.export.job import LIMITS, Job, Proof, compare
+from llama.commands.export.job import Job
+from llama.commands.export.proof import LIMITS, Proof, compare
 from llama.errors import UserError
 from llama.files.atomic import (
     abandon_folder,

@@ -14,7 +14,8 @@ import torch
 from llama.adapters.merged import Merged
 from llama.assembly.adapter import open_for_use
 from llama.commands.export.alone import write_gguf_lora, write_peft
-from llama.commands.export.job import Job, Proof, prove
+from llama.commands.export.job import Job
+from llama.commands.export.proof import Proof, prove
 from llama.commands.export.words import closing
 from llama.errors import TrainingError, UserError, raise_if
 from llama.files.json_text import json_text
