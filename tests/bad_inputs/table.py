@@ -15,6 +15,7 @@ from tests.bad_inputs.cases import (
     data,
     deepspeed_file,
     environment,
+    exporting,
     hosts,
     planning,
     reporting,
@@ -38,6 +39,7 @@ AREAS: dict[str, list[Case]] = {
     "`evaluate --task`": tasks.CASES,
     "`plan`": planning.CASES,
     "`report`": reporting.CASES,
+    "`export`": exporting.CASES,
 }
 PAGE = Path(__file__).parents[2] / "docs" / "bad_inputs.md"
 _HEAD = """\

@@ -22,10 +22,10 @@ from llama.weights.reader import WeightReader
 PROBE_TOKENS = 48
 """Tokens whose logits are compared: ids spread over the vocabulary, one after another."""
 LIMITS = {torch.float32: 1e-4, torch.float16: 0.03, torch.bfloat16: 0.25, "q8_0": 0.25}
-"""By what weights are rounded to: how much logits may differ of what they spread by, each the root
-of the mean square. 8 bits of each weight (bfloat16, and Q8_0's blocks) move them by some hundredths
-of it; rows in a wrong order move them by all of it. A single logit may move further: where two tokens
-are attended to nearly alike, rounding decides."""
+"""By what weights are rounded to, how much logits may differ of what they spread by, each the root
+of the mean square. 8 bits of each weight (bfloat16, and Q8_0's blocks) move them by some
+hundredths of it, rows in a wrong order by all of it. A single logit may move further: where two
+tokens are attended to nearly alike, rounding decides."""
 
 
 @dataclass(frozen=True)
