@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llama.adapters.peft_format import CONFIG
-from llama.assembly.model import check_adapter, default_device, find_tokenizer
+from llama.assembly.model import (
+    check_adapter,
+    default_device,
+    find_tokenizer,
+    tokenizer_path,
+)
 from llama.errors import UserError
 from llama.files.run_folder import adapter_folder
 from llama.methods.about import TEMPLATE, TRAINING, Recorded, read_recorded
@@ -30,6 +35,8 @@ class Opened:
 
     source: ModelSource
     tokenizer: Tokenizer
+    tokenizer_path: Path
+    """The file or folder that it is from."""
     adapter: Path | None
     """The PEFT folder."""
     recorded: Recorded | None
@@ -62,7 +69,8 @@ def open_for_use(options: AdapterOptions) -> Opened:
     folder = adapter_folder(options.adapter) if options.adapter else None
     if folder is None:
         source = open_model(options.model or BUNDLED, default_device())
-        return Opened(source, find_tokenizer(source, options.tokenizer), None, None)
+        path = tokenizer_path(source, options.tokenizer)
+        return Opened(source, find_tokenizer(source, options.tokenizer), path, None, None)
     recorded = read_recorded(folder)
     if options.model is None:
         source = _own_base(folder, recorded)
@@ -71,8 +79,8 @@ def open_for_use(options: AdapterOptions) -> Opened:
     if recorded is not None:
         asked = options.model is not None
         _settle(other_base("adapter", folder, recorded, source, asked), options.force)
-    own_tokenizer = recorded and existing(recorded.tokenizer_path)
-    tokenizer = find_tokenizer(source, options.tokenizer or own_tokenizer)
+    asked_tokenizer = options.tokenizer or (recorded and existing(recorded.tokenizer_path))
+    tokenizer = find_tokenizer(source, asked_tokenizer)
     if recorded is not None:
         _settle(other_tokenizer("adapter", folder, recorded, tokenizer), options.force)
     check_adapter(folder, source.config)
@@ -81,7 +89,7 @@ def open_for_use(options: AdapterOptions) -> Opened:
             f"--adapter {folder}: holds no {TRAINING}, as adapters from elsewhere: that the model "
             "is its base is known by shapes alone"
         )
-    return Opened(source, tokenizer, folder, recorded)
+    return Opened(source, tokenizer, tokenizer_path(source, asked_tokenizer), folder, recorded)
 
 
 def other_base(

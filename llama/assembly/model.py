@@ -43,11 +43,7 @@ def default_dtype(precision: str) -> torch.dtype:
 def find_tokenizer(source: ModelSource, asked: Path | None) -> Tokenizer:
     """The tokenizer asked for, or the one beside the model; checked against the embedding, and
     against the one beside the model where another is asked for."""
-    path = asked or source.tokenizer_path
-    if path is None:
-        raise UserError(
-            f"--model {source.name}: no tokenizer was found beside it: give --tokenizer"
-        )
+    path = tokenizer_path(source, asked)
     tokenizer = load_tokenizer(path)
     check_tokenizer(path, tokenizer, source.config, source.name)
     if asked and source.tokenizer_path and _is_anothers(tokenizer, source.tokenizer_path):
@@ -56,6 +52,16 @@ def find_tokenizer(source: ModelSource, asked: Path | None) -> Tokenizer:
             f"the model ({source.tokenizer_path}): it belongs to another model"
         )
     return tokenizer
+
+
+def tokenizer_path(source: ModelSource, asked: Path | None) -> Path:
+    """Where `find_tokenizer` finds it. Raises UserError where there is none."""
+    path = asked or source.tokenizer_path
+    if path is None:
+        raise UserError(
+            f"--model {source.name}: no tokenizer was found beside it: give --tokenizer"
+        )
+    return path
 
 
 def _is_anothers(tokenizer: Tokenizer, beside: Path) -> bool:
@@ -118,8 +124,8 @@ def check_adapter(folder: Path, config: ModelConfig) -> dict[str, LoRAOptions]:
 def read_adapter(
     folder: Path, config: ModelConfig
 ) -> tuple[dict[str, LoRAOptions], dict[str, Tensor]]:
-    """The options of each layer that the folder adapts, and all tensors. Raises `UserError` for one
-    that does not fit."""
+    """The options of each layer that the folder adapts, and all tensors, float32, by native name.
+    Raises `UserError` for an adapter that does not fit a model of these sizes."""
     description, state = read_description(folder), peft_format.load_state(folder)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     raise_if(misfits(description, shapes, config))

@@ -52,6 +52,11 @@ COMMANDS = {
         "llama.commands.evaluate.command:evaluate",
         in_ranks=True,
     ),
+    "export": Command(
+        "write a model with its adapter merged, or the adapter, as other programs read it",
+        f"{_SETTINGS}:ExportOptions",
+        "llama.commands.export.command:export",
+    ),
     "verify": Command(
         "prove that a topology trains what one process would",
         f"{_SETTINGS}:VerifyOptions",

@@ -17,6 +17,7 @@ from llama.settings.commands import (
 )
 from llama.settings.data_command import DataOptions, check_data
 from llama.settings.evaluate_command import EvaluateOptions, check_evaluate
+from llama.settings.export_command import ExportOptions, check_export
 from llama.settings.generate_command import GenerateOptions, check_generate
 from llama.settings.model import AdapterOptions, ModelOptions
 from llama.settings.validate import (
@@ -38,6 +39,7 @@ __all__ = [
     "CombineOptions",
     "DataOptions",
     "EvaluateOptions",
+    "ExportOptions",
     "GenerateOptions",
     "LoRAOptions",
     "ModelOptions",
@@ -51,6 +53,7 @@ __all__ = [
     "check_combine",
     "check_data",
     "check_evaluate",
+    "check_export",
     "check_generate",
     "check_lora",
     "check_plan",

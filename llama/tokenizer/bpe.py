@@ -67,6 +67,11 @@ class BpeTokenizer:
             return self._words_after_text(text)
         return self._engines[follows].encode(text, add_special_tokens=False).ids
 
+    def description(self) -> dict[str, Any]:
+        """What it does, as tokenizer.json has it: all of it, also where it was read from a GGUF
+        file or follows a class of transformers."""
+        return json.loads(self._engines["nothing"].to_str())
+
     def _words_after_text(self, text: str) -> list[int]:
         """Where each word is given a space, going on takes it from the first one alone."""
         made = self._engines["nothing"].encode(text, add_special_tokens=False)

@@ -18,7 +18,7 @@ from llama.tokenizer.sentencepiece_file import ModelProto, SentencePieceTokenize
 from llama.tokenizer.sidecar import Sidecar
 from llama.tokenizer.tiktoken_file import LLAMA3_SPLIT
 
-CONTROL, USER_DEFINED, BYTE = 3, 4, 6
+NORMAL, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 3, 4, 5, 6
 """Token types; GGUF took sentencepiece's numbers."""
 BYTE_LEVEL = {
     "type": "ByteLevel",
@@ -27,6 +27,7 @@ BYTE_LEVEL = {
     "use_regex": True,
 }
 PRE_TOKENIZERS: dict[str, list[dict[str, Any]]] = {
+    "gpt-2": [BYTE_LEVEL],
     # Hugging Face's own import of this GGUF forgets to part the digits.
     "smollm": [{"type": "Digits", "individual_digits": True}, BYTE_LEVEL],
     "llama-bpe": [
@@ -68,6 +69,9 @@ def load_gguf(path: Path) -> Tokenizer:
         tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
         if not tokens or len(tokens) != len(types):
             raise UserError(f"{path}: {len(tokens)} tokens have {len(types)} types; {INSTEAD}")
+        while types and types[-1] == UNUSED:  # a row of the embedding for which there is no token
+            tokens.pop()
+            types.pop()
         if kind == "gpt2":
             return _byte_level(path, metadata, tokens, types)
         return _sentencepiece(path, metadata, tokens, types)
@@ -117,7 +121,8 @@ def _sentencepiece(
     path: Path, metadata: dict[str, Any], tokens: list[str], types: list[int]
 ) -> SentencePieceTokenizer:
     proto = ModelProto()
-    for token, score, kind in zip(tokens, metadata["tokenizer.ggml.scores"], types, strict=True):
+    scores = metadata["tokenizer.ggml.scores"][: len(tokens)]
+    for token, score, kind in zip(tokens, scores, types, strict=True):
         proto.pieces.add(piece=token, score=score, type=kind)
     trainer = proto.trainer_spec
     trainer.model_type = trainer.BPE

@@ -51,7 +51,11 @@ class SentencePieceTokenizer:
         """`beside` with `add_bos` and `add_eos` as they are to be; `path` is named in messages.
         Raises `UserError` where the model does not load or has no EOS. `proto` is changed."""
         self._spaces = spaces
-        added = _added(path, proto, beside, spaces)
+        self.added = tuple(_added(path, proto, beside, spaces))
+        """The tokens beside the model's own pieces."""
+        self.model: bytes = proto.SerializeToString()
+        """The model, as in a file `tokenizer.model`."""
+        added = self.added
         with refused(path, "is not a usable sentencepiece model; download it again"):
             own_prefix = proto.normalizer_spec.add_dummy_prefix if spaces in OWN else True
             self._begins = _processor(proto, own_prefix)

@@ -25,6 +25,11 @@ from llama.weights.shapes import TensorHeader, header_problems, size_problems, s
 
 ROPE_FACTORS = "rope_freqs.weight"
 _CHUNK_ELEMENTS = 1 << 22
+_PLAIN = {
+    GGMLQuantizationType.F32: torch.float32,
+    GGMLQuantizationType.F16: torch.float16,
+    GGMLQuantizationType.BF16: torch.bfloat16,
+}
 _OTHER_ARITHMETIC = (
     "expert_count",
     "attention.sliding_window",
@@ -98,6 +103,11 @@ class GGUFReader(FileReader):
             if torch.allclose(divisors, rope_divisors(config, scaling), rtol=1e-3, atol=0):
                 return scaling, []
         return None, [f"{path}: {ROPE_FACTORS} holds another rotary scaling than Llama 3.1's"]
+
+    def stored_type(self, name: str) -> torch.dtype | None:
+        """The type in which the file has a weight, which is read as float32 whatever it is; None
+        where it is quantised."""
+        return _PLAIN.get(self._tensors[name].kind)
 
     def _stored(self, name: str, dim: int, start: int, length: int) -> torch.Tensor:
         tensor = self._tensors[name]

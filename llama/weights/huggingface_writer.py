@@ -1,11 +1,10 @@
 """Hugging Face's layout, written: `config.json`, safetensors in files of at most 5 GB, and the
-tokenizer's files as they lie beside the model that training began with."""
+tokenizer's files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from math import prod
-from pathlib import Path
 
 import torch
 
@@ -17,24 +16,17 @@ from llama.files.atomic import (
     write_in,
 )
 from llama.files.json_text import json_text
-from llama.files.kinds import GGUF, HEAD, JSON, kind_of
 from llama.files.safetensors import TensorFile
 from llama.tokenizer.load import load_tokenizer
 from llama.weights.huggingface import INDEX, SINGLE, HuggingFaceReader
 from llama.weights.huggingface_config import CONFIG, config_document
 from llama.weights.names import to_huggingface
 from llama.weights.shapes import expected_shapes
+from llama.weights.tokenizer_beside import GENERATION, files_beside
 from llama.weights.writing import FileWriter
 
 FILE_BYTES = 5_000_000_000
 """Of the tensors of one file, at most; of a larger one only where a single tensor is larger."""
-GENERATION = "generation_config.json"
-_BESIDE = (
-    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", GENERATION),
-    *("chat_template.jinja", "chat_template.json"),
-)
-"""What a tokenizer's folder may hold beside it; and a folder of more templates."""
-_TEMPLATES = "additional_chat_templates"
 
 
 class HuggingFaceWriter(FileWriter):
@@ -90,12 +82,15 @@ class HuggingFaceWriter(FileWriter):
             }
             self._write_json(INDEX, index)
         self._write_json(CONFIG, self._config_document())
-        hints = self._copy_tokenizer()
-        for name, content in self.beside.items():
+        files, hints = files_beside(self.tokenizer, self.template, for_transformers=True)
+        if files and GENERATION not in files:
+            files[GENERATION] = (json_text(self._ids(), indent=2) + "\n").encode()
+        for name, content in (files | self.beside).items():
             write_in(self._partial, name, content)
         sync_folders(self._partial)
+        self.verify(self._partial)
         finish_folder(self.folder)
-        return hints
+        return [f"{self.folder} {hint}" for hint in hints]
 
     def abandon(self) -> None:
         if self._file is not None:
@@ -109,47 +104,18 @@ class HuggingFaceWriter(FileWriter):
         """The source's own where it has one: it says more than the sizes."""
         reader = self.source.reader
         beside = reader.files[0] if isinstance(reader, HuggingFaceReader) else None
-        ids: dict[str, object] = {}
-        if beside is None and self.tokenizer is not None:
-            tokenizer = load_tokenizer(self.tokenizer)
-            stops = sorted(tokenizer.stop_ids)
-            ids = {
-                "bos_token_id": tokenizer.bos_id,
-                "eos_token_id": stops[0] if len(stops) == 1 else stops,
-            }
+        ids = {} if beside is not None else self._ids()
         return config_document(self.config, self._dtype, beside) | ids
 
-    def _copy_tokenizer(self) -> list[str]:
-        """The tokenizer's files as they are; from a file that holds a whole model nothing."""
-        path = self.tokenizer
-        if path is None:
-            return [f"{self.folder} holds no tokenizer: the model has none"]
-        folder = path if path.is_dir() else path.parent
-        files = [folder / "tokenizer.json", folder / "tokenizer.model"] if path.is_dir() else [path]
-        files = [file for file in files if file.exists()]
-        kinds = {file: _kind(file) for file in files}
-        if not files or GGUF in kinds.values():
-            where = path if not path.is_dir() else folder
-            return [
-                f"{self.folder} holds no tokenizer, which is part of {where} and is not written "
-                f"from there: give --tokenizer {where} with it"
-            ]
-        for file, kind in kinds.items():
-            name = "tokenizer.json" if kind == JSON else "tokenizer.model"
-            write_in(self._partial, name, file.read_bytes())
-        more = [folder / name for name in _BESIDE]
-        more += sorted((folder / _TEMPLATES).glob("*.jinja"))
-        for file in more:
-            if file.is_file():
-                write_in(self._partial, str(file.relative_to(folder)), file.read_bytes())
-        if JSON in kinds.values():
-            return []
-        return [f"{self.folder} holds tokenizer.model as it was, and no tokenizer.json of it"]
-
-
-def _kind(file: Path) -> str | None:
-    with file.open("rb") as content:
-        return kind_of(content.read(HEAD))
+    def _ids(self) -> dict[str, object]:
+        if self.tokenizer is None:
+            return {}
+        tokenizer = load_tokenizer(self.tokenizer)
+        stops = sorted(tokenizer.stop_ids)
+        return {
+            "bos_token_id": tokenizer.bos_id,
+            "eos_token_id": stops[0] if len(stops) == 1 else stops,
+        }
 
 
 def _cut(shapes: dict[str, tuple[int, ...]], item: int) -> Iterator[list[str]]:

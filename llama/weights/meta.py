@@ -201,6 +201,12 @@ def _cut_along(name: str, shards: list[Shard], config: ModelConfig) -> int | Non
     tensor = shards[0][name]
     if name == "tok_embeddings.weight":
         return 0 if tensor.dim() == 2 and tensor.shape[1] == config.dim else 1
+    return cut_along(name)
+
+
+def cut_along(name: str) -> int | None:
+    """The dimension along which Meta cuts a weight, other than the embedding, over its shards; None
+    where each holds all of it."""
     layer, _, kind = name.rpartition(".")
     layer = layer.rpartition(".")[2]
     if layer in ("wo", "w2"):

@@ -1,4 +1,4 @@
-"""Sizes from Meta's `params.json`."""
+"""Sizes from Meta's `params.json`, and written as it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,10 @@ _OTHER_ARITHMETIC = (
     "attention_chunk_size",
 )
 """Fields of releases that this model cannot reproduce."""
+_MULTIPLE = 256
+"""What the width of the feed-forward is a multiple of, where nothing says."""
+_POSITIONS, _USUAL_FACTOR, _HIGH_FREQUENCY = 2048, 8.0, 4.0
+"""Of a release that is not known: its positions; of Llama 3.1's scaling, two of its factors."""
 _HARMLESS = ("max_batch_size", "model_parallel_size")
 """Fields that change nothing here."""
 
@@ -58,31 +62,67 @@ def read_params(path: Path) -> tuple[Fields, ModelConfig]:
 
 def _ffn_dim(dim: int, fields: Fields) -> int:
     """Meta's rule: two thirds of 4 dim, times a factor, rounded up to a multiple."""
-    width = int(2 * 4 * dim / 3)
+    width = _plain_width(dim)
     if fields.given("ffn_dim_multiplier") is not None:
         width = int(fields.number("ffn_dim_multiplier") * width)
-    multiple = fields.integer("multiple_of", 256)
+    multiple = fields.integer("multiple_of", _MULTIPLE)
     return -(-width // multiple) * multiple
+
+
+def _plain_width(dim: int) -> int:
+    return int(2 * 4 * dim / 3)
 
 
 def complete(fields: Fields, config: ModelConfig) -> ModelConfig:
     """Add what `params.json` does not say outright: the context length, and how far Llama 3.1's
     scaling stretches. Both follow from the release, which is known by its sizes."""
     release = _release(fields, config)
-    max_seq_len = fields.integer("max_seq_len", release.max_seq_len if release else 2048)
+    max_seq_len = fields.integer("max_seq_len", release.max_seq_len if release else _POSITIONS)
     scaling = None
     if fields.flag("use_scaled_rope"):
         known = release.rope_scaling if release else None
-        usual = known.factor if isinstance(known, Llama3Scaling) else 8.0
+        usual = known.factor if isinstance(known, Llama3Scaling) else _USUAL_FACTOR
         scaling = Llama3Scaling(
             factor=fields.number("rope_scaling_factor", usual),
             low_freq_factor=1.0,
-            high_freq_factor=fields.number("rope_high_freq_factor", 4.0),
+            high_freq_factor=fields.number("rope_high_freq_factor", _HIGH_FREQUENCY),
             original_max_position=8192,
         )
     if not fields.problems:
         fields.note_unread(*_HARMLESS)
     return replace(config, max_seq_len=max_seq_len, rope_scaling=scaling)
+
+
+def params_document(config: ModelConfig) -> dict[str, object]:
+    """`params.json` of these sizes, from which they are read again."""
+    plain = _plain_width(config.dim)
+    document: dict[str, object] = {
+        "dim": config.dim,
+        "n_layers": config.n_layers,
+        "n_heads": config.n_heads,
+        "n_kv_heads": config.n_kv_heads,
+        "vocab_size": config.vocab_size,
+        "norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+    }
+    if -(-plain // _MULTIPLE) * _MULTIPLE == config.ffn_dim:
+        document["multiple_of"] = _MULTIPLE
+    else:  # half a unit more than the width, so that rounding down gives it
+        document |= {"ffn_dim_multiplier": (config.ffn_dim + 0.5) / plain, "multiple_of": 1}
+    if isinstance(config.rope_scaling, Llama3Scaling):
+        document["use_scaled_rope"] = True
+    release = _release(Fields(document, "params.json"), replace(config, rope_scaling=None))
+    scaling, known = config.rope_scaling, release.rope_scaling if release else None
+    if isinstance(scaling, Llama3Scaling):
+        usual = known.factor if isinstance(known, Llama3Scaling) else _USUAL_FACTOR
+        if scaling.factor != usual:
+            document["rope_scaling_factor"] = scaling.factor
+        if scaling.high_freq_factor != _HIGH_FREQUENCY:
+            document["rope_high_freq_factor"] = scaling.high_freq_factor
+    # Meta's own code takes none from here, and fails where one is given that it passes itself
+    if config.max_seq_len != (release.max_seq_len if release else _POSITIONS):
+        document["max_seq_len"] = config.max_seq_len
+    return document
 
 
 def _release(fields: Fields, config: ModelConfig) -> ModelConfig | None:

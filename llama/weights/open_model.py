@@ -214,11 +214,12 @@ FORMATS = (
 
 def _meta_tokenizer(folder: Path) -> Path | None:
     """The file `tokenizer.model` beside the weights, or one folder up, where the release of LLaMA 1
-    keeps one for all sizes; None where it is in neither."""
+    keeps one for all sizes; else a `tokenizer.json` beside them; None where there is none."""
     for place in (folder, folder.resolve().parent):
         if (place / "tokenizer.model").exists():
             return place / "tokenizer.model"
-    return None
+    described = folder / "tokenizer.json"
+    return described if described.exists() else None
 
 
 def _open_file(path: Path) -> tuple[WeightReader, Path]:

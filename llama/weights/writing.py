@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -49,6 +50,16 @@ class FileWriter(ABC):
         self.tokenizer = tokenizer or source.tokenizer_path
         self.beside: dict[str, bytes] = {}
         """Files to go with the weights, by name; written at the end."""
+        self.template: str | None = None
+        """A chat template, in Jinja, in place of the tokenizer's own."""
+        self.verify: Callable[[Path], object] = lambda partial: None
+        """Called with the folder once all of it is there, and before it has its name; where it
+        raises, there is no folder."""
+
+    @staticmethod
+    def misfits(config: ModelConfig) -> list[str]:
+        """What of a model of these sizes the format cannot say, one line each."""
+        return []
 
     @abstractmethod
     def _store(self, name: str, tensor: torch.Tensor) -> None:

@@ -23,16 +23,19 @@ from llama.commands.data.command import show_data
 from llama.commands.doctor.command import doctor
 from llama.commands.doctor.options import DoctorOptions
 from llama.commands.evaluate.command import evaluate
+from llama.commands.export.command import export
 from llama.commands.generate import generate
 from llama.commands.plan.command import plan
 from llama.commands.report import report
 from llama.commands.verify.command import verify
+from llama.model.config import PART_OF
 from llama.settings import (
     BenchmarkOptions,
     ChatOptions,
     CombineOptions,
     DataOptions,
     EvaluateOptions,
+    ExportOptions,
     GenerateOptions,
     LoRAOptions,
     PlanOptions,
@@ -51,6 +54,7 @@ COMMANDS: dict[str, tuple[Callable[..., int], Any]] = {
     "generate": (generate, GenerateOptions),
     "chat": (chat, ChatOptions),
     "evaluate": (evaluate, EvaluateOptions),
+    "export": (export, ExportOptions),
     "benchmark": (benchmark, BenchmarkOptions),
     "data": (show_data, DataOptions),
     "verify": (verify, VerifyOptions),
@@ -102,6 +106,12 @@ class Setting:
             },
             "chat": {"model": "model", "max_new_tokens": "4"},
             "evaluate": {"model": "model", "data": "rows.json"},
+            "export": {
+                "model": "model",
+                "adapter": "adapter",
+                "format": "hf",
+                "output_dir": "out",
+            },
             "data": {"model": "model", "data": "rows.json"},
             "benchmark": {"model": "model", "deepspeed": "ds.json"},
             "verify": {"model": "model", "deepspeed": "ds.json"},
@@ -180,18 +190,20 @@ def build(folder: Path) -> Path:
     return folder
 
 
-def write_adapter(folder: Path, rank: int = 4) -> None:
-    """A sound adapter of that rank on wq and wv."""
+def write_adapter(
+    folder: Path, rank: int = 4, targets: tuple[str, ...] = ("wq", "wv"), size: float = 1.0
+) -> None:
+    """A sound adapter of that rank on `targets`, with factors as large as `size`."""
     generator = torch.Generator().manual_seed(0)
     state = {}
     for layer in range(CONFIG.n_layers):
-        for target in ("wq", "wv"):
+        for target in targets:
             rows, columns = CONFIG.linear_shape(target)
-            name = f"layers.{layer}.attention.{target}.lora"
-            state[f"{name}.a"] = torch.randn(rank, columns, generator=generator)
-            state[f"{name}.b"] = torch.randn(rows, rank, generator=generator)
+            name = f"layers.{layer}.{PART_OF[target]}.{target}.lora"
+            state[f"{name}.a"] = size * torch.randn(rank, columns, generator=generator)
+            state[f"{name}.b"] = size * torch.randn(rows, rank, generator=generator)
     peft_format.save(
-        folder, state, peft_format.AdapterConfig(LoRAOptions(rank, 8.0, 0.0, ("wq", "wv")), "m")
+        folder, state, peft_format.AdapterConfig(LoRAOptions(rank, 8.0, 0.0, targets), "m")
     )
 
 

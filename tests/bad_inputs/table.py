@@ -16,6 +16,7 @@ from tests.bad_inputs.cases import (
     data,
     deepspeed_file,
     environment,
+    exporting,
     hosts,
     planning,
     reporting,
@@ -40,6 +41,7 @@ AREAS: dict[str, list[Case]] = {
     "`plan`": planning.CASES,
     "`report`": reporting.CASES,
     "`combine`": combining.CASES,
+    "`export`": exporting.CASES,
 }
 PAGE = Path(__file__).parents[2] / "docs" / "bad_inputs.md"
 _HEAD = """\

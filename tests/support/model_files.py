@@ -18,6 +18,7 @@ import torch
 from llama.model.config import ModelConfig
 from llama.model.scaling import Llama3Scaling
 from llama.weights.names import from_huggingface, to_gguf
+from llama.weights.open_model import ModelSource
 from llama.weights.shapes import expected_shapes
 
 State = dict[str, torch.Tensor]
@@ -49,6 +50,19 @@ def random_state(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.
         name: (torch.randn(shape, generator=generator) * 0.1 + ("norm" in name)).to(dtype)
         for name, shape in expected_shapes(config).items()
     }
+
+
+class _NoFiles:
+    """A reader of no files, as of a format that has nothing of what goes with the weights."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self.files: list[Path] = []
+
+
+def of_no_files(config: ModelConfig) -> ModelSource:
+    """What a writer is told that weights of these sizes come from."""
+    return ModelSource("tiny", _NoFiles(config), None)  # type: ignore[arg-type]
 
 
 def huggingface_config(config: ModelConfig) -> Any:

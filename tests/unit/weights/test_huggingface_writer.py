@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,23 +12,27 @@ from safetensors.torch import load_file
 
 from llama.model.config import ModelConfig
 from llama.model.scaling import DynamicScaling, LinearScaling, YarnScaling
+from llama.tokenizer.identity import tokenizer_hash
+from llama.tokenizer.load import load_tokenizer
 from llama.weights import huggingface_writer
 from llama.weights.fields import Fields
 from llama.weights.huggingface import HuggingFaceReader
 from llama.weights.open_model import ModelSource, open_model
 from llama.weights.rope_fields import scaling_of, written_scaling
 from llama.weights.shapes import expected_shapes
+from llama.weights.tokenizer_beside import files_beside
 from llama.weights.writers import WRITERS
 from tests.support.closeness import SMALL_MODEL, assert_close
 from tests.support.model_files import (
     LLAMA31_SCALING,
     TINY,
+    of_no_files,
     random_state,
     tied,
     transformers_model,
-    write_gguf,
 )
 from tests.support.tiny_runs import CONFIG, META_CONFIG, write_meta_model, write_model
+from tests.support.tokenizer_files import smollm2, smollm2_gguf
 
 CONFIGS = {
     "plain": TINY,
@@ -39,24 +44,12 @@ CONFIGS = {
 }
 
 
-class Source:
-    """A reader of no files, as of a format that has no `config.json`."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        self.config = config
-        self.files: list[Path] = []
-
-
 def write(folder: Path, config: ModelConfig, source: ModelSource, dtype: torch.dtype) -> list[str]:
     writer = WRITERS["huggingface"](folder, config, source, None)
     state = random_state(config, seed=3, dtype=dtype)
     for name in expected_shapes(config):
         writer.add(name, state[name])
     return writer.finish()
-
-
-def of_no_files(config: ModelConfig) -> ModelSource:
-    return ModelSource("tiny", Source(config), None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -124,26 +117,48 @@ def test_what_lies_beside_the_source_comes_with_it(tmp_path: Path) -> None:
     assert open_model(str(tmp_path / "model")).tokenizer_path == tmp_path / "model"
 
 
-def test_from_meta_s_layout_the_tokenizer_s_file_comes_and_a_line_says_what_does_not(
+def test_from_meta_s_layout_the_tokenizer_comes_with_what_transformers_needs(
     tmp_path: Path,
 ) -> None:
     source = write_meta_model(tmp_path / "source")
-    (line,) = write(tmp_path / "model", META_CONFIG, open_model(str(source)), torch.float32)
-    assert "holds tokenizer.model as it was, and no tokenizer.json" in line
-    assert open_model(str(tmp_path / "model")).config == META_CONFIG
+    assert write(tmp_path / "model", META_CONFIG, open_model(str(source)), torch.float32) == []
+    written = open_model(str(tmp_path / "model"))
+    assert written.config == META_CONFIG
+    from transformers import AutoTokenizer
+
+    tokenizer = load_tokenizer(source / "tokenizer.model")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "model")
+    text = "Answer with  several words, and 1234 numbers.\n"
+    ids = [*tokenizer.text_begins, *tokenizer.encode(text)]
+    assert theirs(text)["input_ids"] == ids
+    assert load_tokenizer(tmp_path / "model").encode(text) == tokenizer.encode(text)
 
 
-def test_from_a_gguf_file_a_line_says_where_the_tokenizer_is(tmp_path: Path) -> None:
-    path = tmp_path / "tiny.gguf"
-    write_gguf(path, TINY, random_state(TINY))
-    source = ModelSource("tiny", open_model(str(path)).reader, path)
-    writer = huggingface_writer.HuggingFaceWriter(tmp_path / "model", TINY, source, None)
-    writer.tokenizer = None
-    for name, value in random_state(TINY).items():
-        writer.add(name, value)
-    writer.tokenizer = path
-    (line,) = writer._copy_tokenizer()
-    assert f"give --tokenizer {path} with it" in line
+def test_of_a_gguf_file_the_tokenizer_s_files_are_made(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    path = smollm2_gguf()
+    files, hints = files_beside(path, None, for_transformers=True)
+    assert set(files) == {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert hints == []
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    made = load_tokenizer(tmp_path)
+    assert tokenizer_hash(made) == tokenizer_hash(smollm2())
+    assert made.chat_templates == smollm2().chat_templates
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs("Name 12 fruits.")["input_ids"] == smollm2().encode("Name 12 fruits.")
+
+
+def test_another_template_goes_where_programs_look_for_one(tmp_path: Path) -> None:
+    source = write_model(tmp_path / "source")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool.jinja").write_text("{{ tools }}")
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    files, _ = files_beside(source, "{{ other }}", for_transformers=True)
+    assert files["chat_template.jinja"] == b"{{ other }}"
+    assert json.loads(files["tokenizer_config.json"])["chat_template"] == "{{ other }}"
+    assert not any(name.startswith("additional_chat_templates") for name in files)
 
 
 def test_a_writer_that_is_abandoned_leaves_what_was_there(tmp_path: Path) -> None:

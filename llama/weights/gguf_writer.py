@@ -1,0 +1,222 @@
+"""GGUF, written: one file with sizes, weights, tokenizer and chat template, for llama.cpp; and a
+`Modelfile` beside it, for Ollama.
+
+Fields and their meaning: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGUFWriter
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
+from gguf.quants import quantize
+
+from llama.files.atomic import (
+    abandon_folder,
+    begin_folder,
+    finish_folder,
+    sync_folders,
+    write_in,
+)
+from llama.model.config import ModelConfig
+from llama.model.scaling import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    YarnScaling,
+    yarn_attention_factor,
+)
+from llama.tokenizer.gguf_vocabulary import TEMPLATE
+from llama.tokenizer.load import load_tokenizer
+from llama.tokenizer.named_templates import DEFAULT
+from llama.tokenizer.writing import MODEL_FILE, gguf_fields, gguf_problem
+from llama.weights.gguf import ROPE_FACTORS, rope_divisors
+from llama.weights.names import to_gguf
+from llama.weights.shapes import expected_shapes
+from llama.weights.writing import FileWriter
+
+FILE, MODELFILE = "model.gguf", "Modelfile"
+_TYPES = {
+    torch.float32: (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
+    torch.float16: (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
+    torch.bfloat16: (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
+}
+_QUANTISED = {"q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0)}
+_CHUNK_ELEMENTS = 1 << 22
+
+
+class GGUFFileWriter(FileWriter):
+    """Matrices in the type of the weights that come, or quantised; vectors in float32, as
+    llama.cpp has them. A matrix whose rows are no whole blocks stays as it is."""
+
+    interleaved = True
+    quantize: str | None = None
+    """A key of `_QUANTISED`, or None."""
+    _writer: GGUFWriter | None = None
+
+    @staticmethod
+    def misfits(config: ModelConfig) -> list[str]:
+        scaling = config.rope_scaling
+        if isinstance(scaling, DynamicScaling):
+            return ["llama.cpp has no dynamic rotary scaling"]
+        if isinstance(scaling, YarnScaling) and not scaling.truncate:
+            return ["llama.cpp has no yarn scaling whose ramp ends between two frequencies"]
+        if isinstance(scaling, Llama3Scaling) and (
+            (scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_position)
+            != (1.0, 4.0, 8192)
+        ):
+            return [f"a GGUF file says Llama 3.1's own rotary scaling alone, not {scaling}"]
+        return []
+
+    def _store(self, name: str, tensor: torch.Tensor) -> None:
+        if self._writer is None:
+            self._begin(tensor.dtype)
+        kind = self._kinds[name]
+        assert self._writer is not None
+        rows = tensor.reshape(-1, tensor.shape[-1])
+        step = max(1, _CHUNK_ELEMENTS // rows.shape[1])
+        parts = [
+            quantize(rows[row : row + step].float().numpy(), kind)
+            for row in range(0, rows.shape[0], step)
+        ]
+        data = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        self._writer.write_tensor_data(data if tensor.dim() > 1 else data[0])
+
+    def _begin(self, dtype: torch.dtype) -> None:
+        self._partial = begin_folder(self.folder)
+        whole, file_type = _TYPES[dtype]
+        wanted = whole
+        if self.quantize is not None:
+            wanted, file_type = _QUANTISED[self.quantize]
+        writer = self._writer = GGUFWriter(None, "llama")
+        self._say_sizes(writer, file_type)
+        self._say_tokenizer(writer)
+        self._kinds: dict[str, GGMLQuantizationType] = {}
+        for name, shape in expected_shapes(self.config).items():
+            block = GGML_QUANT_SIZES[wanted][0]
+            kind = wanted if shape[-1] % block == 0 else whole
+            self._kinds[name] = kind if len(shape) > 1 else GGMLQuantizationType.F32
+            _declare(writer, to_gguf(name), shape, self._kinds[name])
+        divisors = self._divisors()
+        if divisors is not None:
+            _declare(writer, ROPE_FACTORS, tuple(divisors.shape), GGMLQuantizationType.F32)
+        writer.open_output_file(self._partial / FILE)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+
+    def _divisors(self) -> torch.Tensor | None:
+        scaling = self.config.rope_scaling
+        return rope_divisors(self.config, scaling) if isinstance(scaling, Llama3Scaling) else None
+
+    def _say_sizes(self, writer: GGUFWriter, file_type: int) -> None:
+        config = self.config
+        writer.add_type("model")
+        writer.add_name(Path(self.source.name).name or self.source.name)
+        writer.add_file_type(file_type)
+        writer.add_quantization_version(2)
+        writer.add_block_count(config.n_layers)
+        writer.add_context_length(config.max_seq_len)
+        writer.add_embedding_length(config.dim)
+        writer.add_feed_forward_length(config.ffn_dim)
+        writer.add_head_count(config.n_heads)
+        writer.add_head_count_kv(config.n_kv_heads)
+        writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
+        writer.add_rope_dimension_count(config.head_dim)
+        writer.add_layer_norm_rms_eps(config.norm_eps)
+        writer.add_rope_freq_base(config.rope_theta)
+        writer.add_vocab_size(config.vocab_size)
+        for key, value in _scaling_fields(config).items():
+            _add(writer, key, value)
+
+    def _say_tokenizer(self, writer: GGUFWriter) -> None:
+        assert self.tokenizer is not None
+        tokenizer = load_tokenizer(named_tokenizer(self.tokenizer))
+        for key, value in gguf_fields(tokenizer, self.config.vocab_size).items():
+            _add(writer, key, value)
+        templates = tokenizer.chat_templates
+        if self.template is not None:
+            templates = {DEFAULT: self.template}
+        for name, source in templates.items():
+            writer.add_string(TEMPLATE if name == DEFAULT else f"{TEMPLATE}.{name}", source)
+        texts = {id_: text for text, id_ in tokenizer.special_tokens.items()}
+        self._stops = [texts[id_] for id_ in sorted(tokenizer.stop_ids) if id_ in texts]
+
+    def finish(self) -> list[str]:
+        assert self._writer is not None
+        divisors = self._divisors()
+        if divisors is not None:
+            self._writer.write_tensor_data(divisors.numpy())
+        self._writer.close()
+        self._writer = None
+        with (self._partial / FILE).open("rb") as file:
+            os.fsync(file.fileno())
+        stops = "".join(f'PARAMETER stop "{text}"\n' for text in self._stops)
+        write_in(self._partial, MODELFILE, f"FROM ./{FILE}\n{stops}".encode())
+        for name, content in self.beside.items():
+            write_in(self._partial, name, content)
+        sync_folders(self._partial)
+        self.verify(self._partial)
+        finish_folder(self.folder)
+        return []
+
+    def abandon(self) -> None:
+        if self._writer is not None and self._writer.fout is not None:
+            self._writer.close()
+        abandon_folder(self.folder)
+
+
+def named_tokenizer(path: Path) -> Path:
+    """Of a tokenizer's folder the file that GGUF has words for. A tokenizer.json that was made of a
+    sentencepiece model lacks the scores by which llama.cpp merges: there the model is taken."""
+    model = path / MODEL_FILE
+    if path.is_dir() and model.exists() and gguf_problem(load_tokenizer(path)) is not None:
+        return model
+    return path
+
+
+def _declare(
+    writer: GGUFWriter, name: str, shape: tuple[int, ...], kind: GGMLQuantizationType
+) -> None:
+    block, block_bytes = GGML_QUANT_SIZES[kind]
+    elements = int(np.prod(shape))
+    writer.add_tensor_info(
+        name, shape, np.dtype(np.float32), elements // block * block_bytes, raw_dtype=kind
+    )
+
+
+def _add(writer: GGUFWriter, key: str, value: Any) -> None:
+    if isinstance(value, list):
+        writer.add_array(key, value)
+    elif isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    else:
+        writer.add_string(key, value)
+
+
+def _scaling_fields(config: ModelConfig) -> dict[str, str | int | float]:
+    """`llama.rope.scaling.*`; Llama 3.1's is a tensor instead."""
+    scaling, prefix = config.rope_scaling, "llama.rope.scaling."
+    if isinstance(scaling, LinearScaling):
+        return {f"{prefix}type": "linear", f"{prefix}factor": float(scaling.factor)}
+    if isinstance(scaling, YarnScaling):
+        return {
+            f"{prefix}type": "yarn",
+            f"{prefix}factor": float(scaling.factor),
+            f"{prefix}original_context_length": scaling.original_max_position,
+            f"{prefix}yarn_beta_fast": float(scaling.beta_fast),
+            f"{prefix}yarn_beta_slow": float(scaling.beta_slow),
+            f"{prefix}attn_factor": scaling.attention_factor
+            / yarn_attention_factor(scaling.factor),
+        }
+    return {}
