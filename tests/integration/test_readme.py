@@ -20,7 +20,7 @@ from tests.support.tiny_runs import launched, read_lines, write_model, write_row
 README = (ROOT / "README.md").read_text()
 LINES = shell_lines(ROOT / "README.md")
 COMMANDS = list(dict.fromkeys(line for line in LINES if "launcher/" in line))
-GUIDES = ("recipes", "verify", "choosing", "adapting")
+GUIDES = ("recipes", "verify", "choosing", "adapting", "export")
 OF_GUIDES = dict.fromkeys(
     line
     for guide in GUIDES
@@ -32,6 +32,7 @@ SMALLER = {
     "generate": ["--max_new_tokens", "2"],
     "chat": ["--max_new_tokens", "2"],
     "evaluate": ["--template", "alpaca", "--max_new_tokens", "2"],
+    "export": ["--output_dir", "OUT"],
     "doctor": ["--size_mb", "1"],
     "benchmark": ["--steps", "1", "--warmup", "0"],
     "plan": [],
