@@ -19,12 +19,14 @@ def _commands() -> tuple[type, ...]:
         data_command,
         doctor,
         evaluate_command,
+        export_command,
         generate_command,
     )
 
     return (
         commands.TrainOptions,
         data_command.DataOptions,
+        export_command.ExportOptions,
         generate_command.GenerateOptions,
         chat_command.ChatOptions,
         evaluate_command.EvaluateOptions,
