@@ -53,7 +53,7 @@ COMMANDS = {
         in_ranks=True,
     ),
     "export": Command(
-        "write a model with its adapter merged, or the adapter, as other programs read it",
+        "write a model or an adapter for other programs",
         f"{_SETTINGS}:ExportOptions",
         "llama.commands.export.command:export",
     ),

@@ -20,12 +20,14 @@ def _commands() -> tuple[type, ...]:
         data_command,
         doctor,
         evaluate_command,
+        export_command,
         generate_command,
     )
 
     return (
         commands.TrainOptions,
         data_command.DataOptions,
+        export_command.ExportOptions,
         generate_command.GenerateOptions,
         chat_command.ChatOptions,
         combine_command.CombineOptions,
