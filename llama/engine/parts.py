@@ -143,6 +143,12 @@ class Parts:
         )
         return torch.where(by_token, of_all, values)
 
+    def seen_anywhere(self, flags: torch.Tensor) -> torch.Tensor:
+        """`flags`, one for each parameter, true where any rank that has to do with the same
+        elements has it so: with fewer rows than ranks some see nothing of the data. Every rank
+        must call it."""
+        return self.over_ranks(flags.int(), dist.ReduceOp.MAX).bool()
+
     def replica_problems(self) -> list[str]:
         """One line for each parameter that differs between ranks that should compute with the same,
         by checksum. Every rank must call it."""

@@ -6,7 +6,6 @@ from math import prod
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from llama.engine import Engine
 from llama.engine.state import Tensors
@@ -65,10 +64,7 @@ class FullMethod(Method):
         return None
 
     def watched(self, engine: Engine) -> Watched:
-        def agreed(flags: torch.Tensor) -> torch.Tensor:
-            return engine.parts.over_ranks(flags.int(), dist.ReduceOp.MAX).bool()
-
-        return Watched(engine.parts.checksums, agreed)
+        return Watched(engine.parts.checksums, engine.parts.seen_anywhere)
 
     def norms(self, engine: Engine) -> Tensors:
         return engine.parts.norms()

@@ -86,7 +86,7 @@ class LoRAMethod(Method):
         return switched_off(model) if self.init_adapter is None else None
 
     def watched(self, engine: Engine) -> Watched:
-        return Watched(engine.own_values, lambda flags: flags)
+        return Watched(engine.own_values, engine.parts.seen_anywhere)
 
     def norms(self, engine: Engine) -> Tensors:
         return {name: value.norm() for name, value in engine.whole_adapter().items()}

@@ -218,3 +218,19 @@ def test_summary_says_how_it_ended(runs: Runs) -> None:
     assert summary["status"] == "finished" and summary["steps"] == 6
     assert summary["seconds"] > 0 and summary["peak_memory_bytes"] > 1e8
     assert summary["tokens_per_second"] > 0
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_rank_that_has_no_row_is_no_fault(stage: int, runs: Runs) -> None:
+    """Two ranks and one row: one of them sees a gradient in no step, and what trains trains."""
+    name = f"one-row-{stage}"
+    done = launched(
+        "deepspeed",
+        "train.py",
+        *("--deepspeed", write_json(runs.folder / f"{name}.json", deepspeed_json(stage, 1))),
+        *("--model", runs.model, "--data", write_rows(runs.folder / f"{name}-rows.json", 1)),
+        *("--template", "chatml", "--seq_len", "64", "--epochs", "5"),
+        *("--output_dir", runs.folder / name, "--json"),
+        ranks=2,
+    )
+    assert succeeded(done)["steps"] == 5
