@@ -45,7 +45,7 @@ def sub_run(command: str, model: str, rows: int, tokens: int, mode: str) -> Timi
 
 def speed_runs() -> list[Timing]:
     """Each beside its peers; then ours alone where theirs has no such placement."""
-    fixed = "--precision bf16 --warmup 2 --compile"
+    fixed = "--precision bf16 --warmup 2 --compile true"
     peers = f"tests/support/peer_benchmark.py {fixed} --pairs 3 --peer {PLAIN},{LIGER}"
     ours = f"launcher/benchmark.py {fixed} --steps 3 --json"
     return [

@@ -55,7 +55,7 @@ class Case:
         rows, tokens = map(int, shape.split("x"))
         self.name, self.mode = (model, f"{rows} x {tokens}", mode), mode
         self.options = PeerOptions(
-            model=f"random:{model}", batch=rows, seq_len=tokens, precision="bf16", compile=True,
+            model=f"random:{model}", batch=rows, seq_len=tokens, precision="bf16", compile="true",
             checkpointing=mode if mode in KEPT else "none",  # type: ignore[arg-type]
         )  # fmt: skip
         self.job = own.read_job(self.options)
