@@ -16,7 +16,7 @@ from llama.metrics.hardware import GPUS
 from llama.model.config import LINEARS
 from llama.model.presets import PRESETS
 from llama.planning.job import Job, Zero
-from llama.planning.time import Place, host_seconds, step_time
+from llama.planning.time import COMPILED, FUSED, Place, host_seconds, step_time, way_of
 from llama.settings import LoRAOptions
 from tests.support.model_files import ROOT
 
@@ -140,3 +140,11 @@ def test_accumulation_takes_one_exchange_and_one_optimizer_step() -> None:
     four = step_time(job("llama-7b", 1, 2048, "block", data_parallel=8, accumulation=4), H100)
     micro = one.total - one.fixed - one.parts["gradients and parameters"]
     assert four.total == pytest.approx(one.total + 3 * micro)
+
+
+def test_the_fused_block_is_planned_for_no_adapter_that_it_does_not_cover() -> None:
+    ways = {
+        kind: way_of(Job(PRESETS["llama-7b"], LoRAOptions(kind=kind), fused=True))
+        for kind in ("lora", "dora")
+    }
+    assert ways == {"lora": FUSED, "dora": COMPILED}

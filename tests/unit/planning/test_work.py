@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 import pytest
 
+from llama.adapters.match import parameter_count
 from llama.metrics.speed import step_flops
 from llama.model.config import LINEARS, ModelConfig
 from llama.model.kept import Kept
@@ -94,3 +98,19 @@ def test_factors_are_cut_on_the_side_that_the_layer_is() -> None:
     whole = adapter_bytes(SEVEN_B, LoRAOptions(16, targets=LINEARS), 1, 2)
     shares = [adapter_bytes(SEVEN_B, LoRAOptions(16, targets=(name,)), 2, 2) for name in LINEARS]
     assert whole / 2 < sum(shares) < whole
+
+
+@pytest.mark.parametrize("name", ["lora", "dora"])
+def test_an_adapter_of_one_rank_is_all_its_parameters(name: Literal["lora", "dora"]) -> None:
+    lora = LoRAOptions(16, targets=LINEARS, kind=name)
+    assert adapter_bytes(SEVEN_B, lora, 1, 2) == 2 * parameter_count(SEVEN_B, lora)
+
+
+def test_the_fixed_half_of_pissa_is_multiplied_too_and_dora_reads_the_weights() -> None:
+    plain = work(Job(SEVEN_B, QV))
+    pissa = work(Job(SEVEN_B, replace(QV, start="pissa")))
+    assert pissa.adapters == 2 * plain.adapters
+    dora = work(Job(SEVEN_B, replace(QV, kind="dora")))
+    weights = SEVEN_B.n_layers * 2 * SEVEN_B.dim**2  # wq and wv are square in 7B
+    assert dora.adapters - plain.adapters == 2 * 16 * weights
+    assert dora.element_bytes - plain.element_bytes == 2 * 2 * weights
