@@ -12,6 +12,8 @@ import pytest
 from tests.bad_inputs.setting import COMMANDS, Case, Setting, build, run
 from tests.bad_inputs.table import AREAS, PAGE, committed, page
 
+UNLOADED = ("data", "doctor", "plan", "report", "combine", "export")
+"""Commands that load no model."""
 ALL = [(area, case) for area, cases in AREAS.items() for case in cases]
 
 
@@ -38,11 +40,23 @@ def test_a_sound_plan_is_made(sound: Path, tmp_path: Path) -> None:
     assert outcome.status == 0 and "it fits" in outcome.stdout and not outcome.changed
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"data", "doctor", "plan", "report"}))
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {*UNLOADED}))
 def test_what_is_spoilt_was_sound(command: str, sound: Path, tmp_path: Path) -> None:
     """Else every refusal might be of something else: unspoilt, each command goes on to weights."""
     with pytest.raises(AssertionError, match="weights are being loaded"):
         run(Case("sound", lambda setting: None, (), command), sound, tmp_path / "case")
+
+
+@pytest.mark.parametrize("command", ["combine", "export"])
+def test_what_is_written_anew_was_sound(command: str, sound: Path, tmp_path: Path) -> None:
+    """They read tensors one at a time and load no model."""
+
+    def given(setting: Setting) -> None:
+        if command == "combine":
+            setting.more += ["adapter:0.5", "adapter:0.5"]
+
+    outcome = run(Case("sound", given, (), command), sound, tmp_path / "case")
+    assert outcome.status == 0 and outcome.changed, outcome.lines
 
 
 def test_so_was_the_run_of_a_report(sound: Path, tmp_path: Path) -> None:

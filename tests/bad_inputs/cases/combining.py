@@ -34,6 +34,8 @@ def dora(setting: Setting) -> None:
     setting.edit_json("adapter/adapter_config.json", use_dora=True)
 
 
+NOTES = ("holds no training.json",) * 2
+"""What is said of either adapter before it is found that they do not go together."""
 Refused = partial(Case, command="combine")
 CASES = [
     Refused("one adapter", given("adapter"), ("expected two or more adapters, found 1",)),
@@ -45,9 +47,9 @@ CASES = [
     Refused(
         "two ranks added",
         given("adapter", "wide", how="linear"),
-        ("--how linear: expected adapters of one rank, found 4, 8: take cat",),
+        (*NOTES, "--how linear: expected adapters of one rank, found 4, 8: take cat"),
     ),
-    Refused("DoRA", dora, ("adapter: is of the kind dora, which is no sum of factors",)),
+    Refused("DoRA", dora, (*NOTES, "is of the kind dora, which is no sum of factors")),
     Refused(
         "a folder that is there",
         given("adapter", "wide", output_dir="model"),

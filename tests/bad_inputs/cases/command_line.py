@@ -179,7 +179,7 @@ CASES = [
             *("--lora.b_lr_ratio", "4", "--override", "scheduler.type=OneCycle"),
             *("--override", "scheduler.params={}"),
         ),
-        ("--lora.b_lr_ratio: ds.json has the schedule OneCycle",),
+        ("cycle_min_lr: missing", "cycle_first_step_size: missing", "has the schedule OneCycle"),
     ),
     Case(
         "two ways to adapt that do not go together",
