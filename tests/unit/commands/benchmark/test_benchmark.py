@@ -30,7 +30,7 @@ ALONE = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
 
 
 def step(tokens: int, supervised: int) -> Step:
-    return Step(1.0, supervised, tokens, 1e-3, 1.0, None, True)
+    return Step(1.0, supervised, tokens, 1e-3, None, 1.0, None, True)
 
 
 def resolved(config: dict[str, Any]) -> deepspeed_json.Resolved:
