@@ -47,12 +47,13 @@ def build_engine(
     method = method_of(options, source)
     on_every(mesh, lambda: method.prepare(model, options.seed, device))
     engine = Engine(model, resolved, mesh, device, options.seed)
-    plain = install(model) if compiles and on_cuda else None
+    fast = compiles and on_cuda
+    plain = install(model) if fast else None
     if options.checkpointing == "auto":
         length = options.seq_len or LONGEST_ROW
         to_come = engine.first_step_bytes()
         keep_what_fits(model, resolved.micro_batch, length, mesh, device, to_come)
-    if compiles and on_cuda:
+    if fast:
         plain = plain or capture(model)
         engine.passes_are_captured = plain is None
         if plain:

@@ -55,10 +55,11 @@ def _part(opened: Opened, weight: float) -> Part:
 def _require_one_base(opened: Sequence[Opened], force: bool) -> None:
     """Two bases of one shape take the same adapters, and the sum is then right on neither."""
     first, problems = opened[0], []
+    base, tokens = first.source.reader.sampled_hash(), tokenizer_hash(first.tokenizer)
     for one in opened[1:]:
-        if one.source.reader.sampled_hash() != first.source.reader.sampled_hash():
+        if one.source.reader.sampled_hash() != base:
             problems.append(f"was trained on {one.source.name}, the first on {first.source.name}")
-        elif tokenizer_hash(one.tokenizer) != tokenizer_hash(first.tokenizer):
+        elif tokenizer_hash(one.tokenizer) != tokens:
             problems.append("was trained with another tokenizer than the first")
         else:
             continue

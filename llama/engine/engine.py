@@ -107,7 +107,7 @@ class Engine:
         if not self.model.training:
             self._engine.train()
         scale = self._scale()
-        together = Window(list(self.trainable.values())) if self.passes_are_captured else None
+        together = Window(self.trainable.values()) if self.passes_are_captured else None
         for index, batch in enumerate(window):
             last = index == len(window) - 1
             if together and not last:

@@ -9,7 +9,7 @@ with the last one's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ _FOREACH_ADD: Any = torch._foreach_add_  # type: ignore[attr-defined]
 class Window:
     """The gradients of one step, as they are added up."""
 
-    def __init__(self, trained: Sequence[nn.Parameter]) -> None:
+    def __init__(self, trained: Iterable[nn.Parameter]) -> None:
         self._trained = list(trained)
         self._held: list[torch.Tensor] = []
 

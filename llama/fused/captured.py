@@ -12,8 +12,7 @@ Shapes: T tokens, N supervised positions, both with their rounding up.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,20 +59,21 @@ def rounded(size: int) -> int:
     step = TILE
     while size > 2 * PARTS * step:
         step *= 2
-    return -(-max(size, 1) // step) * step
+    return _up(size, step)
 
 
 def shape_of(documents: Documents, supervised: int, kept: Sequence[Kept]) -> Shape:
-    tokens = documents.boundaries[-1]
-    if documents.uniform and documents.longest % (2 * TILE) == 0:
-        parts = -(-tokens // PARTS)
-        room = -(-supervised // parts) * parts
-        return Shape(tokens, room, len(documents), documents.longest, tuple(kept))
-    room, number = rounded(tokens), FEWEST_DOCUMENTS
-    while number < len(documents) + 1:
-        number *= 2
-    parts = room // PARTS
-    return Shape(room, -(-max(supervised, 1) // parts) * parts, number, None, tuple(kept))
+    tokens, length, number = documents.boundaries[-1], documents.longest, len(documents)
+    if not documents.uniform or length % (2 * TILE):
+        tokens, length, needed, number = rounded(tokens), None, number + 1, FEWEST_DOCUMENTS
+        while number < needed:
+            number *= 2
+    return Shape(tokens, _up(supervised, -(-tokens // PARTS)), number, length, tuple(kept))
+
+
+def _up(size: int, step: int) -> int:
+    """The next multiple of `step`, and at least one of it."""
+    return -(-max(size, 1) // step) * step
 
 
 class _Placed(Documents):
@@ -251,7 +251,7 @@ class RunCaptured:
         self._forget_if_moved()
         recorded = self._recorded.get(shape)
         if recorded is None and self._is_due(shape):
-            recorded = self._record(model, shape, tokens_T, positions_T, documents, labels)
+            recorded = self._record(model, shape, tokens_T.device)
         if recorded is None:
             return self._run(model, tokens_T, positions_T, documents, labels, cache, last)
         recorded.inputs.fill(tokens_T, positions_T, documents, labels)
@@ -269,35 +269,14 @@ class RunCaptured:
             self._recorded.clear()
             self._places = places
 
-    def _record(
-        self,
-        model: Transformer,
-        shape: Shape,
-        tokens_T: torch.Tensor,
-        positions_T: torch.Tensor,
-        documents: Documents,
-        labels: Supervision,
-    ) -> _Recorded:
-        device = tokens_T.device
+    def _record(self, model: Transformer, shape: Shape, device: torch.device) -> _Recorded:
         if self._results is None:
             self._results = _Results(list(self._trained.values()), device)
             self._pool = torch.cuda.graph_pool_handle()
         inputs = Inputs(shape, device)
-        inputs.fill(tokens_T, positions_T, documents, labels)
-        with _drawing_nothing():
-            recorded = _Recorded(model, self._run, inputs, self._trained, self._results, self._pool)
+        recorded = _Recorded(model, self._run, inputs, self._trained, self._results, self._pool)
         self._recorded[shape] = recorded
         return recorded
-
-
-@contextmanager
-def _drawing_nothing() -> Iterator[None]:
-    """What is recorded leaves the CPU's random numbers as they were."""
-    state = torch.get_rng_state()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
 
 
 def capture(model: Transformer) -> str | None:

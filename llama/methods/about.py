@@ -18,7 +18,8 @@ from typing import Any
 from llama.errors import UserError, raise_if
 from llama.files.atomic import write_file
 from llama.files.json_text import json_text
-from llama.pages.card import Sample, card
+from llama.pages.card import card
+from llama.pages.sample import Sample
 from llama.weights.fields import read_json_object, shorten
 
 TRAINING, TEMPLATE, CARD = "training.json", "chat_template.jinja", "README.md"

@@ -7,24 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from llama.files.json_text import json_text
+from llama.pages.sample import Sample
 
 _LONGEST = 1200
 """Characters of a sample that are shown."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A prompt, and what the model said to it before the training and after."""
-
-    prompt: str
-    before: str
-    after: str
 
 
 def card(document: Mapping[str, Any], samples: Sequence[Sample] = ()) -> str:

@@ -260,11 +260,10 @@ class Run:
             "answers_step": (answering := self.best.put_back()),
             **({} if self.inputs.held_out else {"best_unknown": UNKNOWN}),
         }
-        before, after = comparison.both(self.state.samples_before)
-        if prompts := comparison.prompts:
-            place = self.best.place_of(answering)
-            on_main(self.mesh, lambda: samples.keep(self.folder, place, prompts, before, after))
-            self.report.samples(answering, prompts, before, after)
+        if said := comparison.both(self.state.samples_before):
+            place, prompts = self.best.place_of(answering), comparison.prompts
+            on_main(self.mesh, lambda: samples.keep(self.folder, place, prompts, said))
+            self.report.samples(answering, said)
 
     # Evaluating
 

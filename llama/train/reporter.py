@@ -22,9 +22,10 @@ from llama.metrics.json_lines import JSONLines
 from llama.metrics.names import BEST_LOSS, EVAL_LOSS, grouped
 from llama.metrics.progress import Progress
 from llama.metrics.sinks.places import Places
-from llama.metrics.sinks.sink import Ids, Sample, Watched
+from llama.metrics.sinks.sink import Ids, Watched
 from llama.metrics.speed import mfu, peak_memory_bytes, step_flops
 from llama.notes import LOG
+from llama.pages.sample import Sample
 from llama.parallel.mesh import Mesh
 from llama.train import samples
 from llama.train.start.resume import Start
@@ -125,18 +126,11 @@ class Reporter:
                 with self._guarded():
                     self._places.histogram(number, name, finite)
 
-    def samples(
-        self, number: int, prompts: list[samples.Prompt], before: list[str], after: list[str]
-    ) -> None:
-        """Answers to `prompts` before the training, and of the model as it was after step
-        `number`."""
-        rows = [
-            Sample(samples.HEADINGS[prompt.rows], prompt.text, old, new)
-            for prompt, old, new in zip(prompts, before, after, strict=True)
-        ]
+    def samples(self, number: int, said: Sequence[Sample]) -> None:
+        """Answers before the training, and of the model as it was after step `number`."""
         with self._guarded():
-            self._places.samples(number, rows)
-        self.say(f"\n{samples.as_text(prompts, before, after)}\n")
+            self._places.samples(number, said)
+        self.say(f"\n{samples.as_text(said)}\n")
 
     @property
     def lines(self) -> int:

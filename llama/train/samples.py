@@ -4,7 +4,7 @@ not."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -20,7 +20,7 @@ from llama.files.json_text import json_text
 from llama.files.run_folder import SAMPLES
 from llama.methods.about import complete_card
 from llama.model.transformer import Transformer
-from llama.pages.card import Sample
+from llama.pages.sample import Sample
 from llama.parallel.mesh import Mesh
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.chat import joined_content
@@ -124,14 +124,15 @@ class Comparison:
         self.prompts, left_out = comparable(self.prompts, before)
         return left_out
 
-    def both(self, before: list[str]) -> tuple[list[str], list[str]]:
-        """The answers before the training, `before` if they were asked then, and now."""
+    def both(self, before: list[str]) -> list[Sample]:
+        """The prompts with the answers before the training, `before` if they were asked then, and
+        now."""
         after = self._now()
         as_begun = self._inputs.method.as_begun(self._model)
-        if before or as_begun is None:
-            return before, after
-        with as_begun:
-            return self._now(), after
+        if not before and as_begun is not None:
+            with as_begun:
+                before = self._now()
+        return paired(self.prompts, before, after)
 
     def _now(self) -> list[str]:
         return answers(self._model, self._inputs.tokenizer, self.prompts, self._mesh)
@@ -147,44 +148,50 @@ def answers(
     return [text.strip() for text in texts]
 
 
-def keep(
-    folder: Path, result: Path, prompts: list[Prompt], before: list[str], after: list[str]
-) -> None:
+def paired(prompts: list[Prompt], before: list[str], after: list[str]) -> list[Sample]:
+    """Each prompt with its answers before and after the training."""
+    return [
+        Sample(HEADINGS[prompt.rows], prompt.text, old, new)
+        for prompt, old, new in zip(prompts, before, after, strict=True)
+    ]
+
+
+def keep(folder: Path, result: Path, prompts: list[Prompt], said: list[Sample]) -> None:
     """Write the answers into the run's `folder`, and into the card of the `result` that gave those
     after the training. Raises `OSError`; the files are then as they were."""
-    write_samples(folder / SAMPLES, prompts, before, after)
-    complete_card(result, for_card(prompts, before, after))
+    write_samples(folder / SAMPLES, prompts, said)
+    complete_card(result, for_card(said))
 
 
-def write_samples(path: Path, prompts: list[Prompt], before: list[str], after: list[str]) -> None:
+def write_samples(path: Path, prompts: list[Prompt], said: list[Sample]) -> None:
     """`samples.jsonl`: rows, prompt, before, after. Raises `OSError`; the file is then as it
     was."""
     rows = [
-        {"rows": prompt.rows, "prompt": prompt.text, "before": old, "after": new}
-        for prompt, old, new in zip(prompts, before, after, strict=True)
+        {**asdict(sample), "rows": prompt.rows}
+        for prompt, sample in zip(prompts, said, strict=True)
     ]
     lines = [json_text(row, ensure_ascii=False) + "\n" for row in rows]
     write_file(path, "".join(lines).encode())
 
 
-def for_card(prompts: list[Prompt], before: list[str], after: list[str]) -> list[Sample]:
-    """The same for a model card: held-out rows if there are any, which show what was learnt and not
+def for_card(said: list[Sample]) -> list[Sample]:
+    """Those for a model card: held-out rows if there are any, which show what was learnt and not
     what was kept."""
-    every = list(zip(prompts, before, after, strict=True))
-    held_out = [found for found in every if found[0].rows == "held-out"]
-    return [Sample(prompt.text, old, new) for prompt, old, new in held_out or every]
+    held_out = [sample for sample in said if sample.rows == HEADINGS["held-out"]]
+    return held_out or said
 
 
-def as_text(prompts: list[Prompt], before: list[str], after: list[str]) -> str:
-    """The same for a reader, each kind of rows under its heading."""
+def as_text(said: Sequence[Sample]) -> str:
+    """For a reader, each kind of rows under its heading."""
     parts = []
     heading = None
-    for prompt, old, new in zip(prompts, before, after, strict=True):
-        if HEADINGS[prompt.rows] != heading:
-            heading = HEADINGS[prompt.rows]
+    for sample in said:
+        if sample.rows != heading:
+            heading = sample.rows
             parts.append(f"{heading}:")
         parts.append(
-            f"> {_quoted(prompt.text)}\n  before: {_indented(old)}\n  after:  {_indented(new)}"
+            f"> {_quoted(sample.prompt)}\n  before: {_indented(sample.before)}\n"
+            f"  after:  {_indented(sample.after)}"
         )
     return "\n\n".join(parts)
 

@@ -16,13 +16,7 @@ from gguf import GGUFWriter
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 from gguf.quants import quantize
 
-from llama.files.atomic import (
-    abandon_folder,
-    begin_folder,
-    finish_folder,
-    sync_folders,
-    write_in,
-)
+from llama.files.atomic import abandon_folder, begin_folder
 from llama.model.config import ModelConfig
 from llama.model.scaling import (
     DynamicScaling,
@@ -158,12 +152,7 @@ class GGUFFileWriter(FileWriter):
         with (self._partial / FILE).open("rb") as file:
             os.fsync(file.fileno())
         stops = "".join(f'PARAMETER stop "{text}"\n' for text in self._stops)
-        write_in(self._partial, MODELFILE, f"FROM ./{FILE}\n{stops}".encode())
-        for name, content in self.beside.items():
-            write_in(self._partial, name, content)
-        sync_folders(self._partial)
-        self.verify(self._partial)
-        finish_folder(self.folder)
+        self._appear({MODELFILE: f"FROM ./{FILE}\n{stops}".encode()})
         return []
 
     def abandon(self) -> None:

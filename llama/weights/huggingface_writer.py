@@ -8,13 +8,7 @@ from math import prod
 
 import torch
 
-from llama.files.atomic import (
-    abandon_folder,
-    begin_folder,
-    finish_folder,
-    sync_folders,
-    write_in,
-)
+from llama.files.atomic import abandon_folder, begin_folder, write_in
 from llama.files.json_text import json_text
 from llama.files.safetensors import TensorFile
 from llama.tokenizer.load import load_tokenizer
@@ -85,11 +79,7 @@ class HuggingFaceWriter(FileWriter):
         files, hints = files_beside(self.tokenizer, self.template, for_transformers=True)
         if files and GENERATION not in files:
             files[GENERATION] = (json_text(self._ids(), indent=2) + "\n").encode()
-        for name, content in (files | self.beside).items():
-            write_in(self._partial, name, content)
-        sync_folders(self._partial)
-        self.verify(self._partial)
-        finish_folder(self.folder)
+        self._appear(files)
         return [f"{self.folder} {hint}" for hint in hints]
 
     def abandon(self) -> None:

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from llama.files.atomic import (
-    abandon_folder,
-    begin_folder,
-    finish_folder,
-    sync_folders,
-    write_in,
-)
+from llama.files.atomic import abandon_folder, begin_folder
 from llama.files.json_text import json_text
 from llama.files.torch_archive import TorchArchive
 from llama.model.config import ModelConfig
@@ -116,12 +110,7 @@ class MetaWriter(FileWriter):
                 "is no tokenizer.model of it"
             )
         params = json_text(params_document(self.config), indent=2) + "\n"
-        write_in(self._partial, "params.json", params.encode())
-        for name, content in (files | self.beside).items():
-            write_in(self._partial, name, content)
-        sync_folders(self._partial)
-        self.verify(self._partial)
-        finish_folder(self.folder)
+        self._appear({"params.json": params.encode()} | files)
         return [f"{self.folder} {hint}" for hint in hints]
 
     def abandon(self) -> None:

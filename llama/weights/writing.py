@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from llama.files.atomic import finish_folder, sync_folders, write_in
 from llama.model.config import ModelConfig
 from llama.weights import rotary
 from llama.weights.open_model import ModelSource
@@ -60,6 +61,17 @@ class FileWriter(ABC):
     def misfits(config: ModelConfig) -> list[str]:
         """What of a model of these sizes the format cannot say, one line each."""
         return []
+
+    _partial: Path
+    """The folder while it has no name; a format begins it with its first weight."""
+
+    def _appear(self, files: dict[str, bytes]) -> None:
+        """Put `files` beside the weights, which are all there, and let the folder have its name."""
+        for name, content in (files | self.beside).items():
+            write_in(self._partial, name, content)
+        sync_folders(self._partial)
+        self.verify(self._partial)
+        finish_folder(self.folder)
 
     @abstractmethod
     def _store(self, name: str, tensor: torch.Tensor) -> None:

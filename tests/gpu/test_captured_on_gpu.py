@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from llama.data.batches import make_batch
 from llama.data.feed import model_inputs
 from llama.fused.captured import RunCaptured, capture, shape_of
 from llama.fused.install import install
-from llama.kernels import compiled as fusion
 from llama.model.kept import Kept
 from llama.model.transformer import Transformer
 from tests.gpu.test_kernels_on_gpu import CUDA, GRADIENTS, HALVES, LOSS, difference, model
@@ -34,14 +32,6 @@ BATCHES = [
     [5] * 38 + [4, 5],
 ]
 """Lengths of documents: rows of whole tiles, which come twice, and some of nearly one size."""
-
-
-@pytest.fixture(scope="module")
-def compiled() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fusion, "_compiled", False)  # and again when the module is over
-        fusion.compile_kernels()
-        yield
 
 
 def inputs(lengths: list[int]) -> dict[str, Any]:
@@ -91,13 +81,19 @@ def test_captured_passes_give_what_launched_ones_do(
         assert all(a[0] != b[0] for a, b in zip(other, same, strict=True))
 
 
-def test_gradients_are_added_up_and_not_overwritten(compiled: None) -> None:
-    """What autograd was given for the first micro-batch is not written to by the second."""
+def recorded() -> tuple[Transformer, dict[str, Any]]:
+    """A model, and a micro-batch of which it has a graph."""
     made = model(torch.bfloat16, torch.bfloat16)
     assert install(made) is None and capture(made) is None
     batch = inputs([256, 256])
     for _ in range(2):
         made(**batch).backward()
+    return made, batch
+
+
+def test_gradients_are_added_up_and_not_overwritten(compiled: None) -> None:
+    """What autograd was given for the first micro-batch is not written to by the second."""
+    made, batch = recorded()
     made.zero_grad()
     made(**batch).backward()
     once = [p.grad.float().clone() for p in made.parameters() if p.grad is not None]
@@ -107,11 +103,7 @@ def test_gradients_are_added_up_and_not_overwritten(compiled: None) -> None:
 
 
 def test_activations_that_were_written_over_are_not_gone_back_through(compiled: None) -> None:
-    made = model(torch.bfloat16, torch.bfloat16)
-    assert install(made) is None and capture(made) is None
-    batch = inputs([256, 256])
-    for _ in range(2):
-        made(**batch).backward()
+    made, batch = recorded()
     first, _second = made(**batch), made(**batch)
     with pytest.raises(RuntimeError, match="another pass"):
         first.backward()

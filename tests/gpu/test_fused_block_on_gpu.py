@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -12,7 +10,6 @@ from llama.data.batches import make_batch
 from llama.data.feed import model_inputs
 from llama.fused import block as fused_block
 from llama.fused import install as fused_install
-from llama.kernels import compiled as fusion
 from llama.model.kept import Kept
 from llama.model.transformer import Transformer
 from tests.gpu.test_kernels_on_gpu import CUDA, GRADIENTS, LOSS, difference, model
@@ -24,14 +21,6 @@ pytestmark = [
     needs_gpus(),
 ]
 PACKINGS = {"uniform": [256, 256], "mixed": [9, 300, 2, 170, 31]}
-
-
-@pytest.fixture(scope="module")
-def compiled() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fusion, "_compiled", False)  # and again when the module is over
-        fusion.compile_kernels()
-        yield
 
 
 def result(

@@ -33,6 +33,7 @@ class Terminal:
 
     def __init__(self, pid: int, descriptor: int) -> None:
         self._pid = pid
+        self._status: int | None = None
         self._descriptor = descriptor
         self.text = ""
         """All that it showed, without what moves the cursor or colours."""
@@ -57,7 +58,19 @@ class Terminal:
         end = time.monotonic() + PATIENCE
         while self._more():
             assert time.monotonic() < end, self.text
-        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        return self._waited()
+
+    def _waited(self) -> int:
+        if self._status is None:
+            self._status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        return self._status
+
+    def close(self) -> None:
+        """Kill it, if it was not seen to end: until it is waited for, its number is its own."""
+        if self._status is None:
+            os.kill(self._pid, 9)
+            self._waited()
+        os.close(self._descriptor)
 
     def _more(self) -> bool:
         if not select.select([self._descriptor], [], [], 1.0)[0]:
@@ -87,9 +100,4 @@ def at_terminal(*words: str | Path, columns: int) -> Iterator[Terminal]:
     try:
         yield terminal
     finally:
-        try:
-            os.kill(pid, 9)
-            os.waitpid(pid, 0)
-        except (ProcessLookupError, ChildProcessError):
-            pass
-        os.close(descriptor)
+        terminal.close()

@@ -73,12 +73,14 @@ def deepspeed_of(case: Case) -> dict[str, Any]:
 
 
 def engine_options(case: Case, options: AblateOptions) -> BenchmarkOptions:
-    """What the engine of `case` is built by."""
+    """What the engine of `case` is built by. Operation by operation, as it is planned: what each
+    technique saves is of that, and memory by part is followed from one operation to the next."""
     return BenchmarkOptions(
         model=options.model,
         seq_len=options.seq_len,
         method=case.method,
         lora=options.lora,
         checkpointing=case.checkpointing,
+        compile="false",
         seed=options.seed,
     )

@@ -88,10 +88,9 @@ def compare(job: Job, reader: WeightReader, layers: Layers, state: State, limit:
     model with its adapter beside it. Raises TrainingError where they differ by more than
     the share `limit`."""
     config = job.opened.source.config
-    ids = torch.linspace(0, config.vocab_size - 1, PROBE_TOKENS).long().tolist()
-    ids = [
-        ids[i * 7 % PROBE_TOKENS] for i in range(PROBE_TOKENS)
-    ]  # neighbours are alike in some vocabularies
+    spread_out = torch.linspace(0, config.vocab_size - 1, PROBE_TOKENS).long().tolist()
+    # not in their order, since neighbours are alike in some vocabularies
+    ids = [spread_out[i * 7 % PROBE_TOKENS] for i in range(PROBE_TOKENS)]
     expected = streamed_logits(job.opened.source.reader, ids, job.layers, job.state)
     found = streamed_logits(reader, ids, layers, state)
     apart, spread = found - expected, expected - expected.mean(dim=1, keepdim=True)

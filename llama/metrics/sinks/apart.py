@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from llama.metrics.sinks.sink import Sample, Sink, Status
+from llama.metrics.sinks.sink import Sink, Status
+from llama.pages.sample import Sample
 
 _WAITING = 100_000
 """Calls that may wait: hours of steps."""

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from llama.files.json_text import json_text
-from llama.metrics.sinks.sink import COLUMNS, PROJECT, Sample, Sink, Status, Watched
+from llama.metrics.sinks.sink import COLUMNS, PROJECT, Sink, Status, Watched
+from llama.pages.sample import Sample
 
 _ENDS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 _LOCAL = "mlruns"

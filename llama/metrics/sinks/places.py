@@ -11,7 +11,8 @@ import torch
 
 from llama.metrics.sinks.apart import Apart
 from llama.metrics.sinks.kinds import KINDS
-from llama.metrics.sinks.sink import Sample, Sink, Status, Watched
+from llama.metrics.sinks.sink import Sink, Status, Watched
+from llama.pages.sample import Sample
 
 PATIENCE = 30.0
 """Seconds that a run waits at its end for what it has told to arrive everywhere."""

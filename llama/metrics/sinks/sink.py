@@ -18,23 +18,13 @@ import torch
 from llama.files.atomic import write_file
 from llama.files.json_text import json_text
 from llama.files.run_folder import REPORTED_TO
+from llama.pages.sample import Sample
 
 PROJECT = "llama-lora"
 """What the runs of this program are kept under, where the environment names nothing else."""
 
 Status = str
 """How a run ended, as its summary has it: finished, interrupted or failed."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A prompt, and the model's answers before and after training."""
-
-    rows: str
-    """Which rows it is of, as a heading."""
-    prompt: str
-    before: str
-    after: str
 
 
 COLUMNS = ("rows", "prompt", "before", "after")

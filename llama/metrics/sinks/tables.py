@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Sequence
 
-from llama.metrics.sinks.sink import Sample
+from llama.pages.sample import Sample
 
 _MARKS = re.compile(r"[\\`*_{}\[\]()#+.!|~:^=$-]")
 """What Markdown may take for more than a character; <, > and & are HTML's own."""

@@ -18,8 +18,9 @@ import torch
 
 from llama.files.run_folder import TENSORBOARD
 from llama.metrics.names import EVAL_LOSS, TRAIN_LOSS
-from llama.metrics.sinks.sink import Sample, Sink, Status, Watched
+from llama.metrics.sinks.sink import Sink, Status, Watched
 from llama.metrics.sinks.tables import markdown
+from llama.pages.sample import Sample
 
 BOTH_LOSSES = "Loss"
 _HPARAMS = {

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from llama.metrics.sinks.sink import PROJECT, Sample, Sink, Status, Watched
+from llama.metrics.sinks.sink import PROJECT, Sink, Status, Watched
 from llama.notes import LOG
+from llama.pages.sample import Sample
 
 
 class TrackioSink(Sink):

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from llama.metrics.sinks.sink import COLUMNS, PROJECT, Sample, Sink, Status, Watched
+from llama.metrics.sinks.sink import COLUMNS, PROJECT, Sink, Status, Watched
+from llama.pages.sample import Sample
 
 
 class WandbSink(Sink):

@@ -13,7 +13,8 @@ import yaml
 
 from llama.errors import UserError
 from llama.methods.about import CARD, FILES, TRAINING, Recorded, complete_card, read_recorded
-from llama.pages.card import Sample, card
+from llama.pages.card import card
+from llama.pages.sample import Sample
 from tests.support.failing_calls import At, before_each_call, operations
 from tests.support.origin import ORIGIN, about
 
@@ -92,7 +93,8 @@ def test_the_card_of_a_whole_model_is_another(tmp_path: Path) -> None:
 
 
 def test_no_text_of_a_sample_ends_its_block(tmp_path: Path) -> None:
-    text = card(write(tmp_path), [Sample("a", "```\n# not a heading\n````", "c" * 5000)])
+    sample = Sample("Held out", "a", "```\n# not a heading\n````", "c" * 5000)
+    text = card(write(tmp_path), [sample])
     assert "`````text\n```\n# not a heading\n````\n`````\n" in text
     assert f"{'c' * 1200} [...]" in text and "c" * 1201 not in text
 
@@ -104,7 +106,7 @@ def test_a_card_is_completed_whole_or_stays(tmp_path: Path) -> None:
     before = {name: (folder / name).read_bytes() for name in FILES}
 
     def complete() -> None:
-        complete_card(folder, [Sample("why", "old", "new")])
+        complete_card(folder, [Sample("Held out", "why", "old", "new")])
 
     def fail() -> None:
         raise OSError(28, "No space left on device")

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from llama.train.samples import Prompt, as_text, comparable, spread, write_samples
+from llama.train.samples import (
+    Prompt,
+    as_text,
+    comparable,
+    paired,
+    spread,
+    write_samples,
+)
 from tests.support.failing_calls import At, before_each_call, operations
 from tests.support.tiny_runs import read_lines, torchrun_module
 
@@ -24,7 +31,7 @@ def test_samples_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path, prompts = tmp_path / "samples.jsonl", [Prompt("two\nlines", [1]), Prompt("é", [2])]
 
     def write(after: str) -> None:
-        write_samples(path, prompts, ["a", "b"], [after, after])
+        write_samples(path, prompts, paired(prompts, ["a", "b"], [after, after]))
 
     def fail() -> None:
         raise OSError(28, "No space left on device")
@@ -55,7 +62,7 @@ def test_rows_are_asked_from_all_over_the_set() -> None:
 
 def test_each_kind_of_rows_is_under_its_heading() -> None:
     prompts = [Prompt("a", [1], "training"), Prompt("b", [1], "training"), Prompt("c", [1])]
-    text = as_text(prompts, ["1", "2", "3"], ["4", "5", "6"])
+    text = as_text(paired(prompts, ["1", "2", "3"], ["4", "5", "6"]))
     assert text.split("\n\n") == [
         "From the training rows:",
         "> a\n  before: 1\n  after:  4",

@@ -16,7 +16,6 @@ from llama.tokenizer.load import load_tokenizer
 from llama.weights.gguf import GGUFReader
 from llama.weights.gguf_writer import GGUFFileWriter, named_tokenizer
 from llama.weights.names import to_gguf
-from llama.weights.shapes import expected_shapes
 from tests.support.closeness import assert_close
 from tests.support.model_files import (
     LLAMA31_SCALING,
@@ -33,6 +32,7 @@ from tests.support.tokenizer_files import (
     write_sentencepiece,
     write_tokenizer_json,
 )
+from tests.support.written_models import written
 
 CONFIGS = {
     "plain": CONFIG,
@@ -56,10 +56,7 @@ def write(
     path = tokenizer or write_tokenizer_json(folder.with_name("tokenizer"))
     writer = GGUFFileWriter(folder, config, source, path)
     writer.quantize = quantize
-    state = random_state(config, seed=3, dtype=dtype)
-    for name in expected_shapes(config):
-        writer.add(name, state[name])
-    assert writer.finish() == []
+    assert written(writer, config, dtype) == []
     return folder / "model.gguf"
 
 

@@ -19,7 +19,6 @@ from llama.weights.fields import Fields
 from llama.weights.huggingface import HuggingFaceReader
 from llama.weights.open_model import ModelSource, open_model
 from llama.weights.rope_fields import scaling_of, written_scaling
-from llama.weights.shapes import expected_shapes
 from llama.weights.tokenizer_beside import files_beside
 from llama.weights.writers import WRITERS
 from tests.support.closeness import SMALL_MODEL, assert_close
@@ -33,6 +32,7 @@ from tests.support.model_files import (
 )
 from tests.support.tiny_runs import CONFIG, META_CONFIG, write_meta_model, write_model
 from tests.support.tokenizer_files import smollm2, smollm2_gguf
+from tests.support.written_models import assert_came_back, written
 
 CONFIGS = {
     "plain": TINY,
@@ -46,23 +46,14 @@ CONFIGS = {
 
 def write(folder: Path, config: ModelConfig, source: ModelSource, dtype: torch.dtype) -> list[str]:
     writer = WRITERS["huggingface"](folder, config, source, None)
-    state = random_state(config, seed=3, dtype=dtype)
-    for name in expected_shapes(config):
-        writer.add(name, state[name])
-    return writer.finish()
+    return written(writer, config, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_our_reader_gives_it_back_bit_for_bit(config, dtype, tmp_path: Path) -> None:
     write(tmp_path / "model", config, of_no_files(config), dtype)
-    reader = HuggingFaceReader(tmp_path / "model")
-    assert reader.config == config
-    state = random_state(config, seed=3, dtype=dtype)
-    assert reader.names() == set(state)
-    for name, value in state.items():
-        read = reader.read(name)
-        assert read.dtype == dtype and torch.equal(read, value), name
+    assert_came_back(HuggingFaceReader(tmp_path / "model"), config, dtype)
 
 
 @pytest.mark.slow

@@ -17,7 +17,6 @@ from llama.model.scaling import LinearScaling, Llama3Scaling
 from llama.weights.meta import MetaReader
 from llama.weights.meta_config import complete, params_document, read_params
 from llama.weights.meta_writer import MetaWriter
-from llama.weights.shapes import expected_shapes
 from tests.support.model_files import (
     LLAMA31_SCALING,
     TINY,
@@ -27,6 +26,7 @@ from tests.support.model_files import (
     random_state,
     tied,
 )
+from tests.support.written_models import assert_came_back, written
 
 CONFIGS = {
     "plain": TINY,
@@ -42,10 +42,7 @@ def write(folder: Path, config: ModelConfig, shards: int, dtype: torch.dtype) ->
     source = of_no_files(config)
     writer = MetaWriter(folder, config, source, None)
     writer.shards = shards
-    state = random_state(config, seed=3, dtype=dtype)
-    for name in expected_shapes(config):
-        writer.add(name, state[name])
-    return writer.finish()
+    return written(writer, config, dtype)
 
 
 @pytest.mark.parametrize("shards", [1, 2, 4])
@@ -53,13 +50,7 @@ def write(folder: Path, config: ModelConfig, shards: int, dtype: torch.dtype) ->
 def test_our_reader_gives_it_back_bit_for_bit(config, shards: int, tmp_path: Path) -> None:
     dtype = (torch.float32, torch.bfloat16, torch.float16)[shards % 3]
     write(tmp_path / "model", config, shards, dtype)
-    reader = MetaReader(tmp_path / "model")
-    assert reader.config == config
-    state = random_state(config, seed=3, dtype=dtype)
-    assert reader.names() == set(state)
-    for name, value in state.items():
-        read = reader.read(name)
-        assert read.dtype == dtype and torch.equal(read, value), name
+    assert_came_back(MetaReader(tmp_path / "model"), config, dtype)
 
 
 def test_each_shard_is_what_meta_s_cut_gives(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import re
 
 from tensorboard.plugin_util import markdown_to_safe_html
 
-from llama.metrics.sinks.sink import Sample
 from llama.metrics.sinks.tables import markdown
+from llama.pages.sample import Sample
 
 NASTY = (
     "a | b\n\n| x |\n|---|\n* one\n    code()\n`t` **b** _i_ [l](http://x) <b>bold</b> &amp; \\ #1"

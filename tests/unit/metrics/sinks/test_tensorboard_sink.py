@@ -10,8 +10,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
-from llama.metrics.sinks.sink import Sample, Watched
+from llama.metrics.sinks.sink import Watched
 from llama.metrics.sinks.tensorboard_sink import TensorBoardSink, hyperparameters
+from llama.pages.sample import Sample
 
 CONFIG = {
     "options": {"model": "m", "lora": {"rank": 8, "targets": ["wq", "wv"]}, "pack": True},

@@ -18,7 +18,7 @@ from llama.settings.options.elsewhere import ELSEWHERE, Answer, ByValue, Here, S
 from llama.settings.options.shared import names_of_all_commands
 from tests.support.model_files import ROOT
 
-SHARED = {"adapter", "output"}
+SHARED = {"adapter", "dtype", "output"}
 """Names that other commands of ours have too."""
 
 
@@ -75,6 +75,11 @@ def test_no_name_is_an_option_of_ours() -> None:
     ("argv", "line"),
     [
         ("--lr 2e-4", "--lr 2e-4: here it is --override optimizer.params.lr=2e-4"),
+        (
+            "--dtype bfloat16",
+            "--dtype bfloat16: here it is --override bf16.enabled=true "
+            "--override fp16.enabled=false",
+        ),
         ("--lr=2e-4", "--lr 2e-4: here it is --override optimizer.params.lr=2e-4"),
         ("--learning-rate", "--learning-rate: here it is --override optimizer.params.lr=VALUE"),
         ("--num_train_epochs 3.0", "--num_train_epochs 3.0: here it is --epochs 3"),
