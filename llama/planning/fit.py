@@ -18,6 +18,8 @@ MOST_ROWS, MOST_TOKENS = 4096, 2**22
 LONG = 8192
 """Tokens of a micro-batch from which on memory is taken to grow in a line: the loss of more goes by
 so many chunks that it is long in tracing."""
+CLOSE = 50
+"""Which part of it the largest may be above what is found by whole traces, each being seconds."""
 PATIENCE = 6
 """Looks along the line before that."""
 _FEW = (2, 4)
@@ -86,9 +88,8 @@ def largest_seq_len(job: Job, available: int, step: int = 128) -> int:
 
 
 def _verified(job: Job, at: Callable[[int], Job], available: int, most: int) -> int:
-    """The largest number up to `most` whose job fits; 0 for none. An estimate is off by about as
-    much for all of them as it is for `job`; what then fits tells with the smallest how much each
-    more takes."""
+    """The largest number up to `most` whose job fits, to within `CLOSE`; 0 for none. Estimates say
+    where to look, off by about as much for all of them as for `job`; whole traces decide."""
     far = max(2, LONG // at(1).tokens)
 
     def used(n: int) -> int:
@@ -99,33 +100,30 @@ def _verified(job: Job, at: Callable[[int], Job], available: int, most: int) -> 
         return last + (n - far) * (last - estimate(at(near))) // (far - near)
 
     off = estimate(job) - memory(job).used_bytes
-    found = _largest(used, available + off, most)
-    while found and not fits(at(found), available):
-        found -= max(1, found // 50)
-    if found < 2:
-        return found
-    taken, first = (memory(at(n)).used_bytes for n in (found, 1))
-    each = max(1, (taken - first) // (found - 1))
-    more = min(most, found + (available - taken) // each)
-    while more > found and not fits(at(more), available):
-        more -= max(1, (more - found) // 8)
-    return more
+    guess = _largest(used, available + off, most)
+    return _largest(lambda n: memory(at(n)).used_bytes, available, most, guess, CLOSE)
 
 
-def _largest(used: Callable[[int], int], available: int, most: int) -> int:
+def _largest(
+    used: Callable[[int], int], available: int, most: int, guess: int = 2, close: int = 0
+) -> int:
     """The largest number up to `most` that uses no more than is available, where more uses more; 0
-    for none. Memory grows nearly in proportion, so the line through two known numbers says where to
-    look. Where that finds nothing soon, for it is no line, every other look halves what is left."""
-    first = used(1)
-    if first > available:
+    for none. Memory grows nearly in proportion, so the line through the last two known numbers says
+    where to look after `guess`. Where that finds nothing soon, for it is no line, every other look
+    halves what is left. Where `close` is given, a number is near enough to the largest if that is
+    less than a part in `close` of it away."""
+    before = here = 1
+    had = taken = used(1)
+    if taken > available:
         return 0
-    low, high, guess, looks = 1, most + 1, 2, 0
-    while high - low > 1:
-        guess = min(max(guess, low + 1), high - 1)
-        here = used(guess)
-        low, high = (guess, high) if here <= available else (low, guess)
+    low, high, looks = 1, most + 1, 0
+    while high - low > (1 + low // close if close else 1):
+        before, had = here, taken
+        here = min(max(guess, low + 1), high - 1)
+        taken = used(here)
+        low, high = (here, high) if taken <= available else (low, here)
         looks += 1
-        slope = max(1.0, (here - first) / (guess - 1))
+        slope = max(1.0, (taken - had) / (here - before))
         halves = looks > PATIENCE and looks % 2 == 0
-        guess = (low + high) // 2 if halves else 1 + int((available - first) / slope)
+        guess = (low + high) // 2 if halves else here + int((available - taken) // slope)
     return low
