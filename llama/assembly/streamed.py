@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 
@@ -55,26 +57,63 @@ def streamed_logits(
     The adapter `layers` and `state`, of `llama.assembly.model.read_adapter` or empty, is a path
     beside each layer, as when it trained: nothing is merged. UserError for a weight that is not
     finite."""
+    x_TD = _hidden(reader, [ids], layers, state)
+    return torch.cat([x_TD @ part.t() for _, part in _head(reader)], dim=1)
+
+
+@torch.no_grad()
+def shortfalls(
+    reader: WeightReader,
+    texts: Sequence[Sequence[int]],
+    layers: Mapping[str, LoRAOptions],
+    state: Mapping[str, torch.Tensor],
+) -> list[torch.Tensor]:
+    """Of each text `[its tokens - 1]`: by how much each token but the first is less likely than the
+    likeliest one in its place, as the difference of their logits. 0 where it is that one."""
+    x_TD = _hidden(reader, texts, layers, state)
+    ends = list(accumulate(len(text) for text in texts))
+    follows = torch.tensor([id_ for text in texts for id_ in text]).roll(-1)
+    largest = torch.full((len(x_TD),), -math.inf)
+    taken = torch.empty(len(x_TD))
+    for start, part in _head(reader):
+        logits = x_TD @ part.t()
+        largest = torch.maximum(largest, logits.amax(dim=1))
+        here = ((follows >= start) & (follows < start + len(part))).nonzero().flatten()
+        taken[here] = logits[here, follows[here] - start]
+    short = largest - taken
+    return [short[end - len(text) : end - 1] for text, end in zip(texts, ends, strict=True)]
+
+
+def _hidden(
+    reader: WeightReader,
+    texts: Sequence[Sequence[int]],
+    layers: Mapping[str, LoRAOptions],
+    state: Mapping[str, torch.Tensor],
+) -> torch.Tensor:
+    """`[T, D]`: what the output matrix is given of `T` tokens, each text a document."""
     config = reader.config
-    rows = [reader.read("tok_embeddings.weight", 0, id_, 1).float() for id_ in ids]
-    x_TD = torch.cat(rows)
+    rows = [reader.read("tok_embeddings.weight", 0, id_, 1) for text in texts for id_ in text]
+    x_TD = torch.cat(rows).float()
+    boundaries = [0, *accumulate(len(text) for text in texts)]
     rotation = Rotation(
         inverse_frequencies(config),
-        torch.arange(len(ids)),
+        torch.cat([torch.arange(len(text)) for text in texts]),
         torch.float32,
         attention_factor(config),
     )
-    documents = Documents([0, len(ids)])
+    documents = Documents(boundaries)
     for layer in range(config.n_layers):
         block = _block(reader, layer, layers, state)
         x_TD = block(x_TD, rotation, documents, None)
-    x_TD = rms_norm(x_TD, reader.read("norm.weight").float(), config.norm_eps)
-    head = "tok_embeddings.weight" if config.tied_embedding else "output.weight"
-    parts = []
+    return rms_norm(x_TD, reader.read("norm.weight").float(), config.norm_eps)
+
+
+def _head(reader: WeightReader) -> Iterator[tuple[int, torch.Tensor]]:
+    """The output matrix in float32, some rows at a time: the number of the first, and they."""
+    config = reader.config
+    name = "tok_embeddings.weight" if config.tied_embedding else "output.weight"
     for start in range(0, config.vocab_size, _ROWS):
-        part = reader.read(head, 0, start, min(_ROWS, config.vocab_size - start))
-        parts.append(x_TD @ part.float().t())
-    return torch.cat(parts, dim=1)
+        yield start, reader.read(name, 0, start, min(_ROWS, config.vocab_size - start)).float()
 
 
 def _block(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def read_prompts(options: GenerateOptions) -> list[Prompt]:
         Prompt(_standard_input(), "standard input") if text == STANDARD_INPUT else Prompt(text, "")
         for text in options.prompt
     ]
-    return given if options.prompt_file is None else given + _of_file(options.prompt_file)
+    return given if options.prompt_file is None else given + prompts_of_file(options.prompt_file)
 
 
 def _standard_input() -> str:
@@ -48,7 +49,9 @@ def _standard_input() -> str:
     return _text(data, "standard input").removesuffix("\n").removesuffix("\r")
 
 
-def _of_file(path: Path) -> list[Prompt]:
+def prompts_of_file(path: Path, known: Sequence[str] = ()) -> list[Prompt]:
+    """Those of a file alone; `known` are fields of objects that need not be read. Raises
+    `UserError` as `read_prompts` does."""
     if str(path) == STANDARD_INPUT:
         name, data = "standard input", sys.stdin.buffer.read(MOST_BYTES + 1)
     else:
@@ -61,7 +64,7 @@ def _of_file(path: Path) -> list[Prompt]:
     if not lines:
         raise UserError(f"{name}: holds no prompts; give {WANTED}")
     if _is_json(lines[0][1]):
-        return _of_objects(name, lines)
+        return _of_objects(name, lines, known)
     return [Prompt(text, f"{name}: line {number}") for number, text in lines]
 
 
@@ -86,7 +89,7 @@ def _loaded(line: str) -> Any:
         return None
 
 
-def _of_objects(name: str, lines: list[tuple[int, str]]) -> list[Prompt]:
+def _of_objects(name: str, lines: list[tuple[int, str]], known: Sequence[str]) -> list[Prompt]:
     prompts, problems = [], []
     unread: dict[str, int] = {}
     for number, line in lines:
@@ -95,7 +98,7 @@ def _of_objects(name: str, lines: list[tuple[int, str]]) -> list[Prompt]:
         text = row.get("prompt") if isinstance(row, dict) else None
         if isinstance(row, dict) and isinstance(text, str):
             prompts.append(Prompt(text, place))
-            for field in row.keys() - {"prompt"}:
+            for field in row.keys() - {"prompt", *known}:
                 unread[field] = unread.get(field, 0) + 1
         elif not isinstance(row, dict):
             problems.append(f"{place}: expected a JSON object, as the first line is one")

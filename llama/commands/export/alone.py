@@ -38,14 +38,14 @@ def write_peft(job: Job) -> Proof | None:
             layers, state = read_adapter(partial, config)
             proofs.append(compare(job, job.opened.source.reader, layers, state, _LIMIT))
 
-    write_folder(job.options.output_dir, contents, verify)
+    write_folder(job.folder, contents, verify)
     return proofs[0] if proofs else None
 
 
 def write_gguf_lora(job: Job) -> Proof | None:
     """Its factors, for llama.cpp. Raises UserError for an adapter that is no plain product of
     two."""
-    folder, config = job.options.output_dir, job.opened.source.config
+    folder, config = job.folder, job.opened.source.config
     factors = {layer: _low_rank(job, layer) for layer in job.layers}
     proof = None
     try:

@@ -16,6 +16,7 @@ from llama.assembly.adapter import open_for_use
 from llama.commands.export.alone import write_gguf_lora, write_peft
 from llama.commands.export.job import Job
 from llama.commands.export.proof import Proof, prove
+from llama.commands.export.served import check_server
 from llama.commands.export.words import closing
 from llama.errors import TrainingError, UserError, raise_if
 from llama.files.json_text import json_text
@@ -47,22 +48,24 @@ def export(options: ExportOptions) -> int:
     weights are read, and `TrainingError`, nothing being left, where what was written is not what
     it is to be."""
     raise_if(check_export(options))
+    if options.check_server is not None:
+        return check_server(options)
     opened = open_for_use(options)
     job = Job.of(options, opened)
     raise_if(_misfits(job))
     dtype = _dtype(options, opened.source.reader)
-    if options.format not in OF_ADAPTER:
-        _require_room(options.output_dir, _bytes(job, dtype))
+    if job.format not in OF_ADAPTER:
+        _require_room(job.folder, _bytes(job, dtype))
     try:
-        if options.format == "peft":
+        if job.format == "peft":
             proof = write_peft(job)
-        elif options.format == "gguf-lora":
+        elif job.format == "gguf-lora":
             proof = write_gguf_lora(job)
         else:
             proof = _write_model(job, dtype)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise TrainingError(f"--output_dir: {options.output_dir}: {reason}") from None
+        raise TrainingError(f"--output_dir: {job.folder}: {reason}") from None
     _tell(job, dtype, proof)
     return 0
 
@@ -70,14 +73,14 @@ def export(options: ExportOptions) -> int:
 def _misfits(job: Job) -> list[str]:
     """What of the model the format cannot say."""
     options, config = job.options, job.opened.source.config
-    if options.format in OF_ADAPTER:
+    if job.format in OF_ADAPTER:
         return []
-    where = f"--format {options.format}"
-    cls = WRITERS[WRITER_OF[options.format]]
+    where = f"--format {job.format}"
+    cls = WRITERS[WRITER_OF[job.format]]
     problems = [f"{where}: {misfit}" for misfit in cls.misfits(config)]
-    if options.format == "meta":
+    if job.format == "meta":
         problems += MetaWriter.shard_problems(config, options.shards)
-    if options.format == "gguf":
+    if job.format == "gguf":
         path = named_tokenizer(job.opened.tokenizer_path)
         if problem := gguf_problem(load_tokenizer(path)):
             problems.append(f"{where}: the tokenizer {path} {problem}; give another --tokenizer")
@@ -118,8 +121,8 @@ def _write_model(job: Job, dtype: torch.dtype) -> Proof | None:
     reader: WeightReader = source.reader
     if job.layers:
         reader = Merged(reader, job.layers, job.state)
-    writer = WRITERS[WRITER_OF[options.format]](
-        options.output_dir, source.config, source, job.opened.tokenizer_path
+    writer = WRITERS[WRITER_OF[job.format]](
+        job.folder, source.config, source, job.opened.tokenizer_path
     )
     writer.template = job.template
     if isinstance(writer, MetaWriter):
@@ -169,15 +172,15 @@ def _not_finite(place: str, name: str, extremes: torch.Tensor, dtype: torch.dtyp
 def _tell(job: Job, dtype: torch.dtype, proof: Proof | None) -> None:
     options = job.options
     kind = options.quantize or str(dtype).removeprefix("torch.")
-    if options.format in OF_ADAPTER:
+    if job.format in OF_ADAPTER:
         kind = "float32"
-    files = sorted(path for path in options.output_dir.rglob("*") if path.is_file())
+    files = sorted(path for path in job.folder.rglob("*") if path.is_file())
     document: dict[str, Any] = {
-        "output_dir": str(options.output_dir),
-        "format": options.format,
+        "output_dir": str(job.folder),
+        "format": job.format,
         "dtype": kind,
         "bytes": sum(path.stat().st_size for path in files),
-        "files": [str(path.relative_to(options.output_dir)) for path in files],
+        "files": [str(path.relative_to(job.folder)) for path in files],
         "verified": proof is not None,
         "largest_difference": proof.apart if proof else None,
         "largest_logit": proof.largest if proof else None,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from llama.assembly.adapter import Opened
 from llama.assembly.model import read_adapter
 from llama.settings import ExportOptions, LoRAOptions
+from llama.settings.export_command import Format
 
 Layers = Mapping[str, LoRAOptions]
 State = Mapping[str, torch.Tensor]
@@ -26,6 +28,18 @@ class Job:
     """The adapter's, as `read_adapter` gives them; empty without one."""
     template: str | None
     """The chat template, in Jinja; None for the model's own."""
+
+    @property
+    def format(self) -> Format:
+        """What is to be written."""
+        assert self.options.format is not None, "nothing is to be written"
+        return self.options.format
+
+    @property
+    def folder(self) -> Path:
+        """Where to."""
+        assert self.options.output_dir is not None, "nothing is to be written"
+        return self.options.output_dir
 
     @classmethod
     def of(cls, options: ExportOptions, opened: Opened) -> Job:

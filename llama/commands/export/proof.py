@@ -43,7 +43,7 @@ class Proof:
 def prove(job: Job, exported: ModelSource, rounded_to: torch.dtype | str) -> Proof:
     """Compare a model that was written, read back, with what it was made of. Raises TrainingError
     where it is another, or its tokenizer is."""
-    where, path = f"--format {job.options.format}", exported.tokenizer_path
+    where, path = f"--format {job.format}", exported.tokenizer_path
     if path is not None:
         _require_same_tokens(where, load_tokenizer(path), job.opened.tokenizer)
     _require_same_positions(where, exported.config, job.opened.source.config)
@@ -98,7 +98,7 @@ def compare(job: Job, reader: WeightReader, layers: Layers, state: State, limit:
     proof = Proof(float(apart.abs().max()), float(expected.abs().max()), share)
     if not proof.share <= limit:
         raise TrainingError(
-            f"--format {job.options.format}: what was written, read back, gives other logits than "
+            f"--format {job.format}: what was written, read back, gives other logits than "
             f"the model with its adapter: they differ by {proof.share:.2g} of what they spread by "
             f"(one by {proof.apart:.3g}), where rounding explains {limit:.2g}: nothing was kept"
         )

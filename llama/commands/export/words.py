@@ -12,7 +12,7 @@ from llama.weights.gguf_writer import FILE, MODELFILE
 
 def closing(job: Job, document: dict[str, Any]) -> list[str]:
     """What was written, how near it is to what it was made of, and what to do with it."""
-    source, folder = job.opened.source, job.options.output_dir
+    source, folder = job.opened.source, job.folder
     of_what = (
         source.name if job.opened.adapter is None else f"{job.opened.adapter} on {source.name}"
     )
@@ -34,4 +34,4 @@ def closing(job: Job, document: dict[str, Any]) -> list[str]:
         "peft": [f"vllm serve BASE --enable-lora --lora-modules NAME={folder}"],
         "gguf-lora": [f"llama-server -m BASE.gguf --lora {folder / gguf_lora.FILE}"],
     }
-    return lines + [f"  {line}" for line in of_format[job.options.format]]
+    return lines + [f"  {line}" for line in of_format[job.format]]

@@ -25,6 +25,11 @@ def options(**changes: str | None) -> Callable[[Setting], None]:
     return spoil
 
 
+def asking(**changes: str | None) -> Callable[[Setting], None]:
+    """Of a server; nothing is written."""
+    return options(format=None, output_dir=None, **changes)
+
+
 def no_room(setting: Setting) -> None:
     usage = namedtuple("usage", "total used free")(1 << 40, 1 << 40, 1000)
     setting.options.pop("adapter")
@@ -85,6 +90,36 @@ CASES = [
     ),
     Refused("a disk that is full", no_room, ("has room for 1,000 bytes",)),
     Refused("a tokenizer that GGUF has no words for", odd_tokenizer, ("has no name for here",)),
+    Refused(
+        "a server's model with no server",
+        options(server_model="mine", prompt_file="rows.json"),
+        ("--server_model: has no effect", "--prompt_file: has no effect"),
+    ),
+    Refused(
+        "a server asked and something written",
+        options(check_server="http://127.0.0.1:9"),
+        ("--format: has no effect", "--output_dir: has no effect"),
+    ),
+    Refused(
+        "a server asked with no adapter",
+        asking(check_server="http://127.0.0.1:9", adapter=None),
+        ("give --adapter",),
+    ),
+    Refused(
+        "a server with no address",
+        asking(check_server="127.0.0.1:9"),
+        ("expected an address as http",),
+    ),
+    Refused(
+        "prompts for a server that are not there",
+        asking(check_server="http://127.0.0.1:9", prompt_file="none.txt"),
+        ("--prompt_file: none.txt does not exist",),
+    ),
+    Refused(
+        "no server at the address",
+        asking(check_server="http://127.0.0.1:9"),
+        ("no server answers",),
+    ),
     Refused(
         "a weight too large for its type",
         too_large,
