@@ -49,8 +49,8 @@ def serving(model: Path, adapter: Path | None = None) -> Iterator[str]:
 
 
 def completion(address: str, prompt: str | list[int], max_tokens: int) -> list[int]:
-    """The likeliest tokens after `prompt`, a text or tokens. Not their text, which leaves out half a
-    character."""
+    """The likeliest tokens after `prompt`, a text or tokens. Not their text, which leaves out
+    half a character."""
     asked = {"prompt": prompt, "n_predict": max_tokens, "temperature": 0, "return_tokens": True}
     request = urllib.request.Request(
         f"{address}/completion", json.dumps(asked).encode(), {"Content-Type": "application/json"}
