@@ -48,8 +48,11 @@ def start_processes() -> torch.device:
 
 
 def fp16_supported() -> bool:
-    """Whether DeepSpeed trains in fp16 on this device."""
-    return bool(_accelerator().is_fp16_supported())
+    """Whether a run goes in fp16 on this device. On a CPU none does, though DeepSpeed takes it on
+    those with AVX512-FP16: products would be made in float32 all the same, and only fp16's small
+    range and its loss scale would be left of it."""
+    accelerator = _accelerator()
+    return accelerator.device_name() != "cpu" and bool(accelerator.is_fp16_supported())
 
 
 def bf16_supported() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -101,6 +102,7 @@ class _Worker:
 
     def end(self) -> None:
         assert self._process.stdin and self._process.stdout
-        for pipe in (self._process.stdin, self._process.stdout):
-            pipe.close()
+        with contextlib.suppress(BrokenPipeError):  # what one that was killed has not read
+            self._process.stdin.close()
+        self._process.stdout.close()
         self._process.wait()

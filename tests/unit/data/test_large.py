@@ -292,13 +292,18 @@ def test_what_the_template_cannot_express_is_told_as_before(
         prepare([path], load_template("alpaca", tokenizer), tokenizer, Reading(SEQ_LEN))
 
 
-def test_a_process_that_is_killed_ends_the_run(tokenizer: Tokenizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ended_before", [True, False])
+def test_a_process_that_is_killed_ends_the_run(
+    ended_before: bool, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     path = file_of(tmp_path)
     job = making.Making(load_template("chatml", tokenizer), tokenizer, SEQ_LEN, "drop")
     worker = pool._Worker(job)
     (part, *_) = making.parts([path], [])
     assert worker.make(part).tally.rows == 7
     worker._process.kill()
+    if ended_before:  # what is sent then cannot be, and stays in the pipe's buffer
+        worker._process.wait()
     with pytest.raises(TrainingError, match="ended by signal 9"):
         worker.make(part)
     worker.end()

@@ -1,11 +1,22 @@
-"""What a start is spared."""
+"""What DeepSpeed is asked of the device, and what a start is spared."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
+import pytest
+
+from llama.engine import backend
 from tests.support.model_files import ROOT
+
+
+def test_no_cpu_trains_in_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also not where DeepSpeed would: it asks for the CPU's instructions."""
+    accelerator = backend.get_accelerator()
+    if accelerator.device_name() == "cpu":
+        monkeypatch.setattr(accelerator, "is_fp16_supported", lambda: True)
+        assert not backend.fp16_supported()
 
 
 def test_torchs_compiler_does_not_load_with_the_processes() -> None:
