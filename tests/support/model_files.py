@@ -196,9 +196,18 @@ def _meta_cut(name: str, embedding_dim: int) -> int | None:
     return 1 if ".wo." in name or ".w2." in name else 0
 
 
-def write_gguf(path: Path, config: ModelConfig, state: State, kind: str = "F32") -> None:
-    """A GGUF file without a tokenizer; matrices are stored as `kind`, e.g. `Q8_0`."""
+def write_gguf(
+    path: Path,
+    config: ModelConfig,
+    state: State,
+    kind: str = "F32",
+    encode: Callable[[Any, Any], Any] | None = None,
+) -> None:
+    """A GGUF file without a tokenizer; matrices are stored as `kind`, e.g. `Q8_0`. `encode` gives
+    the stored bytes of an array in a type, where `gguf` cannot quantise to it."""
     import gguf
+
+    encode = encode or gguf.quants.quantize
 
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(config.n_layers)
@@ -216,8 +225,9 @@ def write_gguf(path: Path, config: ModelConfig, state: State, kind: str = "F32")
     writer.add_array("tokenizer.ggml.scores", [0.5, 1.5])
     quantised = gguf.GGMLQuantizationType[kind]
     for name, tensor in interleaved_state(config, state).items():
-        type_ = quantised if tensor.dim() == 2 else gguf.GGMLQuantizationType.F32
-        data = gguf.quants.quantize(tensor.float().numpy(), type_)
+        type_, data = gguf.GGMLQuantizationType.F32, tensor.float().numpy()
+        if tensor.dim() == 2:
+            type_, data = quantised, encode(data, quantised)
         writer.add_tensor(to_gguf(name), data, raw_dtype=type_)
     if config.rope_scaling:
         writer.add_tensor("rope_freqs.weight", llama31_divisors(config))
