@@ -87,6 +87,7 @@ _HARMLESS = (
     *("_name_or_path", "name_or_path", "_commit_hash", "transformers_version", "dtype"),
     *("torch_dtype", "finetuning_task", "task_specific_params", "tokenizer_class", "prefix"),
     *("unsloth_fixed", "unsloth_version", "transformers.js_config", "model_max_length"),
+    *("is_llama_config",),  # of SmolLM2
     # the tokenizer and its own files say these; a padding id is in no example
     *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_token_id"),
     *("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"),

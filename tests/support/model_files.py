@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from llama.model.config import ModelConfig
-from llama.model.scaling import Llama3Scaling
+from llama.model.scaling import LinearScaling, Llama3Scaling
 from llama.weights.names import from_huggingface, to_gguf
 from llama.weights.open_model import ModelSource
 from llama.weights.shapes import expected_shapes
@@ -159,7 +159,10 @@ def meta_params(config: ModelConfig) -> dict[str, Any]:
         "vocab_size": -1,
         "max_seq_len": config.max_seq_len,
     }
-    return params | ({"use_scaled_rope": True} if config.rope_scaling else {})
+    if config.rope_scaling:
+        assert isinstance(config.rope_scaling, Llama3Scaling)
+        params |= {"use_scaled_rope": True, "rope_scaling_factor": config.rope_scaling.factor}
+    return params
 
 
 def write_meta(
@@ -229,7 +232,10 @@ def write_gguf(
         if tensor.dim() == 2:
             type_, data = quantised, encode(data, quantised)
         writer.add_tensor(to_gguf(name), data, raw_dtype=type_)
-    if config.rope_scaling:
+    if isinstance(config.rope_scaling, LinearScaling):
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(config.rope_scaling.factor)
+    elif config.rope_scaling:
         writer.add_tensor("rope_freqs.weight", llama31_divisors(config))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
