@@ -60,16 +60,16 @@ LLAMA_TEST_ASSETS=FOLDER python -m tests.parity.export_matrix docs/exports.md
 
 made this page. Each family is a tiny model of random weights with the rules of its shape, written
 by transformers under the config.json of its release; below them stand published models, whole. Each
-has an adapter on all seven linear layers, of factors as large as a trained one's. It is read from
-each format (`in`), by one process or with its heads spread over more (`TP`), and written by
-`export` with the adapter merged.
+has an adapter on all seven linear layers, its factors drawn around 0 with a deviation of 0.1. It is
+read from each format (`in`), by one process or with its heads spread over more (`TP`), and written
+by `export` with the adapter merged.
 
 A cell is the largest difference of a logit from transformers with PEFT's adapter beside its base,
-in float32, over the largest logit: at most {LIMIT:g}. `read` is the model as it was read, with the
-adapter beside it. The others are what `export` wrote, read again on as many ranks by this program
-and, of `hf` and `gguf`, by transformers too: the larger of the two. `meta` is one shard, `meta,
-cut` as many as the family has ranks in its lines of more than one. transformers takes no rotary
-scaling from a GGUF file, so it is given the base's.
+in float32, over the largest logit: at most {LIMIT:.0e}. `read` is the model as it was read, with
+the adapter beside it. The others are what `export` wrote, read again on as many ranks by this
+program and, of `hf` and `gguf`, by transformers too: the larger of the two. `meta` is one shard,
+`meta, cut` as many as the family has ranks in its lines of more than one. transformers takes no
+rotary scaling from a GGUF file, so it is given the base's.
 
 `gguf q8_0` is held to what transformers makes of the same file, whose blocks `gguf` dequantises.
 The two last columns say how far that is from float32, and how far PEFT's merged weights are once
@@ -232,6 +232,7 @@ def rules(family: Family) -> str:
     return joined(cells)
 
 
+RULES_TITLE = "## The families' rules"
 RULES = (
     *("family", "after", "heads over key/value heads", "width", "of a head", "feed-forward"),
     *("vocabulary", "eps", "theta", "rotary scaling", "tied", "tokenizer"),
@@ -243,12 +244,11 @@ def page(found: list[Row], commit: str) -> str:
     beyond = sum(bool(row.problems) for row in found)
     end = (
         f"{len(cells)} cells in {len(found)} lines, {beyond} lines beyond their limits; the "
-        f"largest cell is {max(cells):.1e}. Made after commit {commit}.\n"
+        f"largest cell is {max(cells):.1e}. Made after commit {commit}."
     )
     table = [joined(COLUMNS), joined("---" for _ in COLUMNS), *(row.line() for row in found)]
     shapes = [joined(RULES), joined("---" for _ in RULES), *map(rules, FAMILIES)]
-    parts = ["\n".join(table), end, "## The families' rules\n", "\n".join(shapes)]
-    return HEAD + "\n".join(f"{part}\n" for part in parts).rstrip("\n") + "\n"
+    return HEAD + "\n\n".join(["\n".join(table), end, RULES_TITLE, "\n".join(shapes)]) + "\n"
 
 
 def main(path: Path) -> int:
