@@ -38,6 +38,7 @@ _OTHER_ARITHMETIC = (
     "attention.clamp_kqv",
     "attention.max_alibi_bias",
     "attention.temperature_length",
+    "attention.temperature_scale",
     "attn_logit_softcapping",
     "final_logit_softcapping",
     "logit_scale",

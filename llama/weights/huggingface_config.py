@@ -3,6 +3,8 @@ both read them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,39 @@ from llama.weights.fields import Fields, read_json_object, shorten
 from llama.weights.rope_fields import read_rope, written_scaling
 
 CONFIG = "config.json"
+_WINDOW = "sliding_window"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A `model_type` of LLaMA's arithmetic: how transformers reads its config.json."""
+
+    architecture: str
+    missing: Mapping[str, int | float]
+    """What a field that is not there stands for; one that is null means what it means everywhere,
+    such as one key/value head for each query head."""
+    never: tuple[str, ...] = ()
+    """Fields of another kind that transformers passes over here, so that none may be set."""
+
+
+KINDS = {
+    "llama": Kind(
+        "LlamaForCausalLM",
+        {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6},
+    ),
+    "mistral": Kind(
+        "MistralForCausalLM",
+        {
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 131072,
+            "rms_norm_eps": 1e-6,
+            _WINDOW: 4096,
+        },
+        never=("attention_bias", "mlp_bias"),
+    ),
+}
+"""By `model_type`. Relatives that share LLaMA's tensor names and are not here differ in their
+arithmetic."""
 
 _OTHER_ARITHMETIC = {
     "quantization_config": (),
@@ -20,7 +55,6 @@ _OTHER_ARITHMETIC = {
     "rotary_pct": (1,),
     "rope_interleaved": (),
     "rope_ratio": (1,),
-    "sliding_window": (),
     "use_sliding_window": (),
     "attention_chunk_size": (),
     "no_rope_layers": (),
@@ -53,6 +87,7 @@ _HARMLESS = (
     *("_name_or_path", "name_or_path", "_commit_hash", "transformers_version", "dtype"),
     *("torch_dtype", "finetuning_task", "task_specific_params", "tokenizer_class", "prefix"),
     *("unsloth_fixed", "unsloth_version", "transformers.js_config", "model_max_length"),
+    *("is_llama_config",),  # of SmolLM2
     # the tokenizer and its own files say these; a padding id is in no example
     *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_token_id"),
     *("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"),
@@ -81,14 +116,18 @@ _GENERATION = (
 
 def read_config(path: Path) -> tuple[ModelConfig, list[str]]:
     """The sizes in `config.json`, and what is wrong with it. Raises UserError if it is not JSON."""
-    fields = Fields(read_json_object(path), str(path))
-    _check_kind(fields)
+    document = read_json_object(path)
+    name = document.get("model_type")
+    kind = KINDS.get(name) if isinstance(name, str) else None
+    fields = Fields({**(kind or KINDS["llama"]).missing, **document}, str(path))
+    _check_kind(fields, kind)
+    _check_window(fields, _WINDOW in document)
     dim, n_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     if fields.given("head_dim") is None and dim % n_heads:
         fields.problems.append(
             f"{path}: hidden_size {dim} is not a multiple of num_attention_heads {n_heads}"
         )
-    positions = fields.integer("max_position_embeddings", 2048)
+    positions = fields.integer("max_position_embeddings")
     theta, scaling = read_rope(fields, positions)
     config = ModelConfig(
         dim=dim,
@@ -98,7 +137,7 @@ def read_config(path: Path) -> tuple[ModelConfig, list[str]]:
         head_dim=fields.integer("head_dim", max(1, dim // n_heads)),
         ffn_dim=fields.integer("intermediate_size"),
         vocab_size=fields.integer("vocab_size"),
-        norm_eps=fields.number("rms_norm_eps", 1e-6),
+        norm_eps=fields.number("rms_norm_eps"),
         rope_theta=theta,
         rope_scaling=scaling,
         max_seq_len=positions,
@@ -113,17 +152,20 @@ def read_config(path: Path) -> tuple[ModelConfig, list[str]]:
     return config, fields.problems
 
 
-def _check_kind(fields: Fields) -> None:
-    """Only LLaMA itself: relatives that share its tensor names differ in their arithmetic."""
-    kind = fields.given("model_type")
-    if kind != "llama":
-        found = "no model_type" if kind is None else f"model_type {shorten(kind)}"
-        fields.problems.append(f"{fields.where}: expected model_type 'llama', found {found}")
-    kinds = fields.given("architectures")
-    if kinds is not None and kinds != ["LlamaForCausalLM"]:
+def _check_kind(fields: Fields, kind: Kind | None) -> None:
+    """Only LLaMA's arithmetic."""
+    name, kinds = fields.given("model_type"), fields.given("architectures")
+    if kind is None:
+        known = " or ".join(f"'{name}'" for name in KINDS)
+        found = "no model_type" if name is None else f"model_type {shorten(name)}"
+        fields.problems.append(f"{fields.where}: expected model_type {known}, found {found}")
+    elif kinds is not None and kinds != [kind.architecture]:
         fields.problems.append(
-            f"{fields.where}: expected architectures ['LlamaForCausalLM'], found {shorten(kinds)}"
+            f"{fields.where}: expected architectures ['{kind.architecture}'], "
+            f"found {shorten(kinds)}"
         )
+    for key in kind.never if kind else ():
+        fields.refuse(key)
     activation = fields.given("hidden_act")
     if activation not in (None, "silu"):
         fields.problems.append(
@@ -134,6 +176,21 @@ def _check_kind(fields: Fields) -> None:
         fields.refuse("layer_types")
     for key, harmless in _OTHER_ARITHMETIC.items():
         fields.refuse(key, harmless)
+
+
+def _check_window(fields: Fields, said: bool) -> None:
+    """Refuse a window: without one, all of a text is attended to, however long."""
+    window = fields.given(_WINDOW)
+    if window in (None, False, 0):
+        return
+    found = f"= {shorten(window)}"
+    if not said:
+        found = f"is missing, which in this model_type means {window} to transformers, and"
+    fields.problems.append(
+        f"{fields.where}: {_WINDOW} {found} is not supported: where the model was trained without, "
+        f"set it to null; for texts of at most {shorten(window)} tokens, which a window does not "
+        f"change, set it to null and max_position_embeddings to {shorten(window)}"
+    )
 
 
 def config_document(config: ModelConfig, dtype: torch.dtype, beside: Path | None) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from llama.commands.generate import generate
 from llama.commands.plan.command import plan
 from llama.commands.report import report
 from llama.commands.verify.command import verify
-from llama.model.config import PART_OF
+from llama.model.config import PART_OF, ModelConfig
 from llama.settings import (
     BenchmarkOptions,
     ChatOptions,
@@ -191,14 +191,18 @@ def build(folder: Path) -> Path:
 
 
 def write_adapter(
-    folder: Path, rank: int = 4, targets: tuple[str, ...] = ("wq", "wv"), size: float = 1.0
+    folder: Path,
+    rank: int = 4,
+    targets: tuple[str, ...] = ("wq", "wv"),
+    size: float = 1.0,
+    config: ModelConfig = CONFIG,
 ) -> None:
     """A sound adapter of that rank on `targets`, with factors as large as `size`."""
     generator = torch.Generator().manual_seed(0)
     state = {}
-    for layer in range(CONFIG.n_layers):
+    for layer in range(config.n_layers):
         for target in targets:
-            rows, columns = CONFIG.linear_shape(target)
+            rows, columns = config.linear_shape(target)
             name = f"layers.{layer}.{PART_OF[target]}.{target}.lora"
             state[f"{name}.a"] = size * torch.randn(rank, columns, generator=generator)
             state[f"{name}.b"] = size * torch.randn(rows, rank, generator=generator)

@@ -1,6 +1,6 @@
 """A model cut into Meta shards, on this topology: writes the greedy text of each cut.
 
-torchrun --nproc_per_node 2 -m tests.parity.golden_shards --model DIR --work DIR --out FILE
+torchrun --nproc_per_node 2 -m tests.parity.golden_shards --models DIR DIR --out FILE
 """
 
 from __future__ import annotations
@@ -38,20 +38,19 @@ def cut(model: Path, folder: Path, shards: int) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for name in ("model", "work", "out"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--models", type=Path, nargs="+", required=True)
+    parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     device = start_processes()
     mesh = create_mesh(torch.distributed.get_world_size())
     texts = {}
-    for shards in SHARDS:
-        folder = given.work / f"{mesh.rank}-{shards}"
-        source = open_model(str(cut(given.model, folder, shards)))
+    for folder in given.models:
+        source = open_model(str(folder))
         tokenizer = find_tokenizer(source, None)
         model = build_model(source, torch.float32, device, mesh.tensor_parallel).eval()
         assert tokenizer.bos_id is not None
         ids = decode(model, [tokenizer.bos_id], TOKENS, tokenizer.stop_ids, Sampling())
-        texts[shards] = tokenizer.decode(list(ids))
+        texts[folder.name] = tokenizer.decode(list(ids))
     if mesh.is_main:
         given.out.write_text(json.dumps(texts))
     stop_processes()

@@ -14,7 +14,8 @@ from sentencepiece import SentencePieceProcessor
 from llama.assembly.model import build_model, find_tokenizer
 from llama.model.decoding import Sampling, decode, decode_without_cache
 from llama.weights.open_model import open_model
-from tests.parity.golden_shards import SHARDS
+from tests.parity.families import exported
+from tests.parity.golden_shards import SHARDS, cut
 from tests.support.closeness import SMALL_MODEL
 from tests.support.model_files import random_state, transformers_model
 from tests.support.skips import outside
@@ -77,12 +78,16 @@ def test_greedy_text_from_bos_is_the_golden_one(golden: Golden) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("degree", [1, 2, pytest.param(4, marks=pytest.mark.long)])
 def test_any_number_of_shards_at_any_degree(degree: int, golden: Golden, tmp_path: Path) -> None:
-    """Meta's layout in 1, 2 and 4 files, into as many tensor-parallel ranks."""
+    """Meta's layout in 1, 2 and 4 files, cut here as releases are, into as many tensor-parallel
+    ranks; and what `export` writes for as many ranks as there are."""
+    models = [cut(golden.folder, tmp_path / f"in {count}", count) for count in SHARDS]
+    models.append(exported(tmp_path / "exported", "meta", golden.folder, shards=degree))
+    assert len(list(models[-1].glob("consolidated.*.pth"))) == degree
     out = tmp_path / "texts.json"
-    arguments = ["--model", golden.folder, "--work", tmp_path / "cut", "--out", out]
+    arguments = ["--models", *models, "--out", out]
     done = torchrun_module("tests.parity.golden_shards", *arguments, ranks=degree)
     assert done.returncode == 0, done.stderr
-    assert json.loads(out.read_text()) == {str(shards): golden.text for shards in SHARDS}
+    assert json.loads(out.read_text()) == {folder.name: golden.text for folder in models}
 
 
 def test_the_cache_changes_nothing(golden: Golden) -> None:

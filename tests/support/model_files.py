@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from llama.model.config import ModelConfig
-from llama.model.scaling import Llama3Scaling
+from llama.model.scaling import LinearScaling, Llama3Scaling
 from llama.weights.names import from_huggingface, to_gguf
 from llama.weights.open_model import ModelSource
 from llama.weights.shapes import expected_shapes
@@ -159,7 +159,10 @@ def meta_params(config: ModelConfig) -> dict[str, Any]:
         "vocab_size": -1,
         "max_seq_len": config.max_seq_len,
     }
-    return params | ({"use_scaled_rope": True} if config.rope_scaling else {})
+    if config.rope_scaling:
+        assert isinstance(config.rope_scaling, Llama3Scaling)
+        params |= {"use_scaled_rope": True, "rope_scaling_factor": config.rope_scaling.factor}
+    return params
 
 
 def write_meta(
@@ -196,9 +199,18 @@ def _meta_cut(name: str, embedding_dim: int) -> int | None:
     return 1 if ".wo." in name or ".w2." in name else 0
 
 
-def write_gguf(path: Path, config: ModelConfig, state: State, kind: str = "F32") -> None:
-    """A GGUF file without a tokenizer; matrices are stored as `kind`, e.g. `Q8_0`."""
+def write_gguf(
+    path: Path,
+    config: ModelConfig,
+    state: State,
+    kind: str = "F32",
+    encode: Callable[[Any, Any], Any] | None = None,
+) -> None:
+    """A GGUF file without a tokenizer; matrices are stored as `kind`, e.g. `Q8_0`. `encode` gives
+    the stored bytes of an array in a type, where `gguf` cannot quantise to it."""
     import gguf
+
+    encode = encode or gguf.quants.quantize
 
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(config.n_layers)
@@ -216,10 +228,14 @@ def write_gguf(path: Path, config: ModelConfig, state: State, kind: str = "F32")
     writer.add_array("tokenizer.ggml.scores", [0.5, 1.5])
     quantised = gguf.GGMLQuantizationType[kind]
     for name, tensor in interleaved_state(config, state).items():
-        type_ = quantised if tensor.dim() == 2 else gguf.GGMLQuantizationType.F32
-        data = gguf.quants.quantize(tensor.float().numpy(), type_)
+        type_, data = gguf.GGMLQuantizationType.F32, tensor.float().numpy()
+        if tensor.dim() == 2:
+            type_, data = quantised, encode(data, quantised)
         writer.add_tensor(to_gguf(name), data, raw_dtype=type_)
-    if config.rope_scaling:
+    if isinstance(config.rope_scaling, LinearScaling):
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(config.rope_scaling.factor)
+    elif config.rope_scaling:
         writer.add_tensor("rope_freqs.weight", llama31_divisors(config))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -16,6 +16,7 @@ from tests.bad_inputs.setting import Case, Setting
 WEIGHTS, INDEX = "model/model.safetensors", "model/model.safetensors.index.json"
 CONFIG, PARAMS, SHARD = "model/config.json", "meta/params.json", "meta/consolidated.00.pth"
 HF_WQ, WQ = "model.layers.0.self_attn.q_proj.weight", "layers.0.attention.wq.weight"
+MISTRAL = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
 HUGE = 1 << 60
 
 
@@ -164,7 +165,17 @@ CASES = [
         ("pickled weights are not read: convert them",),
     ),
     Case("sizes that are no JSON", lambda s: s.path(CONFIG).write_text("{"), ("not JSON",)),
-    Case("another architecture", fields(CONFIG, model_type="mistral"), ("model_type 'mistral'",)),
+    Case("another architecture", fields(CONFIG, model_type="qwen2"), ("model_type 'qwen2'",)),
+    Case(
+        "a window of attention",
+        fields(CONFIG, **MISTRAL, sliding_window=4096),
+        ("sliding_window = 4096 is not supported: where",),
+    ),
+    Case(
+        "a window of attention that is left out",
+        fields(CONFIG, **MISTRAL),
+        ("sliding_window is missing, which in this model_type means 4096",),
+    ),
     Case("a size missing", fields(CONFIG, hidden_size=...), ("hidden_size must be",)),
     Case("a size as text", fields(CONFIG, num_hidden_layers="2"), ("found '2'",)),
     Case("a billion layers", fields(CONFIG, num_hidden_layers=10**9), ("the weights hold 2",)),

@@ -78,7 +78,9 @@ def test_wrong_params(meta: Path, change: dict[str, Any], expected: str) -> None
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"model_type": "mistral"}, "expected model_type 'llama', found model_type 'mistral'"),
+        ({"model_type": "qwen2"}, "expected model_type 'llama' or 'mistral', found model_type 'q"),
+        ({"model_type": ["llama"]}, 'found model_type ["llama"]'),
+        ({"model_type": "mistral"}, "expected architectures ['MistralForCausalLM']"),
         ({"model_type": None}, "found no model_type"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "expected architectures"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported"),
