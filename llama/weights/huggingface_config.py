@@ -14,6 +14,7 @@ from llama.weights.rope_fields import read_rope, written_scaling
 
 CONFIG = "config.json"
 
+_ARCHITECTURES = ["LlamaForCausalLM"]
 _OTHER_ARITHMETIC = {
     "quantization_config": (),
     "partial_rotary_factor": (1,),
@@ -120,9 +121,9 @@ def _check_kind(fields: Fields) -> None:
         found = "no model_type" if kind is None else f"model_type {shorten(kind)}"
         fields.problems.append(f"{fields.where}: expected model_type 'llama', found {found}")
     kinds = fields.given("architectures")
-    if kinds is not None and kinds != ["LlamaForCausalLM"]:
+    if kinds is not None and kinds != _ARCHITECTURES:
         fields.problems.append(
-            f"{fields.where}: expected architectures ['LlamaForCausalLM'], found {shorten(kinds)}"
+            f"{fields.where}: expected architectures {_ARCHITECTURES}, found {shorten(kinds)}"
         )
     activation = fields.given("hidden_act")
     if activation not in (None, "silu"):
@@ -143,9 +144,11 @@ def config_document(config: ModelConfig, dtype: torch.dtype, beside: Path | None
     if beside is not None:
         document = read_json_object(beside)
         document |= {key: kind for key in ("dtype", "torch_dtype") if key in document}
+        if document.get("architectures") is None:  # by which alone vLLM finds the model's class
+            document["architectures"] = _ARCHITECTURES
         return document if "dtype" in document else document | {"torch_dtype": kind}
     return {
-        "architectures": ["LlamaForCausalLM"],
+        "architectures": _ARCHITECTURES,
         "model_type": "llama",
         "hidden_size": config.dim,
         "num_hidden_layers": config.n_layers,
