@@ -11,17 +11,18 @@ from typing import Any
 import pytest
 import torch
 
+from llama.commands.evaluate.command import evaluate
 from llama.commands.export.command import export
-from llama.settings import ExportOptions
+from llama.settings import EvaluateOptions, ExportOptions
 from tests.bad_inputs.setting import write_adapter
 from tests.support.skips import needs_harness
-from tests.support.tiny_runs import launched, read_lines, succeeded, write_meta_model, write_model
+from tests.support.tiny_runs import read_lines, write_meta_model, write_model
 
 pytestmark = [pytest.mark.long, needs_harness()]
 
 CLOSE = 1e-4
 """Relative: merged weights in place of a side path, and sums in another order."""
-NEW = 12
+NEW = 3
 PLAIN = """\
 {{- bos_token }}
 {%- for message in messages %}
@@ -89,7 +90,7 @@ def theirs(out: Path, chat: bool, rows: Path, written: bool) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_harness_says_the_same(name: str, tmp_path: Path, monkeypatch) -> None:
+def test_the_harness_says_the_same(name: str, tmp_path: Path, monkeypatch, capsys) -> None:
     for variable in ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE"):
         monkeypatch.setenv(variable, "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
@@ -106,10 +107,11 @@ def test_the_harness_says_the_same(name: str, tmp_path: Path, monkeypatch) -> No
 
     def ours(task: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         answers = tmp_path / f"{task.stem}.answers.jsonl"
-        words = [f"--{key}={value}" for key, value in options.items()]
-        words += [f"--task={task}", f"--output={answers}", "--precision=float32", "--json"]
-        done = launched("python", "evaluate.py", *words, f"--max_new_tokens={NEW}")
-        return succeeded(done)["adapter"], read_lines(answers)
+        asked = EvaluateOptions(
+            task=task, output=answers, precision="float32", max_new_tokens=NEW, json=True, **options
+        )
+        assert evaluate(asked) == 0
+        return json.loads(capsys.readouterr().out.splitlines()[-1])["adapter"], read_lines(answers)
 
     def rows(stem: str, documents: list[dict[str, Any]]) -> Path:
         path = tmp_path / f"{stem}.jsonl"
@@ -129,7 +131,9 @@ def test_the_harness_says_the_same(name: str, tmp_path: Path, monkeypatch) -> No
         assert found["shares"]["acc_norm,none"] == pytest.approx(shares["acc_norm"]["value"])
 
     said = [row["answer"] for row in ours(rows("asked", written([""] * len(QUESTIONS))))[1]]
-    kept = [i for i, text in enumerate(said) if text and text == text.strip() and i % 2]
+    # each program shows bytes that are no character in its own way
+    whole = [i for i, t in enumerate(said) if t == t.strip() != "" and "\ufffd" not in t]
+    kept = whole[::2] if case.sentencepiece else list(range(0, len(said), 2))
     exact = rows("exact", written([text if i in kept else "?" for i, text in enumerate(said)]))
     (shares, _), found = ours(exact), theirs(out, chat, exact, written=True)
     assert shares["exact_match"]["right"] == len(kept) > 0
