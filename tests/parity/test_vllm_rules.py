@@ -17,7 +17,7 @@ from llama.adapters.attach import adapters, attach, attach_each, initialise
 from llama.adapters.peft_format import AdapterConfig, save
 from llama.assembly.model import read_adapter
 from llama.commands.export.command import export
-from llama.commands.export.serving import VLLM_RANK, VLLM_RANKS
+from llama.commands.export.next_steps import VLLM_RANK, VLLM_RANKS
 from llama.model.config import LINEARS
 from llama.model.transformer import Transformer
 from llama.settings import ExportOptions, LoRAOptions

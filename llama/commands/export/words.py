@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llama.commands.export.job import Job
-from llama.commands.export.serving import serving
+from llama.commands.export.next_steps import next_steps
 
 
 def closing(job: Job, document: dict[str, Any]) -> list[str]:
@@ -24,6 +24,6 @@ def closing(job: Job, document: dict[str, Any]) -> list[str]:
     else:
         lines.append("not read back: --verify false")
     lines.append(f"written: {folder}")
-    to_serve = serving(job)
-    lines += to_serve.warnings
-    return [*lines, "next:", *(f"  {line}" for line in to_serve.commands)]
+    after = next_steps(job, job.options.format, folder)
+    lines += after.warnings
+    return [*lines, "next:", *(f"  {line}" for line in after.commands)]

@@ -1,10 +1,11 @@
-"""The commands by which others serve what was written, and what they do not serve."""
+"""The commands by which others use what was written, and what they do not take."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from llama.adapters import gguf_lora
 from llama.commands.export.alone import product_of
@@ -25,32 +26,30 @@ _PROMPT = ("--prompt", "Name three fruits.")
 
 
 @dataclass(frozen=True)
-class Serving:
-    """What to type next."""
+class NextSteps:
+    """What to type next, and what to know before."""
 
     commands: list[str]
     warnings: list[str] = field(default_factory=list)
 
 
-def serving(job: Job) -> Serving:
-    """Of what the job has written."""
-    return _OF[job.options.format](job)
+def next_steps(job: Job, format_: Format, folder: Path) -> NextSteps:
+    """With what the job has written in `format_` to `folder`."""
+    return _OF[format_](job, folder)
 
 
-def _hf(job: Job) -> Serving:
-    folder = job.options.output_dir
-    return Serving(
+def _hf(job: Job, folder: Path) -> NextSteps:
+    return NextSteps(
         [typed("generate", "--model", folder, *_PROMPT), shlex.join(["vllm", "serve", str(folder)])]
     )
 
 
-def _meta(job: Job) -> Serving:
-    return Serving([typed("generate", "--model", job.options.output_dir, *_PROMPT)])
+def _meta(job: Job, folder: Path) -> NextSteps:
+    return NextSteps([typed("generate", "--model", folder, *_PROMPT)])
 
 
-def _gguf(job: Job) -> Serving:
-    folder = job.options.output_dir
-    return Serving(
+def _gguf(job: Job, folder: Path) -> NextSteps:
+    return NextSteps(
         [
             shlex.join(["llama-server", "-m", str(folder / FILE)]),
             shlex.join(["ollama", "create", "NAME", "-f", str(folder / MODELFILE)]),
@@ -58,12 +57,11 @@ def _gguf(job: Job) -> Serving:
     )
 
 
-def _peft(job: Job) -> Serving:
+def _peft(job: Job, folder: Path) -> NextSteps:
     """vLLM takes a chat template from the base alone, unless it is told of another."""
     refusal = _not_of_vllm(job)
     if refusal is not None:
-        return Serving([_merging(job)], [f"vLLM does not serve {refusal}: merge it instead"])
-    folder = job.options.output_dir
+        return NextSteps([_merging(job)], [f"vLLM does not serve {refusal}: merge it instead"])
     base, before = job.opened.source.name, []
     if not isinstance(job.opened.source.reader, HuggingFaceReader):
         base, before = "BASE", [_base(job, "hf")]
@@ -75,22 +73,22 @@ def _peft(job: Job) -> Serving:
         words += ["--chat-template", str(folder / TEMPLATE)]
     ways = {(options.rank, options.alpha) for options in job.layers.values()}
     mixed = "its layers differ in rank or alpha, which vLLM 0.33 reads: an earlier one may not"
-    return Serving([*before, shlex.join(words)], [mixed] if len(ways) > 1 else [])
+    return NextSteps([*before, shlex.join(words)], [mixed] if len(ways) > 1 else [])
 
 
-def _gguf_lora(job: Job) -> Serving:
+def _gguf_lora(job: Job, folder: Path) -> NextSteps:
     """llama.cpp too takes the template of the base, unless it is told of another."""
-    folder, source = job.options.output_dir, job.opened.source
+    source = job.opened.source
     base, before = f"BASE/{FILE}", [_base(job, "gguf")]
     if isinstance(source.reader, GGUFReader):
         base, before = str(source.files[0]), []
     words = ["llama-server", "-m", base, "--lora", str(folder / gguf_lora.FILE)]
     if job.template is not None:
         words += ["--jinja", "--chat-template-file", str(folder / TEMPLATE)]
-    return Serving([*before, shlex.join(words)])
+    return NextSteps([*before, shlex.join(words)])
 
 
-_OF: dict[Format, Callable[[Job], Serving]] = {
+_OF: dict[Format, Callable[[Job, Path], NextSteps]] = {
     "hf": _hf,
     "meta": _meta,
     "gguf": _gguf,
@@ -121,6 +119,11 @@ def _base(job: Job, format_: Format) -> str:
 
 def _merging(job: Job) -> str:
     options = job.options
-    model = ("--model", options.model) if options.model is not None else ()
-    adapter = ("--adapter", str(options.adapter))
-    return typed("export", *adapter, *model, "--format", "hf", "--output_dir", "MERGED")
+    given = {
+        "--adapter": options.adapter,
+        "--model": options.model,
+        "--tokenizer": options.tokenizer,
+        "--template": options.template,
+    }
+    words = [str(word) for pair in given.items() if pair[1] is not None for word in pair]
+    return typed("export", *words, "--format", "hf", "--output_dir", "MERGED")
