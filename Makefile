@@ -6,8 +6,8 @@ TWO_AT_A_TIME := --numprocesses 2 --dist loadfile
 NUMERIC := tests/parity --ignore tests/parity/test_tokenizers.py tests/unit/weights/test_formats.py \
 	$(addprefix tests/unit/,adapters assembly engine fused kernels model parallel train)
 
-.PHONY: train test test-long test-fast test-isa test-multinode test-faults fuzz topologies lint install
-.PHONY: install-test install-multinode clean
+.PHONY: train test test-long test-fast test-isa test-multinode test-faults test-harness fuzz
+.PHONY: topologies lint install install-test install-multinode install-harness clean
 
 train: install  ## fine-tune the bundled model on the bundled rows
 	# Nothing is recomputed: a model of this size needs no memory saved, and the run is shorter.
@@ -34,6 +34,9 @@ fuzz: install-test  ## the fuzz tests, for hours and with new cases each time
 
 test-multinode: install-test  ## two hosts made of this machine: as root, after install-multinode
 	$(BIN)/python -m pytest tests/multinode -m multinode
+
+test-harness: install-harness  ## evaluate against lm-evaluation-harness
+	$(BIN)/python -m pytest tests/parity/test_lm_eval.py
 
 topologies: install-test  ## docs/topologies.md anew: every topology against one process
 	$(BIN)/python -m tests.parity.topology_table docs/topologies.md
@@ -68,6 +71,9 @@ install-test: .venv/.installed-test
 install-multinode:  ## programs that test-multinode needs besides: as root, on Debian and its kin
 	apt-get update
 	apt-get install --yes --no-install-recommends iproute2 openssh-client openssh-server pdsh util-linux
+
+install-harness: install-test  ## what test-harness needs besides
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[harness]"
 
 clean:
 	rm -rf .venv build *.egg-info

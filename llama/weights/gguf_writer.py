@@ -1,5 +1,5 @@
 """GGUF, written: one file with sizes, weights, tokenizer and chat template, for llama.cpp; and a
-`Modelfile` beside it, for Ollama.
+`Modelfile` beside it, for Ollama, with the same template in Go's words where there are such.
 
 Fields and their meaning: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -25,16 +25,20 @@ from llama.model.scaling import (
     YarnScaling,
     yarn_attention_factor,
 )
+from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.gguf_vocabulary import TEMPLATE
+from llama.tokenizer.go_template import begins_with_bos, go_template
 from llama.tokenizer.load import load_tokenizer
 from llama.tokenizer.named_templates import DEFAULT
 from llama.tokenizer.writing import MODEL_FILE, gguf_fields, gguf_problem
 from llama.weights.gguf import ROPE_FACTORS, rope_divisors
+from llama.weights.modelfile import NAME as MODELFILE
+from llama.weights.modelfile import is_sayable, modelfile
 from llama.weights.names import to_gguf
 from llama.weights.shapes import expected_shapes
 from llama.weights.writing import FileWriter
 
-FILE, MODELFILE = "model.gguf", "Modelfile"
+FILE = "model.gguf"
 _TYPES = {
     torch.float32: (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
     torch.float16: (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
@@ -140,7 +144,11 @@ class GGUFFileWriter(FileWriter):
         for name, source in templates.items():
             writer.add_string(TEMPLATE if name == DEFAULT else f"{TEMPLATE}.{name}", source)
         texts = {id_: text for text, id_ in tokenizer.special_tokens.items()}
-        self._stops = [texts[id_] for id_ in sorted(tokenizer.stop_ids) if id_ in texts]
+        stops = [texts[id_] for id_ in sorted(tokenizer.stop_ids) if id_ in texts]
+        source = templates.get(DEFAULT)
+        template = go_template(source, tokenizer) if source is not None else None
+        self._modelfile = modelfile(FILE, template, stops)
+        self._hints = _hints(source, template, tokenizer)
 
     def finish(self) -> list[str]:
         assert self._writer is not None
@@ -151,9 +159,8 @@ class GGUFFileWriter(FileWriter):
         self._writer = None
         with (self._partial / FILE).open("rb") as file:
             os.fsync(file.fileno())
-        stops = "".join(f'PARAMETER stop "{text}"\n' for text in self._stops)
-        self._appear({MODELFILE: f"FROM ./{FILE}\n{stops}".encode()})
-        return []
+        self._appear({MODELFILE: self._modelfile.encode()})
+        return [f"{self.folder / name}: {hint}" for name, hint in self._hints.items()]
 
     def abandon(self) -> None:
         if self._writer is not None and self._writer.fout is not None:
@@ -168,6 +175,24 @@ def named_tokenizer(path: Path) -> Path:
     if path.is_dir() and model.exists() and gguf_problem(load_tokenizer(path)) is not None:
         return model
     return path
+
+
+def _hints(source: str | None, template: str | None, tokenizer: Tokenizer) -> dict[str, str]:
+    """By file, what of the chat template `source` other programs will not do as it says."""
+    hints: dict[str, str] = {}
+    if source is None:
+        return hints
+    if template is None or not is_sayable(template):
+        hints[MODELFILE] = (
+            "holds no TEMPLATE: Go has no words for this chat template. Ollama from 0.30 on takes "
+            f"the one in {FILE} unless it knows a similar one, and an earlier one none at all: "
+            "look at its prompts first (OLLAMA_DEBUG=1)"
+        )
+    if tokenizer.text_begins and not begins_with_bos(source, tokenizer):
+        hints[FILE] = (
+            "the chat template does not begin with BOS, and llama.cpp and Ollama put one before it"
+        )
+    return hints
 
 
 def _declare(

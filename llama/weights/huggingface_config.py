@@ -48,6 +48,8 @@ KINDS = {
 }
 """By `model_type`. Relatives that share LLaMA's tensor names and are not here differ in their
 arithmetic."""
+_OWN = "llama"
+"""What a model is of that came in no config.json."""
 
 _OTHER_ARITHMETIC = {
     "quantization_config": (),
@@ -200,10 +202,12 @@ def config_document(config: ModelConfig, dtype: torch.dtype, beside: Path | None
     if beside is not None:
         document = read_json_object(beside)
         document |= {key: kind for key in ("dtype", "torch_dtype") if key in document}
+        if document.get("architectures") is None:  # by which alone vLLM finds the model's class
+            document["architectures"] = [KINDS[str(document["model_type"])].architecture]
         return document if "dtype" in document else document | {"torch_dtype": kind}
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [KINDS[_OWN].architecture],
+        "model_type": _OWN,
         "hidden_size": config.dim,
         "num_hidden_layers": config.n_layers,
         "num_attention_heads": config.n_heads,

@@ -15,6 +15,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 _MARK = "listening: "
 
@@ -52,11 +53,22 @@ def completion(address: str, prompt: str | list[int], max_tokens: int) -> list[i
     """The likeliest tokens after `prompt`, a text or tokens. Not their text, which leaves out
     half a character."""
     asked = {"prompt": prompt, "n_predict": max_tokens, "temperature": 0, "return_tokens": True}
+    return _asked(f"{address}/completion", asked)["tokens"]
+
+
+def tokens(address: str, text: str) -> list[int]:
+    """The ids of a prompt: control tokens are recognised in it, and BOS put before it where the
+    file says so."""
+    asked = {"content": text, "add_special": True, "parse_special": True}
+    return _asked(f"{address}/tokenize", asked)["tokens"]
+
+
+def _asked(address: str, document: dict[str, Any]) -> Any:
     request = urllib.request.Request(
-        f"{address}/completion", json.dumps(asked).encode(), {"Content-Type": "application/json"}
+        address, json.dumps(document).encode(), {"Content-Type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=120) as answer:
-        return json.load(answer)["tokens"]
+        return json.load(answer)
 
 
 def _serve(model: str, adapter: str | None) -> None:

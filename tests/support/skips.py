@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,13 +18,16 @@ import pytest
 import torch
 
 GPU, HOSTS, USER, FILES = "a GPU", "two hosts", "a user that is not root", "outside files"
-PACKAGES = "packages of an extra"
+PACKAGES, PROGRAMS = "packages of an extra", "programs of the system"
+HARNESS = "lm-evaluation-harness"
 HOW = {
     GPU: "a CUDA device",
     HOSTS: "make test-multinode, as root",
     USER: "root may read any file",
     FILES: "published models and rows, in the folder LLAMA_TEST_ASSETS",
     PACKAGES: "make install-test",
+    HARNESS: "make test-harness",
+    PROGRAMS: "such as Go, of the package golang-go",
 }
 """Each kind with what would run its tests."""
 
@@ -64,6 +68,16 @@ def needs_packages(*names: str) -> pytest.MarkDecorator:
     """Left out where one of them is not installed."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     return pytest.mark.skipif(bool(missing), reason=reason(PACKAGES, ", ".join(missing)))
+
+
+def needs_harness() -> pytest.MarkDecorator:
+    missing = importlib.util.find_spec("lm_eval") is None
+    return pytest.mark.skipif(missing, reason=reason(HARNESS, "lm_eval"))
+
+
+def needs_program(name: str) -> pytest.MarkDecorator:
+    """Left out where the shell does not find it."""
+    return pytest.mark.skipif(shutil.which(name) is None, reason=reason(PROGRAMS, name))
 
 
 def outside(name: str) -> Path:

@@ -19,17 +19,21 @@ from llama.files.atomic import (
     finish_folder,
     sync_folders,
     write_folder,
+    write_in,
 )
+from llama.methods.about import TEMPLATE
 from llama.parallel.side_path import LowRank
 
 _LIMIT = LIMITS[torch.float32]
 
 
 def write_peft(job: Job) -> Proof | None:
-    """The adapter's folder as it stands, PEFT's two files and what says what it is."""
+    """The adapter's folder as it stands, PEFT's two files and what says what it is; the template
+    that was asked for, if one was."""
     assert job.opened.adapter is not None
     source = job.opened.adapter
     contents = {path.name: path.read_bytes() for path in source.iterdir() if path.is_file()}
+    contents |= _template(job)
     proofs: list[Proof] = []
 
     def verify(partial: Path) -> None:
@@ -53,6 +57,8 @@ def write_gguf_lora(job: Job) -> Proof | None:
         gguf_lora.write(file, factors, config)
         with file.open("rb") as written:
             os.fsync(written.fileno())
+        for name, content in _template(job).items():
+            write_in(file.parent, name, content)
         sync_folders(file.parent)
         if job.options.verify:
             layers, state = gguf_lora.read(file, config)
@@ -64,14 +70,24 @@ def write_gguf_lora(job: Job) -> Proof | None:
     return proof
 
 
-def _low_rank(job: Job, layer: str) -> LowRank:
-    options = job.layers[layer]
+def product_of(job: Job, layer: str) -> LowRank | None:
+    """The factors of a layer's adapter; None where it is no plain product of two."""
     shape = job.opened.source.config.linear_shape(layer.rpartition(".")[2])
     with torch.no_grad():
-        found = adapter_alone(layer, torch.empty(shape), options, job.state).low_rank()
+        alone = adapter_alone(layer, torch.empty(shape), job.layers[layer], job.state)
+        return alone.low_rank()
+
+
+def _low_rank(job: Job, layer: str) -> LowRank:
+    found = product_of(job, layer)
     if found is None:
         raise UserError(
-            f"--format gguf-lora: llama.cpp has no adapters of kind {options.kind}: merge it into "
-            "the model, with --format gguf"
+            f"--format gguf-lora: llama.cpp has no adapters of kind {job.layers[layer].kind}: "
+            "merge it into the model, with --format gguf"
         )
     return found
+
+
+def _template(job: Job) -> dict[str, bytes]:
+    """The chat template that the adapter is to be used with, for servers that know its base's."""
+    return {} if job.template is None else {TEMPLATE: job.template.encode()}

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from llama.adapters import gguf_lora
 from llama.commands.export.job import Job
-from llama.launch.typed import typed
-from llama.weights.gguf_writer import FILE, MODELFILE
+from llama.commands.export.next_steps import next_steps
 
 
 def closing(job: Job, document: dict[str, Any]) -> list[str]:
@@ -25,13 +23,7 @@ def closing(job: Job, document: dict[str, Any]) -> list[str]:
         )
     else:
         lines.append("not read back: --verify false")
-    lines += [f"written: {folder}", "next:"]
-    prompt = ("--prompt", "Name three fruits.")
-    of_format = {
-        "hf": [typed("generate", "--model", folder, *prompt), f"vllm serve {folder}"],
-        "meta": [typed("generate", "--model", folder, *prompt)],
-        "gguf": [f"llama-server -m {folder / FILE}", f"ollama create NAME -f {folder / MODELFILE}"],
-        "peft": [f"vllm serve BASE --enable-lora --lora-modules NAME={folder}"],
-        "gguf-lora": [f"llama-server -m BASE.gguf --lora {folder / gguf_lora.FILE}"],
-    }
-    return lines + [f"  {line}" for line in of_format[job.format]]
+    lines.append(f"written: {folder}")
+    after = next_steps(job, job.format, folder)
+    lines += after.warnings
+    return [*lines, "next:", *(f"  {line}" for line in after.commands)]
