@@ -59,6 +59,7 @@ def test_the_tests_are_found(line: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("line", PAGES)
 def test_a_page_written_anew_is_the_committed_one(line: str) -> None:
     command, _, page = line.partition(" > ")

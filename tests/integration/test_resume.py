@@ -87,6 +87,7 @@ def test_at_every_stage_and_precision(kind: str, case: Case) -> None:
         assert_the_same(case.out(f"{kind}-{k}"), case.out(kind))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("other", "more"),
     [("zero1-fp32", ()), ("zero1-fp32", ("--tensor_parallel", "2")), ("zero3-fp32", ())],

@@ -215,6 +215,7 @@ def test_ctrl_c_while_others_are_awaited(sound: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_runs_on_one_port(sound: Path, tmp_path: Path) -> None:
     """One of them trains; the other says what is wrong, and leaves that one alone."""
     runs = two_runs(sound, tmp_path, "--master_port", str(free_port()))

@@ -75,6 +75,7 @@ def root_mean_square(difference: torch.Tensor) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.numeric
 @torch.no_grad()
 def test_smollm2_from_gguf_equals_transformers() -> None:
