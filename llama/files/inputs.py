@@ -110,3 +110,15 @@ def decoded(content: bytes, name: str, advice: str = "") -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(f"{name}: line {line}: not UTF-8 text{advice}") from None
+
+
+def new_file_problem(path: Path) -> str | None:
+    """Why nothing can be written as the file `path`, which is to be a new one, or None."""
+    if path.is_dir():
+        return f"{path} is a folder; a file is expected"
+    if path.is_file() and path.stat().st_size:
+        return f"{path} holds something already; give another name, or remove it"
+    where = path if path.exists() else path.absolute().parent
+    if not where.exists():
+        return f"{where} {not_found(where)}"
+    return None if os.access(where, os.W_OK) else f"{where} cannot be written to"

@@ -15,6 +15,7 @@ import pytest
 from safetensors.torch import load_file
 
 from llama.commands.evaluate.command import evaluate
+from llama.errors import UserError
 from llama.settings import EvaluateOptions
 from llama.settings.options import parse
 from tests.integration.test_resume import adapter, metrics
@@ -186,6 +187,25 @@ def test_evaluate_gives_the_number_of_the_summary(
     out = case.out("kept")
     found = evaluated(case, capsys, "--model", str(case.model), "--adapter", str(out / "adapter"))
     assert found == pytest.approx(summary(out)["best_eval_loss"], rel=SMALL_MODEL)
+
+
+def test_evaluate_knows_the_rows_that_the_run_held_out(
+    case: Case, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And reads them as the run did, in its precision; a run without any is refused."""
+
+    def loss(out: Path) -> float:
+        argv = ["--adapter", str(out), "--json"]
+        assert evaluate(parse(EvaluateOptions, argv, "evaluate.py", "")) == 0
+        return json.loads(capsys.readouterr().out.splitlines()[-1])["loss"]
+
+    out = case.out("kept")
+    ended = summary(out)
+    assert loss(out) == pytest.approx(ended["best_eval_loss"], rel=SMALL_MODEL)
+    last = out / "checkpoints" / f"step-{STEPS}"
+    assert loss(last) == pytest.approx(ended["eval_loss"], rel=SMALL_MODEL)
+    with pytest.raises(UserError, match="none held out held no rows out"):
+        loss(case.out("none held out"))
 
 
 def test_all_of_a_model_is_kept_at_its_best(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
