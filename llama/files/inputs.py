@@ -20,9 +20,12 @@ _CHUNK = 1 << 22
 
 
 def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
-    """`; did you mean X?` for the known name closest to `word`; nothing where none is close."""
+    """`; did you mean X?` for the known name closest to `word`, before all others one that is
+    `word` with more behind it; nothing where none is close."""
     names = {name.lower(): name for name in known}
-    found = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.5)
+    longer = [name for name in names if len(word) > 1 and name.startswith(word.lower())]
+    found = difflib.get_close_matches(word.lower(), longer or names, n=1, cutoff=0.5)
+    found = found or longer[:1]
     return f"; did you mean {prefix}{names[found[0]]}?" if found else ""
 
 
