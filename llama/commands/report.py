@@ -17,6 +17,8 @@ from llama.settings import ReportOptions
 def report(options: ReportOptions) -> int:
     """Write the page and print its path. Raises `UserError` where a folder is no run, or the page
     cannot be written."""
+    if options.output is not None and options.output.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--output: {options.output}: the page is HTML; expected a name in .html")
     runs = read_runs(options.runs)
     path = options.output or (options.runs[0] / REPORT if len(runs) == 1 else Path(REPORT))
     try:

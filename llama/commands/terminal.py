@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TextIO
 
 NARROWEST = 40
-"""Columns; a terminal that says it has fewer is written to as if it had these."""
+"""Columns that a page with figures and tables needs; on a terminal that says it has fewer it is
+written as if it had these."""
 
 
 @dataclass(frozen=True)
@@ -24,18 +25,20 @@ class Terminal:
     """Whether it takes more than ASCII."""
 
 
-def terminal_of(stream: TextIO, environ: Mapping[str, str] = os.environ) -> Terminal:
+def terminal_of(
+    stream: TextIO, environ: Mapping[str, str] = os.environ, narrowest: int = NARROWEST
+) -> Terminal:
     """Colour only where a person reads: on a terminal that is not `dumb`, unless NO_COLOR (see
     no-color.org) is set to anything."""
     colour = stream.isatty() and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
     encoding = (stream.encoding or "ascii").lower().replace("-", "")
     width = shutil.get_terminal_size((100, 24)).columns
-    return Terminal(max(width, NARROWEST), colour, encoding.startswith("utf"))
+    return Terminal(max(width, narrowest), colour, encoding.startswith("utf"))
 
 
-def this_terminal() -> Terminal:
-    """Standard output as it is now."""
-    return terminal_of(sys.stdout)
+def this_terminal(narrowest: int = NARROWEST) -> Terminal:
+    """Standard output as it is now, taken to have at least `narrowest` columns."""
+    return terminal_of(sys.stdout, narrowest=narrowest)
 
 
 def width_of(character: str) -> int:

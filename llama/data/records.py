@@ -155,6 +155,7 @@ def _json_lines(path: Path, data: bytes) -> list[tuple[int, Any]]:
     problems = Problems(path)
     told = _check_bytes(data, problems)
     records: list[tuple[int, Any]] = []
+    malformed: list[tuple[int, ValueError]] = []
     for number, line in enumerate(data.split(b"\n"), start=1):
         if not line.strip() or number in told:
             continue
@@ -166,6 +167,12 @@ def _json_lines(path: Path, data: bytes) -> list[tuple[int, Any]]:
             if number == 1 and _is_one_object(data):
                 problems.add("", f"holds one JSON object over several lines; give {WANTED}")
                 break
+            malformed.append((number, error))
+    if len(malformed) > 1 and not records:  # another kind of file, as notes or source text
+        number, error = malformed[0]
+        problems.add("", f"no line of it is JSON (line {number}: {error}); give {WANTED}")
+    else:
+        for number, error in malformed:
             problems.add(f"line {number}", f"malformed JSON ({error})")
     problems.raise_any()
     return records

@@ -20,9 +20,12 @@ _CHUNK = 1 << 22
 
 
 def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
-    """`; did you mean X?` for the known name closest to `word`; nothing where none is close."""
+    """`; did you mean X?` for the known name closest to `word`, before all others one that is
+    `word` with more behind it; nothing where none is close."""
     names = {name.lower(): name for name in known}
-    found = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.5)
+    longer = [name for name in names if len(word) > 1 and name.startswith(word.lower())]
+    found = difflib.get_close_matches(word.lower(), longer or names, n=1, cutoff=0.5)
+    found = found or longer[:1]
     return f"; did you mean {prefix}{names[found[0]]}?" if found else ""
 
 
@@ -110,3 +113,15 @@ def decoded(content: bytes, name: str, advice: str = "") -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(f"{name}: line {line}: not UTF-8 text{advice}") from None
+
+
+def new_file_problem(path: Path) -> str | None:
+    """Why nothing can be written as the file `path`, which is to be a new one, or None."""
+    if path.is_dir():
+        return f"{path} is a folder; a file is expected"
+    if path.is_file() and path.stat().st_size:
+        return f"{path} holds something already; give another name, or remove it"
+    where = path if path.exists() else path.absolute().parent
+    if not where.exists():
+        return f"{where} {not_found(where)}"
+    return None if os.access(where, os.W_OK) else f"{where} cannot be written to"

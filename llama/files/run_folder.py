@@ -37,4 +37,13 @@ def why_no_adapter(path: Path) -> str:
         return (
             f"is a run that has written no adapter yet: give one of its {path / CHECKPOINTS}/step-N"
         )
-    return f"is not a PEFT folder: it holds no {_PEFT}"
+    held = sorted((p for p in path.glob("*") if adapter_folder(p)), key=lambda p: p.stat().st_mtime)
+    hint = f"; did you mean {held[-1]}?" if held else ""
+    return f"is not a PEFT folder: it holds no {_PEFT}{hint}"
+
+
+def run_of(path: Path) -> Path | None:
+    """The run that `path` is, or that the adapter or checkpoint at `path` is of; None where it is
+    of none."""
+    inside = (path, *path.absolute().parents[:3])
+    return next((folder for folder in inside if os.path.exists(folder / RECORD)), None)

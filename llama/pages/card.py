@@ -28,8 +28,7 @@ def card(document: Mapping[str, Any], samples: Sequence[Sample] = ()) -> str:
         _use_adapter(document) if is_adapter else _use_model(document),
         "## Data\n",
         _table(("data", "rows", "examples", "tokens", "learnt", "SHA-256"), _data(document)),
-        "## Losses\n",
-        _losses(document),
+        *_losses(document),
         "## Settings\n",
         _table(("setting", "value"), _settings(document)),
     ]
@@ -102,7 +101,8 @@ def _data(document: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
         yield (f"{names}{more}{held_out}", *counts, f"`{of['sha256'][:12]}`")
 
 
-def _losses(document: Mapping[str, Any]) -> str:
+def _losses(document: Mapping[str, Any]) -> list[str]:
+    """Nothing where none is known, as of an adapter that was combined of others."""
     losses = document["losses"]
     rows = [
         ("held out, before training", losses["eval_loss_before"]),
@@ -110,7 +110,7 @@ def _losses(document: Mapping[str, Any]) -> str:
         *((f"training, epoch {n}", loss) for n, loss in enumerate(losses["epoch_losses"])),
     ]
     known = [(name, f"{loss:.4f}") for name, loss in rows if loss is not None]
-    return _table(("mean over learnt tokens", "loss"), known)
+    return ["## Losses\n", _table(("mean over learnt tokens", "loss"), known)] if known else []
 
 
 def _settings(document: Mapping[str, Any]) -> Iterable[tuple[str, str]]:

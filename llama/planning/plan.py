@@ -84,6 +84,8 @@ class Plan:
             f"time: shares of the maker's rates ({gpu.source}) as measured on one H100, taken for "
             "every GPU; a host as fast as that one's, with nothing else to do",
         ]
+        if job.zero.offload_param:
+            lines.append("too much memory: weights in host memory are counted as the GPU's")
         if job.documents is None:
             lines.append(f"rows: each full, one document of {job.seq_len} tokens, all supervised")
         if job.tensor_parallel > 1 or job.data_parallel > 1:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from llama.files.inputs import file_problem
+from llama.files.inputs import file_problem, new_file_problem
 from llama.settings.data_sets import check_plain
 from llama.settings.model import AdapterOptions, ReadingOptions
 from llama.settings.validate import at_least, check_degree, check_model, check_use
@@ -19,7 +18,7 @@ class EvaluateOptions(ReadingOptions, AdapterOptions):
 
     data: list[Path] = field(default_factory=list)
     """Rows to take the loss on: files or folders of shards, as train takes them; may be
-    repeated."""
+    repeated. None means those held out by the run that --adapter is of."""
     task: Path | None = None
     """Questions whose answers are judged, a file in place of --data: rows with a question and
     choices with an answer, an answer alone (exact match), or a pattern (a regular expression)."""
@@ -60,7 +59,8 @@ def check_evaluate(options: EvaluateOptions, world_size: int) -> list[str]:
         given = {"compare": options.compare, "output": options.output}
         problems += [f"--{name}: has no effect without --task" for name in given if given[name]]
         if not options.data:
-            problems.append("--data: expected one or more files, found none; or give --task")
+            others = "give --task, or the --adapter of a run that held rows out"
+            problems.append(f"--data: expected one or more files, found none; or {others}")
         return problems
     if options.data:
         problems.append("--data: --task takes its place; give one of them")
@@ -68,8 +68,6 @@ def check_evaluate(options: EvaluateOptions, world_size: int) -> list[str]:
         problems.append(f"--task: {options.task} {problem}")
     if options.compare and options.adapter is None:
         problems.append("--compare: lays the model beside its adapter; give --adapter")
-    if options.output is not None and not os.path.isdir(options.output.absolute().parent):
-        problems.append(f"--output: the folder of {options.output} does not exist")
-    if options.output is not None and os.path.isdir(options.output):
-        problems.append(f"--output: {options.output} is a folder; a file is expected")
+    if options.output is not None and (problem := new_file_problem(options.output)):
+        problems.append(f"--output: {problem}")
     return problems

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llama.files.inputs import not_found
+from llama.files.inputs import new_file_problem
 from llama.settings.commands import AnswerOptions
 from llama.settings.options.marks import POSITIONAL
 from llama.settings.validate import at_least, check_answering, check_degree, check_model
@@ -65,7 +64,9 @@ def check_generate(options: GenerateOptions, world_size: int) -> list[str]:
         for name, given in {"json": options.json, "output": options.output is not None}.items()
         if options.stream and given
     ]
-    return problems + ([] if options.output is None else _check_new_file(options.output))
+    if options.output is not None and (problem := new_file_problem(options.output)):
+        problems.append(f"--output: {problem}")
+    return problems
 
 
 def _check_prompts(options: GenerateOptions, world_size: int) -> list[str]:
@@ -77,14 +78,3 @@ def _check_prompts(options: GenerateOptions, world_size: int) -> list[str]:
     if from_input and world_size > 1:
         return ["-: a launcher hands no standard input on to its ranks; use --prompt_file FILE"]
     return []
-
-
-def _check_new_file(path: Path) -> list[str]:
-    if path.is_dir():
-        return [f"--output: {path} is a folder; a file is expected"]
-    if path.is_file() and path.stat().st_size:
-        return [f"--output: {path} holds something already; give another name, or remove it"]
-    where = path if path.exists() else path.absolute().parent
-    if not where.exists():
-        return [f"--output: {where} {not_found(where)}"]
-    return [] if os.access(where, os.W_OK) else [f"--output: {where} cannot be written to"]

@@ -181,7 +181,7 @@ class Run:
         comparison = samples.Comparison(self.inputs, self.model, self.mesh)
         show_life(self.model, self.ends.beat)
         if self.start.source is None:
-            self.summary |= {"steps": 0, "eval_loss_before": self._evaluate(0), "epoch_losses": []}
+            self.summary |= {"steps": 0, "eval_loss_before": self._evaluate(), "epoch_losses": []}
             self.state.samples_before = comparison.before()
         for line in self.best.take_up():
             self.report.say(line)
@@ -277,7 +277,7 @@ class Run:
         if self.best.keeps and not self._has_saved:  # see `llama/train/best.py`
             self._save()
         with self.watch.paused():
-            loss = self._evaluate(state.epoch + state.window / self.plan.epochs.windows_per_epoch)
+            loss = self._evaluate()
             state.evaluated, self.summary["eval_loss"] = steps, loss
             norms = self.method.norms(self.engine)
             self.report.norms(steps, norms, self.method.histogram_of)
@@ -298,12 +298,13 @@ class Run:
             "without a lower held-out loss"
         )
 
-    def _evaluate(self, epochs: float) -> float | None:
+    def _evaluate(self) -> float | None:
         held_out = self.inputs.held_out
         if held_out is None:
             return None
         loss = held_out_loss(self.engine, held_out.packed, self.plan.resolved.micro_batch)
-        self.report.evaluation(self.engine.steps, epochs, loss)
+        steps = self.engine.steps  # the state is in the next epoch where --max_steps ended one
+        self.report.evaluation(steps, steps / self.plan.epochs.windows_per_epoch, loss)
         return loss
 
     def _about(self, eval_loss: float | None) -> About:

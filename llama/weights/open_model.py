@@ -251,7 +251,7 @@ def _not_found(model: str) -> str:
 
 def _nearest(model: str) -> str:
     """A hint at what may have been meant: a name that is known, or a neighbour of the path."""
-    known = [BUNDLED, *(_RANDOM + name for name in PRESETS), *hub.cached_names()]
+    known = [BUNDLED, *PRESETS, *(_RANDOM + name for name in PRESETS), *hub.cached_names()]
     parent = Path(model).expanduser().parent if model and "\0" not in model else Path()
     if parent.is_dir():
         known += [str(parent / path.name) for path in parent.iterdir()]

@@ -15,6 +15,7 @@ import pytest
 from safetensors.torch import load_file
 
 from llama.commands.evaluate.command import evaluate
+from llama.errors import UserError
 from llama.settings import EvaluateOptions
 from llama.settings.options import parse
 from tests.integration.test_resume import adapter, metrics
@@ -53,7 +54,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     add("not kept", None, "--best", "false")
     made.add("none held out", KIND, None, *steep, "--eval_data", "-")
     add("turns", 4, "--keep", "1")
-    add("full", None, "--max_steps", "4", *FULL)
+    add("full", None, "--max_steps", "3", *FULL)
     (made.folder / "said.txt").write_text(made.go())
     return made
 
@@ -104,6 +105,13 @@ def test_the_best_is_kept_though_its_checkpoint_is_not(case: Case) -> None:
     numbers = f"{losses[0]:.4f} before, {losses[BEST]:.4f} at step {BEST} (best, kept), "
     assert f"held-out loss: {numbers}{losses[STEPS]:.4f} at the end" in said
     assert f"adapter (PEFT): {out}/adapter, of step {BEST}; of the last, {out}/adapter_last" in said
+
+
+def test_an_evaluation_says_after_how_many_epochs_it_was(case: Case) -> None:
+    """Also the last one of a run that `--max_steps` ends within an epoch: four steps are one."""
+    for name, steps in (("all", STEPS), ("full", 3)):
+        found = {m["step"]: m["epoch"] for m in metrics(case.out(name)) if "eval_loss" in m}
+        assert found == {step: step / 4 for step in range(steps + 1)}
 
 
 def test_stopped_and_gone_on_with_it_is_the_same(case: Case) -> None:
@@ -181,16 +189,35 @@ def test_evaluate_gives_the_number_of_the_summary(
     assert found == pytest.approx(summary(out)["best_eval_loss"], rel=SMALL_MODEL)
 
 
+def test_evaluate_knows_the_rows_that_the_run_held_out(
+    case: Case, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And reads them as the run did, in its precision; a run without any is refused."""
+
+    def loss(out: Path) -> float:
+        argv = ["--adapter", str(out), "--json"]
+        assert evaluate(parse(EvaluateOptions, argv, "evaluate.py", "")) == 0
+        return json.loads(capsys.readouterr().out.splitlines()[-1])["loss"]
+
+    out = case.out("kept")
+    ended = summary(out)
+    assert loss(out) == pytest.approx(ended["best_eval_loss"], rel=SMALL_MODEL)
+    last = out / "checkpoints" / f"step-{STEPS}"
+    assert loss(last) == pytest.approx(ended["eval_loss"], rel=SMALL_MODEL)
+    with pytest.raises(UserError, match="none held out held no rows out"):
+        loss(case.out("none held out"))
+
+
 def test_all_of_a_model_is_kept_at_its_best(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
     """The answers are the last step's: to load a model again is left to its user."""
     out = case.out("full")
     ended, losses = summary(out), held_out(out)
-    step = min(range(1, 5), key=lambda step: losses[step])
-    assert ended["kept_step"] == ended["best_step"] == step and ended["answers_step"] == 4
+    step = min(range(1, 4), key=lambda step: losses[step])
+    assert ended["kept_step"] == ended["best_step"] == step and ended["answers_step"] == 3
     names = (out / "model", out / "best" / f"step-{step}")
     files = [folder / "model.safetensors" for folder in names]
     assert files[0].samefile(files[1])
     last = (out / "model_last" / "model.safetensors").read_bytes()
-    assert (last == files[0].read_bytes()) == (step == 4)
+    assert (last == files[0].read_bytes()) == (step == 3)
     found = evaluated(case, capsys, "--model", str(out / "model"))
     assert found == pytest.approx(losses[step], rel=SMALL_MODEL)

@@ -61,7 +61,7 @@ def saved(terminal: Terminal, path: Path) -> list[dict[str, object]]:
 def test_a_conversation_at_a_narrow_terminal(model: Path, tmp_path: Path) -> None:
     pasted_text = "one line\nand 日本 another"
     words = (*CHAT, "--model", model, "--max_new_tokens", "7000")
-    with at_terminal(*words, columns=40) as terminal:
+    with at_terminal(*words, columns=30) as terminal:
         terminal.until("/help lists the commands")
         terminal.until(PROMPT)
         terminal.type(pasted(pasted_text))
@@ -82,7 +82,7 @@ def test_a_conversation_at_a_narrow_terminal(model: Path, tmp_path: Path) -> Non
         terminal.type("\x04")
         assert terminal.ended() == 0
     shown = lines_of(stopped.replace("^C", ""))
-    assert shown and all(columns_of(line) <= 40 for line in shown)
+    assert shown and all(columns_of(line) <= 30 for line in shown)
     asked, answered = turns[::2], turns[1::2]
     assert [turn["content"] for turn in asked] == [pasted_text, "日🙂 typed"]
     # The first answer as it stands on the terminal, lines put together again.

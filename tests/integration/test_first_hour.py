@@ -17,7 +17,7 @@ from llama.commands.start import listing
 from llama.commands.table import COMMANDS
 from tests.support.model_files import ROOT
 from tests.support.notebook import code_cells, run_cells
-from tests.support.tiny_runs import read_lines, write_model, write_rows
+from tests.support.tiny_runs import read_lines, write_model
 
 NOTEBOOK = ROOT / "docs/first_hour.ipynb"
 
@@ -58,7 +58,6 @@ def test_every_cell_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         "PATH": f"{program.parent}:{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
         "MODEL": str(tmp_path / "model"),
-        "ROWS": str(write_rows(tmp_path / "rows.json", 3)),
         "RUN": "runs/first",
         "STEPS": "1",
         "MORE_STEPS": "2",

@@ -10,6 +10,7 @@ from llama.assembly.adapter import open_for_use
 from llama.assembly.model import ready_model
 from llama.assembly.use import sides
 from llama.commands.chat.conversation import ANEW, Conversation
+from llama.commands.chat.layout import NARROWEST
 from llama.commands.chat.reading import HOW_TO_LEAVE, Reader, at_terminal, reader, without_echo
 from llama.commands.chat.showing import show
 from llama.commands.chat.slash import obeyed
@@ -106,7 +107,7 @@ class Talk:
             for speaker in self._speakers
         }
         with without_echo():
-            show(answers, this_terminal() if self._is_seen else None, self.stop)
+            show(answers, this_terminal(NARROWEST) if self._is_seen else None, self.stop)
         for speaker in self._speakers:
             if speaker.cut_by is not None:
                 name = f"{speaker.name}: " * (len(self._speakers) > 1)
@@ -121,7 +122,7 @@ class Talk:
 def tell(text: str) -> None:
     """Lines about the conversation on standard error, none wider than a terminal."""
     if at_terminal():
-        terminal = this_terminal()
+        terminal = this_terminal(NARROWEST)
         text = "\n".join(paragraph(line, terminal) for line in text.split("\n"))
     say(text)
 

@@ -8,6 +8,8 @@ from llama.commands.terminal import Terminal, visible, width_of
 
 JOINER = "\u200d"
 TAB = " " * 4
+NARROWEST = 8
+"""Columns that a terminal is taken to have at least: enough for an indented wide character."""
 NARROWEST_COLUMN = 36
 """Columns; two answers stand side by side where each has as many."""
 _GAP = " | "

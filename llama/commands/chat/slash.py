@@ -64,6 +64,8 @@ def _save(sides: Sides, name: str) -> str:
     conversation = sides[-1]
     if not conversation.exchanges:
         raise UserError("/save: nothing has been said yet")
+    if len(name) > 2 and name[0] == name[-1] and name[0] in "'\"":
+        name = name[1:-1]  # as one quotes a name for a shell
     path = Path(name).expanduser()
     try:
         before, rows = _rows_before(path)
@@ -104,7 +106,9 @@ def _exit(_: Sides, __: str) -> str:
 
 COMMANDS = {
     "/reset": SlashCommand("", "forget what was said", _reset),
-    "/system": SlashCommand("TEXT", "what the model is told first; alone: its own again", _system),
+    "/system": SlashCommand(
+        "TEXT", "what the model is told first; alone: its template's own", _system
+    ),
     "/save": SlashCommand("FILE", "add the conversation to FILE, as a row for train", _save),
     "/help": SlashCommand("", "this list", _help),
     "/exit": SlashCommand("", "leave", _exit),

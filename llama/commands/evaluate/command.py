@@ -16,6 +16,7 @@ from llama.assembly.limits import check_examples, degree_problems
 from llama.assembly.model import ready_model
 from llama.assembly.use import loss_of_share, mean_loss, sides
 from llama.commands.evaluate.asking import ask, check_questions
+from llama.commands.evaluate.of_run import with_rows_of_run
 from llama.commands.evaluate.report import document, lines, rows, warnings
 from llama.commands.evaluate.respondent import ModelRespondent, Writer
 from llama.data.prepare import Prepared, Reading
@@ -45,6 +46,7 @@ def evaluate(options: EvaluateOptions) -> int:
     """Print the mean loss over supervised tokens and its perplexity, or the shares of right
     answers. Raises `UserError` before any weights load."""
     check_launch()
+    options = with_rows_of_run(options)
     raise_if(check_evaluate(options, launched_world_size()))
     device = meet_processes()
     try:

@@ -88,8 +88,12 @@ def facts(plan: Plan) -> list[tuple[str, str]]:
     if plan.hours is None:
         found.append(("the run", "give --data, --rows or --max_steps for its hours"))
     else:
-        found.append(("the run", f"{plan.steps:,} steps: {plan.hours:,.2f} hours"))
+        found.append(("the run", f"{plan.steps:,} steps: {_duration(plan.hours)}"))
     return found
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:,.2f} hours" if hours >= 1 else f"{60 * hours:,.1f} minutes"
 
 
 def _gib(count: float) -> str:

@@ -7,11 +7,12 @@ one speed go by what can go wrong with them: fewer shards and a lower stage firs
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from llama.assembly.limits import degree_problems
 from llama.commands.plan.inputs import Inputs, plan_of
@@ -25,7 +26,8 @@ from llama.planning.job import Job, Zero
 from llama.planning.plan import Plan
 from llama.planning.time import step_time, tokens_per_second
 from llama.planning.work import adapter_bytes, base_bytes
-from llama.settings import PlanOptions
+from llama.settings import PlanOptions, TrainOptions
+from llama.settings.options.declare import declared
 
 FILE = "deepspeed.json"
 SAME = 1.02
@@ -35,6 +37,13 @@ FILLED = 0.92
 out as a run goes on."""
 WEIGHTS = "MODEL"
 """Stands in a command line for a folder that the user has."""
+_SPOKEN = {
+    "lora": ("seq_len", "checkpointing", "lora.rank", "lora.targets"),
+    "full": ("seq_len", "checkpointing"),
+}
+"""By method the options of `train` that a suggestion's command gives though they be the default."""
+_OWN = ("deepspeed", "model", "output_dir", "compile", "override", "json")
+"""Options of both commands that mean each command's own, or are given otherwise."""
 _BUCKET = 10_000_000
 _KEEPING: tuple[Checkpointing, ...] = ("none", "ffn", "block")
 
@@ -74,57 +83,69 @@ class Suggestion:
         return WEIGHTS if self.options.model in PRESETS else self.options.model
 
     def command(self, folder: Path) -> str:
-        """The command line that trains so."""
-        options, way = self.options, self.way
-        start = f"deepspeed --num_gpus {options.gpus}"
-        if options.nodes > 1:
-            start = "deepspeed --hostfile hosts"
-        words = [
-            f"{start} --module llama.commands.train",
-            f"--deepspeed {folder / FILE} --model {self.model}",
-            f"--seq_len {options.seq_len} --checkpointing {way.checkpointing}",
-        ]
-        if way.tensor_parallel > 1:
-            words.append(f"--tensor_parallel {way.tensor_parallel}")
-        if options.method == "full":
-            words.append("--method full")
-        else:
-            lora = options.lora
-            words.append(f"--lora.rank {lora.rank} --lora.targets {','.join(lora.targets)}")
-        if options.data:
-            words.append(" ".join(f"--data {path}" for path in options.data))
-        if options.columns:
-            words.append(f"--columns {','.join(map('='.join, options.columns))}")
-        return " ".join(words)
+        """The command line that trains so: what was chosen, what a run is best told in so many
+        words, and all else that was given and is not the default of `train`."""
+        options = self.options
+        start = ["--num_gpus", str(options.gpus)] if options.nodes == 1 else ["--hostfile", "hosts"]
+        words = ["deepspeed", *start, "--module", "llama.commands.train"]
+        words += ["--deepspeed", str(folder / FILE), "--model", self.model]
+        for option in declared(TrainOptions):
+            value = _value(options, option.name)
+            spoken = option.name in _SPOKEN[options.method]
+            if option.name not in _OWN and (spoken or value not in (None, option.default)):
+                words += _given(option.name, value)
+        return shlex.join(words)
+
+
+def _value(options: PlanOptions, name: str) -> Any:
+    """Of an option of `train`, dotted where it is nested; None where `plan` does not have it."""
+    found: Any = options
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def _given(name: str, value: Any) -> list[str]:
+    """The words that give an option its value."""
+    if isinstance(value, list):
+        return [word for each in cast("list[Any]", value) for word in (f"--{name}", str(each))]
+    if isinstance(value, bool):
+        return [f"--{name}", str(value).lower()]
+    if isinstance(value, tuple):
+        each = cast("tuple[str | tuple[str, str], ...]", value)
+        return [f"--{name}", ",".join(e if isinstance(e, str) else "=".join(e) for e in each)]
+    return [f"--{name}", str(value)]
 
 
 def suggest(inputs: Inputs) -> Suggestion:
     """Raises `UserError` where no way fits."""
     available = int(FILLED * inputs.place.gpu.memory)
-    tried: Way | None = None
+    closest = min(least_bytes(job_of(inputs, way)) for way in ways(inputs))
+    traced: list[float] = []
     for way in ordered(inputs):
         job = job_of(inputs, way)
         if least_bytes(job) > available:
             continue
-        tried = way
-        if estimate(job) > available:
+        traced.append(estimate(job))
+        if traced[-1] > available:
             continue
         options = options_of(inputs, way)
         document = deepspeed_of(inputs, way)
         plan = plan_of(inputs, document, options)
         if plan.memory.used_bytes <= available:
             return Suggestion(way, document, options, plan)
-    raise UserError(_nothing_fits(inputs, tried))
+        traced[-1] = plan.memory.used_bytes
+    raise UserError(_nothing_fits(inputs, min(traced, default=closest)))
 
 
-def _nothing_fits(inputs: Inputs, tried: Way | None) -> str:
+def _nothing_fits(inputs: Inputs, least: float) -> str:
     options = inputs.options
-    way = tried or min(ways(inputs), key=lambda way: least_bytes(job_of(inputs, way)))
-    least = least_bytes(job_of(inputs, way))
     return (
         f"--suggest: no way to train {options.model} on {inputs.world_size} x {options.gpu} at "
         f"--seq_len {options.seq_len} fits: each needs at least {least / GIB:.1f} GiB of "
-        f"{inputs.place.gpu.memory / GIB:.1f}; take more GPUs, larger ones or shorter rows"
+        f"{FILLED * inputs.place.gpu.memory / GIB:.1f}; take more GPUs, larger ones or shorter "
+        "rows (weights in host memory are counted as the GPU's, so that ZeRO-3 with offload_param "
+        "may fit all the same)"
     )
 
 

@@ -23,6 +23,10 @@ def named(path: str) -> Callable[[Setting], None]:
     return lambda setting: setting.options.update(data=path)
 
 
+def a_text(setting: Setting) -> None:
+    setting.path("rows.json").write_text("# Notes\n\nThese are\nno rows.\n")
+
+
 def third_line_cut(setting: Setting) -> None:
     records = json.loads(setting.path("rows.json").read_text())
     lines = [json.dumps(record) for record in records[:2]] + ['{"prompt": "a", "comple']
@@ -93,6 +97,7 @@ CASES = [
     Case("a FIFO", fifo, ("--data: pipe is not a regular file",)),
     Case("an empty file", content(""), ("rows.json: is empty",)),
     Case("an empty list", content("[]"), ("holds no rows",)),
+    Case("no data but a text", a_text, ("rows.json: no line of it is JSON (line 1: ",)),
     Case("a line cut short", third_line_cut, ("rows.json: line 3: malformed JSON",)),
     Case("a list cut short", content('[{"prompt": "a"'), ("rows.json: is not valid JSON",)),
     Case("one object over several lines", content('{"a": [\n1]}'), ("one JSON object",)),

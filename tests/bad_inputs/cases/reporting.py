@@ -20,6 +20,11 @@ def output(path: str) -> Callable[[Setting], None]:
     return lambda setting: setting.options.update(output=path)
 
 
+def folder_in_its_place(setting: Setting) -> None:
+    setting.path("page.html").mkdir()
+    setting.options.update(output="page.html")
+
+
 Refused = partial(Case, command="report")
 CASES = [
     Refused("no run", runs(), ("--runs: required",)),
@@ -28,9 +33,10 @@ CASES = [
     Refused("a file of a run", runs("finished/run.json"), ("the run is finished",)),
     Refused("a run given twice", runs("finished", "./finished/"), ("finished: given twice",)),
     Refused("several of them", runs("model", "absent", "finished"), ("model: ", "absent: ")),
-    Refused("a page where a folder is", output("model"), ("--output: model cannot be written",)),
+    Refused("a page where a folder is", folder_in_its_place, ("--output: page.html cannot be",)),
     Refused(
         "a page in no folder", output("absent/page.html"), ("--output: absent/page.html cannot",)
     ),
+    Refused("a page in a file of rows", output("rows.json"), ("--output: rows.json: the page is",)),
     Refused("an unknown option", runs("finished", "--html", "x"), ("--html: unknown option",)),
 ]

@@ -30,6 +30,11 @@ def neither(setting: Setting) -> None:
     del setting.options["data"]
 
 
+def of_no_run(setting: Setting) -> None:
+    neither(setting)
+    setting.options["adapter"] = "adapter"
+
+
 ROW = {"question": "q", "answer": "a"}
 CHOICE = {"question": "q", "choices": ["x", "y"], "answer": 0}
 Refused = partial(Case, command="evaluate")
@@ -43,7 +48,13 @@ CASES = [
     ),
     Refused("no such task", asked(ROW, task="tsk.jsonl"), ("did you mean task.jsonl?",)),
     Refused("no adapter to compare with", asked(ROW, compare="true"), ("--compare: lays",)),
-    Refused("an output nowhere", asked(ROW, output="no/out.jsonl"), ("the folder of no/out",)),
+    Refused("an output nowhere", asked(ROW, output="no/out.jsonl"), ("no does not exist",)),
+    Refused(
+        "an output that holds something",
+        asked(ROW, output="rows.json"),
+        ("--output: rows.json holds something already",),
+    ),
+    Refused("rows of what is no run", of_no_run, ("--data: expected one or more files",)),
     Refused("three ranks' worth", asked(ROW, tensor_parallel="3"), ("--tensor_parallel: 1",)),
     Refused("no right answer", asked({"question": "q"}), ("line 1: has none of the fields",)),
     Refused("no question", asked(ROW, {"answer": "a"}), ("line 2: field 'question' is missing",)),

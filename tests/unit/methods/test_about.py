@@ -86,6 +86,12 @@ def test_the_card_says_data_losses_and_settings(tmp_path: Path) -> None:
     assert "`/models/tiny\\|odd`" in text, "a bar would end the cell"
 
 
+def test_a_card_has_no_losses_where_none_are_known(tmp_path: Path) -> None:
+    """As of an adapter that was combined of others."""
+    none = {"eval_loss_before": None, "eval_loss": None, "epoch_losses": []}
+    assert "Losses" not in card(write(tmp_path) | {"losses": none})
+
+
 def test_the_card_of_a_whole_model_is_another(tmp_path: Path) -> None:
     text = card(write(tmp_path) | {"method": "full"})
     assert front_of(text)["library_name"] == "transformers"

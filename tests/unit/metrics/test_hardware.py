@@ -33,6 +33,8 @@ def test_others_are_not(device: str) -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="found 'H100'; did you mean h100-80gb"):  # and not h200
+        gpu_named("H100")
     with pytest.raises(UserError, match="found 'a100'; did you mean a100-"):
         gpu_named("a100")
 

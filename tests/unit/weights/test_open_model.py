@@ -150,6 +150,7 @@ def test_missing_paths_name_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "llama-tiny").mkdir()
     assert f"did you mean {tmp_path}/llama-tiny?" in refusal(tmp_path / "lama-tiny")
     assert "did you mean smollm2-135m?" in refusal("smollm-135m")
+    assert "did you mean llama-3-8b?" in refusal("llama3-8b")
     assert "did you mean random:llama-7b?" in refusal("randon:llama-7b")
     for name in ("", "x\0y", "no such thing", "../" * 50 + "zzz"):
         assert "no such folder or file" in refusal(name)

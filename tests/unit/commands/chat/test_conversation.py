@@ -166,7 +166,7 @@ def test_rows_are_added_to_a_file(talk: Conversation, tmp_path: Path) -> None:
     talk.exchanges += [Exchange("a", "日", True), Exchange("c", "d", False)]
     assert (obeyed(f"/save {path}", [talk]) or "").startswith(f"{path}: row 1, of 2")
     talk.exchanges[1:] = []
-    assert (obeyed(f"/save {path}", [talk]) or "") == f"{path}: row 2, of 1 messages and answers"
+    assert (obeyed(f'/save "{path}"', [talk]) or "") == f"{path}: row 2, of 1 messages and answers"
     rows = read_rows([path]).rows
     assert [len(row.messages) for row in rows] == [5, 3]
     assert rows[0].messages[4].get("learn") is False and rows[1].messages[2]["content"] == "日"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from llama.errors import UserError
 from llama.metrics.hardware import GPUS
 from llama.model.presets import PRESETS
 from llama.planning.fit import estimate
-from llama.settings import PlanOptions, deepspeed_json
+from llama.settings import LoRAOptions, PlanOptions, TrainOptions, deepspeed_json
+from llama.settings.options import parse
 from llama.weights.open_model import sizes_of
 from tests.support.model_files import ROOT
 from tests.support.tiny_runs import CONFIG, write_json, write_model, write_rows
@@ -154,6 +157,21 @@ def test_a_command_names_no_folder_that_is_not_known(tmp_path: Path) -> None:
         assert f" --model {named} " in found.command(tmp_path)
 
 
+def test_a_command_trains_what_was_planned(tmp_path: Path) -> None:
+    """All that `plan` was told of the run is in it, and is what `train` then reads."""
+    rows = write_rows(tmp_path / "my rows.json", 9)
+    lora = LoRAOptions(rank=8, alpha=4.0, kind="dora", scale="alpha/sqrt(r)", targets=("wq", "wo"))
+    given: dict[str, Any] = {"lora": lora, "data": [rows], "template": "chatml", "pack": False}
+    given |= {"epochs": 2, "max_steps": 7, "overlong": "cut", "seq_len": 64}
+    model = str(write_model(tmp_path / "model"))
+    found = suggest(read_inputs(options(deepspeed=None, suggest=True, model=model, **given)))
+    words = shlex.split(found.command(tmp_path))
+    read = parse(TrainOptions, words[words.index("--deepspeed") :], "train", "")
+    assert {name: getattr(read, name) for name in given} == given
+    assert (read.model, read.deepspeed) == (model, tmp_path / "deepspeed.json")
+    assert read.checkpointing == found.way.checkpointing
+
+
 def test_the_fastest_way_that_fits_is_taken() -> None:
     """No way before it in the order fits."""
     given = options(deepspeed=None, suggest=True, model="llama-3.2-3b", gpu="t4", seq_len=4096)
@@ -167,9 +185,13 @@ def test_the_fastest_way_that_fits_is_taken() -> None:
     assert found.way.checkpointing != "none"
 
 
-def test_what_fits_nowhere_is_refused_with_what_it_needs() -> None:
-    with pytest.raises(UserError, match=r"fits: each needs at least \d"):
-        suggested(model="llama-7b", gpu="t4", seq_len=200_000)
+@pytest.mark.parametrize("seq_len", [40_000, 200_000])
+def test_what_fits_nowhere_is_refused_with_what_it_needs(seq_len: int) -> None:
+    """Which is more than there is: of the shorter rows by a trace, of the longer by arithmetic."""
+    with pytest.raises(UserError, match=r"fits: each needs at least \d") as refused:
+        suggested(model="llama-7b", gpu="t4", seq_len=seq_len)
+    ((needed, there),) = re.findall(r"at least ([\d.]+) GiB of ([\d.]+);", str(refused.value))
+    assert float(needed) > float(there)
 
 
 def test_least_bytes_is_below_the_plan() -> None:
