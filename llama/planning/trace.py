@@ -33,7 +33,7 @@ from llama.planning.gathering import Gathering
 from llama.planning.job import Job
 from llama.planning.storages import LiveStorages
 from llama.planning.zero import STAGES, Optimizer
-from llama.weights.load import load_weights
+from llama.weights.load import Placement, load_weights
 from llama.weights.random_init import RandomReader
 
 CPU = torch.device("cpu")
@@ -214,12 +214,10 @@ def _ways(job: Job, storages: LiveStorages) -> Iterator[Any]:
         yield as_on_cuda(OPERATORS)
 
 
-class _NoValues:
-    """The placement of weights that nobody reads."""
+class _NoValues(Placement):
+    """Of weights that nobody reads."""
 
     reads = False
-
-    def place(self, parameter: nn.Parameter) -> None: ...
 
 
 def build(job: Job, tp: TensorParallel, fake: FakeTensorMode) -> Transformer:
