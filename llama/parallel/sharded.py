@@ -13,7 +13,7 @@ needed for another unit. All ranks must use the same units in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -84,12 +84,12 @@ class Unit:
         """Make room for a parameter of the shape and type of `like`, before any is put in."""
         assert self._share is None and name not in self._places
         self._places[name] = place = _Place(self._end, like.shape, like.dtype)
-        self._end = -(-(place.start + place.nbytes) // ALIGNED) * ALIGNED
+        self._end += aligned(place.nbytes)
 
     @property
     def share_size(self) -> int:
         """Bytes of one rank's share."""
-        return -(-self._end // (ALIGNED * self.base.ranks)) * ALIGNED
+        return aligned(-(-self._end // self.base.ranks))
 
     @property
     def size(self) -> int:
@@ -246,6 +246,16 @@ class ShardedBase:
             room.pending = None
         unit.hide()
         return room
+
+
+def aligned(size: int) -> int:
+    """`size` bytes, filled up."""
+    return -(-size // ALIGNED) * ALIGNED
+
+
+def share_bytes(sizes: Iterable[int], ranks: int) -> int:
+    """Bytes of one of `ranks` equal shares of a unit of parameters of `sizes` bytes."""
+    return aligned(-(-sum(map(aligned, sizes)) // ranks))
 
 
 def rooms(blocks: int) -> int:

@@ -26,7 +26,6 @@ from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.parallel.sharded import Gather, Pending, ShardedBase
-from llama.settings import LoRAOptions
 from llama.settings.deepspeed_json import Resolved
 from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader

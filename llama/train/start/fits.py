@@ -70,6 +70,7 @@ def job_of(inputs: Inputs, plan: Schedule, mesh: Mesh, device: torch.device) -> 
         fused=is_wanted(options.compile, on_cuda),
         tensor_parallel=mesh.tensor_parallel.size,
         data_parallel=mesh.data_parallel_size,
+        shard_base=options.shard_base,
         device="cuda" if on_cuda else "cpu",
         **settings_of(plan.resolved),
     )
@@ -92,7 +93,7 @@ def weights_bytes(job: Job) -> int:
         return 0
     size = 4 if job.precision == "fp32" else 2
     weights = base_bytes(job.config, job.tensor_parallel, size)
-    return weights // job.data_parallel if job.zero.stage == 3 else weights
+    return weights // job.data_parallel if job.zero.stage == 3 or job.shares_base else weights
 
 
 def _judge(job: Job, inputs: Inputs, device: torch.device, available: int) -> Verdict:
