@@ -15,7 +15,7 @@ from llama.methods.kinds import method_of
 from llama.notes import note
 from llama.parallel.agreement import on_every
 from llama.parallel.mesh import Mesh
-from llama.parallel.sharded import ShardedBase
+from llama.parallel.sharded import ShardedBase, Sharers
 from llama.settings import BenchmarkOptions, TrainOptions, VerifyOptions
 from llama.settings.deepspeed_json import Resolved
 from llama.weights.load import Placement
@@ -78,7 +78,8 @@ def sharded_base(
         note("--shard_base: has no effect on one data-parallel rank, which keeps all of the base")
         return None
     config = source.config
-    return ShardedBase(mesh.data_parallel_group, device, config.n_layers, config.tied_embedding)
+    sharers = Sharers.of_group(mesh.data_parallel_group)
+    return ShardedBase(sharers, device, config.n_layers, config.tied_embedding)
 
 
 def _placement(base: ShardedBase | None, resolved: Resolved, mesh: Mesh) -> Placement | None:

@@ -41,15 +41,24 @@ Gather = Callable[[torch.Tensor, torch.Tensor], Pending]
 """Begins to fill the first tensor with what all ranks give as the second, in the order of ranks."""
 
 
-def gather_by_group(group: dist.ProcessGroup) -> Gather:
-    """By the collective of `group`'s own backend."""
+@dataclass(frozen=True)
+class Sharers:
+    """Ranks that share a base: the place of this one, their number, how shares come together."""
 
-    def gather(whole: torch.Tensor, share: torch.Tensor) -> Pending:
-        work = dist.all_gather_into_tensor(whole, share, group=group, async_op=True)
-        assert work is not None
-        return work
+    rank: int
+    count: int
+    gather: Gather
 
-    return gather
+    @classmethod
+    def of_group(cls, group: dist.ProcessGroup) -> Sharers:
+        """By the collective of the group's own backend."""
+
+        def gather(whole: torch.Tensor, share: torch.Tensor) -> Pending:
+            work = dist.all_gather_into_tensor(whole, share, group=group, async_op=True)
+            assert work is not None
+            return work
+
+        return cls(dist.get_rank(group), dist.get_world_size(group), gather)
 
 
 @dataclass(frozen=True)
@@ -89,12 +98,12 @@ class Unit:
     @property
     def share_size(self) -> int:
         """Bytes of one rank's share."""
-        return aligned(-(-self._end // self.base.ranks))
+        return aligned(-(-self._end // self.base.sharers.count))
 
     @property
     def size(self) -> int:
         """Bytes of the whole, filled up to equal shares."""
-        return self.share_size * self.base.ranks
+        return self.share_size * self.base.sharers.count
 
     @property
     def share(self) -> torch.Tensor:
@@ -109,7 +118,7 @@ class Unit:
 
     def own_bytes(self, name: str) -> tuple[int, int]:
         """Of the parameter's bytes, the `[first, end)` that lie in this rank's share."""
-        place, begin = self._places[name], self.share_size * self.base.rank
+        place, begin = self._places[name], self.share_size * self.base.sharers.rank
         first, end = begin - place.start, begin + self.share_size - place.start
         return min(max(first, 0), place.nbytes), min(max(end, 0), place.nbytes)
 
@@ -120,7 +129,7 @@ class Unit:
         first, end = self.own_bytes(name)
         if first < end:
             flat = content.detach().contiguous().flatten().view(torch.uint8)
-            into = self._places[name].start + first - self.share_size * self.base.rank
+            into = self._places[name].start + first - self.share_size * self.base.sharers.rank
             self.share[into : into + end - first].copy_(flat[first - start : end - start])
         self._parameters[name] = parameter
         parameter.unit = self  # type: ignore[attr-defined]
@@ -155,18 +164,15 @@ class _Room:
 
 
 class ShardedBase:
-    """The units of a base of `blocks` transformer blocks, over the ranks of `group`."""
+    """The units of a base of `blocks` transformer blocks."""
 
-    def __init__(
-        self, group: dist.ProcessGroup, device: torch.device, blocks: int, tied: bool
-    ) -> None:
+    def __init__(self, sharers: Sharers, device: torch.device, blocks: int, tied: bool) -> None:
         """`tied`: the head is the embedding."""
-        self.rank, self.ranks = dist.get_rank(group), dist.get_world_size(group)
+        self.sharers = sharers
         self.device = device
         self.embedding = Unit(self, passing=True)
         self.head = self.embedding if tied else Unit(self, passing=True)
         self.blocks = [Unit(self) for _ in range(blocks)]
-        self._gather = gather_by_group(group)
         self._most = rooms(blocks)
         self._held: dict[Unit, _Room] = {}
         """Units that are there or on their way, the one asked for last at the end."""
@@ -224,10 +230,10 @@ class ShardedBase:
         """On CUDA on a stream of its own, as soon as the room is free."""
         whole = room.buffer[: unit.size]
         if self._aside is None:
-            return self._gather(whole, unit.share)
+            return self.sharers.gather(whole, unit.share)
         self._aside.wait_event(room.free)
         with torch.cuda.stream(self._aside):
-            return self._gather(whole, unit.share)
+            return self.sharers.gather(whole, unit.share)
 
     def _room_for(self, unit: Unit) -> _Room | None:
         """Room that no kernel to come reads: a new one, or that of the unit longest unused."""

@@ -23,7 +23,7 @@ from llama.kernels import products
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
 from llama.parallel.mesh import Mesh, create_mesh
-from llama.parallel.sharded import ShardedBase
+from llama.parallel.sharded import ShardedBase, Sharers
 from llama.planning.storages import LiveStorages, every_tensor
 from llama.planning.trace import batch_of
 from llama.weights.load import Placement
@@ -71,8 +71,8 @@ def engine_of(case: Case, mesh: Mesh, device: torch.device) -> Engine:
     placement: Placement | None = ZeRO3Placement(resolved, mesh) if case.stage == 3 else None
     base = None
     if case.shard_base:
-        group, blocks = mesh.data_parallel_group, case.config.n_layers
-        base = ShardedBase(group, device, blocks, case.config.tied_embedding)
+        sharers = Sharers.of_group(mesh.data_parallel_group)
+        base = ShardedBase(sharers, device, case.config.n_layers, case.config.tied_embedding)
         placement = ShardedPlacement(base)
     tp, mode = mesh.tensor_parallel, case.checkpointing
     model = build_model(source, dtype, device, tp, mode, placement)

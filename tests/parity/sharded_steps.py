@@ -25,7 +25,7 @@ from llama.engine import Engine, start_processes
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
 from llama.parallel.mesh import Mesh, create_mesh
-from llama.parallel.sharded import Gather, Pending, ShardedBase
+from llama.parallel.sharded import Pending, ShardedBase, Sharers
 from llama.settings.deepspeed_json import Resolved
 from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader
@@ -66,15 +66,12 @@ class CountingBase(ShardedBase):
 
     received = 0
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        inner: Gather = self._gather
-
+    def __init__(self, sharers: Sharers, *more: Any) -> None:
         def gather(whole: torch.Tensor, share: torch.Tensor) -> Pending:
             CountingBase.received += whole.nbytes - share.nbytes
-            return inner(whole, share)
+            return sharers.gather(whole, share)
 
-        self._gather = gather
+        super().__init__(replace(sharers, gather=gather), *more)
 
 
 def case(
