@@ -23,7 +23,8 @@ HEAD = """\
 
 `make topologies` made this page. Five optimizer steps in float32 with dropout 0.05, adapters on
 all seven linear layers, the last window of an epoch shorter than the others; a model of two blocks
-with biases, grouped-query heads and an untied output. Under ZeRO-3 every parameter is cut up. Each
+with biases, grouped-query heads and an untied output. Under ZeRO-3 every parameter is cut up; a
+sharded base (`--shard_base`) is one that is cut over the data-parallel ranks under ZeRO 0 to 2. Each
 case is compared with one process that uses plain torch alone. A deviation is relative: of the loss
 and the gradient's norm to their own size, the largest over the steps; of the adapter to how far the
 five steps moved it. Adam's eps is 1e-6 here: at 1e-8 an element whose gradient is all rounding
@@ -34,7 +35,7 @@ State is what the optimizer holds: bytes on each rank, and bytes per parameter o
 
 """
 COLUMNS = (
-    *("TP", "DP", "ZeRO", "accumulation", "recomputed", "loss", "gradient norm", "adapter"),
+    *("TP", "DP", "ZeRO", "base", "accumulation", "recomputed", "loss", "gradient norm", "adapter"),
     *("replicas", "state: bytes a rank", "bytes a parameter"),
 )
 
@@ -54,8 +55,9 @@ def line(row: dict) -> str:
     deviations = [f"{row[what]:.1e}" for what in ("loss", "grad_norm", "adapter")]
     held = row["optimizer_bytes"]
     cells = [
-        *(row["tensor_parallel"], row["data_parallel"], row["zero_stage"], row["accumulation"]),
-        *(row["checkpointing"], *deviations),
+        *(row["tensor_parallel"], row["data_parallel"], row["zero_stage"]),
+        "sharded" if row["shard_base"] else "",
+        *(row["accumulation"], row["checkpointing"], *deviations),
         "equal" if row["replicas_equal"] else "DIFFER",
         f"{min(held):,}" if min(held) == max(held) else f"{min(held):,} to {max(held):,}",
         f"{row['bytes_per_parameter']:.2f}",
