@@ -24,10 +24,10 @@ HEAD = """\
 `make topologies` made this page. Five optimizer steps in float32 with dropout 0.05, adapters on
 all seven linear layers, the last window of an epoch shorter than the others; a model of two blocks
 with biases, grouped-query heads and an untied output. Under ZeRO-3 every parameter is cut up; a
-sharded base (`--shard_base`) is one that is cut over the data-parallel ranks under ZeRO 0 to 2. Each
-case is compared with one process that uses plain torch alone. A deviation is relative: of the loss
-and the gradient's norm to their own size, the largest over the steps; of the adapter to how far the
-five steps moved it. Adam's eps is 1e-6 here: at 1e-8 an element whose gradient is all rounding
+sharded base (`--shard_base`) is cut over the data-parallel ranks under ZeRO 0 to 2. Each case is
+compared with one process that uses plain torch alone. A deviation is relative: of the loss and the
+gradient's norm to their own size, the largest over the steps; of the adapter to how far the five
+steps moved it. Adam's eps is 1e-6 here: at 1e-8 an element whose gradient is all rounding
 moves by the whole rate, and a few e-5 of the adapter is then rounding.
 
 State is what the optimizer holds: bytes on each rank, and bytes per parameter of one whole adapter.
