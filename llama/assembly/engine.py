@@ -56,7 +56,7 @@ def build_engine(
     plain = install(model) if fast else None
     if options.checkpointing == "auto":
         length = options.seq_len or LONGEST_ROW
-        to_come = engine.first_step_bytes()
+        to_come = engine.first_step_bytes() + (base.most_room_bytes() if base else 0)
         keep_what_fits(model, resolved.micro_batch, length, mesh, device, to_come)
     if fast:
         plain = plain or capture(model)

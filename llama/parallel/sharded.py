@@ -132,7 +132,7 @@ class Unit:
             into = self._places[name].start + first - self.share_size * self.base.sharers.rank
             self.share[into : into + end - first].copy_(flat[first - start : end - start])
         self._parameters[name] = parameter
-        parameter.unit = self  # type: ignore[attr-defined]
+        parameter.base_unit = self  # type: ignore[attr-defined]
         parameter.data = parameter.data.new_empty(0)
 
     def views(self, whole: torch.Tensor) -> list[torch.Tensor]:
@@ -197,6 +197,11 @@ class ShardedBase:
     def held_bytes(self) -> int:
         """Of the shares on this rank, without the rooms."""
         return sum(unit.share_size for unit in {self.embedding, self.head, *self.blocks})
+
+    def most_room_bytes(self) -> int:
+        """Of the rooms that a pass takes: some blocks', and the embedding's or the head's."""
+        passing = max(self.embedding.size, self.head.size)
+        return self._most * max(block.size for block in self.blocks) + passing
 
     def room_bytes(self) -> int:
         """Of the rooms that are taken now."""
@@ -271,12 +276,12 @@ def rooms(blocks: int) -> int:
 
 def is_sharded(parameter: nn.Parameter) -> bool:
     """Whether `parameter` is empty between its uses since a `ShardedBase` holds it."""
-    return hasattr(parameter, "unit")
+    return hasattr(parameter, "base_unit")
 
 
 @contextmanager
 def whole(parameter: Any) -> Iterator[None]:
     """Within it `parameter`, of a `ShardedBase`, is whole, to be read. Every rank must enter it."""
-    unit: Unit = parameter.unit
+    unit: Unit = parameter.base_unit
     unit.base.use(unit)
     yield

@@ -178,7 +178,7 @@ def test_no_more_rooms_are_taken_than_said_and_what_left_is_empty() -> None:
     there = [u for u in units(base).values() if any(p.numel() for p in u._parameters.values())]
     assert len(there) <= ROOMS + 1 and base.head in there and base.embedding not in there
     block = base.blocks[0].size
-    assert base.room_bytes() == ROOMS * block + base.head.size
+    assert base.room_bytes() == base.most_room_bytes() == ROOMS * block + base.head.size
     assert base.held_bytes() == sum(unit.share.nbytes for unit in units(base).values())
 
 
