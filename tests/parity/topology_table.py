@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
+
 from tests.support.model_files import ROOT
 from tests.support.tiny_runs import torchrun_module
 
@@ -81,10 +83,12 @@ def main(page: Path) -> int:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
+    capability = torch.backends.cpu.get_cpu_capability()  # rounding differs between them
     end = (
         f"\n{within} of {len(found)} cases within {LIMIT:g}; the largest deviations: loss "
         f"{worst['loss']:.1e}, gradient norm {worst['grad_norm']:.1e}, adapter "
-        f"{worst['adapter']:.1e}. Made after commit {commit}.\n"
+        f"{worst['adapter']:.1e}. Made after commit {commit}, "
+        f"with {capability} instructions.\n"
     )
     lines = [joined(COLUMNS), joined("---" for _ in COLUMNS), *map(line, found)]
     page.write_text(HEAD + "\n".join(lines) + "\n" + end)
