@@ -6,6 +6,7 @@ import torch
 
 from llama.assembly.memory import keep_what_fits
 from llama.assembly.model import build_model
+from llama.assembly.sharded import ShardedPlacement, run_sharded
 from llama.engine import Engine, ZeRO3Placement
 from llama.fused.captured import capture
 from llama.fused.install import install
@@ -14,18 +15,21 @@ from llama.methods.kinds import method_of
 from llama.notes import note
 from llama.parallel.agreement import on_every
 from llama.parallel.mesh import Mesh
+from llama.parallel.sharded import ShardedBase, Sharers
 from llama.settings import BenchmarkOptions, TrainOptions, VerifyOptions
 from llama.settings.deepspeed_json import Resolved
+from llama.weights.load import Placement
 from llama.weights.open_model import ModelSource
 
 LONGEST_ROW = 1024
 """Tokens of a row where the options leave it open."""
+Options = TrainOptions | BenchmarkOptions | VerifyOptions
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def build_engine(
     source: ModelSource,
-    options: TrainOptions | BenchmarkOptions | VerifyOptions,
+    options: Options,
     resolved: Resolved,
     mesh: Mesh,
     device: torch.device,
@@ -40,7 +44,8 @@ def build_engine(
     if compiles:
         compile_kernels()
     dtype, tp = DTYPES[resolved.precision], mesh.tensor_parallel
-    placement = ZeRO3Placement(resolved, mesh) if resolved.zero_stage == 3 else None
+    base = sharded_base(source, options, mesh, device)
+    placement = _placement(base, resolved, mesh)
     model = on_every(
         mesh, lambda: build_model(source, dtype, device, tp, options.checkpointing, placement)
     )
@@ -51,11 +56,33 @@ def build_engine(
     plain = install(model) if fast else None
     if options.checkpointing == "auto":
         length = options.seq_len or LONGEST_ROW
-        to_come = engine.first_step_bytes()
+        to_come = engine.first_step_bytes() + (base.most_room_bytes() if base else 0)
         keep_what_fits(model, resolved.micro_batch, length, mesh, device, to_come)
     if fast:
         plain = plain or capture(model)
         engine.passes_are_captured = plain is None
         if plain:
             note(plain)
+    if base is not None:
+        run_sharded(model, base)
     return engine
+
+
+def sharded_base(
+    source: ModelSource, options: Options, mesh: Mesh, device: torch.device
+) -> ShardedBase | None:
+    """What is to hold the frozen base, where `--shard_base` has an effect."""
+    if not options.shard_base:
+        return None
+    if mesh.data_parallel_size == 1:
+        note("--shard_base: has no effect on one data-parallel rank, which keeps all of the base")
+        return None
+    config = source.config
+    sharers = Sharers.of_group(mesh.data_parallel_group)
+    return ShardedBase(sharers, device, config.n_layers, config.tied_embedding)
+
+
+def _placement(base: ShardedBase | None, resolved: Resolved, mesh: Mesh) -> Placement | None:
+    if base is not None:
+        return ShardedPlacement(base)
+    return ZeRO3Placement(resolved, mesh) if resolved.zero_stage == 3 else None

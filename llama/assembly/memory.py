@@ -17,6 +17,7 @@ from llama.model.documents import Documents
 from llama.model.kept import Kept
 from llama.model.transformer import Supervision, Transformer
 from llama.parallel.mesh import Mesh
+from llama.parallel.sharded import is_sharded
 from llama.planning.job import PRECISIONS, Job, Zero
 from llama.planning.levels import for_activations, sizes_of
 
@@ -38,7 +39,8 @@ def keep_what_fits(
     same: shards compute again together. Every rank must call it."""
     sizes = sizes_of(job_of(model, rows, length, mesh, device))
     available = _least(available_bytes(device) - first_step_bytes, device)
-    alone = mesh.tensor_parallel.size == 1 and not hasattr(model.output.weight, "ds_id")  # ZeRO-3
+    cut = hasattr(model.output.weight, "ds_id") or is_sharded(model.output.weight)  # ZeRO-3, or
+    alone = mesh.tensor_parallel.size == 1 and not cut
     tried = device.type == "cuda" and alone
     room = for_activations(available) if device.type == "cuda" else available
     while True:

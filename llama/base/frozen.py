@@ -8,7 +8,7 @@ Shapes: T tokens, I in_features, O out_features.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import nn
@@ -19,6 +19,10 @@ class FrozenWeight(Protocol):
 
     parameter: nn.Parameter
     """What the layer registers, ZeRO-3 partitions and checkpoints of the base would hold."""
+
+    BY_ROWS: ClassVar[bool]
+    """Whether the bytes of some rows are a part of those of all: a rank that keeps a part of the
+    bytes then reads no other rows."""
 
     def __init__(self, parameter: nn.Parameter) -> None: ...
 

@@ -10,11 +10,13 @@ import deepspeed
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from torch import nn
 
+from llama.parallel import sharded
 from llama.parallel.mesh import DeepSpeedTopology, Mesh
 from llama.settings.deepspeed_json import Resolved
+from llama.weights.load import Placement
 
 
-class ZeRO3Placement:
+class ZeRO3Placement(Placement):
     """The placement of `load_weights` for ZeRO-3. One rank of each data-parallel group reads and
     the others receive; what is read from disk is then read once, however many ranks there are."""
 
@@ -27,7 +29,7 @@ class ZeRO3Placement:
         }
         self._first: Any = None
 
-    def place(self, parameter: nn.Parameter) -> None:
+    def place(self, name: str, parameter: nn.Parameter, part: nn.Parameter) -> None:
         """Send `parameter` from the reading rank to the others, and keep this rank's share."""
         if self._first is None:
             holder = nn.Module()
@@ -39,6 +41,8 @@ class ZeRO3Placement:
 
 
 def gathered(parameter: Any) -> AbstractContextManager[Any]:
-    """Within it `parameter` is whole, to be read. Under ZeRO-3 every rank of the data-parallel
-    group must enter it."""
+    """Within it `parameter` is whole, to be read. Under ZeRO-3, and of a sharded base, every rank
+    of the data-parallel group must enter it."""
+    if sharded.is_sharded(parameter):
+        return sharded.whole(parameter)
     return GatheredParameters([parameter]) if hasattr(parameter, "ds_tensor") else nullcontext()

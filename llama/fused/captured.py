@@ -27,6 +27,7 @@ from llama.model.kept import Kept
 from llama.model.kv_cache import KVCache
 from llama.model.transformer import RunModel, Supervision, Transformer
 from llama.parallel.dropout import Seeds, seeds_from
+from llama.parallel.sharded import is_sharded
 
 TILE = 128
 """Sizes are multiples of it: rows of the products' and the attention's tiles."""
@@ -294,4 +295,6 @@ def _uncaptured(model: Transformer) -> str | None:
         return "not all blocks are fused"
     if model.tok_embeddings.weight.dtype == torch.float32:
         return "attention to documents of several lengths is not one kernel in float32"
+    if is_sharded(model.tok_embeddings.weight):
+        return "the base is sharded over ranks"
     return None

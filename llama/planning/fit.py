@@ -25,14 +25,15 @@ PATIENCE = 6
 _FEW = (2, 4)
 """Blocks that an estimate traces."""
 _FEW_GATHERED = (8, 12)
-"""The same under ZeRO-3, whose windows reach over several blocks."""
+"""The same under ZeRO-3, whose windows reach over several blocks, and of a sharded base, which has
+rooms for several."""
 
 
 @lru_cache(maxsize=512)
 def estimated(job: Job) -> Memory:
     """About `memory(job)`: what a further block adds to each term is taken from two traces of few
     blocks. The whole is traced where blocks keep different things."""
-    few, more = _FEW_GATHERED if job.zero.stage == 3 else _FEW
+    few, more = _FEW_GATHERED if job.zero.stage == 3 or job.shares_base else _FEW
     blocks = job.config.n_layers
     if blocks <= more or not isinstance(job.checkpointing, str):
         return memory(job)

@@ -93,6 +93,8 @@ class Job:
     """Compiled kernels, and on CUDA the fused block: `--compile`."""
     tensor_parallel: int = 1
     data_parallel: int = 1
+    shard_base: bool = False
+    """Whether the frozen base is cut over data-parallel ranks."""
     device: Literal["cpu", "cuda"] = "cuda"
 
     @property
@@ -101,9 +103,15 @@ class Job:
         return PRECISIONS[self.precision]
 
     @property
+    def shares_base(self) -> bool:
+        """Whether `shard_base` has an effect."""
+        return self.shard_base and self.data_parallel > 1 and self.lora is not None
+
+    @property
     def captured(self) -> bool:
         """Whether passes are CUDA graphs (`llama/fused/captured.py`)."""
         whole = self.tensor_parallel == 1 and self.zero.stage < 3 and self.precision != "fp32"
+        whole = whole and not self.shares_base
         covered = self.lora is not None and kind_of(self.lora).FUSED
         return self.fused and self.device == "cuda" and whole and covered
 

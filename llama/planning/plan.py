@@ -98,6 +98,11 @@ class Plan:
                 f"between nodes {network.name} at {network.bytes_per_second / 1e9:.0f} GB/s a "
                 "node, 80% of its line rate"
             )
+        if job.shares_base:
+            lines.append(
+                "a sharded base is gathered while the block before is computed, and takes what is "
+                "longer: by arithmetic, not measured"
+            )
         if self.hours is not None:
             lines.append(f"hours: {ON_TOP:.0%} on top for evaluation, checkpoints and the start")
         return lines

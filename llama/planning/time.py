@@ -124,6 +124,8 @@ def step_time(job: Job, place: Place) -> StepTime:
     device, host = sum(parts.values()), host_seconds(job)
     summed = sum_seconds(job, place.gpu.link, sent.summed / job.accumulation)
     gathered, exchanged = _data_seconds(job, place, sent)
+    if job.shares_base:  # while the block before is computed
+        gathered = max(0.0, gathered - job.accumulation * device)
     busy = device + gathered / job.accumulation
     micro = (busy**EVENNESS + host**EVENNESS) ** (1 / EVENNESS) + summed
     own = GRAPH_STEP + STEPPED * _trained_tensors(job) if job.captured else STEP
@@ -226,7 +228,8 @@ def _data_seconds(job: Job, place: Place, sent: Traffic) -> tuple[float, float]:
     size = 4 if job.precision == "fp32" else 2
     trained = 0.0 if job.lora is None and job.zero.stage == 3 else _trained_bytes(job, size)
     kept = (n - 1) / n * trained * ((k if job.zero.stage >= 2 else 1) + 1)
-    rounds = 2 * k * job.config.n_layers if job.zero.stage == 3 else 0
+    gathers = job.zero.stage == 3 or job.shares_base
+    rounds = 2 * k * job.config.n_layers if gathers else 0
     gathered = ring_seconds(place, n, p, max(0.0, sent.exchanged - kept), rounds)
     exchanged = ring_seconds(place, n, p, kept, 2) + small_sums_seconds(place, n)
     return max(gathered, offloaded), exchanged

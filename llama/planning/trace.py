@@ -31,9 +31,10 @@ from llama.parallel.mesh import SINGLE, TensorParallel
 from llama.planning.cuda import OPERATORS, workspace
 from llama.planning.gathering import Gathering
 from llama.planning.job import Job
+from llama.planning.sharded import SharedBase
 from llama.planning.storages import LiveStorages
 from llama.planning.zero import STAGES, Optimizer
-from llama.weights.load import load_weights
+from llama.weights.load import Placement, load_weights
 from llama.weights.random_init import RandomReader
 
 CPU = torch.device("cpu")
@@ -72,6 +73,7 @@ class _Step:
         on_cuda = job.device == "cuda"
         self.job = job
         self.traced = Traced()
+        self.shared: SharedBase | None = None
         self.fake = FakeTensorMode()
         self.storages = LiveStorages(
             workspace=workspace if on_cuda else None, whole=CUDA_BLOCK if on_cuda else 1
@@ -145,6 +147,11 @@ class _Step:
             for kind, parameters in (("weights", frozen), ("trained", trained)):
                 held = sum(-(-p.numel() // self.job.data_parallel) for p in parameters)
                 optimizer.rooms[kind] = optimizer.room(held, self.job.dtype, kind)
+        elif self.job.shares_base:
+            shared = self.shared = SharedBase(model, self.job.data_parallel, optimizer.room)
+            storages.ignore(list(shared.cut))
+            storages.add([p for p in frozen if p not in shared.cut], "weights")
+            storages.add(trained, "trained")
         else:
             storages.add(frozen, "weights")
             storages.add(trained, "trained")
@@ -163,6 +170,8 @@ class _Step:
 
         def forward(**inputs: Any) -> torch.Tensor:
             with self._followed():
+                if self.shared:
+                    self.shared.begin()
                 return self.model(**_faked(inputs, self.fake, storages))
 
         loss = SFT.loss(forward, batch_of(self.job), CPU)
@@ -185,7 +194,11 @@ class _Step:
         """What is left of a block's forward pass when it ends is kept for its backward pass."""
         self.storages.relabel_all("working", "kept")
         before = self.storages.live["kept"]
+        if self.shared:
+            self.shared.begin_block(block.layer)
         out = inner(block, x_TD, rotation, documents, cache)
+        if self.shared:
+            self.shared.end_block(block.layer, out)
         self.storages.relabel_all("working", "kept")
         self.traced.kept.append(self.storages.live["kept"] - before)
         return out
@@ -214,12 +227,10 @@ def _ways(job: Job, storages: LiveStorages) -> Iterator[Any]:
         yield as_on_cuda(OPERATORS)
 
 
-class _NoValues:
-    """The placement of weights that nobody reads."""
+class _NoValues(Placement):
+    """Of weights that nobody reads."""
 
     reads = False
-
-    def place(self, parameter: nn.Parameter) -> None: ...
 
 
 def build(job: Job, tp: TensorParallel, fake: FakeTensorMode) -> Transformer:

@@ -16,6 +16,7 @@ from llama.adapters.kinds import kind_of
 from llama.fused.keeping import AGAIN
 from llama.model.config import LINEARS, ModelConfig
 from llama.model.kept import Kept
+from llama.parallel.sharded import rooms
 from llama.planning.job import Job
 from llama.settings import LoRAOptions
 
@@ -49,7 +50,8 @@ class Traffic:
     """Bytes that leave one rank in a step."""
 
     exchanged: float
-    """Over data-parallel ranks: gradients, parameters, and under ZeRO-3 weights."""
+    """Over data-parallel ranks: gradients, parameters, and weights under ZeRO-3 or of a sharded
+    base."""
     summed: float
     """Over tensor-parallel ranks."""
     from_host: float
@@ -165,7 +167,8 @@ def traffic(job: Job) -> Traffic:
     summed = k * summed_bytes(job.config, job.lora, job.tokens, supervised(job), job.kept, size)
     offloaded = 2 * k * whole / n if job.zero.offload_param else 0.0
     return Traffic(
-        exchanged=exchanged_bytes(job.zero.stage, n, k, trained, frozen, job.lora is None),
+        exchanged=exchanged_bytes(job.zero.stage, n, k, trained, frozen, job.lora is None)
+        + (k * base_gathered(job.config, n, p, size) if job.shares_base else 0.0),
         summed=2 * (p - 1) / p * summed,
         from_host=offloaded,
     )
@@ -201,6 +204,15 @@ def exchanged_bytes(
     parameters = 0.0 if full and stage == 3 else trained
     gathered = 2 * k * frozen if stage == 3 else 0.0
     return (n - 1) / n * (gradients + parameters + gathered)
+
+
+def base_gathered(config: ModelConfig, n: int, p: int, size: int) -> float:
+    """Bytes that leave a rank in a micro-batch over a sharded base: the embedding and the head
+    once, each block twice, but for those that still lie in their rooms when a pass turns round."""
+    vocabulary = config.vocab_size * config.dim
+    blocks = config.parameter_count() - vocabulary * (1 if config.tied_embedding else 2)
+    turned = 1 - rooms(config.n_layers) / config.n_layers
+    return (n - 1) / n * size / p * 2 * (vocabulary + turned * blocks)
 
 
 def summed_bytes(

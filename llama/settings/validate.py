@@ -27,6 +27,7 @@ from llama.settings.commands import (
 from llama.settings.data_sets import check_plain, check_sets, check_split
 from llama.settings.model import AdapterOptions, ModelOptions
 from llama.settings.report_to import check_report_to
+from llama.settings.shard_base import check_shard_base
 from llama.settings.starts import UNIFORM
 from llama.tokenizer.built_in_templates import TEMPLATES
 
@@ -106,6 +107,7 @@ def _with_deepspeed(
         data_parallel = None if rest else groups
         problems = problems + deepspeed_json.check(config, str(file), data_parallel)
         problems += check_rates(options.lora, config, file)
+        problems += check_shard_base(options, config, file)
     except UserError as error:
         problems = problems + error.problems
     raise_if(problems)
@@ -201,6 +203,10 @@ def check_plan(options: PlanOptions) -> list[str]:
         problems.append("--rows: --data says it; give one of them")
     if options.suggest and options.deepspeed is not None:
         problems.append("--deepspeed: --suggest writes one; give one of them")
+    if options.suggest and options.shard_base:
+        problems.append(
+            "--shard_base: --suggest looks among ways without it; plan it with --deepspeed"
+        )
     if options.suggest and options.override:
         problems.append("--override: has no effect with --suggest; change the file that it writes")
     if options.output_dir is not None:

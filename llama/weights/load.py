@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -18,21 +16,23 @@ _ADAPTER = ".lora."
 _MARKS = ("shard_dim", "model_parallel", "real_size")
 
 
-class Placement(Protocol):
-    """Where a parameter goes once it is there."""
-
-    reads: bool
-    """Whether this rank reads the weights; if not, `place` brings it their values."""
-
-    def place(self, parameter: nn.Parameter) -> None: ...
-
-
-class KeepWhole:
-    """Every rank reads its parameters and keeps them."""
+class Placement:
+    """Where a parameter goes once it is there: every rank reads its parameters and keeps them."""
 
     reads = True
+    """Whether this rank reads the weights; if not, `place` brings it their values."""
 
-    def place(self, parameter: nn.Parameter) -> None: ...
+    def expect(self, name: str, like: torch.Tensor) -> None:
+        """`name` is to come, as `like`, which has no memory. Told of all before the first comes."""
+
+    def rows(self, name: str, count: int, by_rows: bool) -> tuple[int, int]:
+        """Of the `count` rows of this parameter, its first dimension, those that this rank reads:
+        the first and how many. `by_rows`: its bytes are those of its rows, one after the other."""
+        return 0, count
+
+    def place(self, name: str, parameter: nn.Parameter, part: nn.Parameter) -> None:
+        """`parameter` is in the model by now. `part` has the rows that were asked for, and is
+        `parameter` itself where those are all."""
 
 
 def load_weights(
@@ -56,18 +56,22 @@ def load_weights(
     UserError, once all are read, with each weight that is NaN or infinite, in the file or as
     `dtype`; RuntimeError for a parameter the reader has nothing for, or whose shape differs."""
     there, problems = reader.names(), []
-    placement = placement or KeepWhole()
-    for names in _names_by_parameter(model):
-        name = next((name for name in names if name in there), None)
-        if name is None:
-            raise RuntimeError(f"no weights for the parameter {names[0]}")
-        old = model.get_parameter(name)
+    placement = placement or Placement()
+    parameters = {_stored_name(names, there): names for names in _names_by_parameter(model)}
+    for name in parameters:
         how = _way_to_hold(model, name, kind)
-        new = how.empty(old.shape, dtype, device)
-        if placement.reads:
-            stored = _read_share(reader, name, old, shard_rank, shard_count)
-            how(new).fill(stored)
-            if not _is_finite(how(new).dense()):
+        old = model.get_parameter(name)
+        placement.expect(name, how.empty(old.shape, dtype, torch.device("meta")))
+    for name, names in parameters.items():
+        old, how = model.get_parameter(name), _way_to_hold(model, name, kind)
+        part = new = how.empty(old.shape, dtype, device)
+        first, count = placement.rows(name, old.shape[0], how.BY_ROWS)
+        if count < old.shape[0]:
+            part = how.empty(torch.Size([count, *old.shape[1:]]), dtype, device)
+        if placement.reads and count:
+            stored = _read_share(reader, name, old, shard_rank, shard_count, first, count)
+            how(part).fill(stored)
+            if not _is_finite(how(part).dense()):
                 problems.append(f"{reader.place(name)}: {_not_finite(name, stored, dtype)}")
         new.requires_grad_(old.requires_grad)
         for mark in _MARKS:
@@ -76,8 +80,16 @@ def load_weights(
         for alias in names:
             owner, _, attribute = alias.rpartition(".")
             model.get_submodule(owner).register_parameter(attribute, new)
-        placement.place(new)
+        placement.place(name, new, part)
     raise_if(problems)
+
+
+def _stored_name(names: list[str], there: set[str]) -> str:
+    """The one of a parameter's names by which the reader has it."""
+    name = next((name for name in names if name in there), None)
+    if name is None:
+        raise RuntimeError(f"no weights for the parameter {names[0]}")
+    return name
 
 
 def _way_to_hold(model: nn.Module, name: str, kind: type[FrozenWeight]) -> type[FrozenWeight]:
@@ -101,27 +113,46 @@ def _names_by_parameter(model: nn.Module) -> list[list[str]]:
 
 
 def _read_share(
-    reader: WeightReader, name: str, parameter: nn.Parameter, rank: int, count: int
+    reader: WeightReader,
+    name: str,
+    parameter: nn.Parameter,
+    rank: int,
+    count: int,
+    first: int,
+    rows: int,
 ) -> torch.Tensor:
-    dim = getattr(parameter, "shard_dim", None)
+    """`rows` rows from `first` on of the share that `rank` of `count` has of `parameter`."""
+    dim, size = getattr(parameter, "shard_dim", None), parameter.shape[0]
+    is_all = rows == size
     if dim is None or count == 1:
-        stored = reader.read(name)
+        stored = reader.read(name) if is_all else reader.read(name, 0, first, rows)
+    elif dim == 0:
+        stored = _read_rows(reader, name, parameter, rank * size + first, rows, count)
     else:
         length = parameter.shape[dim]
-        real = getattr(parameter, "real_size", count * length)
-        start = min(rank * length, real)
-        held = min(length, real - start)
-        if held == 0:
-            return torch.zeros(parameter.shape)
-        stored = reader.read(name, dim, start, held)
-        if held < length:
-            stored = F.pad(stored, (0, 0, 0, length - held))
-    if stored.shape != parameter.shape:
+        if rows * count < size:  # a reader cuts along one dimension: along the one that cuts more
+            stored = reader.read(name, 0, first, rows).narrow(dim, rank * length, length)
+        else:
+            stored = reader.read(name, dim, rank * length, length).narrow(0, first, rows)
+    expected = [rows, *parameter.shape[1:]]
+    if list(stored.shape) != expected:
         raise RuntimeError(
-            f"{name}: the weights have shape {list(stored.shape)}, "
-            f"the parameter {list(parameter.shape)}"
+            f"{name}: the weights have shape {list(stored.shape)}, the parameter {expected}"
         )
     return stored
+
+
+def _read_rows(
+    reader: WeightReader, name: str, parameter: nn.Parameter, start: int, rows: int, count: int
+) -> torch.Tensor:
+    """`rows` rows from row `start` of the whole on, zeros past its last one."""
+    real = getattr(parameter, "real_size", count * parameter.shape[0])
+    start = min(start, real)
+    held = min(rows, real - start)
+    if held == 0:
+        return torch.zeros(rows, *parameter.shape[1:])
+    stored = reader.read(name, 0, start, held)
+    return F.pad(stored, (0, 0, 0, rows - held)) if held < rows else stored
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

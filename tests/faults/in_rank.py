@@ -14,6 +14,7 @@ from tests.faults import spoil
 from tests.faults.forked import Run
 from tests.faults.kills import BOUND, all_end, killed_at, operations_of_saves
 from tests.faults.setting import (
+    BASE,
     EVALUATED,
     ONE,
     SHARDED,
@@ -43,6 +44,16 @@ def killed_in_a_step(case: Case, point: spoil.Point) -> int:
     step, victim = case.draw.randint(1, shape.steps), case.draw.randrange(2)
     lost = killed_at(case, shape, spoil.in_step(step, point, spoil.kill, victim))
     case.finish(shape)
+    return lost
+
+
+def killed_over_a_shared_base(case: Case) -> int:
+    """Before it takes part in a gathering, or within a pass; the other waits for its share."""
+    points: tuple[spoil.Point, ...] = ("gathering", "forward", "backward")
+    step, victim = case.draw.randint(1, BASE.steps), case.draw.randrange(2)
+    what = spoil.in_step(step, points[case.number % len(points)], spoil.kill, victim)
+    lost = killed_at(case, BASE, what)
+    case.finish(BASE)
     return lost
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.rows import Row, rows
-from tests.faults.setting import EVALUATED, ONE, PLAIN, SHARDED, TWO, WHOLE, Case, Setting
+from tests.faults.setting import BASE, EVALUATED, ONE, PLAIN, SHARDED, TWO, WHOLE, Case, Setting
 
 
 def main() -> int:
@@ -38,7 +38,7 @@ def main() -> int:
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     setting = Setting(folder)
-    for shape in (ONE, PLAIN, TWO, SHARDED, WHOLE, EVALUATED):
+    for shape in (ONE, PLAIN, TWO, SHARDED, BASE, WHOLE, EVALUATED):
         setting.expected(shape)  # before any fork, and known to all
     chosen = [
         replace(row, times=min(row.times, asked.most))

@@ -58,6 +58,12 @@ def _in_a_step() -> list[Row]:
             )
             for point, where in points.items()
         ],
+        Row(
+            "SIGKILL of one rank of two that share the base",
+            6,
+            both + RESUMES,
+            in_rank.killed_over_a_shared_base,
+        ),
         Row("one rank of two hangs", 4, "it names rank and step, both end; equal", in_rank.hung),
         Row("an adapter tensor drifts on one rank", 4, "not saved, named; equal", in_rank.drifted),
         Row("port in use", 2, "exit 1, says so", in_rank.port_in_use),

@@ -37,11 +37,13 @@ class Shape:
     method: str = "lora"
     is_evaluated: bool = False
     """Whether rows are held out, and the loss on them is taken after each step."""
+    shard_base: bool = False
 
     @property
     def name(self) -> str:
         sizes = (self.ranks, self.tensor_parallel, self.zero_stage, self.epochs)
-        return f"{self.method}-{'-'.join(map(str, sizes))}{'-evaluated' * self.is_evaluated}"
+        more = "-evaluated" * self.is_evaluated + "-sharded-base" * self.shard_base
+        return f"{self.method}-{'-'.join(map(str, sizes))}{more}"
 
     @property
     def steps(self) -> int:
@@ -52,6 +54,7 @@ class Shape:
 ROWS = 11
 ONE, TWO, SHARDED = Shape(), Shape(ranks=2), Shape(ranks=2, tensor_parallel=2)
 PLAIN = Shape(zero_stage=0)
+BASE = Shape(ranks=2, shard_base=True)
 WHOLE = Shape(ranks=2, zero_stage=3, method="full")
 """Every parameter trains, and every rank writes its part of a checkpoint."""
 EVALUATED = Shape(is_evaluated=True)
@@ -86,6 +89,8 @@ class Setting:
             *("--tensor_parallel", str(shape.tensor_parallel), "--epochs", str(shape.epochs)),
             *("--save_every", "1", "--keep", "2", "--output_dir", str(out)),
         ]
+        if shape.shard_base:
+            argv += ["--shard_base", "true"]
         if shape.is_evaluated:
             argv += ["--eval_data", str(self.folder / "rows.json"), "--eval_every", "1"]
         return merged(argv, more)

@@ -32,7 +32,7 @@ from llama.parallel.layers import shard_dim
 from llama.train.best import Best
 from tests.faults.forked import Spoil
 
-Point = Literal["forward", "backward", "all-reduce", "accumulation"]
+Point = Literal["forward", "backward", "all-reduce", "gathering", "accumulation"]
 Then = Callable[[], None]
 
 FILE_OPERATIONS = ("open", "write", "fsync", "close", "rename", "link", "mkdir", "unlink", "rmdir")
@@ -66,8 +66,8 @@ def fail_device() -> None:
 
 def in_step(step: int, point: Point, then: Then, victim: int = 0) -> Spoil:
     """On rank `victim`, at that point of optimizer step `step` (from 1): before the first product
-    of a forward pass, in autograd, with the other ranks waiting in a collective, or between two
-    micro-batches of one window."""
+    of a forward pass, in autograd, with the other ranks waiting in a collective of either kind, or
+    between two micro-batches of one window."""
 
     def spoil(rank: int) -> None:
         if rank != victim:
@@ -84,6 +84,8 @@ def in_step(step: int, point: Point, then: Then, victim: int = 0) -> Spoil:
             )
         elif point == "all-reduce":
             _before(torch.distributed, "all_reduce", here)
+        elif point == "gathering":
+            _before(torch.distributed, "all_gather_into_tensor", here)
         elif point == "accumulation":
             _before(_deepspeed_engine(), "step", here)
         else:

@@ -4,7 +4,8 @@
     python -m tests.gpu.several_gpus --gpus 8 --part verify,kills
 
 verify         every topology and ZeRO stage over NCCL against one process
-speed          7B, bf16, 2 x 4096: tokens/s and memory, data-parallel, tensor-parallel, ZeRO-3
+speed          7B, bf16, 2 x 4096: tokens/s and memory, data-parallel (base whole and sharded),
+               tensor-parallel, ZeRO-3
 large          70B: tensor-parallel and ZeRO-3 over all GPUs, where the cards have the memory
 kills          a rank killed at random under torchrun, five times
 communication  what it costs a step, from a profile, and what overlapping gives
@@ -84,21 +85,23 @@ class Plan:
 
 
 def verify_runs(plan: Plan) -> Iterator[Measure]:
-    """The widths of the 7B model at one layer; and every stage and accumulation at tiny widths, all
-    of a topology in one start."""
-    case = f"--model {plan.model} --layers 1 --json".split()
+    """The widths of the 7B model at one layer, at a few over a sharded base; and every stage and
+    accumulation at tiny widths, all of a topology in one start."""
+    case = f"--model {plan.model} --json".split()
 
-    def proof(degree: int, stage: int) -> Measure:
+    def proof(degree: int, stage: int, *more: str) -> Measure:
         file = plan.settings(stage, 1, 2)
-        options = ["--deepspeed", file, "--tensor_parallel", str(degree), *case]
+        options = ["--deepspeed", file, "--tensor_parallel", str(degree), *case, *more]
         topology = f"TP {degree} x DP {plan.gpus // degree}"
         command = [*torchrun(plan.gpus), "launcher/verify.py", *options]
-        name = f"{topology}, ZeRO-{stage}"
+        name = f"{topology}, ZeRO-{stage}{', base sharded' * ('--shard_base' in more)}"
         return Measure("verify", name, plan.gpus, limit=150, command=command)
 
     degrees = plan.degrees()[::-1]
-    yield from (proof(degree, 1) for degree in degrees)
-    yield from (proof(1, stage) for stage in (2, 3))
+    one = ("--layers", "1")
+    yield from (proof(degree, 1, *one) for degree in degrees)
+    yield from (proof(1, stage, *one) for stage in (2, 3))
+    yield proof(1, 1, "--shard_base", "--layers", "5")  # more than there are rooms for
     for degree in degrees:
         if degree <= 4:  # the tiny model has 4 key/value heads
             options = f"--tensor_parallel {degree} --checkpointing block".split()
@@ -119,11 +122,14 @@ def speed_runs(plan: Plan) -> Iterator[Measure]:
             options += ["--batch", str(plan.rows), "--precision", "bf16"]
         if placement == "TP":
             options += ["--tensor_parallel", str(count)]
+        elif placement == "DP, base sharded":
+            options.append("--shard_base")
         command = [*torchrun(count), "launcher/benchmark.py", *options]
         return Measure("speed", placement, count, limit=150, command=command)
 
     yield from (timing("DP", count) for count in dict.fromkeys((1, plan.gpus)))
-    yield from (timing(placement, plan.gpus) for placement in ("TP", "ZeRO-3"))
+    placements = ("TP", "ZeRO-3", "DP, base sharded")
+    yield from (timing(placement, plan.gpus) for placement in placements)
     between = [count for count in plan.degrees() if 1 < count < plan.gpus]
     yield from (timing(placement, count) for count in between for placement in ("DP", "TP"))
 

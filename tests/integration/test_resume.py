@@ -116,6 +116,21 @@ def test_another_topology_on_the_way(other: str, more: tuple[str, ...], case: Ca
     assert distance(load_file(adapter(out)), load_file(adapter(straight))) <= TRAINED
 
 
+def test_a_shared_base_goes_on_from_a_whole_one_and_back(case: Case) -> None:
+    """The base is in no checkpoint: which rank held what of it changes nothing, to the last digit,
+    nor does it in the evaluations and the sample answers, in which all ranks take part."""
+    kind, shared = settings("zero1-fp32", 1), ("--shard_base", "true")
+    case.add("two-ranks", kind, None)
+    for name, first, then in (("to-whole", shared, ()), ("to-shared", (), shared)):
+        case.add(name, kind, 3, *first)
+        case.add(name, kind, None, *then)
+    case.add("shared", kind, 6, "--checkpointing", "none", *shared)
+    case.add("shared", kind, None, *shared)
+    case.go(ranks=2)
+    for name in ("to-whole", "to-shared", "shared"):
+        assert_the_same(case.out(name), case.out("two-ranks"))
+
+
 def rate(step: int, total: int) -> float:
     """That step `step`, counted from 1, is taken with: DeepSpeed's WarmupDecayLR as
     `settings` has it. The schedule is asked for a rate only after a step, so that the first two

@@ -99,7 +99,8 @@ def test_what_a_card_cannot_hold_is_not_started(tmp_path: Path) -> None:
 def test_every_number_of_gpus_is_timed_the_ends_first(tmp_path: Path) -> None:
     runs = [(run.name, run.gpus) for run in speed_runs(Plan(8, tmp_path))]
     assert runs[:4] == [("DP", 1), ("DP", 8), ("TP", 8), ("ZeRO-3", 8)]
-    assert set(runs[4:]) == {("DP", 2), ("DP", 4), ("TP", 2), ("TP", 4)}
+    assert runs[4] == ("DP, base sharded", 8)
+    assert set(runs[5:]) == {("DP", 2), ("DP", 4), ("TP", 2), ("TP", 4)}
 
 
 def test_time_lost_is_that_in_which_only_a_collective_runs() -> None:

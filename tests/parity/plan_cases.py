@@ -56,6 +56,7 @@ class Case:
     has_bf16: bool = True
     """Whether the CPU is taken to multiply bf16 in hardware."""
     bucket: int = 1_000_000
+    shard_base: bool = False
 
     @property
     def ranks(self) -> int:
@@ -88,6 +89,7 @@ class Case:
             checkpointing=self.checkpointing,
             tensor_parallel=self.tensor_parallel,
             data_parallel=self.data_parallel,
+            shard_base=self.shard_base,
             device="cpu",
             **settings_of(self.resolved()),
         )
@@ -119,6 +121,15 @@ CASES: dict[str, Case] = {
         STORIES, "bf16", 2, ALL, tensor_parallel=2, bucket=10_000
     ),
     "stories bf16 zero1 two ranks": Case(STORIES, "bf16", 1, ALL, data_parallel=2, bucket=10_000),
+    "stories bf16 zero1 sharded base block": Case(
+        STORIES, "bf16", 1, checkpointing="block", data_parallel=2, bucket=10_000, shard_base=True
+    ),
+    "stories fp32 zero2 sharded base accumulated": Case(
+        STORIES, "fp32", 2, ALL, accumulation=2, data_parallel=2, bucket=10_000, shard_base=True
+    ),
+    "smol bf16 zero1 sharded base": Case(
+        SMOL, "bf16", 1, rows=1, length=SHORT, data_parallel=2, shard_base=True
+    ),
     "stories bf16 zero1 dora block": Case(
         STORIES, "bf16", 1, replace(ALL, kind="dora"), checkpointing="block"
     ),

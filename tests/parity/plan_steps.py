@@ -17,13 +17,16 @@ import torch
 from llama.adapters.attach import adapters, attach, initialise
 from llama.assembly.engine import DTYPES
 from llama.assembly.model import build_model
+from llama.assembly.sharded import ShardedPlacement, run_sharded
 from llama.engine import Engine, ZeRO3Placement, gathered, start_processes
 from llama.kernels import products
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
 from llama.parallel.mesh import Mesh, create_mesh
+from llama.parallel.sharded import ShardedBase, Sharers
 from llama.planning.storages import LiveStorages, every_tensor
 from llama.planning.trace import batch_of
+from llama.weights.load import Placement
 from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader
 from tests.parity.plan_cases import CASES, Case
@@ -65,7 +68,12 @@ def engine_of(case: Case, mesh: Mesh, device: torch.device) -> Engine:
     """As `build_engine` makes it; without adapters everything trains."""
     resolved, dtype = case.resolved(), DTYPES[case.precision]
     source = ModelSource("random", RandomReader(case.config), None)
-    placement = ZeRO3Placement(resolved, mesh) if case.stage == 3 else None
+    placement: Placement | None = ZeRO3Placement(resolved, mesh) if case.stage == 3 else None
+    base = None
+    if case.shard_base:
+        sharers = Sharers.of_group(mesh.data_parallel_group)
+        base = ShardedBase(sharers, device, case.config.n_layers, case.config.tied_embedding)
+        placement = ShardedPlacement(base)
     tp, mode = mesh.tensor_parallel, case.checkpointing
     model = build_model(source, dtype, device, tp, mode, placement)
     if case.lora is None:
@@ -75,7 +83,10 @@ def engine_of(case: Case, mesh: Mesh, device: torch.device) -> Engine:
         initialise(model, 0, device, gathered)
         for _, adapter in adapters(model):
             adapter.to(dtype)
-    return Engine(model, resolved, mesh, device, seed=0)
+    engine = Engine(model, resolved, mesh, device, seed=0)
+    if base is not None:
+        run_sharded(model, base)
+    return engine
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ class Row:
     tensor_parallel: int
     data_parallel: int
     zero_stage: int
+    shard_base: bool
     accumulation: int
     checkpointing: str
     loss: float
@@ -95,6 +97,7 @@ def row(stage: int, case: Case, reference: Outcome | None, mesh: Mesh, device: t
         mesh.tensor_parallel.size,
         size,
         stage,
+        outcome.shard_base,
         case.accumulation,
         case.options.checkpointing,
         *deviations,
@@ -133,10 +136,18 @@ def rows_of(
     for accumulation in ACCUMULATIONS:
         case = case_of(mesh, accumulation, "none", method)
         reference = reference_run(case, document(0, accumulation), mesh, device)
-        for stage, mode in itertools.product(stages, checkpointing):
+        ways = [(stage, False) for stage in stages] + sharded_ways(mesh, stages, method)
+        for (stage, shard_base), mode in itertools.product(ways, checkpointing):
             of_mode = case_of(mesh, accumulation, mode, method)
-            found.append(row(stage, of_mode, reference, mesh, device))
+            options = replace(of_mode.options, shard_base=shard_base)
+            found.append(row(stage, replace(of_mode, options=options), reference, mesh, device))
     return found
+
+
+def sharded_ways(mesh: Mesh, stages: Iterable[int], method: str) -> list[tuple[int, bool]]:
+    """Stages under which a frozen base can be cut over data-parallel ranks."""
+    has_any = method == "lora" and mesh.data_parallel_size > 1
+    return [(stage, True) for stage in stages if has_any and stage < 3]
 
 
 def main() -> None:

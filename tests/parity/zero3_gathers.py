@@ -103,11 +103,11 @@ def _watch_loading() -> Callable[[], int]:
     most = 0
     original = ZeRO3Placement.place
 
-    def place(self: ZeRO3Placement, parameter: torch.nn.Parameter) -> None:
+    def place(self: ZeRO3Placement, name: str, parameter: torch.nn.Parameter, part: Any) -> None:
         nonlocal most
         placed.append(parameter)
         most = max(most, sum(p.numel() for p in placed))
-        original(self, parameter)
+        original(self, name, parameter, part)
 
     ZeRO3Placement.place = place  # type: ignore[method-assign]
     return lambda: most

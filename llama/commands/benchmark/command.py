@@ -37,6 +37,7 @@ from llama.model.transformer import Transformer
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.settings import BenchmarkOptions, check_benchmark, deepspeed_json
 from llama.settings.deepspeed_json import Resolved
+from llama.settings.shard_base import check_shard_base
 from llama.tokenizer.templates import load_template
 from llama.weights.open_model import ModelSource, open_model
 
@@ -99,6 +100,7 @@ def read_job(options: BenchmarkOptions) -> Job:
             groups, rest = divmod(world_size, max(1, options.tensor_parallel))
             data_parallel = None if rest else groups
             problems += deepspeed_json.check(config, str(file), data_parallel)
+            problems += check_shard_base(options, config, file)
         except UserError as error:
             problems += error.problems
     raise_if(problems)

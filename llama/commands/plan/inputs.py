@@ -133,6 +133,7 @@ def plan_of(inputs: Inputs, deepspeed: dict[str, Any], options: PlanOptions) -> 
         fused=is_wanted(options.compile, on_cuda=True),
         tensor_parallel=options.tensor_parallel,
         data_parallel=data_parallel,
+        shard_base=options.shard_base,
         **settings_of(resolved),
     )
     mean = job

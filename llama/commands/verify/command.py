@@ -36,6 +36,7 @@ from llama.methods.kinds import method_of
 from llama.objectives.kinds import SFT
 from llama.parallel.agreement import on_every
 from llama.parallel.mesh import Mesh, create_mesh
+from llama.parallel.sharded import is_sharded
 from llama.settings import VerifyOptions, checked_verify, deepspeed_json
 from llama.settings.deepspeed_json import Resolved
 from llama.weights.open_model import ModelSource, open_model
@@ -160,6 +161,7 @@ def asked_run(case: Case, resolved: Resolved, mesh: Mesh, device: torch.device) 
         replica_problems=engine.replica_problems(engine.own_values()),
         optimizer_bytes=_of_all_ranks(engine.optimizer_state_bytes(), mesh, device),
         trained=method_of(options, case.source).TRAINED,
+        shard_base=is_sharded(engine.model.get_parameter("tok_embeddings.weight")),
     )
     engine.close()
     return outcome

@@ -29,6 +29,8 @@ class Outcome:
     """Of each rank."""
     trained: str = "adapter"
     """What trains, in a word."""
+    shard_base: bool = False
+    """Whether the base was cut over data-parallel ranks."""
 
 
 @dataclass(frozen=True)
@@ -89,16 +91,17 @@ def compare(
     found: list[Any] = [None]
     if reference is not None:
         rows = _rows(outcome, reference, resolved.precision)
-        found = [Comparison(_title(resolved, mesh), rows, outcome.trained)]
+        found = [Comparison(_title(outcome, resolved, mesh), rows, outcome.trained)]
     torch.distributed.broadcast_object_list(found, src=0)
     return found[0]
 
 
-def _title(resolved: Resolved, mesh: Mesh) -> str:
+def _title(outcome: Outcome, resolved: Resolved, mesh: Mesh) -> str:
+    base = ", base sharded" if outcome.shard_base else ""
     return (
         f"tensor parallel {mesh.tensor_parallel.size} x data parallel {mesh.data_parallel_size}, "
-        f"ZeRO-{resolved.zero_stage}, accumulation {resolved.accumulation}, {resolved.precision}, "
-        "against one process in float32"
+        f"ZeRO-{resolved.zero_stage}{base}, accumulation {resolved.accumulation}, "
+        f"{resolved.precision}, against one process in float32"
     )
 
 

@@ -70,6 +70,7 @@ def job_of(inputs: Inputs, plan: Schedule, mesh: Mesh, device: torch.device) -> 
         fused=is_wanted(options.compile, on_cuda),
         tensor_parallel=mesh.tensor_parallel.size,
         data_parallel=mesh.data_parallel_size,
+        shard_base=options.shard_base,
         device="cuda" if on_cuda else "cpu",
         **settings_of(plan.resolved),
     )
@@ -92,7 +93,7 @@ def weights_bytes(job: Job) -> int:
         return 0
     size = 4 if job.precision == "fp32" else 2
     weights = base_bytes(job.config, job.tensor_parallel, size)
-    return weights // job.data_parallel if job.zero.stage == 3 else weights
+    return weights // job.data_parallel if job.zero.stage == 3 or job.shares_base else weights
 
 
 def _judge(job: Job, inputs: Inputs, device: torch.device, available: int) -> Verdict:
@@ -176,8 +177,13 @@ def _help(job: Job, inputs: Inputs, room: int) -> list[str]:
     lines = ["not even its weights fit" if job.zero.stage < 3 else "no row is short enough"]
     degrees = [d for d in (2, 4, 8) if job.config.n_kv_heads % d == 0 and d > job.tensor_parallel]
     ranks = "more GPUs" if job.device == "cuda" else "more machines"
-    if job.zero.stage < 3:
-        lines.append(f"ZeRO-3 on {ranks} (--deepspeed lora_zero3) cuts them up")
+    if job.shares_base:
+        lines.append(f"on {ranks} each has a smaller share")
+    elif job.zero.stage < 3 and job.lora is None:
+        lines.append(f"ZeRO-3 on {ranks} (--deepspeed full_zero3) cuts them up")
+    elif job.zero.stage < 3:
+        here = f"these {job.data_parallel} ranks" if job.data_parallel > 1 else ranks
+        lines.append(f"--shard_base cuts them up over {here}")
     if degrees:
         lines.append(f"--tensor_parallel {degrees[0]} halves them")
     lines.append(

@@ -34,7 +34,7 @@ def overview(
         ("step", _step(plan, mesh)),
         ("length", _length(inputs, plan, start)),
         *([("memory", verdict.line)] if verdict else []),
-        ("ranks", _ranks(plan, mesh)),
+        ("ranks", _ranks(inputs, plan, mesh)),
         ("folder", f"{start.folder}  (log.txt there has every line)"),
     ]
     return [f"{label:<{_LABEL}}{text}" for label, text in rows]
@@ -90,8 +90,10 @@ def _length(inputs: Inputs, plan: Schedule, start: Start) -> str:
     return text + (f"; goes on after step {start.step:,}" if start.source else "")
 
 
-def _ranks(plan: Schedule, mesh: Mesh) -> str:
+def _ranks(inputs: Inputs, plan: Schedule, mesh: Mesh) -> str:
+    shares = inputs.options.shard_base and mesh.data_parallel_size > 1
     return (
         f"{mesh.world_size}: tensor-parallel {mesh.tensor_parallel.size} x data-parallel "
         f"{mesh.data_parallel_size}, ZeRO-{plan.resolved.zero_stage}"
+        + (", base sharded" if shares else "")
     )

@@ -140,6 +140,11 @@ def output_read_only(setting: Setting) -> None:
     setting.patches.append(mock.patch("os.access", answer))
 
 
+def shard_base_under_zero3(setting: Setting) -> None:
+    setting.edit_json("ds.json", zero_optimization={"stage": 3})
+    setting.more.append("--shard_base")
+
+
 CASES = [
     Case("an unknown option", words("--seqlen", "64"), ("did you mean --seq_len?",)),
     Case("a word that is no option", words("fast"), ("unexpected argument 'fast'",)),
@@ -166,6 +171,16 @@ CASES = [
     Case("`--lora.rank 0`", words("--lora.rank", "0"), ("--lora.rank: expected at least 1",)),
     Case("a rank above the width", words("--lora.rank", "65"), ("above the model's width 64",)),
     Case("`--method half`", words("--method", "half"), ("expected one of lora, full",)),
+    Case(
+        "`--shard_base` where all trains",
+        words("--method", "full", "--shard_base"),
+        ("--shard_base: shares out what is frozen, and with --method full nothing is",),
+    ),
+    Case(
+        "`--shard_base` and ZeRO-3",
+        shard_base_under_zero3,
+        ("--shard_base: zero_optimization.stage is 3 in ds.json",),
+    ),
     Case(
         "adapters' settings where there are none",
         words("--method", "full", "--lora.rank", "8", "--lora.dropout", "0"),

@@ -49,6 +49,11 @@ CASES = [
     Refused("no such network", words("--network", "wifi"), ("found 'wifi'",)),
     Refused("a JSON and `--suggest`", words("--suggest"), ("--suggest writes one",)),
     Refused(
+        "a shared base and `--suggest`",
+        without_deepspeed("--suggest", "--shard_base"),
+        ("--shard_base: --suggest looks among ways without it",),
+    ),
+    Refused(
         "a degree that does not divide a node",
         words("--gpus", "8", "--tensor_parallel", "3"),
         ("3 does not divide the 8 GPUs of a node",),

@@ -55,6 +55,24 @@ def test_attention_grows_with_the_squares_of_the_documents() -> None:
     assert whole == 3.5 * 2 * 4096 * 1024**2 * 32
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_shared_base_comes_once_or_twice_in_a_micro_batch(tied: bool) -> None:
+    """Its units' own bytes, by their own order of use; the final norm lies on every rank."""
+    config = replace(SEVEN_B, tied_embedding=tied)
+    alone = Job(config, micro_batch=1, data_parallel=4, accumulation=3)
+    more = traffic(replace(alone, shard_base=True)).total - traffic(alone).total
+    vocabulary = config.vocab_size * config.dim
+    blocks = config.parameter_count() - vocabulary * (1 if tied else 2) - config.dim
+    once = 2 * (2 * vocabulary + 2 * blocks * (config.n_layers - 3) / config.n_layers)
+    assert more == pytest.approx(3 * 3 / 4 * once, rel=1e-5)  # a norm is a millionth of it
+
+
+def test_a_shared_base_of_one_rank_is_a_whole_one() -> None:
+    job = Job(SEVEN_B, shard_base=True)
+    assert traffic(job) == traffic(replace(job, shard_base=False)) and not job.shares_base
+    assert not Job(SEVEN_B, lora=None, data_parallel=2, shard_base=True).shares_base
+
+
 def test_shards_share_the_arithmetic() -> None:
     one, four = (work(Job(SEVEN_B, tensor_parallel=p)) for p in (1, 4))
     assert four.products == one.products / 4 and four.attention == one.attention / 4

@@ -89,7 +89,8 @@ def test_weights_alone_that_do_not_fit(
     with pytest.raises(UserError) as refused:
         require_fit(*run, ALONE, CPU)
     (line,) = refused.value.problems
-    for said in ("its weights alone", "not even its weights fit", "ZeRO-3", "--suggest", "--plan"):
+    sharing = "--shard_base cuts them up over more machines"
+    for said in ("its weights alone", "not even its weights fit", sharing, "--suggest", "--plan"):
         assert said in line
 
 
