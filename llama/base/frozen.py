@@ -29,7 +29,8 @@ class FrozenWeight(Protocol):
         ...
 
     def fill(self, stored: torch.Tensor) -> None:
-        """Put in `stored`, the slice as the file has it."""
+        """Put in `stored`, the slice as the file has it. Where that is not all finite, or too large
+        for the type to be computed with, `dense` is not finite either."""
         ...
 
     @property
