@@ -41,9 +41,8 @@ def build_engine(
         compile_kernels()
     dtype, tp = DTYPES[resolved.precision], mesh.tensor_parallel
     placement = ZeRO3Placement(resolved, mesh) if resolved.zero_stage == 3 else None
-    model = on_every(
-        mesh, lambda: build_model(source, dtype, device, tp, options.checkpointing, placement)
-    )
+    kept, base = options.checkpointing, options.base
+    model = on_every(mesh, lambda: build_model(source, dtype, device, tp, kept, placement, base))
     method = method_of(options, source)
     on_every(mesh, lambda: method.prepare(model, options.seed, device))
     engine = Engine(model, resolved, mesh, device, options.seed)

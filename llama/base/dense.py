@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 
@@ -10,6 +12,8 @@ from llama.kernels import products
 
 class Dense:
     """`FrozenWeight` of one plain parameter `[O, I]`."""
+
+    MADE_DENSE: ClassVar[bool] = False
 
     def __init__(self, parameter: nn.Parameter) -> None:
         self.parameter = parameter

@@ -8,7 +8,7 @@ Shapes: T tokens, I in_features, O out_features.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import nn
@@ -16,6 +16,9 @@ from torch import nn
 
 class FrozenWeight(Protocol):
     """One way to hold a matrix `W[O, I]`."""
+
+    MADE_DENSE: ClassVar[bool]
+    """Whether each product first makes the dense matrix, which it then lets go."""
 
     parameter: nn.Parameter
     """What the layer registers, ZeRO-3 partitions and checkpoints of the base would hold."""

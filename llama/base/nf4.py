@@ -1,9 +1,9 @@
 """A frozen weight in four bits: NF4 with double quantisation.
 
-Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023, sections 3.1 and 3.2. Of each
+Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023, section 3. Of each block of
 64 weights the largest magnitude, their absmax, is kept, and of each weight which of 16 values it is
 nearest to after division by that. The absmax, less their mean, are themselves quantised to eight
-bits, in blocks of 256 with one float32 scale each: 4.127 bits a weight in all. The numbers are
+bits, in groups of 256 with one float32 scale each: 4.127 bits a weight in all. The numbers are
 bitsandbytes' own, to the last bit; this is the one file that knows of it.
 
 Letters: B blocks of 64 weights, in the order of the matrix's rows.
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,8 @@ class NF4:
 
     The parameter's `matrix` says what it is. Each product makes the dense matrix anew, and lets it
     go; a shard is quantised by itself."""
+
+    MADE_DENSE: ClassVar[bool] = True
 
     def __init__(self, parameter: nn.Parameter) -> None:
         self.parameter = parameter

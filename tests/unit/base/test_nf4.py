@@ -78,7 +78,12 @@ def test_the_bytes_are_what_the_format_says(shape: tuple[int, int]) -> None:
 def test_a_product_is_that_of_their_linear_layer() -> None:
     matrix = weights((128, 256))
     layer = bitsandbytes.nn.Linear4bit(
-        256, 128, bias=False, compute_dtype=torch.float32, quant_type="nf4", compress_statistics=True
+        256,
+        128,
+        bias=False,
+        compute_dtype=torch.float32,
+        quant_type="nf4",
+        compress_statistics=True,
     )
     layer.weight = bitsandbytes.nn.Params4bit(
         matrix, requires_grad=False, quant_type="nf4", compress_statistics=True, module=layer
