@@ -91,8 +91,8 @@ class TrainOptions(RowOptions):
     """The adapters, with --method lora."""
     base: Base = field(default="half", metadata=BY_VALUE)
     """How the frozen weights of the blocks are held: half, in the JSON's own precision; nf4, in
-    four bits with double quantisation (QLoRA), made dense for each product: a third of the memory,
-    with the package bitsandbytes. Embedding, norms and output stay as with half."""
+    four bits with double quantisation (QLoRA), made dense for each product: slower, in a third of
+    the memory. It needs the package bitsandbytes; not with ZeRO-3. See docs/nf4.md."""
     init_adapter: Path | None = field(default=None, metadata=BY_CONTENT)
     """Begin a new run from the values of this adapter, a folder as generate's --adapter takes. Its
     rank, alpha, targets and scale are taken; one that is given and differs is refused. None means
