@@ -67,7 +67,7 @@ def engine_of(case: Case, mesh: Mesh, device: torch.device) -> Engine:
     source = ModelSource("random", RandomReader(case.config), None)
     placement = ZeRO3Placement(resolved, mesh) if case.stage == 3 else None
     tp, mode = mesh.tensor_parallel, case.checkpointing
-    model = build_model(source, dtype, device, tp, mode, placement)
+    model = build_model(source, dtype, device, tp, mode, placement, case.base)
     if case.lora is None:
         model.requires_grad_(True)
     else:
