@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
 from llama.base.frozen import frozen_product
 from llama.base.kinds import KINDS
+from llama.settings.base import PACKAGES, Base
 
 ROWS, COLUMNS = 24, 16
 DTYPES = [torch.float32, torch.bfloat16]
@@ -68,3 +71,7 @@ def test_what_is_not_finite_stays_so(name: str, value: float) -> None:
     spoilt[3, 5] = value
     held.fill(spoilt)
     assert not torch.isfinite(held.dense()).all()
+
+
+def test_the_options_and_the_table_name_the_same_kinds() -> None:
+    assert set(get_args(Base)) == set(KINDS) and set(PACKAGES) <= set(KINDS)
