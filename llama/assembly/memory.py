@@ -17,6 +17,7 @@ from llama.kernels.compiled import compiled
 from llama.model.documents import Documents
 from llama.model.kept import Kept
 from llama.model.transformer import Supervision, Transformer
+from llama.parallel.layers import ParallelLinear
 from llama.parallel.mesh import Mesh
 from llama.planning.job import PRECISIONS, Job, Zero
 from llama.planning.levels import for_activations, sizes_of
@@ -53,7 +54,8 @@ def keep_what_fits(
 
 def job_of(model: Transformer, rows: int, length: int, mesh: Mesh, device: torch.device) -> Job:
     """The step of `model` as it is, as far as its activations go."""
-    dtype, held = model.tok_embeddings.weight.dtype, model.layers[0].attention.wq.kind
+    dtype = model.tok_embeddings.weight.dtype
+    held = next(layer.kind for layer in model.modules() if isinstance(layer, ParallelLinear))
     return Job(
         config=model.config,
         lora=next((adapter.options for _, adapter in adapters(model)), None),
