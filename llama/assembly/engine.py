@@ -44,10 +44,10 @@ def build_engine(
     if compiles:
         compile_kernels()
     dtype, tp = DTYPES[resolved.precision], mesh.tensor_parallel
-    base = sharded_base(source, options, mesh, device)
-    placement = _placement(base, resolved, mesh)
+    shared = shared_base(source, options, mesh, device)
+    placement, kept = _placement(shared, resolved, mesh), options.checkpointing
     model = on_every(
-        mesh, lambda: build_model(source, dtype, device, tp, options.checkpointing, placement)
+        mesh, lambda: build_model(source, dtype, device, tp, kept, placement, options.base)
     )
     method = method_of(options, source)
     on_every(mesh, lambda: method.prepare(model, options.seed, device))
@@ -56,19 +56,19 @@ def build_engine(
     plain = install(model) if fast else None
     if options.checkpointing == "auto":
         length = options.seq_len or LONGEST_ROW
-        to_come = engine.first_step_bytes() + (base.most_room_bytes() if base else 0)
+        to_come = engine.first_step_bytes() + (shared.most_room_bytes() if shared else 0)
         keep_what_fits(model, resolved.micro_batch, length, mesh, device, to_come)
     if fast:
         plain = plain or capture(model)
         engine.passes_are_captured = plain is None
         if plain:
             note(plain)
-    if base is not None:
-        run_sharded(model, base)
+    if shared is not None:
+        run_sharded(model, shared)
     return engine
 
 
-def sharded_base(
+def shared_base(
     source: ModelSource, options: Options, mesh: Mesh, device: torch.device
 ) -> ShardedBase | None:
     """What is to hold the frozen base, where `--shard_base` has an effect."""

@@ -10,12 +10,14 @@ import torch.distributed as dist
 
 from llama.adapters.attach import adapters
 from llama.assembly.cgroup import cgroup_room
+from llama.base.kinds import KINDS
 from llama.fused.install import is_installed
 from llama.fused.keeping import choose
 from llama.kernels.compiled import compiled
 from llama.model.documents import Documents
 from llama.model.kept import Kept
 from llama.model.transformer import Supervision, Transformer
+from llama.parallel.layers import ParallelLinear
 from llama.parallel.mesh import Mesh
 from llama.parallel.sharded import is_sharded
 from llama.planning.job import PRECISIONS, Job, Zero
@@ -55,9 +57,11 @@ def keep_what_fits(
 def job_of(model: Transformer, rows: int, length: int, mesh: Mesh, device: torch.device) -> Job:
     """The step of `model` as it is, as far as its activations go."""
     dtype = model.tok_embeddings.weight.dtype
+    held = next(layer.kind for layer in model.modules() if isinstance(layer, ParallelLinear))
     return Job(
         config=model.config,
         lora=next((adapter.options for _, adapter in adapters(model)), None),
+        base=next(name for name, kind in KINDS.items() if kind is held),
         precision=next(name for name, of in PRECISIONS.items() if of == dtype),  # type: ignore[arg-type]
         zero=Zero(0),
         micro_batch=rows,

@@ -13,6 +13,7 @@ from llama.adapters.attach import adapters, attach_each, set_values
 from llama.adapters.match import layer_options, misfits
 from llama.adapters.peft_config import read_description
 from llama.assembly.limits import check_tokenizer
+from llama.base.kinds import KINDS
 from llama.errors import UserError, raise_if
 from llama.kernels.products import cpu_has_bf16
 from llama.model.config import ModelConfig
@@ -84,22 +85,27 @@ def build_model(
     tp: TensorParallel = SINGLE,
     checkpointing: Checkpointing = "none",
     placement: Placement | None = None,
+    base: str = "half",
 ) -> Transformer:
-    """The model with its weights, nothing trainable. It is built without memory and filled slice by
-    slice, so that no rank holds what it does not keep."""
+    """The model with its weights, held as `base` says, nothing trainable. It is built without
+    memory and filled slice by slice, so that no rank holds what it does not keep."""
     with torch.device("meta"):
         model = Transformer(source.config, tp, checkpointing)
     model.requires_grad_(False)
-    load_weights(model, source.reader, dtype, device, tp.rank, tp.size, placement)
+    load_weights(model, source.reader, dtype, device, tp.rank, tp.size, placement, KINDS[base])
     return model
 
 
 def ready_model(
-    source: ModelSource, adapter: Path | None, precision: str, tp: TensorParallel = SINGLE
+    source: ModelSource,
+    adapter: Path | None,
+    precision: str,
+    tp: TensorParallel = SINGLE,
+    base: str = "half",
 ) -> Transformer:
     """The model on the default device, or this rank's part of it, with its adapter if there is one,
     not to be trained."""
-    model = build_model(source, default_dtype(precision), default_device(), tp)
+    model = build_model(source, default_dtype(precision), default_device(), tp, base=base)
     if adapter is not None:
         load_adapter(model, adapter)
     return model.eval()

@@ -14,6 +14,7 @@ class Dense:
     """`FrozenWeight` of one plain parameter `[O, I]`."""
 
     BY_ROWS: ClassVar[bool] = True
+    MADE_DENSE: ClassVar[bool] = False
 
     def __init__(self, parameter: nn.Parameter) -> None:
         self.parameter = parameter

@@ -17,6 +17,9 @@ from torch import nn
 class FrozenWeight(Protocol):
     """One way to hold a matrix `W[O, I]`."""
 
+    MADE_DENSE: ClassVar[bool]
+    """Whether each product first makes the dense matrix, which it then lets go."""
+
     parameter: nn.Parameter
     """What the layer registers, ZeRO-3 partitions and checkpoints of the base would hold."""
 
@@ -33,7 +36,8 @@ class FrozenWeight(Protocol):
         ...
 
     def fill(self, stored: torch.Tensor) -> None:
-        """Put in `stored`, the slice as the file has it."""
+        """Put in `stored`, the slice as the file has it. Where that is not all finite, or too large
+        for the type to be computed with, `dense` is not finite either."""
         ...
 
     @property

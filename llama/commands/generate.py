@@ -73,7 +73,9 @@ def _prepared(options: GenerateOptions) -> Job:
 
 def _answer_all(job: Job, tp: TensorParallel, agreed: Agreed) -> int:
     options = job.options
-    model = ready_model(job.opened.source, job.opened.adapter, options.precision, tp)
+    model = ready_model(
+        job.opened.source, job.opened.adapter, options.precision, tp, base=options.base
+    )
     plain = not options.json and options.output is None
     if plain and (options.stream or (options.stream is None and len(job.prompts) == 1)):
         _stream(job, model, agreed)

@@ -100,7 +100,7 @@ class _Run:
     ) -> None:
         dtype = x.dtype
         self.rotation, self.documents = rotation, documents
-        self.weights = {name: layer.kind(layer.weight).dense() for layer, name in linears(block)}
+        self.weights = {name: layer.kind(layer.weight) for layer, name in linears(block)}
         self.heads = [block.attention.n_heads, *[block.attention.n_kv_heads] * 2]
         self.norms = block.attention_norm, block.ffn_norm
         self.p = next((path.dropout for path in adapters.values()), 0.0) if block.training else 0.0
@@ -114,6 +114,10 @@ class _Run:
             for name, path in adapters.items()
         }
         self.grads: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def _dense(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """A layer's weight, for one product: where it is held narrower, it is made for that."""
+        return self.weights[name].dense().to(dtype)
 
     # Forward
 
@@ -166,7 +170,7 @@ class _Run:
         return tuple(seed for seed in found if seed is not None)
 
     def _linear(self, name: str, x: torch.Tensor, saved: Saved) -> torch.Tensor:
-        y = x @ self.weights[name].to(x.dtype).t()
+        y = x @ self._dense(name, x.dtype).t()
         if name in self.factors:
             factors = self.factors[name]
             if name not in saved.hidden:
@@ -286,9 +290,9 @@ class _Run:
         self, names: tuple[str, ...], grads: tuple[torch.Tensor, ...]
     ) -> torch.Tensor:
         """The sum of `g W` over the layers, summed by the products themselves."""
-        total = grads[0] @ self.weights[names[0]].to(grads[0].dtype)
+        total = grads[0] @ self._dense(names[0], grads[0].dtype)
         for name, grad in zip(names[1:], grads[1:], strict=True):
-            total.addmm_(grad, self.weights[name].to(grad.dtype))
+            total.addmm_(grad, self._dense(name, grad.dtype))
         return total
 
     def _factor_gradients(

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from llama.base.dense import Dense
+from llama.base.nf4 import NF4
 from llama.fused.block import fused_block, linears
 from llama.model.attention import Attention
 from llama.model.documents import Documents
@@ -29,7 +30,7 @@ PARTS = {
 }
 """Name to type of each part of a block."""
 LINEARS = (ColumnParallelLinear, RowParallelLinear)
-WEIGHTS = (Dense,)
+WEIGHTS = (Dense, NF4)
 """The ways of holding a frozen weight that it multiplies by."""
 
 

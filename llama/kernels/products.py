@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import torch
 
-from llama.kernels.paths import on_cuda
+from llama.kernels.paths import is_planned, on_cuda
 
 FEW_TOKENS = 4
 """Up to this many tokens a product takes as long as reading the weight does. Making a wider copy of
@@ -30,10 +30,16 @@ def compute_dtype(weight: torch.Tensor) -> torch.dtype:
     the device would only emulate products in it (half precision on a CPU without such
     instructions: several times slower, and no more exact). The weight then stays in half precision
     and a float32 copy of it is made for each product."""
-    if weight.device.type != "cpu" or on_cuda(weight) or weight.dtype == torch.float32:
-        return weight.dtype
-    emulated = weight.dtype == torch.float16 or not cpu_has_bf16()
-    return torch.float32 if emulated else weight.dtype
+    return computed_in(weight.dtype, weight.device)
+
+
+def computed_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The same beside a weight on `device` that would be of `dtype` if it were not held in fewer
+    bits."""
+    if device.type != "cpu" or is_planned() or dtype == torch.float32:
+        return dtype
+    emulated = dtype == torch.float16 or not cpu_has_bf16()
+    return torch.float32 if emulated else dtype
 
 
 def times(x_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:

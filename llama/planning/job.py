@@ -75,6 +75,8 @@ class Job:
     config: ModelConfig
     lora: LoRAOptions | None = field(default_factory=LoRAOptions)
     """None: every parameter trains."""
+    base: str = "half"
+    """How the frozen weights of the blocks are held, of `llama.base.kinds.KINDS`."""
     precision: Literal["fp16", "bf16", "fp32"] = "bf16"
     zero: Zero = field(default_factory=Zero)
     micro_batch: int = 1

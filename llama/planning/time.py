@@ -157,6 +157,7 @@ def device_seconds(job: Job, gpu: GPU, done: Work) -> dict[str, float]:
     return {
         "products": done.products / (PRODUCTS * rate),
         "products again": done.again / (PRODUCTS * rate),
+        "weights made dense": done.dense_bytes / (BANDWIDTH * gpu.bandwidth),
         "attention": done.attention / (ATTENTION * rate),
         "adapters": done.adapters / (ADAPTERS * rate),
         "element by element": way_of(job).bytes_moved

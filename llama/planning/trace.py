@@ -18,6 +18,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llama.adapters.attach import adapters, attach
+from llama.base.kinds import KINDS
 from llama.data.types import IGNORE, Batch
 from llama.fused.install import install
 from llama.kernels.compiled import Plan, planned
@@ -245,7 +246,8 @@ def build(job: Job, tp: TensorParallel, fake: FakeTensorMode) -> Transformer:
     reader = RandomReader(job.config)
     fake.allow_non_fake_inputs = True  # those on the meta device, to be replaced
     with fake:
-        load_weights(model, reader, job.dtype, CPU, tp.rank, tp.size, _NoValues())
+        kind = KINDS[job.base]
+        load_weights(model, reader, job.dtype, CPU, tp.rank, tp.size, _NoValues(), kind)
         for _, adapter in adapters(model):
             adapter.materialise(CPU)
     fake.allow_non_fake_inputs = False

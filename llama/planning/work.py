@@ -12,7 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
+import torch
+
 from llama.adapters.kinds import kind_of
+from llama.base.kinds import KINDS
 from llama.fused.keeping import AGAIN
 from llama.model.config import LINEARS, ModelConfig
 from llama.model.kept import Kept
@@ -39,6 +42,8 @@ class Work:
     element_bytes: float
     """That functions of single elements read and write: norms, rotary turn, SwiGLU, sums, dropout,
     the logits' softmax."""
+    dense_bytes: float
+    """Read and written where frozen weights are made dense for their products."""
 
     @property
     def flops(self) -> float:
@@ -76,7 +81,21 @@ def work(job: Job) -> Work:
         attention=sum(map(_attention_passes, job.kept)) * _attention_forward(job) / p,
         adapters=_adapters(job),
         element_bytes=_element_bytes(job),
+        dense_bytes=_dense_bytes(job),
     )
+
+
+def _dense_bytes(job: Job) -> float:
+    """Once in the forward, once in the backward pass, and again where a product is."""
+    if not KINDS[job.base].MADE_DENSE:
+        return 0.0
+    size = 4 if job.precision == "fp32" else 2
+    config, total = job.config, 0.0
+    for name in LINEARS:
+        uses = sum(2 + (name in _again(level, job.fused)) for level in job.kept)
+        dense = size * prod(config.linear_shape(name)) / job.tensor_parallel
+        total += uses * (dense + _held_bytes(job, name))
+    return total
 
 
 def supervised(job: Job) -> int:
@@ -192,6 +211,22 @@ def adapter_bytes(config: ModelConfig, lora: LoRAOptions, p: int, size: int) -> 
 def base_bytes(config: ModelConfig, p: int, size: int) -> int:
     """W, of one model shard."""
     return size * config.parameter_count() // p
+
+
+def weights_bytes(job: Job) -> int:
+    """Of the model's weights, those of one model shard as they are held."""
+    p, size = job.tensor_parallel, 4 if job.precision == "fp32" else 2
+    whole = base_bytes(job.config, p, size)
+    blocks = [(size * prod(job.config.linear_shape(n)) // p, _held_bytes(job, n)) for n in LINEARS]
+    return whole - job.config.n_layers * sum(dense - held for dense, held in blocks)
+
+
+def _held_bytes(job: Job, name: str) -> int:
+    """Of this rank's share of the layer `name` of one block."""
+    rows, columns = job.config.linear_shape(name)
+    cut = (rows, columns // job.tensor_parallel)  # along either side it has as many elements
+    kind = KINDS[job.base]
+    return kind(kind.empty(torch.Size(cut), job.dtype, torch.device("meta"))).nbytes
 
 
 def exchanged_bytes(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from llama.model.kept import Checkpointing
+from llama.settings.base import Base
 from llama.settings.model import AdapterOptions, RowOptions
 from llama.settings.options.marks import BY_CONTENT, BY_VALUE, POSITIONAL
 from llama.settings.starts import UNIFORM
@@ -88,6 +89,10 @@ class TrainOptions(RowOptions):
     """What trains: lora, adapters beside the frozen model; full, every parameter of the model."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)
     """The adapters, with --method lora."""
+    base: Base = field(default="half", metadata=BY_VALUE)
+    """How the frozen weights of the blocks are held: half, in the JSON's own precision; nf4, in
+    four bits with double quantisation (QLoRA), made dense for each product: slower, in a third of
+    the memory. It needs the package bitsandbytes; not with ZeRO-3. See docs/nf4.md."""
     init_adapter: Path | None = field(default=None, metadata=BY_CONTENT)
     """Begin a new run from the values of this adapter, a folder as generate's --adapter takes. Its
     rank, alpha, targets and scale are taken; one that is given and differs is refused. None means
@@ -151,6 +156,9 @@ class AnswerOptions(AdapterOptions):
     """Seed of the choices, where the temperature is above 0; the same for every prompt."""
     precision: Literal["half", "float32"] = "half"
     """What the model computes in; half is the 16-bit type that suits the device."""
+    base: Base = "half"
+    """How the weights of the blocks are held: half, in what is computed in; nf4, in four bits, as
+    train --base nf4 does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +186,8 @@ class BenchmarkOptions(RowOptions):
     """What trains: lora, adapters beside the frozen model; full, every parameter of the model."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)
     """The adapters, with --method lora."""
+    base: Base = "half"
+    """How the frozen weights of the blocks are held, as in train."""
     checkpointing: Checkpointing = "block"
     """What is recomputed in the backward pass, as in train."""
     shard_base: bool = False
@@ -211,6 +221,8 @@ class VerifyOptions:
     """What trains: lora, adapters beside the frozen model; full, every parameter of the model."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)
     """The adapters, with --method lora."""
+    base: Base = "half"
+    """How the frozen weights of the blocks are held, as in train."""
     checkpointing: Checkpointing = "block"
     """What is recomputed in the backward pass, as in train."""
     shard_base: bool = False
@@ -257,6 +269,8 @@ class PlanOptions(RowOptions):
     """What trains: adapters, or every parameter."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)
     """The adapters."""
+    base: Base = "half"
+    """How the frozen weights of the blocks are held, as in train."""
     tensor_parallel: int = 1
     """Ranks each layer is split over; it divides the number of GPUs of a node."""
     seq_len: int = 1024

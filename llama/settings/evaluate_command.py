@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from llama.files.inputs import file_problem, new_file_problem
+from llama.settings.base import Base, check_held
 from llama.settings.data_sets import check_plain
 from llama.settings.model import AdapterOptions, ReadingOptions
 from llama.settings.validate import at_least, check_degree, check_model, check_use
@@ -41,6 +42,9 @@ class EvaluateOptions(ReadingOptions, AdapterOptions):
     rows."""
     precision: Literal["half", "float32"] = "half"
     """What the model computes in; half is the 16-bit type that suits the device."""
+    base: Base = "half"
+    """How the weights of the blocks are held: half, in what is computed in; nf4, in four bits, as
+    train --base nf4 does."""
     json: bool = False
     """Whether the last line of standard output is the result as one JSON object."""
 
@@ -50,6 +54,7 @@ def check_evaluate(options: EvaluateOptions, world_size: int) -> list[str]:
     problems = [
         *check_model(options),
         *check_use(options),
+        *check_held(options.base),
         *check_plain("data", options.data),
         *at_least(2, seq_len=options.seq_len),
         *at_least(1, micro_batch=options.micro_batch, max_new_tokens=options.max_new_tokens),

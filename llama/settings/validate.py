@@ -15,6 +15,7 @@ from llama.files.inputs import file_problem, nearest, not_found
 from llama.files.run_folder import adapter_folder, why_no_adapter
 from llama.settings import deepspeed_json
 from llama.settings.adapters import check_lora, check_rates
+from llama.settings.base import check_base, check_base_zero, check_held
 from llama.settings.commands import (
     AblateOptions,
     AnswerOptions,
@@ -108,6 +109,7 @@ def _with_deepspeed(
         problems = problems + deepspeed_json.check(config, str(file), data_parallel)
         problems += check_rates(options.lora, config, file)
         problems += check_shard_base(options, config, file)
+        problems += check_base_zero(options.base, config, file)
     except UserError as error:
         problems = problems + error.problems
     raise_if(problems)
@@ -118,6 +120,7 @@ def check_answering(options: AnswerOptions) -> list[str]:
     """Every problem of how a model is to answer."""
     problems = [
         *check_use(options),
+        *check_held(options.base),
         *at_least(1, max_new_tokens=options.max_new_tokens),
         *_check_seed(options.seed),
     ]
@@ -230,10 +233,11 @@ def _check_method(
     options: TrainOptions | BenchmarkOptions | VerifyOptions | PlanOptions,
 ) -> list[str]:
     """Problems of what trains; without adapters none of their settings may be asked for."""
+    problems = check_base(options.base, options.method)
     if options.method == "lora":
-        return check_lora(options.lora)
+        return problems + check_lora(options.lora)
     plain = LoRAOptions()
-    return [
+    return problems + [
         f"--lora.{field.name}: has no effect with --method {options.method}; leave it out"
         for field in dataclasses.fields(plain)
         if getattr(options.lora, field.name) != getattr(plain, field.name)

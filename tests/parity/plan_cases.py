@@ -57,6 +57,7 @@ class Case:
     """Whether the CPU is taken to multiply bf16 in hardware."""
     bucket: int = 1_000_000
     shard_base: bool = False
+    base: str = "half"
 
     @property
     def ranks(self) -> int:
@@ -84,6 +85,7 @@ class Case:
         return Job(
             config=self.config,
             lora=self.lora,
+            base=self.base,
             seq_len=self.length,
             documents=self.documents,
             checkpointing=self.checkpointing,
@@ -141,6 +143,12 @@ CASES: dict[str, Case] = {
     ),
     "stories fp32 zero3 pissa two ranks": Case(
         STORIES, "fp32", 3, replace(ALL, start="pissa_niter_1"), data_parallel=2, bucket=10_000
+    ),
+    "smol bf16 zero1 nf4 block": Case(
+        SMOL, "bf16", 1, ALL, checkpointing="block", rows=1, length=SHORT, base="nf4"
+    ),
+    "stories fp32 zero0 nf4 shards": Case(
+        STORIES, "fp32", 0, ALL, tensor_parallel=2, base="nf4", accumulation=2
     ),
     "stories fp32 zero0 full": Case(STORIES, "fp32", 0, None, rows=1),
     "stories bf16 zero1 full": Case(STORIES, "bf16", 1, None, rows=1, bucket=50_000),

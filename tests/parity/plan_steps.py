@@ -75,7 +75,7 @@ def engine_of(case: Case, mesh: Mesh, device: torch.device) -> Engine:
         base = ShardedBase(sharers, device, case.config.n_layers, case.config.tied_embedding)
         placement = ShardedPlacement(base)
     tp, mode = mesh.tensor_parallel, case.checkpointing
-    model = build_model(source, dtype, device, tp, mode, placement)
+    model = build_model(source, dtype, device, tp, mode, placement, case.base)
     if case.lora is None:
         model.requires_grad_(True)
     else:

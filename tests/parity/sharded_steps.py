@@ -26,6 +26,7 @@ from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.parallel.sharded import Pending, ShardedBase, Sharers
+from llama.settings.base import HALF, Base
 from llama.settings.deepspeed_json import Resolved
 from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader
@@ -45,6 +46,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dora": {"lora": {"kind": "dora"}},
     "pissa": {"lora": {"start": "pissa"}},
     "tied, in bf16": {"tied_embedding": True, "precision": "bf16"},
+    "in four bits": {"base": "nf4"},
     "two blocks": {"n_layers": 2, "checkpointing": "none"},
 }
 """What differs from LoRA of all layers with dropout, ZeRO-1, one micro-batch."""
@@ -82,11 +84,13 @@ def case(
     stage: int = 1,
     precision: str = "fp32",
     lora: dict[str, Any] | None = None,
+    base: Base = HALF,
     **of_model: Any,
 ) -> tuple[Case, Resolved]:
     given = case_of(mesh, accumulation, checkpointing)
     config = replace(MODEL, **of_model)
-    options = replace(given.options, lora=replace(given.options.lora, **(lora or {})))
+    adapter = replace(given.options.lora, **(lora or {}))
+    options = replace(given.options, lora=adapter, base=base)
     source = ModelSource("tiny", CountingReader(config, options.seed), None)
     settings = document(stage, accumulation)
     if precision != "fp32":

@@ -39,6 +39,7 @@ FILE_LINES, FUNCTION_LINES = 350, 60
 DOORS = {
     "fairscale": ("llama/parallel/",),
     "deepspeed": ("llama/engine/",),
+    "bitsandbytes": ("llama/base/nf4.py",),
     "tensorboard": ("llama/metrics/sinks/tensorboard_sink.py",),
     "torch.utils.tensorboard": ("llama/metrics/sinks/tensorboard_sink.py",),
     "trackio": ("llama/metrics/sinks/trackio_sink.py",),

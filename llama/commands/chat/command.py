@@ -35,7 +35,7 @@ def chat(options: ChatOptions) -> int:
     config, tokenizer = opened.source.config, opened.tokenizer
     template = opened.template(options.template)
     Conversation(template, tokenizer, config, options.system).prompt("Hello")
-    model = ready_model(opened.source, opened.adapter, options.precision)
+    model = ready_model(opened.source, opened.adapter, options.precision, base=options.base)
     speakers = [
         Speaker(
             name,

@@ -68,7 +68,12 @@ def _opened(options: EvaluateOptions) -> Opened:
 
 def _ready(opened: Opened, options: EvaluateOptions, mesh: Mesh) -> Transformer:
     tp = mesh.tensor_parallel
-    return on_every(mesh, lambda: ready_model(opened.source, opened.adapter, options.precision, tp))
+    return on_every(
+        mesh,
+        lambda: ready_model(
+            opened.source, opened.adapter, options.precision, tp, base=options.base
+        ),
+    )
 
 
 def _on_rows(

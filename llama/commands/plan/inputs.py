@@ -128,6 +128,7 @@ def plan_of(inputs: Inputs, deepspeed: dict[str, Any], options: PlanOptions) -> 
     job = Job(
         inputs.config,
         KINDS[options.method].adapters(options.lora),
+        base=options.base,
         seq_len=options.seq_len,
         checkpointing="block" if options.checkpointing == "auto" else options.checkpointing,
         fused=is_wanted(options.compile, on_cuda=True),

@@ -25,8 +25,9 @@ from llama.planning.fit import estimate
 from llama.planning.job import Job, Zero
 from llama.planning.plan import Plan
 from llama.planning.time import step_time, tokens_per_second
-from llama.planning.work import adapter_bytes, base_bytes
+from llama.planning.work import adapter_bytes, weights_bytes
 from llama.settings import PlanOptions, TrainOptions
+from llama.settings.base import HALF
 from llama.settings.options.declare import declared
 
 FILE = "deepspeed.json"
@@ -170,8 +171,8 @@ def ways(inputs: Inputs) -> Iterator[Way]:
     ]
     for p, keeping in product(degrees, _KEEPING):
         n = world // p
-        stages = [(1, False), (3, True)]
-        if n > 1:
+        stages = [(1, False), (3, True)] if options.base == HALF else [(1, False)]
+        if n > 1 and options.base == HALF:
             stages += [(3, False)] + ([(2, False)] if options.method == "full" else [])
         rows = max(1, options.batch // n)
         sizes = [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= rows]
@@ -188,6 +189,7 @@ def job_of(inputs: Inputs, way: Way) -> Job:
     return Job(
         inputs.config,
         KINDS[options.method].adapters(options.lora),
+        base=options.base,
         precision="bf16" if inputs.place.gpu.bf16 else "fp16",
         zero=Zero.of(document),
         micro_batch=way.micro_batch,
@@ -203,7 +205,7 @@ def job_of(inputs: Inputs, way: Way) -> Job:
 def least_bytes(job: Job) -> float:
     """What the job holds at the very least, by arithmetic: weights, what trains, what is kept."""
     config, p, n = job.config, job.tensor_parallel, job.data_parallel
-    weights = base_bytes(config, p, 2)
+    weights = weights_bytes(job)
     sharded = job.zero.stage == 3
     held = 0.0 if job.zero.offload_param else weights / (n if sharded else 1)
     trained = weights if job.lora is None else adapter_bytes(config, job.lora, p, 2)

@@ -2,7 +2,8 @@
 
 The model's real widths at reduced depth, with random weights, train for a few steps twice: as
 asked (the launcher's ranks, the DeepSpeed JSON, tensor parallelism), and on the first rank alone in
-float32 by plain torch, with neither DeepSpeed nor shards. The two are compared.
+float32 by plain torch, with neither DeepSpeed nor shards, on dense weights: where they are held in
+fewer bits, what those stand for. The two are compared.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from llama.assembly.device_settings import resolve_here
 from llama.assembly.engine import build_engine
 from llama.assembly.limits import degree_problems
 from llama.assembly.model import build_model, default_device
+from llama.base.kinds import KINDS
 from llama.commands.verify.report import Comparison, Outcome, compare, table
 from llama.data.batches import Epochs, first_windows
 from llama.data.packing import PackedRow
@@ -39,6 +41,7 @@ from llama.parallel.mesh import Mesh, create_mesh
 from llama.parallel.sharded import is_sharded
 from llama.settings import VerifyOptions, checked_verify, deepspeed_json
 from llama.settings.deepspeed_json import Resolved
+from llama.weights.as_held import AsHeld
 from llama.weights.open_model import ModelSource, open_model
 from llama.weights.random_init import RandomReader
 
@@ -194,7 +197,9 @@ def _plain_training(
     case: Case, resolved: Resolved, data_parallel: int, device: torch.device
 ) -> Outcome:
     options = case.options
-    model = build_model(case.source, torch.float32, device)
+    held = KINDS[options.base]
+    reader = AsHeld(case.source.reader, held, options.tensor_parallel, device)
+    model = build_model(replace(case.source, reader=reader), torch.float32, device)
     method_of(options, case.source).prepare(model, options.seed, device)
     trainable = trainable_parameters(model)
     parameters = list(trainable.values())

@@ -59,12 +59,8 @@ _BF16 = Here("--override bf16.enabled=true --override fp16.enabled=false")
 _FP16 = Here("--override fp16.enabled=true --override bf16.enabled=false")
 _FLOAT32 = Instead("float32 is --deepspeed ds_configs/lora_float32.json")
 _PRECISION = Already("the DeepSpeed JSON says the precision")
-_QUANTISED = _only_on(
-    Instead(
-        "frozen weights are held in 16 bits; what fits a smaller GPU: "
-        "--deepspeed ds_configs/lora_zero3_offload.json, or --tensor_parallel N over several"
-    )
-)
+_NF4 = Here("--base nf4")
+_QUANTISED = Instead("frozen weights are held in 16 or 32 bits, or by --base nf4 in four")
 _EVALUATION = "held-out rows (--eval_data) are evaluated before, and after each epoch"
 _MEASURED = "held-out loss is what is measured"
 _EVERY_STEP = Already("metrics.jsonl and --report_to's places have every step")
@@ -180,7 +176,11 @@ _ROWS: tuple[tuple[str, Answer], ...] = (
             _PRECISION,
         ),
     ),
-    ("load_in_4bit load_in_8bit quantization_bit quantization_method bnb_4bit_*", _QUANTISED),
+    ("load_in_4bit", _only_on(_NF4)),
+    ("bnb_4bit_quant_type", ByValue({"nf4": _NF4}, _QUANTISED)),
+    ("bnb_4bit_*", Already("--base nf4 quantises twice, and computes in the JSON's precision")),
+    ("quantization_bit", ByValue({"4": Here("--base nf4", "4")}, _QUANTISED)),
+    ("load_in_8bit quantization_method", _only_on(_QUANTISED)),
     (
         "gradient_checkpointing use_gradient_checkpointing",
         _switch(Already("--checkpointing block is the default"), Here("--checkpointing none")),
@@ -222,7 +222,7 @@ _ROWS: tuple[tuple[str, Answer], ...] = (
         ByValue(
             {
                 "lora": Already("--method lora is the default"),
-                "qlora": _QUANTISED.otherwise or _LINEARS,
+                "qlora": Here("--base nf4", "qlora"),
             }
         ),
     ),

@@ -21,7 +21,7 @@ from llama.planning.levels import kept_within
 from llama.planning.memory import CONTEXT, TRAINED, WEIGHTS, Memory, memory
 from llama.planning.rows import largest_batch, mean_batch
 from llama.planning.time import Place, step_time
-from llama.planning.work import base_bytes
+from llama.planning.work import weights_bytes as shard_bytes
 from llama.train.start.inputs import Inputs
 from llama.train.start.schedule import Schedule
 
@@ -63,6 +63,7 @@ def job_of(inputs: Inputs, plan: Schedule, mesh: Mesh, device: torch.device) -> 
     return Job(
         inputs.source.config,
         inputs.method.adapters(options.lora),
+        base=options.base,
         seq_len=options.seq_len,
         documents=documents,
         supervised=supervised,
@@ -91,8 +92,7 @@ def weights_bytes(job: Job) -> int:
     """Of the weights that the rank holds between steps."""
     if job.zero.offload_param and job.device == "cuda":
         return 0
-    size = 4 if job.precision == "fp32" else 2
-    weights = base_bytes(job.config, job.tensor_parallel, size)
+    weights = shard_bytes(job)
     return weights // job.data_parallel if job.zero.stage == 3 or job.shares_base else weights
 
 

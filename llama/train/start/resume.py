@@ -56,7 +56,8 @@ class Start:
     """The checkpoint; None where there is none."""
 
 
-_BEFORE = {"method": "lora", "columns": "", "lora.start": "uniform", "lora.b_lr_ratio": 1.0}
+_BEFORE = {"method": "lora", "base": "half", "columns": "", "lora.start": "uniform"}
+_BEFORE |= {"lora.b_lr_ratio": 1.0}
 """Of a run's identity, what was not said by programs that knew but one value of it."""
 
 

@@ -49,12 +49,12 @@ def ranks(count: int, *more: str) -> Callable[[Setting], None]:
     return spoil
 
 
-def without_package(name: str) -> Callable[[Setting], None]:
-    """Ask to be told there, where nothing of that name is installed."""
+def without_package(name: str, *more: str) -> Callable[[Setting], None]:
+    """Ask for what needs it, where nothing of that name is installed."""
     find_spec = importlib.util.find_spec
 
     def spoil(setting: Setting) -> None:
-        setting.more += ["--report_to", f"tensorboard,{name}"]
+        setting.more += more
 
         def found(package: str, *more: Any) -> Any:
             return None if package == name else find_spec(package, *more)
@@ -62,6 +62,9 @@ def without_package(name: str) -> Callable[[Setting], None]:
         setting.patches.append(mock.patch("importlib.util.find_spec", found))
 
     return spoil
+
+
+nf4_under_zero3 = words("--base", "nf4", "--override", "zero_optimization.stage=3")
 
 
 def prompts(content: bytes) -> Callable[[Setting], None]:
@@ -217,7 +220,7 @@ CASES = [
     Case("a place twice", words("--report_to", "tensorboard,tensorboard"), ("once at most",)),
     Case(
         "a place whose package is not installed",
-        without_package("mlflow"),
+        without_package("mlflow", "--report_to", "tensorboard,mlflow"),
         ("--report_to mlflow: the package mlflow is not installed: pip install",),
     ),
     Case(
@@ -226,6 +229,13 @@ CASES = [
         ("--report_to wandb: no account is known here",),
     ),
     Case("a resume from nothing", resume_from_nothing, ("--resume: absent does not",)),
+    Case(
+        "`--base nf4` without what holds it",
+        without_package("bitsandbytes", "--base", "nf4"),
+        ("--base nf4: the package bitsandbytes is not installed: pip install 'llama-lora[nf4]'",),
+    ),
+    Case("`--base nf4` for all", words("--base", "nf4", "--method", "full"), ("trains every",)),
+    Case("`--base nf4` under ZeRO-3", nf4_under_zero3, ("--base nf4: ds.json has ZeRO-3",)),
     Case("an output folder in use, with no resume", output_in_use, ("already holds a run",)),
     Case("an output folder below a file", output_in_a_file, ("is a file; a folder is expected",)),
     Case("an output folder that cannot be written", output_read_only, ("cannot be written to",)),

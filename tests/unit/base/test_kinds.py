@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
 from llama.base.frozen import frozen_product
 from llama.base.kinds import KINDS
+from llama.settings.base import PACKAGES, Base
 
 ROWS, COLUMNS = 24, 16
 DTYPES = [torch.float32, torch.bfloat16]
@@ -54,3 +57,21 @@ def test_nothing_of_the_input_is_kept(name: str) -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         frozen_product(x, held)
     assert not kept
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_stays_so(name: str, value: float) -> None:
+    """The loader asks the dense form, to name a damaged weight."""
+    kind = KINDS[name]
+    held = kind(kind.empty(torch.Size((ROWS, COLUMNS)), torch.float32, torch.device("cpu")))
+    held.fill(stored())
+    assert torch.isfinite(held.dense()).all()
+    spoilt = stored()
+    spoilt[3, 5] = value
+    held.fill(spoilt)
+    assert not torch.isfinite(held.dense()).all()
+
+
+def test_the_options_and_the_table_name_the_same_kinds() -> None:
+    assert set(get_args(Base)) == set(KINDS) and set(PACKAGES) <= set(KINDS)

@@ -26,6 +26,7 @@ SMALL = replace(PRESETS["smollm2-135m"], n_layers=3, n_heads=8, n_kv_heads=4, vo
 ZERO = Zero(1, reduce_bucket=1000)
 JOB = Job(SMALL, LoRAOptions(rank=4), zero=ZERO, micro_batch=2, seq_len=128)
 CUT_UP = Zero(3, 1000, prefetch=1000, persistent=0, max_live=1000, max_reuse=1000)
+QV = LoRAOptions(rank=4, targets=("wq", "wv"))
 GIB = 2**30
 
 
@@ -48,6 +49,25 @@ def test_weights_are_those_of_the_model() -> None:
     adapters = 4 * SMALL.n_layers * (576 + 8 * 72 + 576 + 4 * 72)
     assert plan(device="cpu").bytes_of("trained") - 2 * adapters <= 2 * FLAT_ALIGNMENT
     assert plan(device="cpu", lora=None).bytes_of("trained") - 2 * base <= 2 * FLAT_ALIGNMENT
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+def test_four_bits_are_planned_as_they_are_held(fused: bool) -> None:
+    """4.127 bits for a weight of a block and a kilobyte for each matrix; one of them is dense for
+    as long as a product takes, and none is kept from the forward to the backward pass."""
+    half, narrow = (plan(base=base, fused=fused, lora=QV) for base in ("half", "nf4"))
+    matrices = [SMALL.linear_shape(name) for name in LINEARS]
+    weights = SMALL.n_layers * sum(rows * columns for rows, columns in matrices)
+    saved = half.bytes_of("weights") - narrow.bytes_of("weights")
+    held = 2 * weights - saved - 1024 * SMALL.n_layers * len(LINEARS)
+    # The device gives each matrix whole multiples of 512 bytes.
+    assert held == pytest.approx(weights * 4.127 / 8, rel=2e-3)
+    dense, made = (sizes_of(replace(JOB, base=base, fused=fused)) for base in ("half", "nf4"))
+    assert made.kept == dense.kept
+    short = replace(JOB, fused=fused, micro_batch=1, seq_len=16)
+    without, beside = (trace(replace(short, base=b)).backward_beside for b in ("half", "nf4"))
+    largest = 2 * max(rows * columns for rows, columns in matrices)
+    assert 0.8 * largest < beside - without < 1.2 * largest
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -32,6 +32,7 @@ OTHER: dict[str, Any] = {
     "lora.start": "pissa",
     "lora.b_lr_ratio": 16.0,
     "method": "full",
+    "base": "nf4",
     "columns": (("output", "answer"),),
 }
 
