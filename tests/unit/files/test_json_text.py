@@ -15,6 +15,7 @@ from tests.support.model_files import ROOT
 
 NOT_WRITTEN = {
     "llama/commands/doctor/command.py": "a request, which holds no measurement",
+    "llama/commands/export/server.py": "a request, which holds no measurement",
     "llama/data/store/entry.py": "an index of whole numbers, whose text is hashed",
     "llama/data/store/keys.py": "what a key is made of",
     "llama/settings/deepspeed_json/check.py": "a value shown in a message",
