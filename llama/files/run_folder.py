@@ -29,10 +29,19 @@ def adapter_folder(path: Path) -> Path | None:
     return next((place for place in places if os.path.exists(place / _PEFT)), None)
 
 
-def why_no_adapter(path: Path) -> str:
-    """What the existing `path` is, in which there is no adapter, and what to give in its place."""
+def why_no_model(path: Path) -> str | None:
+    """What to give in place of `path`, in whose folder there is no model, where it has a result."""
     if os.path.isdir(path / MODEL):
         return f"is a run of all weights: its result is a model: give --model {path / MODEL}"
+    if adapter_folder(path):
+        return f"holds an adapter and no model: give --adapter {path}, which knows its base"
+    return None
+
+
+def why_no_adapter(path: Path) -> str:
+    """What the existing `path` is, in which there is no adapter, and what to give in its place."""
+    if said := why_no_model(path):
+        return said
     if os.path.exists(path / RECORD):
         return (
             f"is a run that has written no adapter yet: give one of its {path / CHECKPOINTS}/step-N"

@@ -17,6 +17,7 @@ import torch
 from llama.errors import UserError, raise_if
 from llama.files.inputs import file_problem
 from llama.files.kinds import GGUF, HEAD, JSON, SAFETENSORS, TORCH, kind_of
+from llama.files.run_folder import why_no_model
 from llama.model.config import ModelConfig
 from llama.model.presets import PRESETS
 from llama.notes import note
@@ -157,7 +158,8 @@ def _open_folder(model: str, folder: Path) -> ModelSource:
     parts = [form for form in FORMATS if form.has_sizes(folder) or form.has_weights(folder)]
     if not parts:
         wanted = ", or ".join(form.wanted for form in FORMATS)
-        raise UserError(f"--model {model}: no model in this folder: expected {wanted}")
+        said = why_no_model(folder) or f"no model in this folder: expected {wanted}"
+        raise UserError(f"--model {model}: {said}")
     return ModelSource(model, *(*whole, *parts)[0].open(folder))
 
 

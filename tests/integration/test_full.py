@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from llama.commands.export.command import export
+from llama.settings import ExportOptions
+from llama.weights.open_model import open_model
 from tests.integration.test_resume import metrics, summary
 from tests.support.closeness import TRAINED, distance
 from tests.support.resume_case import STEPS, Case, settings
@@ -113,6 +117,17 @@ def test_the_model_is_evaluated_as_the_run_did(case: Case) -> None:
     said = json.loads((out / "model" / "training.json").read_text())
     assert said["method"] == "full" and said["losses"]["eval_loss"] == last[-1]
     assert "library_name: transformers" in (out / "model" / "README.md").read_text()
+
+
+def test_the_model_is_exported_as_any_other(case: Case, tmp_path: Path) -> None:
+    trained = case.out("zero3-fp32") / "model"
+    expected = open_model(str(trained)).reader
+    for format_ in ("gguf", "meta"):
+        options: dict[str, Any] = {"format": format_, "output_dir": tmp_path / format_}
+        assert export(ExportOptions(model=str(trained), **options)) == 0
+        found = open_model(str(tmp_path / format_)).reader
+        for name in expected.names():
+            assert torch.equal(found.read(name).float(), expected.read(name).float()), name
 
 
 def test_a_full_disk_leaves_what_was_saved(case: Case) -> None:

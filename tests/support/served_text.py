@@ -1,15 +1,20 @@
 """`python -m tests.support.served_text RUN FOLDER`: a run's adapter, exported, answers as
-`generate` does with it beside its base.
+`generate` does.
 
-RUN's adapter is exported in F16 to GGUF and to Hugging Face's folder, into FOLDER. llama.cpp and
-transformers then answer the first ten bundled held-out prompts, laid out by the adapter's template,
-greedily, and so does `generate --adapter RUN --precision float32`. One JSON object a prompt: how
-many tokens `generate` wrote, and how many of them, from the first on, the others wrote too."""
+RUN's adapter is exported in F16 to GGUF and to Hugging Face's folder, into FOLDER. `generate
+--model FOLDER/hf`, llama.cpp and transformers then answer the first ten bundled held-out prompts,
+laid out by the adapter's template, greedily and in float32; and so does `generate --adapter RUN`,
+whose base is not rounded to F16. One JSON object a prompt: how many tokens `generate --model`
+wrote, and how many of them, from the first on, the others wrote too. Where `generate --adapter`
+wrote another, `gap` is how far apart its two logits were, and `spread` the standard deviation of
+them all: a tie that the rounding of the weights decides is a gap of little against it. The last
+line counts the prompts whose whole text was the same."""
 
 from __future__ import annotations
 
 import json
 import sys
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,8 @@ from llama.assembly.model import ready_model
 from llama.commands.export.command import export
 from llama.data.rows import bundled, read_rows
 from llama.model.decoding import Sampling, decode
+from llama.model.documents import Documents
+from llama.model.transformer import Transformer
 from llama.settings import ExportOptions
 from llama.tokenizer.base import Message
 from llama.tokenizer.chat import joined_content
@@ -36,9 +43,7 @@ def prompts(opened: Opened) -> list[list[int]]:
     return found
 
 
-def ours(opened: Opened, ids: list[list[int]]) -> list[list[int]]:
-    model = ready_model(opened.source, opened.adapter, "float32")
-    stops = opened.tokenizer.stop_ids
+def ours(model: Transformer, ids: list[list[int]], stops: frozenset[int]) -> list[list[int]]:
     return [list(decode(model, of_prompt, TOKENS, stops, Sampling())) for of_prompt in ids]
 
 
@@ -59,6 +64,11 @@ def of_transformers(folder: Path, ids: list[list[int]], stops: set[int]) -> list
     ]
 
 
+def before_stop(ids: list[int], stops: frozenset[int]) -> list[int]:
+    """The answer alone: others write the token that ended it too."""
+    return list(takewhile(lambda token: token not in stops, ids))
+
+
 def alike(found: list[int], expected: list[int]) -> int:
     """Tokens of `expected` until the first that was not found."""
     pairs = zip(expected, found, strict=False)
@@ -66,21 +76,42 @@ def alike(found: list[int], expected: list[int]) -> int:
     return min(len(expected), len(found)) if same is None else same
 
 
+@torch.no_grad()
+def parted(model: Transformer, ids: list[int], written: int, instead: int) -> dict[str, float]:
+    """How much more likely `written` was to the model, after `ids`, than `instead`, in logits."""
+    logits = model(torch.tensor(ids), torch.arange(len(ids)), Documents((0, len(ids))))[-1]
+    gap = logits[written] - logits[instead]
+    return {"gap": round(gap.item(), 4), "spread": round(logits.std().item(), 2)}
+
+
 def main(run: Path, folder: Path) -> None:
     for format_ in ("gguf", "hf"):
         options: dict[str, Any] = {"format": format_, "output_dir": folder / format_}
         assert export(ExportOptions(adapter=run, dtype="float16", **options)) == 0
     opened = open_for_use(ExportOptions(adapter=run))
-    ids = prompts(opened)
-    expected = ours(opened, ids)
-    theirs = {
+    ids, stops = prompts(opened), opened.tokenizer.stop_ids
+    beside = ready_model(opened.source, opened.adapter, "float32")
+    merged = open_for_use(ExportOptions(model=str(folder / "hf"))).source
+    expected = ours(ready_model(merged, None, "float32"), ids, stops)
+    others = {
         "llama.cpp": of_llama_cpp(folder / "gguf" / "model.gguf", ids),
-        "transformers": of_transformers(folder / "hf", ids, set(opened.tokenizer.stop_ids)),
+        "transformers": of_transformers(folder / "hf", ids, set(stops)),
+        "generate --adapter": ours(beside, ids, stops),
     }
+    others = {
+        name: [before_stop(answer, stops) for answer in found] for name, found in others.items()
+    }
+    whole = dict.fromkeys(others, 0)
     for number, written in enumerate(expected):
-        same = {name: alike(found[number], written) for name, found in theirs.items()}
-        text = opened.tokenizer.decode(written)
-        print(json.dumps({"generate": len(written), **same, "text": text}))
+        line: dict[str, Any] = {"generate --model": len(written)}
+        for name, found in others.items():
+            line[name] = alike(found[number], written)
+            whole[name] += found[number] == written
+        own, at = others["generate --adapter"][number], line["generate --adapter"]
+        if own != written:
+            line |= parted(beside, ids[number] + own[:at], own[at], written[at])
+        print(json.dumps({**line, "text": opened.tokenizer.decode(written)}))
+    print(json.dumps({"prompts": len(expected), "the same whole": whole}))
 
 
 if __name__ == "__main__":

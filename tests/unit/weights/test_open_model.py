@@ -129,6 +129,15 @@ def test_several_gguf_files(tmp_path: Path) -> None:
     assert "name one of them: a.gguf, b.gguf" in refusal(tmp_path)
 
 
+def test_a_run_s_folder_says_what_came_of_it(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    assert f"its result is a model: give --model {tmp_path}/model" in refusal(tmp_path)
+    (tmp_path / "model").rmdir()
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    assert f"--adapter {tmp_path}, which knows its base" in refusal(tmp_path)
+
+
 def test_folders_that_hold_no_model(tmp_path: Path) -> None:
     assert "no model in this folder" in refusal(tmp_path)
     (tmp_path / "config.json").write_text("{}")
