@@ -97,7 +97,7 @@ class LoRAAdapter(Adapter):
         """`scale B A`. Of a sharded layer either factor is whole on each rank, so that the
         product is this rank's share."""
         a, b = self.factors()
-        return self.scale * (b.float() @ a.float())
+        return (b.float() @ a.float()).mul_(self.scale)
 
     def low_rank(self) -> LowRank | None:
         return LowRank(*self.factors(), self.scale, self.dropout)

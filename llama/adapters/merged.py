@@ -11,20 +11,18 @@ from torch import nn
 
 from llama.adapters.adapter import Adapter
 from llama.adapters.attach import adapters, attach_each, set_values
+from llama.adapters.kinds import kind_of
 from llama.model.config import ModelConfig
-from llama.parallel.layers import ColumnParallelLinear, RowParallelLinear
+from llama.parallel.layers import ColumnParallelLinear
 from llama.parallel.mesh import SINGLE
 from llama.settings import LoRAOptions
 from llama.weights.reader import WeightReader, sampled_hash, slice_of
 from llama.weights.shapes import expected_shapes
 
-_BY_COLUMNS = ("wo", "w2")
-"""Layers that are cut along their inputs."""
-
 
 class Merged:
     """The weights of `base`, and on the layers that an adapter has, what it makes of them: summed
-    in float32, and not rounded. In memory are one tensor and its factors.
+    in float32, and not rounded. In memory are the rows that are read, twice, and their factors.
 
     What is added is asked of the kind of adapter (`Adapter.delta`)."""
 
@@ -53,12 +51,13 @@ class Merged:
         layer = name.removesuffix(".weight")
         if layer == name or layer not in self._layers:
             return self._base.read(name, dim, start, length)
-        weight = self._base.read(name).float()
+        if dim not in (None, 0):
+            axis, length = slice_of(expected_shapes(self.config)[name], dim, start, length)
+            return self.read(name).narrow(axis, start, length)
+        rows = self._base.read(name, dim, start, length).float()
         with torch.no_grad():
-            alone = adapter_alone(layer, weight, self._layers[layer], self._state)
-            merged = weight + alone.delta(weight)
-        axis, length = slice_of(tuple(merged.shape), dim, start, length)
-        return merged.narrow(axis, start, length)
+            alone = adapter_alone(layer, rows, self._layers[layer], self._state, start)
+            return alone.delta(rows).add_(rows)
 
     def fingerprint(self) -> str:
         whole = hashlib.sha256(self._base.fingerprint().encode())
@@ -71,20 +70,27 @@ class Merged:
 
 
 def adapter_alone(
-    layer: str, weight: torch.Tensor, options: LoRAOptions, state: Mapping[str, torch.Tensor]
+    layer: str,
+    weight: torch.Tensor,
+    options: LoRAOptions,
+    state: Mapping[str, torch.Tensor],
+    first: int = 0,
 ) -> Adapter:
     """The adapter of the native `layer`, with its values out of `state`, on a layer without a model
-    that has `weight`, float32."""
-    target = layer.rpartition(".")[2]
+    that has `weight`, float32: all of it, or its rows from the one numbered `first` on. They are a
+    shard of a layer that is cut by its outputs, whichever way the model cuts this one."""
+    target, kind = layer.rpartition(".")[2], kind_of(options)
     rows, columns = weight.shape
-    cls = RowParallelLinear if target in _BY_COLUMNS else ColumnParallelLinear
     with torch.device("meta"):
-        linear = cls(columns, rows, False, SINGLE)
+        linear = ColumnParallelLinear(columns, rows, False, SINGLE)
     linear.weight = nn.Parameter(weight, requires_grad=False)
     holder = nn.ModuleDict({target: linear})
     attach_each(holder, {target: options})
-    prefix = f"{layer}.lora."
-    values = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-    set_values(holder, {f"{target}.lora.{name}": tensor for name, tensor in values.items()})
     ((_, adapter),) = adapters(holder)
+    values = {}
+    for name, _ in adapter.named_parameters():
+        whole = state[f"{layer}.lora.{name}"]
+        dim = kind.CUT[kind.FIXED.get(name, name)].column
+        values[f"{target}.lora.{name}"] = whole if dim is None else whole.narrow(dim, first, rows)
+    set_values(holder, values)
     return adapter

@@ -1,48 +1,51 @@
-"""A model's logits with no more of it in memory than one block, to compare what readers give."""
+"""A model's logits with no more of it in memory than some rows of one weight, to compare what
+readers give."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 
 import torch
+from torch import nn
 
-from llama.adapters.attach import attach_each, set_values
+from llama.adapters.attach import adapters, attach_each, set_values
+from llama.base.dense import Dense
+from llama.errors import UserError
 from llama.kernels.elementwise import rms_norm
 from llama.model.documents import Documents
 from llama.model.kept import Kept
 from llama.model.rope import Rotation, attention_factor, inverse_frequencies
 from llama.model.transformer import TransformerBlock
+from llama.parallel.layers import ParallelLinear
 from llama.parallel.mesh import SINGLE
 from llama.settings import LoRAOptions
-from llama.weights.load import load_weights
+from llama.weights.load import is_finite, not_finite
 from llama.weights.reader import WeightReader
 
-_ROWS = 4096
-"""Of the output matrix, at a time."""
+_ELEMENTS = 1 << 20
+"""Of a weight, that are read at a time."""
 
 
-class _OfBlock:
-    """The weights of one block, by their names within it."""
+class _InFile(Dense):
+    """A weight that stays where it is stored: each product reads it, some rows at a time, and takes
+    them in float32. Its parameter has no memory, and `read_rows` on it gives rows by the number of
+    the first and how many."""
 
-    def __init__(self, reader: WeightReader, layer: int) -> None:
-        self._reader = reader
-        self._prefix = f"layers.{layer}."
-        self.config, self.files = reader.config, reader.files
-        self.fingerprint, self.sampled_hash = reader.fingerprint, reader.sampled_hash
+    def times(self, x_TI: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x_TI @ rows.t() for rows in self._rows()], dim=1)
 
-    def names(self) -> set[str]:
-        return {name.removeprefix(self._prefix) for name in self._reader.names()}
+    def dense(self) -> torch.Tensor:
+        return torch.cat(list(self._rows()))
 
-    def place(self, name: str) -> str:
-        return self._reader.place(self._prefix + name)
-
-    def read(
-        self, name: str, dim: int | None = None, start: int = 0, length: int | None = None
-    ) -> torch.Tensor:
-        return self._reader.read(self._prefix + name, dim, start, length)
+    def _rows(self) -> Iterator[torch.Tensor]:
+        count, columns = self.parameter.shape
+        step = max(1, _ELEMENTS // columns)
+        for start in range(0, count, step):
+            yield self.parameter.read_rows(start, min(step, count - start))  # type: ignore[attr-defined]
 
 
 @torch.no_grad()
@@ -103,8 +106,7 @@ def _hidden(
     )
     documents = Documents(boundaries)
     for layer in range(config.n_layers):
-        block = _block(reader, layer, layers, state)
-        x_TD = block(x_TD, rotation, documents, None)
+        x_TD = _block(reader, layer, layers, state)(x_TD, rotation, documents, None)
     return rms_norm(x_TD, reader.read("norm.weight").float(), config.norm_eps)
 
 
@@ -112,8 +114,17 @@ def _head(reader: WeightReader) -> Iterator[tuple[int, torch.Tensor]]:
     """The output matrix in float32, some rows at a time: the number of the first, and they."""
     config = reader.config
     name = "tok_embeddings.weight" if config.tied_embedding else "output.weight"
-    for start in range(0, config.vocab_size, _ROWS):
-        yield start, reader.read(name, 0, start, min(_ROWS, config.vocab_size - start)).float()
+    step = max(1, _ELEMENTS // config.dim)
+    for start in range(0, config.vocab_size, step):
+        yield start, _read(reader, name, start, min(step, config.vocab_size - start))
+
+
+def _read(reader: WeightReader, name: str, start: int, length: int) -> torch.Tensor:
+    """Rows of a weight, in float32. UserError where they are not finite."""
+    rows = reader.read(name, 0, start, length)
+    if not is_finite(rows):
+        raise UserError(f"{reader.place(name)}: {not_finite(name, rows, torch.float32)}")
+    return rows.float()
 
 
 def _block(
@@ -122,17 +133,27 @@ def _block(
     layers: Mapping[str, LoRAOptions],
     state: Mapping[str, torch.Tensor],
 ) -> TransformerBlock:
+    prefix = f"layers.{layer}."
     with torch.device("meta"):
         block = TransformerBlock(0, reader.config, SINGLE, Kept.ALL)
-    block.requires_grad_(False)
-    load_weights(block, _OfBlock(reader, layer), torch.float32, torch.device("cpu"), 0, 1)
-    prefix = f"layers.{layer}."
+    for name, old in list(block.named_parameters()):
+        owner, _, attribute = name.rpartition(".")
+        module = block.get_submodule(owner)
+        if isinstance(module, ParallelLinear) and attribute == "weight":
+            module.kind = _InFile
+            old.read_rows = partial(_read, reader, prefix + name)  # type: ignore[attr-defined]
+        else:
+            module.register_parameter(
+                attribute, nn.Parameter(_read(reader, prefix + name, 0, old.shape[0]))
+            )
     of_block = {
         name.removeprefix(prefix): replace(options, dropout=0.0)
         for name, options in layers.items()
         if name.startswith(prefix)
     }
     attach_each(block, of_block)
+    for _, adapter in adapters(block):
+        adapter.materialise(torch.device("cpu"))
     tensors = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
     set_values(block, tensors)
     return block.eval()

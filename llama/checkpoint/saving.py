@@ -26,7 +26,7 @@ from llama.files.atomic import (
     sync_folders,
     write_in,
 )
-from llama.files.safetensors import TensorFile, Written
+from llama.files.safetensors import HashedTensorFile, Written
 from llama.methods.method import Method
 from llama.parallel.agreement import on_every, on_main
 
@@ -125,7 +125,7 @@ class ShardSaver(Saver):
         parts, name = self.engine.parts, file_of(self.engine.mesh.rank)
         pieces = parts.pieces()
         with told(folder):
-            file = TensorFile(
+            file = HashedTensorFile(
                 partial / name,
                 [
                     (f"{piece.name}.{key}", torch.float32, (piece.end - piece.start,))
@@ -140,9 +140,10 @@ class ShardSaver(Saver):
                         if not torch.isfinite(values).all():
                             raise TrainingError(f"not saved: {piece.name}: {key}: not finite")
                         file.add(f"{piece.name}.{key}", values)
-                listed = file.finish()
+                file.finish()
             finally:
                 file.close()
+            listed = file.written()
             check_listed(partial, name, vars(listed))
         return listed, pieces
 

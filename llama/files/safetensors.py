@@ -38,15 +38,6 @@ NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 """What a file calls the types that are written."""
 
 
-@dataclass(frozen=True)
-class Written:
-    """A file that is on the disk."""
-
-    bytes: int
-    sha256: str
-    """Of what was given to be written."""
-
-
 class TensorFile:
     """A new safetensors file, of which no more than one tensor is in memory at a time. The format,
     as its authors have it: the length of a header in 8 bytes, the header in JSON, the tensors.
@@ -69,7 +60,6 @@ class TensorFile:
         text = json_text(header).encode()
         text += b" " * (-len(text) % 8)
         self._to_come.reverse()
-        self._hash, self._bytes = hashlib.sha256(), 0
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         self._write(len(text).to_bytes(8, "little") + text)
 
@@ -80,21 +70,45 @@ class TensorFile:
         self._write(flat.view(torch.uint8).numpy().data)
 
     def _write(self, content: bytes | memoryview) -> None:
-        self._hash.update(content)
-        self._bytes += len(content)
         rest = memoryview(content)
         while rest:
             rest = rest[os.write(self._descriptor, rest) :]
 
-    def finish(self) -> Written:
+    def finish(self) -> None:
         """Have all of it on the disk."""
         assert not self._to_come
         os.fsync(self._descriptor)
         self.close()
-        return Written(self._bytes, self._hash.hexdigest())
 
     def close(self) -> None:
         """Let go of the file, finished or not."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file that is on the disk."""
+
+    bytes: int
+    sha256: str
+    """Of what was given to be written."""
+
+
+class HashedTensorFile(TensorFile):
+    """One that knows what has gone into it."""
+
+    def __init__(
+        self, path: Path, tensors: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]
+    ) -> None:
+        self._hash, self._bytes = hashlib.sha256(), 0
+        super().__init__(path, tensors)
+
+    def _write(self, content: bytes | memoryview) -> None:
+        self._hash.update(content)
+        self._bytes += len(content)
+        super()._write(content)
+
+    def written(self) -> Written:
+        return Written(self._bytes, self._hash.hexdigest())

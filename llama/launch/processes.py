@@ -40,7 +40,7 @@ def meet_processes() -> torch.device:
             os.environ.setdefault(name, text)
     # An mpirun may have started the torchrun that started this: DeepSpeed wants both to agree.
     os.environ.pop("OMPI_COMM_WORLD_LOCAL_RANK", None)
-    _keep_freed_memory()
+    keep_freed_memory()
     device = _own_device()
     if not dist.is_initialized():
         _meet(device)
@@ -137,8 +137,8 @@ def _own_device() -> torch.device:
     return device
 
 
-def _keep_freed_memory() -> None:
-    """Have glibc keep what a step frees for the next one. By default every large tensor on the CPU
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed for what comes next. By default every large tensor on the CPU
     is mapped anew and each of its pages faults again, which costs a tenth of a step and more.
 
     Threads keep arenas of their own (M_ARENA_MAX is left alone): those that share the work of one

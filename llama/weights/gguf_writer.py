@@ -44,6 +44,7 @@ _TYPES = {
     torch.float16: (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
     torch.bfloat16: (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
 }
+_PLAIN = {kind: dtype for dtype, (kind, _) in _TYPES.items()}
 _QUANTISED = {"q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0)}
 _CHUNK_ELEMENTS = 1 << 22
 
@@ -76,14 +77,11 @@ class GGUFFileWriter(FileWriter):
             self._begin(tensor.dtype)
         kind = self._kinds[name]
         assert self._writer is not None
-        rows = tensor.reshape(-1, tensor.shape[-1])
-        step = max(1, _CHUNK_ELEMENTS // rows.shape[1])
-        parts = [
-            quantize(rows[row : row + step].float().numpy(), kind)
-            for row in range(0, rows.shape[0], step)
-        ]
-        data = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        self._writer.write_tensor_data(data if tensor.dim() > 1 else data[0])
+        if (plain := _PLAIN.get(kind)) is not None:
+            data = tensor.to(plain).contiguous().view(torch.uint8).numpy()
+        else:
+            data = _in_blocks(tensor, kind)
+        self._writer.write_tensor_data(data)
 
     def _begin(self, dtype: torch.dtype) -> None:
         self._partial = begin_folder(self.folder)
@@ -193,6 +191,17 @@ def _hints(source: str | None, template: str | None, tokenizer: Tokenizer) -> di
             "the chat template does not begin with BOS, and llama.cpp and Ollama put one before it"
         )
     return hints
+
+
+def _in_blocks(tensor: torch.Tensor, kind: GGMLQuantizationType) -> np.ndarray[Any, Any]:
+    """The bytes of a matrix in `kind`, made of some rows at a time."""
+    block, block_bytes = GGML_QUANT_SIZES[kind]
+    rows, columns = tensor.shape
+    data = np.empty((rows, columns // block * block_bytes), np.uint8)
+    step = max(1, _CHUNK_ELEMENTS // columns)
+    for row in range(0, rows, step):
+        data[row : row + step] = quantize(tensor[row : row + step].float().numpy(), kind)
+    return data
 
 
 def _declare(

@@ -71,8 +71,8 @@ def load_weights(
         if placement.reads and count:
             stored = _read_share(reader, name, old, shard_rank, shard_count, first, count)
             how(part).fill(stored)
-            if not _is_finite(how(part).dense()):
-                problems.append(f"{reader.place(name)}: {_not_finite(name, stored, dtype)}")
+            if not is_finite(how(part).dense()):
+                problems.append(f"{reader.place(name)}: {not_finite(name, stored, dtype)}")
         new.requires_grad_(old.requires_grad)
         for mark in _MARKS:
             if hasattr(old, mark):
@@ -155,14 +155,15 @@ def _read_rows(
     return F.pad(stored, (0, 0, 0, rows - held)) if held < rows else stored
 
 
-def _is_finite(tensor: torch.Tensor) -> bool:
+def is_finite(tensor: torch.Tensor) -> bool:
     """NaN and infinity both show in the extremes, which need no copy of the tensor."""
     low, high = torch.aminmax(tensor)
     return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
-def _not_finite(name: str, stored: torch.Tensor, dtype: torch.dtype) -> str:
-    if _is_finite(stored):
+def not_finite(name: str, stored: torch.Tensor, dtype: torch.dtype) -> str:
+    """What is wrong with the weights `stored`, which are not finite, or not as `dtype`."""
+    if is_finite(stored):
         largest = float(stored.abs().max())
         return f"{name}: a weight of {largest:g} is too large for {dtype}: use bf16"
     return f"{name}: the weights hold NaN or infinity: the file is damaged or its training diverged"

@@ -1,7 +1,8 @@
-"""`python -m tests.support.export_benchmark FOLDER [SHAPE]`: what it costs to export a model of
-SHAPE (llama-7b) in bf16 with an adapter merged into it, beside what it costs to copy its files;
-docs/benchmarks/export.md says what came of it. FOLDER, on the disk that is to be measured, is made
-and needs room for the model twice. One JSON object a line."""
+"""`python -m tests.support.export_benchmark FOLDER TOKENIZER [SHAPE]`: what it costs to export a
+model of SHAPE (llama-7b) in bf16, of random values and with LLaMA's TOKENIZER, with an adapter
+merged into it, beside what it costs to copy its files; docs/benchmarks/export.md says what came of
+it. FOLDER, on the disk that is to be measured, is made and needs room for the model twice. One JSON
+object a line."""
 
 from __future__ import annotations
 
@@ -70,12 +71,13 @@ def measured(words: list[str]) -> dict[str, Any]:
     return {"seconds": round(time.monotonic() - started, 1), "peak_mib": most}
 
 
-def main(folder: Path, shape: str) -> None:
+def main(folder: Path, tokenizer: Path, shape: str) -> None:
     export = [sys.executable, "launcher/export.py"]
     folder.mkdir(parents=True)
     base, adapter, out = folder / "base", folder / "adapter", folder / "out"
-    made = ["--model", f"random:{shape}", "--format", "hf", "--dtype", "bfloat16"]
-    subprocess.run([*export, *made, "--verify", "false", "--output_dir", str(base)], check=True)
+    made = ["--model", f"random:{shape}", "--tokenizer", str(tokenizer), "--format", "hf"]
+    more = ["--dtype", "bfloat16", "--verify", "false", "--output_dir", str(base)]
+    subprocess.run([*export, *made, *more], check=True)
     write_adapter(adapter, shape)
     size = sum(path.stat().st_size for path in base.iterdir())
     of_base = ["--model", str(base), "--adapter", str(adapter), "--output_dir", str(out)]
@@ -93,4 +95,4 @@ def main(folder: Path, shape: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "llama-7b")
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else "llama-7b")

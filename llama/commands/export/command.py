@@ -20,6 +20,7 @@ from llama.commands.export.served import check_server
 from llama.commands.export.words import closing
 from llama.errors import TrainingError, UserError, raise_if
 from llama.files.json_text import json_text
+from llama.launch.processes import keep_freed_memory
 from llama.model.config import ModelConfig
 from llama.notes import note
 from llama.settings import ExportOptions, check_export
@@ -39,6 +40,8 @@ WRITER_OF = {"hf": "huggingface", "meta": "meta", "gguf": "gguf"}
 """By what `--format` takes, that of `WRITERS` which writes it."""
 TOLD_EVERY = 10.0
 """Seconds between lines on how far the weights have come."""
+_ELEMENTS = 1 << 20
+"""Of a weight, that are merged and rounded at a time."""
 _Q8_0_BYTES = 34 / 32
 """Of one number: 32 of 8 bits have one scale of 16."""
 
@@ -48,6 +51,7 @@ def export(options: ExportOptions) -> int:
     weights are read, and `TrainingError`, nothing being left, where what was written is not what
     it is to be."""
     raise_if(check_export(options))
+    keep_freed_memory()
     if options.check_server is not None:
         return check_server(options)
     opened = open_for_use(options)
@@ -147,17 +151,26 @@ def _write_model(job: Job, dtype: torch.dtype) -> Proof | None:
 def _write_weights(
     writer: FileWriter, reader: WeightReader, config: ModelConfig, dtype: torch.dtype
 ) -> None:
-    """A tensor at a time, rounded once."""
-    names, last_told = list(expected_shapes(config)), time.perf_counter()
-    for number, name in enumerate(names):
-        tensor = reader.read(name)
-        extremes = torch.stack(torch.aminmax(tensor.float()))
+    shapes, last_told = expected_shapes(config), time.perf_counter()
+    for number, (name, shape) in enumerate(shapes.items()):
+        writer.add(name, _rounded(reader, name, shape, dtype))
+        if time.perf_counter() - last_told > TOLD_EVERY:
+            note(f"{number + 1:,} of {len(shapes):,} tensors are written")
+            last_told = time.perf_counter()
+
+
+def _rounded(
+    reader: WeightReader, name: str, shape: tuple[int, ...], dtype: torch.dtype
+) -> torch.Tensor:
+    """A weight, rounded once: some rows at a time, so that nothing wider than it is ever whole."""
+    whole, step = torch.empty(shape, dtype=dtype), max(1, _ELEMENTS // prod(shape[1:]))
+    for start in range(0, shape[0], step):
+        rows = reader.read(name, 0, start, min(step, shape[0] - start))
+        extremes = torch.stack(torch.aminmax(rows)).float()
         if not torch.isfinite(extremes.to(dtype)).all():
             raise UserError(_not_finite(reader.place(name), name, extremes, dtype))
-        writer.add(name, tensor.to(dtype))
-        if time.perf_counter() - last_told > TOLD_EVERY:
-            note(f"{number + 1:,} of {len(names):,} tensors are written")
-            last_told = time.perf_counter()
+        whole[start : start + len(rows)] = rows
+    return whole
 
 
 def _not_finite(place: str, name: str, extremes: torch.Tensor, dtype: torch.dtype) -> str:

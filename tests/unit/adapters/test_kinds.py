@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
@@ -11,14 +12,16 @@ from llama.adapters.adapter import Adapter
 from llama.adapters.attach import adapters, attach, fixed_parameters, initialise, parameter_groups
 from llama.adapters.kinds import FROM_BASE, KINDS, kind_of
 from llama.adapters.match import expected_shapes, fixed_shapes, parameter_count
+from llama.adapters.merged import Merged
 from llama.adapters.peft_config import load_config
 from llama.adapters.peft_format import AdapterConfig, contents, held, load_state, save
 from llama.model.config import LINEARS
 from llama.model.transformer import Transformer
 from llama.parallel.layers import ColumnParallelLinear, shard_dim
 from llama.settings import LoRAOptions
+from llama.weights.open_model import open_model
 from tests.support.closeness import difference, sums_of
-from tests.support.model_files import TINY, random_state
+from tests.support.model_files import TINY, random_state, write_meta
 
 EVERY = {
     "lora": LoRAOptions(4, 8.0, 0.0, LINEARS),
@@ -54,6 +57,29 @@ def test_it_starts_at_the_base_and_is_one_of_its_kind(options: LoRAOptions) -> N
         assert isinstance(adapter, Adapter)
         # A length divided by itself, summed in another order, is 1 but for rounding.
         assert difference(weight + adapter.delta(weight), weight) < sums_of(4)
+
+
+@pytest.mark.parametrize("options", EVERY.values(), ids=EVERY)
+def test_rows_of_what_merging_makes_are_those_of_the_whole(
+    options: LoRAOptions, tmp_path: Path
+) -> None:
+    model = adapted(options)
+    write_meta(tmp_path, TINY, random_state(TINY))
+    layers, state = {}, {}
+    for layer, adapter in adapters(model):
+        layers[layer] = options
+        for name, tensor in adapter.named_parameters():
+            torch.nn.init.normal_(tensor, 1.0)
+            state[f"{layer}.lora.{name}"] = tensor
+    merged = Merged(open_model(str(tmp_path)).reader, layers, state)
+    for layer, adapter in adapters(model):
+        weight = model.get_parameter(f"{layer}.weight")
+        expected = weight + adapter.delta(weight)
+        parts = [merged.read(f"{layer}.weight", 0, 0, 5), merged.read(f"{layer}.weight", 0, 5)]
+        # The product of a part may be summed in another order, over the inputs for DoRA's lengths.
+        assert difference(torch.cat(parts), expected) < sums_of(weight.shape[1])
+        columns = merged.read(f"{layer}.weight", 1, 3, 4)
+        assert difference(columns, expected[:, 3:7]) < sums_of(weight.shape[1])
 
 
 @pytest.mark.parametrize("options", EVERY.values(), ids=EVERY)
