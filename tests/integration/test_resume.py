@@ -131,6 +131,18 @@ def test_a_shared_base_goes_on_from_a_whole_one_and_back(case: Case) -> None:
         assert_the_same(case.out(name), case.out("two-ranks"))
 
 
+def test_a_base_shared_by_twos_goes_on_shared_by_all_or_by_none(case: Case) -> None:
+    """Four ranks, to the last digit; the groups are those of numbers in a row."""
+    kind, twos, every = settings("zero1-fp32", 1), ("--shard_base", "2"), ("--shard_base", "all")
+    case.add("four-ranks", kind, None)
+    for name, first, then in (("to-all", twos, every), ("to-none", twos, ()), ("to-two", (), twos)):
+        case.add(name, kind, 1, *first)
+        case.add(name, kind, None, *then)
+    case.go(ranks=4)
+    for name in ("to-all", "to-none", "to-two"):
+        assert_the_same(case.out(name), case.out("four-ranks"))
+
+
 def rate(step: int, total: int) -> float:
     """That step `step`, counted from 1, is taken with: DeepSpeed's WarmupDecayLR as
     `settings` has it. The schedule is asked for a rate only after a step, so that the first two
