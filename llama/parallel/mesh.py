@@ -204,14 +204,23 @@ def _base_group(
         return None
     if sharers == dist.get_world_size(data_parallel):
         return data_parallel
-    own, length = None, sharers * tensor_parallel
-    for start in range(0, dist.get_world_size(), length):
-        for shard in range(tensor_parallel):
-            ranks = list(range(start + shard, start + length, tensor_parallel))
-            group = dist.new_group(ranks)
-            own = group if dist.get_rank() in ranks else own
+    own = None
+    for ranks in base_groups(dist.get_world_size(), tensor_parallel, sharers):
+        group = dist.new_group(ranks)
+        own = group if dist.get_rank() in ranks else own
     assert isinstance(own, dist.ProcessGroup)
     return own
+
+
+def base_groups(world_size: int, tensor_parallel: int, sharers: int) -> list[list[int]]:
+    """The ranks of each group that holds one base, all the same shard of the model: `sharers`
+    data-parallel ranks in a row."""
+    length = sharers * tensor_parallel
+    return [
+        list(range(start + shard, start + length, tensor_parallel))
+        for start in range(0, world_size, length)
+        for shard in range(tensor_parallel)
+    ]
 
 
 class DeepSpeedTopology:

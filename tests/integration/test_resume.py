@@ -18,6 +18,8 @@ from tests.support.tiny_runs import read_lines
 pytestmark = pytest.mark.slow
 
 TIMES = {"seconds", "tokens_per_second", "peak_memory_bytes", "mfu"}
+FOUR_EPOCHS = ("--epochs", "4")
+"""Of which four ranks make `STEPS` too."""
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:
@@ -131,15 +133,15 @@ def test_a_shared_base_goes_on_from_a_whole_one_and_back(case: Case) -> None:
         assert_the_same(case.out(name), case.out("two-ranks"))
 
 
-def test_a_base_shared_by_twos_goes_on_shared_by_all_or_by_none(case: Case) -> None:
+def test_a_base_shared_by_twos_goes_on_by_all_and_a_whole_one_by_twos(case: Case) -> None:
     """Four ranks, to the last digit; the groups are those of numbers in a row."""
     kind, twos, every = settings("zero1-fp32", 1), ("--shard_base", "2"), ("--shard_base", "all")
-    case.add("four-ranks", kind, None)
-    for name, first, then in (("to-all", twos, every), ("to-none", twos, ()), ("to-two", (), twos)):
-        case.add(name, kind, 1, *first)
-        case.add(name, kind, None, *then)
+    case.add("four-ranks", kind, None, *FOUR_EPOCHS)
+    for name, first, then in (("to-all", twos, every), ("to-twos", (), twos)):
+        case.add(name, kind, 3, *FOUR_EPOCHS, *first)
+        case.add(name, kind, None, *FOUR_EPOCHS, *then)
     case.go(ranks=4)
-    for name in ("to-all", "to-none", "to-two"):
+    for name in ("to-all", "to-twos"):
         assert_the_same(case.out(name), case.out("four-ranks"))
 
 

@@ -34,7 +34,7 @@ HALF = 2
 COMPUTE = 13_325 * 6 * PRESETS["llama-7b"].parameter_count()
 """FLOP/s of a GPU: 13,325 tokens/s of 7B, 2 x 4096 with blocks recomputed, on one H200
 (docs/benchmarks/h200.md), at 2 FLOP a parameter for each of forward, recomputation and backward."""
-_SHARED = {WHOLE: "no one", HOST: "a host", ALL: "all"}
+_HOLDERS = {WHOLE: "each GPU", HOST: "a host", ALL: "all"}
 BETWEEN_NODES = (NETWORKS["ndr-400"], NETWORKS["100gbe"], NETWORKS["25gbe"])
 
 
@@ -69,6 +69,11 @@ class Layout:
         """Of a step, with blocks recomputed."""
         flops = 6 * self.config.parameter_count() * self.tokens
         return flops / self.tensor_parallel / COMPUTE
+
+    @property
+    def holders(self) -> str:
+        """Whose GPUs hold one base together."""
+        return _HOLDERS[ALL if self.stage == 3 else self.shard_base]
 
     def sharers(self, gpus: int) -> int:
         """Of `gpus`, the data-parallel ranks that hold one base together."""
@@ -142,7 +147,7 @@ def data_seconds(layout: Layout, gpus: int, between: Link) -> float:
 def traffic_table() -> str:
     """Bytes of a step at 64 GPUs."""
     lines = [
-        "| model | TP | ZeRO | base shared by | tokens | adapter of a rank | leaves a rank, over "
+        "| model | TP | ZeRO | base held by | tokens | adapter of a rank | leaves a rank, over "
         "data | of it between hosts | leaves a rank, over tensors | computing |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -152,7 +157,7 @@ def traffic_table() -> str:
         data = layout.exchanged(64)
         between = data + (gathered if layout.sharers(64) > GPUS_PER_NODE else 0)
         lines.append(
-            f"| {layout.model} | {p} | {layout.stage} | {_SHARED[layout.shard_base]} | "
+            f"| {layout.model} | {p} | {layout.stage} | {layout.holders} | "
             f"{layout.tokens:,} | {layout.adapter / 1e6:.1f} MB | "
             f"{(data + gathered) / 1e6:,.1f} MB | {between / 1e6:,.1f} MB | "
             f"{tensors / 1e9:.1f} GB | {layout.compute_seconds:.2f} s |"
@@ -164,12 +169,12 @@ def efficiency_table() -> str:
     """Share of the time spent computing, at 8, 64 and 512 GPUs."""
     columns = [(8, NVLINK), *((gpus, link) for link in BETWEEN_NODES for gpus in (64, 512))]
     head = " | ".join(f"{gpus}: {link.name}" for gpus, link in columns)
-    lines = [f"| model | TP | ZeRO | base shared by | {head} |"]
+    lines = [f"| model | TP | ZeRO | base held by | {head} |"]
     lines.append("|---|---|---|---|" + "---|" * len(columns))
     for layout in LAYOUTS:
         cells = " | ".join(f"{efficiency(layout, gpus, link):.1%}" for gpus, link in columns)
         what = f"{layout.model} | {layout.tensor_parallel} | {layout.stage}"
-        lines.append(f"| {what} | {_SHARED[layout.shard_base]} | {cells} |")
+        lines.append(f"| {what} | {layout.holders} | {cells} |")
     return "\n".join(lines)
 
 

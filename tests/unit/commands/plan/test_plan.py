@@ -199,9 +199,10 @@ def of_many(monkeypatch: pytest.MonkeyPatch, gpu: str) -> PlanInputs:
     """70B's widths in 12 blocks, 23 GiB, on two nodes of four GPUs with a slow network between."""
     monkeypatch.setitem(PRESETS, "wide", PRESETS["llama-3-70b"].with_layers(12))
     given = {"model": "wide", "gpu": gpu, "gpus": 4, "nodes": 2, "network": "25gbe"}
-    return read_inputs(options(deepspeed=None, suggest=True, seq_len=256, **given))
+    return read_inputs(options(deepspeed=None, suggest=True, batch=32, **given))
 
 
+@pytest.mark.slow
 def test_a_base_that_no_gpu_holds_is_shared_within_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
     found = suggest(of_many(monkeypatch, "rtx-4090"))
     job = found.plan.job
