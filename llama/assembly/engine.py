@@ -18,6 +18,7 @@ from llama.parallel.mesh import Mesh
 from llama.parallel.sharded import ShardedBase, Sharers
 from llama.settings import BenchmarkOptions, TrainOptions, VerifyOptions
 from llama.settings.deepspeed_json import Resolved
+from llama.settings.sharing import ALL, WHOLE
 from llama.weights.load import Placement
 from llama.weights.open_model import ModelSource
 
@@ -72,13 +73,16 @@ def shared_base(
     source: ModelSource, options: Options, mesh: Mesh, device: torch.device
 ) -> ShardedBase | None:
     """What is to hold the frozen base, where `--shard_base` has an effect."""
-    if not options.shard_base:
+    if options.shard_base == WHOLE:
         return None
-    if mesh.data_parallel_size == 1:
-        note("--shard_base: has no effect on one data-parallel rank, which keeps all of the base")
+    if mesh.base_group is None:
+        one = "one data-parallel rank, which keeps all of the base"
+        if mesh.data_parallel_size > 1:
+            one = f"hosts of {one}: --shard_base {ALL} cuts it over hosts"
+        note(f"--shard_base: has no effect on {one}")
         return None
     config = source.config
-    sharers = Sharers.of_group(mesh.data_parallel_group)
+    sharers = Sharers.of_group(mesh.base_group)
     return ShardedBase(sharers, device, config.n_layers, config.tied_embedding)
 
 

@@ -14,6 +14,7 @@ from llama.base.kinds import KINDS
 from llama.fused.install import is_installed
 from llama.fused.keeping import choose
 from llama.kernels.compiled import compiled
+from llama.launch.ranks import ranks_of_host
 from llama.model.documents import Documents
 from llama.model.kept import Kept
 from llama.model.transformer import Supervision, Transformer
@@ -127,4 +128,4 @@ def _share_of_host(free: int, parts: int = 1) -> int:
     `parts` parts, divided by the ranks on this machine."""
     room = cgroup_room()
     least = free if room is None else min(free, room)
-    return least // parts // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return least // parts // (ranks_of_host(os.environ) or 1)

@@ -83,6 +83,13 @@ class _Group:
     job: str | None
 
 
+def ranks_of_host(environment: Mapping[str, str]) -> int | None:
+    """How many ranks of the run this host has; None where nothing says so. deepspeed has a name of
+    its own for it."""
+    deepspeed = environment.get("LOCAL_SIZE") if "CROSS_SIZE" in environment else None
+    return _number(environment.get("LOCAL_WORLD_SIZE") or deepspeed) or None
+
+
 def adopt(environment: MutableMapping[str, str]) -> None:
     """Set torch's variables in `environment`, where another launcher's say what they are."""
     environment.update(read(environment).changes)

@@ -102,6 +102,11 @@ class Mesh:
     data_parallel_rank: int
     data_parallel_size: int
     data_parallel_group: dist.ProcessGroup
+    base_sharers: int = 1
+    """How many data-parallel ranks in a row, this one among them, may hold one frozen base together
+    (`llama/parallel/sharded.py`), each the same shard of the model; 1: none of them does."""
+    base_group: dist.ProcessGroup | None = None
+    """Those ranks; None where it is this one alone."""
 
     @property
     def is_main(self) -> bool:
@@ -147,8 +152,9 @@ class Mesh:
         }
 
 
-def create_mesh(tensor_parallel: int) -> Mesh:
-    """Build the process groups; `torch.distributed` must be up. Adjacent ranks share a model.
+def create_mesh(tensor_parallel: int, base_sharers: int = 1) -> Mesh:
+    """Build the process groups; `torch.distributed` must be up. Adjacent ranks share a model, and
+    `base_sharers` data-parallel ranks in a row, which must divide them, a base.
 
     fairscale would quietly clamp a degree larger than the world, so degrees are checked first."""
     world_size, rank = dist.get_world_size(), dist.get_rank()
@@ -161,14 +167,60 @@ def create_mesh(tensor_parallel: int) -> Mesh:
         with contextlib.redirect_stdout(io.StringIO()):  # fairscale announces itself
             fairscale_groups.initialize_model_parallel(tensor_parallel)
     group = fairscale_groups.get_model_parallel_group() if tensor_parallel > 1 else None
+    data_parallel_group = fairscale_groups.get_data_parallel_group()
+    _require_one_number(base_sharers, world_size)
     return Mesh(
         rank=rank,
         world_size=world_size,
         tensor_parallel=TensorParallel(rank % tensor_parallel, tensor_parallel, group),
         data_parallel_rank=rank // tensor_parallel,
         data_parallel_size=world_size // tensor_parallel,
-        data_parallel_group=fairscale_groups.get_data_parallel_group(),
+        data_parallel_group=data_parallel_group,
+        base_sharers=base_sharers,
+        base_group=_base_group(tensor_parallel, base_sharers, data_parallel_group),
     )
+
+
+def _require_one_number(base_sharers: int, world_size: int) -> None:
+    """Each rank has it from what its own launcher says of its own host."""
+    if world_size == 1:
+        return
+    most = torch.tensor([base_sharers, -base_sharers])
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    high, low = most[0].item(), -most[1].item()
+    if high != low:
+        raise UserError(
+            f"--shard_base: it comes to {low} data-parallel ranks on one host and to {high} on "
+            "another: give all hosts as many ranks, or give all, or a number that divides them"
+        )
+
+
+def _base_group(
+    tensor_parallel: int, sharers: int, data_parallel: dist.ProcessGroup
+) -> dist.ProcessGroup | None:
+    """This rank's own. Every rank makes every group, in one order: on GPUs each group is split off
+    a communicator that all of them are in."""
+    if sharers == 1:
+        return None
+    if sharers == dist.get_world_size(data_parallel):
+        return data_parallel
+    own = None
+    for ranks in base_groups(dist.get_world_size(), tensor_parallel, sharers):
+        group = dist.new_group(ranks)
+        own = group if dist.get_rank() in ranks else own
+    assert isinstance(own, dist.ProcessGroup)
+    return own
+
+
+def base_groups(world_size: int, tensor_parallel: int, sharers: int) -> list[list[int]]:
+    """The ranks of each group that holds one base, all the same shard of the model: `sharers`
+    data-parallel ranks in a row."""
+    length = sharers * tensor_parallel
+    return [
+        list(range(start + shard, start + length, tensor_parallel))
+        for start in range(0, world_size, length)
+        for shard in range(tensor_parallel)
+    ]
 
 
 class DeepSpeedTopology:

@@ -95,8 +95,8 @@ class Job:
     """Compiled kernels, and on CUDA the fused block: `--compile`."""
     tensor_parallel: int = 1
     data_parallel: int = 1
-    shard_base: bool = False
-    """Whether the frozen base is cut over data-parallel ranks."""
+    base_sharers: int = 1
+    """How many data-parallel ranks, which they divide, hold one frozen base together."""
     device: Literal["cpu", "cuda"] = "cuda"
 
     @property
@@ -106,8 +106,8 @@ class Job:
 
     @property
     def shares_base(self) -> bool:
-        """Whether `shard_base` has an effect."""
-        return self.shard_base and self.data_parallel > 1 and self.lora is not None
+        """Whether the base is cut over data-parallel ranks."""
+        return self.base_sharers > 1
 
     @property
     def captured(self) -> bool:

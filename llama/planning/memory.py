@@ -91,6 +91,7 @@ def memory(job: Job) -> Memory:
     if job.device == "cuda":
         found[LIBRARIES] = CONSTANTS.cublas_workspace
         several = (job.tensor_parallel > 1) + (job.data_parallel > 1)
+        several += 1 < job.base_sharers < job.data_parallel
         beside = {
             SLACK: int(CONSTANTS.slack * sum(found.values())),
             CONTEXT: CONSTANTS.context,

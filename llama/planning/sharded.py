@@ -16,7 +16,8 @@ Room = Callable[[int, torch.dtype, str], torch.Tensor]
 
 
 class SharedBase:
-    """Told of a step's course; holds rooms of the sizes that the base's units have."""
+    """Told of a step's course; holds rooms of the sizes that the base's units have. `ranks` hold
+    the base together, and this is one of them."""
 
     def __init__(self, model: Transformer, ranks: int, room: Room) -> None:
         self._room, self._ranks = room, ranks

@@ -7,7 +7,7 @@ Held to what was measured by `tests/unit/planning/test_time.py`, whose table is 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llama.adapters.kinds import kind_of
 from llama.metrics.hardware import GPU, GPUS_PER_NODE, HOST, Link
@@ -229,11 +229,23 @@ def _data_seconds(job: Job, place: Place, sent: Traffic) -> tuple[float, float]:
     size = 4 if job.precision == "fp32" else 2
     trained = 0.0 if job.lora is None and job.zero.stage == 3 else _trained_bytes(job, size)
     kept = (n - 1) / n * trained * ((k if job.zero.stage >= 2 else 1) + 1)
-    gathers = job.zero.stage == 3 or job.shares_base
-    rounds = 2 * k * job.config.n_layers if gathers else 0
-    gathered = ring_seconds(place, n, p, max(0.0, sent.exchanged - kept), rounds)
+    rounds = 2 * k * job.config.n_layers
+    if job.shares_base:
+        m = job.base_sharers
+        gathered = ring_seconds(group_place(place, n, m), m, p, sent.gathered, rounds)
+    else:
+        weights = max(0.0, sent.exchanged - kept)
+        gathered = ring_seconds(place, n, p, weights, rounds if job.zero.stage == 3 else 0)
     exchanged = ring_seconds(place, n, p, kept, 2) + small_sums_seconds(place, n)
     return max(gathered, offloaded), exchanged
+
+
+def group_place(place: Place, n: int, m: int) -> Place:
+    """Where m data-parallel ranks in a row lie, of n that each node has as many of: of the groups
+    that they form the one that is spread over most nodes."""
+    each = n // place.nodes
+    nodes = max((first + m - 1) // each - first // each + 1 for first in range(0, n, m))
+    return replace(place, nodes=nodes)
 
 
 def ring_seconds(place: Place, n: int, p: int, bytes_sent: float, rounds: int) -> float:

@@ -149,7 +149,7 @@ class _Step:
                 held = sum(-(-p.numel() // self.job.data_parallel) for p in parameters)
                 optimizer.rooms[kind] = optimizer.room(held, self.job.dtype, kind)
         elif self.job.shares_base:
-            shared = self.shared = SharedBase(model, self.job.data_parallel, optimizer.room)
+            shared = self.shared = SharedBase(model, self.job.base_sharers, optimizer.room)
             storages.ignore(list(shared.cut))
             storages.add([p for p in frozen if p not in shared.cut], "weights")
             storages.add(trained, "trained")

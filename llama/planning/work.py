@@ -55,8 +55,9 @@ class Traffic:
     """Bytes that leave one rank in a step."""
 
     exchanged: float
-    """Over data-parallel ranks: gradients, parameters, and weights under ZeRO-3 or of a sharded
-    base."""
+    """Over data-parallel ranks: gradients, parameters, and weights under ZeRO-3."""
+    gathered: float
+    """Over those that share a base: its blocks."""
     summed: float
     """Over tensor-parallel ranks."""
     from_host: float
@@ -65,7 +66,7 @@ class Traffic:
     @property
     def total(self) -> float:
         """On the wire."""
-        return self.exchanged + self.summed
+        return self.exchanged + self.gathered + self.summed
 
 
 def work(job: Job) -> Work:
@@ -186,8 +187,8 @@ def traffic(job: Job) -> Traffic:
     summed = k * summed_bytes(job.config, job.lora, job.tokens, supervised(job), job.kept, size)
     offloaded = 2 * k * whole / n if job.zero.offload_param else 0.0
     return Traffic(
-        exchanged=exchanged_bytes(job.zero.stage, n, k, trained, frozen, job.lora is None)
-        + (k * base_gathered(job.config, n, p, size) if job.shares_base else 0.0),
+        exchanged=exchanged_bytes(job.zero.stage, n, k, trained, frozen, job.lora is None),
+        gathered=k * base_gathered(job.config, job.base_sharers, p, size),
         summed=2 * (p - 1) / p * summed,
         from_host=offloaded,
     )
@@ -242,7 +243,7 @@ def exchanged_bytes(
 
 
 def base_gathered(config: ModelConfig, n: int, p: int, size: int) -> float:
-    """Bytes that leave a rank in a micro-batch over a sharded base: the embedding and the head
+    """Bytes that leave each of `n` ranks that share a base in a micro-batch: embedding and head
     once, each block twice, but for those that still lie in their rooms when a pass turns round."""
     vocabulary = config.vocab_size * config.dim
     blocks = config.parameter_count() - vocabulary * (1 if config.tied_embedding else 2)

@@ -20,6 +20,7 @@ from llama.settings.evaluate_command import EvaluateOptions, check_evaluate
 from llama.settings.export_command import ExportOptions, check_export
 from llama.settings.generate_command import GenerateOptions, check_generate
 from llama.settings.model import AdapterOptions, ModelOptions
+from llama.settings.shard_base import base_sharers
 from llama.settings.validate import (
     check_ablate,
     check_benchmark,
@@ -47,6 +48,7 @@ __all__ = [
     "ReportOptions",
     "TrainOptions",
     "VerifyOptions",
+    "base_sharers",
     "check_ablate",
     "check_benchmark",
     "check_chat",

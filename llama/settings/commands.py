@@ -9,7 +9,8 @@ from typing import Literal
 from llama.model.kept import Checkpointing
 from llama.settings.base import Base
 from llama.settings.model import AdapterOptions, RowOptions
-from llama.settings.options.marks import BY_CONTENT, BY_VALUE, POSITIONAL
+from llama.settings.options.marks import BARE, BY_CONTENT, BY_VALUE, POSITIONAL
+from llama.settings.sharing import WHOLE
 from llama.settings.starts import UNIFORM
 from llama.settings.targets import in_our_names
 
@@ -100,10 +101,12 @@ class TrainOptions(RowOptions):
     checkpointing: Checkpointing = "block"
     """What is recomputed in the backward pass to save memory: nothing, the feed-forward layers, or
     whole blocks; auto keeps as much as the device's free memory holds."""
-    shard_base: bool = False
-    """Whether each data-parallel rank keeps a share of the frozen base in place of all of it, and
+    shard_base: str = field(default=WHOLE, metadata=BARE)
+    """Whether a data-parallel rank keeps a share of the frozen base in place of all of it, and
     gathers one block ahead of the one it computes: memory for traffic, to the last digit the same
-    results. For adapters under ZeRO 0 to 2."""
+    results. true, or nothing more: with the other ranks of its host, so that only adapters cross
+    between hosts; all: with all data-parallel ranks; a number: with so many in a row. For adapters
+    under ZeRO 0 to 2."""
     compile: Compile = "auto"
     """How a step runs: auto, the fastest way of the device (on a GPU each block as one function of
     compiled kernels, in half precision as CUDA graphs); true compiles on a CPU too; false is the
@@ -190,8 +193,8 @@ class BenchmarkOptions(RowOptions):
     """How the frozen weights of the blocks are held, as in train."""
     checkpointing: Checkpointing = "block"
     """What is recomputed in the backward pass, as in train."""
-    shard_base: bool = False
-    """Cut the frozen base over the data-parallel ranks, as in train."""
+    shard_base: str = field(default=WHOLE, metadata=BARE)
+    """Cut the frozen base over data-parallel ranks, as in train."""
     compile: Compile = "auto"
     """How a step runs, as in train."""
     steps: int = 10
@@ -225,8 +228,8 @@ class VerifyOptions:
     """How the frozen weights of the blocks are held, as in train."""
     checkpointing: Checkpointing = "block"
     """What is recomputed in the backward pass, as in train."""
-    shard_base: bool = False
-    """Cut the frozen base over the data-parallel ranks, as in train."""
+    shard_base: str = field(default=WHOLE, metadata=BARE)
+    """Cut the frozen base over data-parallel ranks, as in train."""
     compile: Compile = "auto"
     """How a step runs, as in train."""
     layers: int = 2
@@ -262,7 +265,8 @@ class PlanOptions(RowOptions):
     """The DeepSpeed JSON of the run, as in train."""
     suggest: bool = False
     """Look for the fastest way that fits, write its DeepSpeed JSON and print its command; it
-    chooses precision, ZeRO, --tensor_parallel, --checkpointing, --compile and the micro-batch."""
+    chooses precision, ZeRO, --tensor_parallel, --shard_base, --checkpointing, --compile and the
+    micro-batch."""
     batch: int = 16
     """With --suggest: rows of an optimizer step over all GPUs, at least one each."""
     method: Literal["lora", "full"] = "lora"
@@ -279,8 +283,8 @@ class PlanOptions(RowOptions):
     """Whether examples of --data share a row, as in train."""
     checkpointing: Checkpointing = "block"
     """What is recomputed in the backward pass, as in train."""
-    shard_base: bool = False
-    """Cut the frozen base over the data-parallel ranks, as in train."""
+    shard_base: str = field(default=WHOLE, metadata=BARE)
+    """Cut the frozen base over data-parallel ranks, as in train."""
     compile: Compile = "auto"
     """How a step runs on the GPU, as in train."""
     data: list[Path] = field(default_factory=list)

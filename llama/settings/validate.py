@@ -29,6 +29,7 @@ from llama.settings.data_sets import check_plain, check_sets, check_split
 from llama.settings.model import AdapterOptions, ModelOptions
 from llama.settings.report_to import check_report_to
 from llama.settings.shard_base import check_shard_base
+from llama.settings.sharing import WHOLE, Ranks
 from llama.settings.starts import UNIFORM
 from llama.tokenizer.built_in_templates import TEMPLATES
 
@@ -77,7 +78,7 @@ def checked_train(options: TrainOptions, world_size: int) -> dict[str, Any]:
     every problem of the settings and of that file."""
     problems = check_train(options, world_size)
     file = options.deepspeed or deepspeed_json.of_method(options.method)
-    return _with_deepspeed(problems, options, file, world_size)
+    return _with_deepspeed(problems, options, file, Ranks.launched(world_size))
 
 
 def checked_verify(options: VerifyOptions, world_size: int) -> dict[str, Any]:
@@ -91,16 +92,16 @@ def checked_verify(options: VerifyOptions, world_size: int) -> dict[str, Any]:
         *check_degree(options.tensor_parallel, world_size),
         *_check_seed(options.seed),
     ]
-    return _with_deepspeed(problems, options, options.deepspeed, world_size)
+    return _with_deepspeed(problems, options, options.deepspeed, Ranks.launched(world_size))
 
 
 def _with_deepspeed(
     problems: list[str],
     options: TrainOptions | VerifyOptions | PlanOptions,
     file: Path,
-    world_size: int,
+    ranks: Ranks,
 ) -> dict[str, Any]:
-    groups, rest = divmod(world_size, max(1, options.tensor_parallel))
+    groups, rest = divmod(ranks.count, max(1, options.tensor_parallel))
     config: dict[str, Any] = {}
     try:
         file = deepspeed_json.located(file)
@@ -108,7 +109,7 @@ def _with_deepspeed(
         data_parallel = None if rest else groups
         problems = problems + deepspeed_json.check(config, str(file), data_parallel)
         problems += check_rates(options.lora, config, file)
-        problems += check_shard_base(options, config, file)
+        problems += check_shard_base(options, config, file, ranks)
         problems += check_base_zero(options.base, config, file)
     except UserError as error:
         problems = problems + error.problems
@@ -206,10 +207,8 @@ def check_plan(options: PlanOptions) -> list[str]:
         problems.append("--rows: --data says it; give one of them")
     if options.suggest and options.deepspeed is not None:
         problems.append("--deepspeed: --suggest writes one; give one of them")
-    if options.suggest and options.shard_base:
-        problems.append(
-            "--shard_base: --suggest looks among ways without it; plan it with --deepspeed"
-        )
+    if options.suggest and options.shard_base != WHOLE:
+        problems.append("--shard_base: --suggest chooses it; leave it out, or give --deepspeed")
     if options.suggest and options.override:
         problems.append("--override: has no effect with --suggest; change the file that it writes")
     if options.output_dir is not None:
@@ -224,9 +223,10 @@ def checked_plan(options: PlanOptions) -> dict[str, Any]:
     if options.suggest:
         raise_if(problems)
         return {}
-    world_size = max(1, options.gpus) * max(1, options.nodes)
+    of_host = max(1, options.gpus)
+    ranks = Ranks(of_host * max(1, options.nodes), of_host)
     file = options.deepspeed or deepspeed_json.of_method(options.method)
-    return _with_deepspeed(problems, options, file, world_size)
+    return _with_deepspeed(problems, options, file, ranks)
 
 
 def _check_method(

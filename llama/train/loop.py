@@ -31,7 +31,7 @@ from llama.model.transformer import Transformer
 from llama.notes import LOG, is_first_rank, note, say
 from llama.parallel.agreement import on_main
 from llama.parallel.mesh import Mesh, create_mesh
-from llama.settings import TrainOptions, checked_train
+from llama.settings import TrainOptions, base_sharers, checked_train
 from llama.train import samples
 from llama.train.best import Best
 from llama.train.ending import UNKNOWN, closing, draw_report, finished_already, in_words
@@ -62,7 +62,7 @@ def _train(options: TrainOptions, deepspeed: dict[str, Any]) -> int:
     status = 0
     device = start_processes()
     try:
-        mesh = create_mesh(options.tensor_parallel)
+        mesh = create_mesh(options.tensor_parallel, base_sharers(options, launched_world_size()))
         inputs = read_inputs(options, deepspeed, mesh)
         plan = schedule(inputs, mesh)
         verdict = require_fit(inputs, plan, mesh, device)

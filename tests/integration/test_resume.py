@@ -18,6 +18,8 @@ from tests.support.tiny_runs import read_lines
 pytestmark = pytest.mark.slow
 
 TIMES = {"seconds", "tokens_per_second", "peak_memory_bytes", "mfu"}
+FOUR_EPOCHS = ("--epochs", "4")
+"""Of which four ranks make `STEPS` too."""
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:
@@ -129,6 +131,18 @@ def test_a_shared_base_goes_on_from_a_whole_one_and_back(case: Case) -> None:
     case.go(ranks=2)
     for name in ("to-whole", "to-shared", "shared"):
         assert_the_same(case.out(name), case.out("two-ranks"))
+
+
+def test_a_base_shared_by_twos_goes_on_by_all_and_a_whole_one_by_twos(case: Case) -> None:
+    """Four ranks, to the last digit; the groups are those of numbers in a row."""
+    kind, twos, every = settings("zero1-fp32", 1), ("--shard_base", "2"), ("--shard_base", "all")
+    case.add("four-ranks", kind, None, *FOUR_EPOCHS)
+    for name, first, then in (("to-all", twos, every), ("to-twos", (), twos)):
+        case.add(name, kind, 3, *FOUR_EPOCHS, *first)
+        case.add(name, kind, None, *FOUR_EPOCHS, *then)
+    case.go(ranks=4)
+    for name in ("to-all", "to-twos"):
+        assert_the_same(case.out(name), case.out("four-ranks"))
 
 
 def rate(step: int, total: int) -> float:

@@ -1,4 +1,4 @@
-"""What is started on the two hosts: one rank on each."""
+"""What is started on the two hosts: one rank on each, where nothing else is said."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ PORT = "29501"
 """Of the ranks' meeting place; on a network of one's own every port is free."""
 
 
-def on_both(hosts: Hosts, *argv: str | Path) -> list[Done]:
-    """A torchrun on each host, which starts `argv`; rank 0 is on the first."""
+def on_both(hosts: Hosts, *argv: str | Path, each: int = 1) -> list[Done]:
+    """A torchrun on each host, which starts `argv` in `each` ranks; rank 0 is on the first."""
     meeting = ("--master_addr", hosts.hosts[0].address, "--master_port", PORT)
-    start = ("torchrun", "--nnodes", "2", "--nproc_per_node", "1", *meeting)
+    start = ("torchrun", "--nnodes", "2", "--nproc_per_node", str(each), *meeting)
     return hosts.run(
         {h: [*start, "--node_rank", str(rank), *argv] for rank, h in enumerate(hosts.hosts)}
     )

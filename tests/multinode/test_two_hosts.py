@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.multinode.hosts import Hosts, two_hosts
-from tests.multinode.runs import Launcher, train_on_both
+from tests.multinode.runs import Launcher, on_both, train_on_both
 from tests.support.tiny_runs import (
     deepspeed_json,
     launched,
@@ -20,11 +20,12 @@ from tests.support.tiny_runs import (
     write_rows,
 )
 
+Inputs = Callable[..., list[str | Path]]
 SAME = ("step", "epoch", "loss", "grad_norm", "learning_rate", "tokens", "supervised_tokens")
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[str | Path]]:
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     """The arguments of every run here, but for its output folder."""
     folder = tmp_path_factory.mktemp("inputs")
     shared: list[str | Path] = [
@@ -34,18 +35,17 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[str
         *("--epochs", "2", "--json"),
     ]
 
-    def of(tensor_parallel: int) -> list[str | Path]:
-        """Four rows to a step, over one copy of the model or two."""
-        settings = write_json(folder / "deepspeed.json", deepspeed_json(1, 2 * tensor_parallel))
+    def of(tensor_parallel: int, ranks: int = 2) -> list[str | Path]:
+        """Four rows to a step, over any number of copies of the model."""
+        accumulation = 4 * tensor_parallel // ranks
+        settings = write_json(folder / "deepspeed.json", deepspeed_json(1, accumulation))
         return [*shared, "--deepspeed", settings, "--tensor_parallel", str(tensor_parallel)]
 
     return of
 
 
 @pytest.fixture(scope="module")
-def on_one_host(
-    inputs: Callable[[int], list[str | Path]], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[int], Path]:
+def on_one_host(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     made: dict[int, Path] = {}
 
     def make(tensor_parallel: int) -> Path:
@@ -77,7 +77,7 @@ def test_two_hosts_train_what_two_ranks_on_one_do(
     launcher: Launcher,
     tensor_parallel: int,
     hosts: Hosts,
-    inputs: Callable[[int], list[str | Path]],
+    inputs: Inputs,
     on_one_host: Callable[[int], Path],
     tmp_path: Path,
 ) -> None:
@@ -91,8 +91,21 @@ def test_two_hosts_train_what_two_ranks_on_one_do(
         assert host.sent() - was > 100_000, f"{host.name} took no part"
 
 
+def test_hosts_that_hold_a_base_each_train_what_four_ranks_on_one_do(
+    hosts: Hosts, inputs: Inputs, tmp_path: Path
+) -> None:
+    """Two ranks on each share it, of which the launcher tells; the four on one have it whole."""
+    argv, whole, out = inputs(1, ranks=4), tmp_path / "whole", tmp_path / "run"
+    succeeded(launched("torchrun", "train.py", *argv, "--output_dir", whole, ranks=4))
+    shared = [*argv, "--output_dir", out, "--shard_base"]
+    done, other = on_both(hosts, "launcher/train.py", *shared, each=2)
+    assert succeeded(done)["steps"] == 6 and other.returncode == 0, other.stderr
+    assert "data-parallel 4, ZeRO-1, base sharded over 2" in done.stderr
+    assert_same_run(whole, out)
+
+
 def test_no_shared_file_system_is_needed_to_write(
-    inputs: Callable[[int], list[str | Path]], on_one_host: Callable[[int], Path], tmp_path: Path
+    inputs: Inputs, on_one_host: Callable[[int], Path], tmp_path: Path
 ) -> None:
     """The second host sees an output folder of its own: it writes nothing there, and the first
     writes everything."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from llama.settings.sharing import ALL, HOST
 from tests.multinode.hosts import Hosts
-from tests.multinode.wire import Sent, data_parallel, tensor_parallel
-from tests.multinode.wire_cases import CASES, Case, Layer
+from tests.multinode.wire import Sent, base_shared, data_parallel, tensor_parallel
+from tests.multinode.wire_cases import CASES, Case, Layer, Shared
 
 CONSTANT = 16 * 1024
 """Bytes of a step: sums of losses and tokens, the gradient's norm, whether it is finite."""
@@ -45,3 +46,11 @@ def test_a_tensor_parallel_block_sums_twice_each_way(over_tensors: dict[Layer, S
     for layer, of_hosts in over_tensors.items():
         for sent in of_hosts:
             assert layer.expected <= sent <= LIMIT * layer.expected, layer
+
+
+def test_of_a_base_that_a_host_shares_nothing_leaves_it(hosts: Hosts) -> None:
+    for shared, (of_hosts, _) in base_shared(hosts).items():
+        for sent in of_hosts:
+            assert shared.expected <= sent <= LIMIT * shared.expected + 2 * CONSTANT, shared
+    within, over = (Shared(word).expected for word in (HOST, ALL))
+    assert within + 2 * CONSTANT < over / 10  # else the limit above would not tell them apart

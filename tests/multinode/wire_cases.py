@@ -8,7 +8,9 @@ from typing import Literal
 
 from llama.adapters.match import parameter_count
 from llama.model.config import LINEARS
+from llama.planning.work import base_gathered
 from llama.settings import LoRAOptions
+from llama.settings.sharing import ALL, HOST, WHOLE
 from tests.support.tiny_runs import CONFIG
 
 MODEL = replace(CONFIG, dim=256, n_layers=4, n_heads=8, n_kv_heads=4, head_dim=32, ffn_dim=512)
@@ -79,3 +81,27 @@ class Layer:
 
 
 LAYERS = (Layer("none"), Layer("block"))
+
+
+SHARED_MODEL, SHARED_LORA, EACH = MODEL.with_layers(8), LoRAOptions(8), 2
+"""Of a base that ranks share: more blocks than have room at a time, an adapter of wq and wv, and
+the ranks of each host."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Data-parallel over two ranks on each of two hosts, ZeRO 1 in bf16, one micro-batch."""
+
+    shard_base: str
+
+    @property
+    def expected(self) -> int:
+        """Bytes that leave a host: half of each rank's gradients go to the two owners on the other
+        one; the parameters go round a ring of all ranks, which leaves each host once, and so does
+        a base that all of them share. One that a host shares does not leave it."""
+        adapter = 2 * parameter_count(SHARED_MODEL, SHARED_LORA)
+        crosses = base_gathered(SHARED_MODEL, 2 * EACH, 1, 2) if self.shard_base == ALL else 0
+        return round(adapter + 3 / 4 * adapter + crosses)
+
+
+SHARINGS = (Shared(WHOLE), Shared(HOST), Shared(ALL))

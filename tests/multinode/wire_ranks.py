@@ -1,4 +1,5 @@
-"""The ranks of `wire`: `torchrun ... -m tests.multinode.wire_ranks --tensor_parallel N --out FILE`.
+"""The ranks of `wire`: `torchrun ... -m tests.multinode.wire_ranks NAME --out FILE`, by the name of
+what is measured (`MEASURES`).
 
 Starting processes is most of the time, so all measures of one topology share them. A step is
 `Engine.step`: beyond it the loop of `train` communicates only to evaluate and to save.
@@ -9,7 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,9 @@ from llama.data.types import Example
 from llama.engine import start_processes
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
+from llama.model.config import ModelConfig
 from llama.parallel.mesh import Mesh, create_mesh
-from llama.settings import LoRAOptions, VerifyOptions
+from llama.settings import LoRAOptions, VerifyOptions, base_sharers
 from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader
 from tests.multinode.hosts import sent_from
@@ -35,10 +38,14 @@ from tests.multinode.wire_cases import (
     LAYERS,
     MODEL,
     RANK,
+    SHARED_LORA,
+    SHARED_MODEL,
+    SHARINGS,
     TARGETS,
     TOKENS,
     Case,
     Layer,
+    Shared,
 )
 from tests.support.tiny_runs import deepspeed_json as settings
 from tests.support.tiny_runs import resolved_json
@@ -46,8 +53,46 @@ from tests.support.tiny_runs import resolved_json
 WARM_UP, STEPS = 2, 6
 
 
-def case_bytes(case: Case, mesh: Mesh, device: torch.device) -> float:
-    """Bytes a step that leave this rank's host."""
+@dataclass(frozen=True)
+class Step:
+    """The mean of some steps."""
+
+    sent: float
+    """Bytes that leave this rank's host."""
+    seconds: float
+
+
+def cases(device: torch.device) -> list[tuple[Case, Step]]:
+    mesh = create_mesh(1)
+    return [(case, case_step(case, mesh, device)) for case in CASES]
+
+
+def layers(device: torch.device) -> list[tuple[Layer, Step]]:
+    mesh = create_mesh(2)
+    return [(layer, layer_step(layer, mesh, device)) for layer in LAYERS]
+
+
+def sharings(device: torch.device) -> list[tuple[Shared, Step]]:
+    """Each over groups of its own."""
+    found = []
+    for shared in SHARINGS:
+        options = VerifyOptions(
+            deepspeed=Path("settings"), lora=SHARED_LORA, shard_base=shared.shard_base
+        )
+        mesh = create_mesh(1, base_sharers(options, dist.get_world_size()))
+        document = settings(1, 1) | {"bf16": {"enabled": True}}
+        found.append((shared, _step(document, options, SHARED_MODEL, 16, mesh, device)))
+    return found
+
+
+MEASURES: dict[str, Callable[[torch.device], Sequence[tuple[Case | Layer | Shared, Step]]]] = {
+    "data": cases,
+    "tensor": layers,
+    "shared": sharings,
+}
+
+
+def case_step(case: Case, mesh: Mesh, device: torch.device) -> Step:
     document = settings(case.stage, case.accumulation)
     if case.stage == 3:  # all is cut up, however small; the rest in proportion, as for 7B
         document["zero_optimization"] |= {
@@ -59,11 +104,11 @@ def case_bytes(case: Case, mesh: Mesh, device: torch.device) -> float:
     if case.precision != "fp32":
         document[case.precision] = {"enabled": True}
     options = VerifyOptions(deepspeed=Path("settings"), lora=LoRAOptions(RANK, targets=TARGETS))
-    return _bytes_per_step(document, options, MODEL.n_layers, 16, mesh, device)
+    return _step(document, options, MODEL, 16, mesh, device)
 
 
-def layer_bytes(layer: Layer, mesh: Mesh, device: torch.device) -> float:
-    """The same of one block, by the difference between two depths."""
+def layer_step(layer: Layer, mesh: Mesh, device: torch.device) -> Step:
+    """Of one block, by the difference between two depths."""
     lora = LoRAOptions(LAYER_RANK)
     options = VerifyOptions(
         deepspeed=Path("settings"),
@@ -72,33 +117,36 @@ def layer_bytes(layer: Layer, mesh: Mesh, device: torch.device) -> float:
         tensor_parallel=mesh.tensor_parallel.size,
     )
     few, many = (
-        _bytes_per_step(settings(1, 1), options, depth, TOKENS, mesh, device) for depth in DEPTHS
+        _step(settings(1, 1), options, MODEL.with_layers(depth), TOKENS, mesh, device)
+        for depth in DEPTHS
     )
-    return (many - few) / (DEPTHS[1] - DEPTHS[0])
+    more = DEPTHS[1] - DEPTHS[0]
+    return Step((many.sent - few.sent) / more, (many.seconds - few.seconds) / more)
 
 
-def _bytes_per_step(
+def _step(
     document: dict[str, Any],
     options: VerifyOptions,
-    depth: int,
+    model: ModelConfig,
     tokens: int,
     mesh: Mesh,
     device: torch.device,
-) -> float:
-    source = ModelSource("tiny", RandomReader(MODEL.with_layers(depth)), None)
-    resolved = resolved_json(document, mesh.data_parallel_size, MODEL)
+) -> Step:
+    source = ModelSource("tiny", RandomReader(model), None)
+    resolved = resolved_json(document, mesh.data_parallel_size, model)
     ids = [5 + i % 90 for i in range(tokens)]
     row = Example(ids, ids, row=1)
     window = [make_batch([[row]], stream=i) for i in range(resolved.accumulation)]
     engine = build_engine(source, options, resolved, mesh, device)
     for _ in range(WARM_UP):
         engine.step(window)
-    before = _settled()
+    before, started = _settled(), time.perf_counter()
     for _ in range(STEPS):
         engine.step(window)
+    seconds = time.perf_counter() - started
     sent = _settled() - before
     engine.close()
-    return sent / STEPS
+    return Step(sent / STEPS, seconds / STEPS)
 
 
 def _settled() -> int:
@@ -110,22 +158,17 @@ def _settled() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--tensor_parallel", type=int, required=True)
+    parser.add_argument("measure", choices=MEASURES)
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     device = start_processes()
-    mesh = create_mesh(asked.tensor_parallel)
-    measures: list[tuple[Case | Layer, float]] = (
-        [(case, case_bytes(case, mesh, device)) for case in CASES]
-        if asked.tensor_parallel == 1
-        else [(layer, layer_bytes(layer, mesh, device)) for layer in LAYERS]
-    )
     result = []
-    for what, own in measures:
-        of_hosts: list[int] = [0] * mesh.world_size
-        dist.all_gather_object(of_hosts, round(own))
-        result.append({**asdict(what), "sent": of_hosts})
-    if mesh.is_main:
+    for what, own in MEASURES[asked.measure](device):
+        of_ranks: list[int] = [0] * dist.get_world_size()
+        dist.all_gather_object(of_ranks, round(own.sent))
+        of_hosts = of_ranks[:: len(of_ranks) // 2]
+        result.append({**asdict(what), "sent": of_hosts, "seconds": own.seconds})
+    if dist.get_rank() == 0:
         asked.out.write_text(json.dumps(result))
     stop_processes()
 

@@ -56,7 +56,7 @@ class Case:
     has_bf16: bool = True
     """Whether the CPU is taken to multiply bf16 in hardware."""
     bucket: int = 1_000_000
-    shard_base: bool = False
+    base_sharers: int = 1
     base: str = "half"
 
     @property
@@ -91,7 +91,7 @@ class Case:
             checkpointing=self.checkpointing,
             tensor_parallel=self.tensor_parallel,
             data_parallel=self.data_parallel,
-            shard_base=self.shard_base,
+            base_sharers=self.base_sharers,
             device="cpu",
             **settings_of(self.resolved()),
         )
@@ -124,13 +124,16 @@ CASES: dict[str, Case] = {
     ),
     "stories bf16 zero1 two ranks": Case(STORIES, "bf16", 1, ALL, data_parallel=2, bucket=10_000),
     "stories bf16 zero1 sharded base block": Case(
-        STORIES, "bf16", 1, checkpointing="block", data_parallel=2, bucket=10_000, shard_base=True
+        STORIES, "bf16", 1, checkpointing="block", data_parallel=2, bucket=10_000, base_sharers=2
     ),
     "stories fp32 zero2 sharded base accumulated": Case(
-        STORIES, "fp32", 2, ALL, accumulation=2, data_parallel=2, bucket=10_000, shard_base=True
+        STORIES, "fp32", 2, ALL, accumulation=2, data_parallel=2, bucket=10_000, base_sharers=2
+    ),
+    "stories bf16 zero1 base sharded by twos": Case(
+        STORIES, "bf16", 1, checkpointing="block", data_parallel=4, bucket=10_000, base_sharers=2
     ),
     "smol bf16 zero1 sharded base": Case(
-        SMOL, "bf16", 1, rows=1, length=SHORT, data_parallel=2, shard_base=True
+        SMOL, "bf16", 1, rows=1, length=SHORT, data_parallel=2, base_sharers=2
     ),
     "stories bf16 zero1 dora block": Case(
         STORIES, "bf16", 1, replace(ALL, kind="dora"), checkpointing="block"

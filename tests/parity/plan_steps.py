@@ -37,7 +37,8 @@ STEPS = 3
 
 def main(out: Path, names: list[str]) -> None:
     device = start_processes()
-    mesh = create_mesh(CASES[names[0]].tensor_parallel)
+    cases = [CASES[name] for name in names]
+    mesh = create_mesh(cases[0].tensor_parallel, max(case.base_sharers for case in cases))
     found = {name: measured(CASES[name], mesh, device) for name in names}
     if mesh.is_main:
         out.write_text(json.dumps(found))
@@ -70,8 +71,9 @@ def engine_of(case: Case, mesh: Mesh, device: torch.device) -> Engine:
     source = ModelSource("random", RandomReader(case.config), None)
     placement: Placement | None = ZeRO3Placement(resolved, mesh) if case.stage == 3 else None
     base = None
-    if case.shard_base:
-        sharers = Sharers.of_group(mesh.data_parallel_group)
+    if case.base_sharers > 1:
+        assert mesh.base_group is not None
+        sharers = Sharers.of_group(mesh.base_group)
         base = ShardedBase(sharers, device, case.config.n_layers, case.config.tied_embedding)
         placement = ShardedPlacement(base)
     tp, mode = mesh.tensor_parallel, case.checkpointing

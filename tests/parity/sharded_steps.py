@@ -1,6 +1,7 @@
 """A base cut over ranks against a whole one, case by case: numbers, bytes on the wire, memory.
 
 torchrun --nproc_per_node 2 -m tests.parity.sharded_steps --tensor_parallel 1 --out FILE
+torchrun --nproc_per_node 4 -m tests.parity.sharded_steps --shard_base 2 --out FILE
 
 Each rank writes `FILE.<rank>`: of each case whether all is equal bit for bit, of each pass what was
 gathered. Cases share the processes, whose start is most of the time.
@@ -22,12 +23,13 @@ from llama.assembly.engine import build_engine
 from llama.assembly.sharded import RunSharded
 from llama.commands.verify.command import Case, asked_run
 from llama.engine import Engine, start_processes
-from llama.launch.processes import stop_processes
+from llama.launch.processes import launched_world_size, stop_processes
 from llama.launch.program import run_program
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.parallel.sharded import Pending, ShardedBase, Sharers
 from llama.settings.base import HALF, Base
 from llama.settings.deepspeed_json import Resolved
+from llama.settings.sharing import ALL, WHOLE, Ranks, sharers
 from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader
 from tests.parity import topologies
@@ -102,7 +104,7 @@ def case(
 def is_equal(case: Case, resolved: Resolved, mesh: Mesh, device: torch.device) -> bool:
     """Whether five steps are the same to the last digit over a sharded base: losses, gradients'
     norms, what the adapter became."""
-    options = replace(case.options, shard_base=True)
+    options = replace(case.options, shard_base=ALL)  # the mesh says of how many
     before = CountingBase.received
     plain = asked_run(case, resolved, mesh, device)
     cut = asked_run(replace(case, options=options), resolved, mesh, device)
@@ -116,8 +118,8 @@ def is_skipped_alike(mesh: Mesh, device: torch.device) -> bool:
     taken again to name what it was, skipped by all, and the steps after it equal."""
     given, resolved = case(mesh, accumulation=2)
     found = []
-    for shard_base in (False, True):
-        options = replace(given.options, shard_base=shard_base)
+    for word in (WHOLE, ALL):
+        options = replace(given.options, shard_base=word)
         engine = build_engine(given.source, options, resolved, mesh, device)
         loss, steps = engine._loss, []
         for number in range(3):
@@ -135,7 +137,7 @@ def of_steps(mesh: Mesh, device: torch.device) -> dict[str, Any]:
     """What loading reads, what each micro-batch gathers, what lies there between steps."""
     given, resolved = case(mesh, accumulation=2)
     CountingReader.elements = 0
-    options = replace(given.options, shard_base=True)
+    options = replace(given.options, shard_base=ALL)
     engine = build_engine(given.source, options, resolved, mesh, device)
     base = base_of(engine)
     read = CountingReader.elements
@@ -171,12 +173,15 @@ def base_of(engine: Engine) -> ShardedBase:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--tensor_parallel", type=int, required=True)
+    parser.add_argument("--tensor_parallel", type=int, default=1)
+    parser.add_argument("--shard_base", default=ALL)
     parser.add_argument("--only", help="one of the cases; default: all")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     device = start_processes()
-    mesh = create_mesh(given.tensor_parallel)
+    ranks = Ranks.launched(launched_world_size())
+    count = sharers(given.shard_base, given.tensor_parallel, ranks)
+    mesh = create_mesh(given.tensor_parallel, count)
     assembly.ShardedBase = CountingBase  # type: ignore[misc]
     cases = [given.only] if given.only else list(CASES)
     found = {name: is_equal(*case(mesh, **CASES[name]), mesh, device) for name in cases}

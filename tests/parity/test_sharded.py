@@ -40,6 +40,19 @@ def test_shards_of_each_tensor_parallel_rank_are_shared_out(tmp_path: Path) -> N
         assert rank["steps"]["shares"] == rank["steps"]["whole"] / 2
 
 
+def test_ranks_share_a_base_in_groups(tmp_path: Path) -> None:
+    """Two bases over four ranks, each of which takes its own rows: nothing of a base crosses from
+    one group to the other, and the step is that of four ranks with whole bases."""
+    case = "blocks recomputed"
+    for rank in _found(tmp_path, "--shard_base", "2", "--only", case, ranks=4):
+        assert rank["equal"] == {case: True, NOT_A_NUMBER: True}
+        found = rank["steps"]
+        assert found["shares"] == found["whole"] / 2
+        twice = 2 * (LAYERS - ROOMS) * found["block"]
+        assert found["received"] == (2 * found["vocabulary"] + twice) / 2
+        assert found["elements_read"] < 1.05 * MODEL.parameter_count() / 2
+
+
 def test_the_wire_carries_no_more_than_each_part_of_the_base_twice(
     two: list[dict[str, Any]],
 ) -> None:

@@ -21,13 +21,14 @@ import torch
 from llama.commands.verify.command import Case, asked_run, random_rows, reference_run
 from llama.commands.verify.report import TOLERANCES, Outcome, compare
 from llama.engine import start_processes
-from llama.launch.processes import stop_processes
+from llama.launch.processes import launched_world_size, stop_processes
 from llama.launch.program import run_program
 from llama.methods.kinds import method_of
 from llama.model.config import LINEARS
 from llama.model.transformer import Transformer
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.settings import LoRAOptions, VerifyOptions
+from llama.settings.sharing import ALL, WHOLE, Ranks, sharers
 from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader
 from tests.support.model_files import TINY
@@ -97,7 +98,7 @@ def row(stage: int, case: Case, reference: Outcome | None, mesh: Mesh, device: t
         mesh.tensor_parallel.size,
         size,
         stage,
-        outcome.shard_base,
+        outcome.base_sharers > 1,
         case.accumulation,
         case.options.checkpointing,
         *deviations,
@@ -136,18 +137,18 @@ def rows_of(
     for accumulation in ACCUMULATIONS:
         case = case_of(mesh, accumulation, "none", method)
         reference = reference_run(case, document(0, accumulation), mesh, device)
-        ways = [(stage, False) for stage in stages] + sharded_ways(mesh, stages, method)
-        for (stage, shard_base), mode in itertools.product(ways, checkpointing):
+        ways = [(stage, WHOLE) for stage in stages] + sharded_ways(mesh, stages, method)
+        for (stage, word), mode in itertools.product(ways, checkpointing):
             of_mode = case_of(mesh, accumulation, mode, method)
-            options = replace(of_mode.options, shard_base=shard_base)
+            options = replace(of_mode.options, shard_base=word)
             found.append(row(stage, replace(of_mode, options=options), reference, mesh, device))
     return found
 
 
-def sharded_ways(mesh: Mesh, stages: Iterable[int], method: str) -> list[tuple[int, bool]]:
+def sharded_ways(mesh: Mesh, stages: Iterable[int], method: str) -> list[tuple[int, str]]:
     """Stages under which a frozen base can be cut over data-parallel ranks."""
     has_any = method == "lora" and mesh.data_parallel_size > 1
-    return [(stage, True) for stage in stages if has_any and stage < 3]
+    return [(stage, ALL) for stage in stages if has_any and stage < 3]
 
 
 def main() -> None:
@@ -158,7 +159,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a file; default: standard output")
     given = parser.parse_args()
     device = start_processes()
-    mesh = create_mesh(given.tensor_parallel)
+    ranks = Ranks.launched(launched_world_size())
+    mesh = create_mesh(given.tensor_parallel, sharers(ALL, given.tensor_parallel, ranks))
     modes = tuple(given.checkpointing.split(","))
     rows = rows_of(mesh, device, checkpointing=modes, method=given.method)
     if mesh.is_main and given.out:

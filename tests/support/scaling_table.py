@@ -14,16 +14,18 @@ from llama.metrics.hardware import GPUS, GPUS_PER_NODE, NETWORKS, NVLINK, Link
 from llama.model.config import ModelConfig
 from llama.model.kept import Kept
 from llama.model.presets import PRESETS
-from llama.planning.time import Place, ring_seconds, small_sums_seconds
+from llama.planning.time import Place, group_place, ring_seconds, small_sums_seconds
 from llama.planning.time import tensor_seconds as tensor_seconds_of
 from llama.planning.work import (
     adapter_bytes,
     base_bytes,
+    base_gathered,
     exchanged_bytes,
     summed_bytes,
     sums,
 )
 from llama.settings import LoRAOptions
+from llama.settings.sharing import ALL, HOST, WHOLE, Ranks, sharers
 
 LORA = LoRAOptions(rank=16, targets=("wq", "wv"))
 HALF = 2
@@ -32,6 +34,7 @@ HALF = 2
 COMPUTE = 13_325 * 6 * PRESETS["llama-7b"].parameter_count()
 """FLOP/s of a GPU: 13,325 tokens/s of 7B, 2 x 4096 with blocks recomputed, on one H200
 (docs/benchmarks/h200.md), at 2 FLOP a parameter for each of forward, recomputation and backward."""
+_HOLDERS = {WHOLE: "each GPU", HOST: "a host", ALL: "all"}
 BETWEEN_NODES = (NETWORKS["ndr-400"], NETWORKS["100gbe"], NETWORKS["25gbe"])
 
 
@@ -44,6 +47,8 @@ class Layout:
     stage: int
     tokens: int
     """Of a micro-batch, of which a step has one."""
+    shard_base: str = WHOLE
+    """As the option of that name has it."""
 
     @property
     def config(self) -> ModelConfig:
@@ -65,9 +70,24 @@ class Layout:
         flops = 6 * self.config.parameter_count() * self.tokens
         return flops / self.tensor_parallel / COMPUTE
 
-    def exchanged(self, ranks: int) -> float:
-        """Bytes that leave each of `ranks` data-parallel ranks in a step."""
+    @property
+    def holders(self) -> str:
+        """Whose GPUs hold one base together."""
+        return _HOLDERS[ALL if self.stage == 3 else self.shard_base]
+
+    def sharers(self, gpus: int) -> int:
+        """Of `gpus`, the data-parallel ranks that hold one base together."""
+        ranks = Ranks(gpus, min(gpus, GPUS_PER_NODE))
+        return sharers(self.shard_base, self.tensor_parallel, ranks)
+
+    def exchanged(self, gpus: int) -> float:
+        """Bytes that leave each data-parallel rank of `gpus` in a step, but for `gathered`."""
+        ranks = gpus // self.tensor_parallel
         return exchanged_bytes(self.stage, ranks, 1, self.adapter, self.base)
+
+    def gathered(self, gpus: int) -> float:
+        """The same of a base that ranks share."""
+        return base_gathered(self.config, self.sharers(gpus), self.tensor_parallel, HALF)
 
     @property
     def kept(self) -> tuple[Kept, ...]:
@@ -85,10 +105,15 @@ class Layout:
 LAYOUTS = (
     Layout("llama-7b", 1, 1, 8192),
     Layout("llama-7b", 1, 3, 8192),
+    Layout("llama-7b", 1, 1, 8192, HOST),
     Layout("llama-3.1-70b", 8, 1, 8192),
     Layout("llama-3.1-70b", 1, 3, 8192),
+    Layout("llama-3.1-70b", 1, 1, 8192, ALL),
+    Layout("llama-3.1-70b", 1, 1, 8192, HOST),
     Layout("llama-3.1-405b", 8, 1, 4096),
     Layout("llama-3.1-405b", 1, 3, 4096),
+    Layout("llama-3.1-405b", 1, 1, 4096, ALL),
+    Layout("llama-3.1-405b", 1, 1, 4096, HOST),
 )
 
 
@@ -111,26 +136,31 @@ def data_seconds(layout: Layout, gpus: int, between: Link) -> float:
     if ranks == 1:
         return 0.0
     place = Place(GPUS["h100-80gb"], gpus // GPUS_PER_NODE, between)
-    rounds = 2 * (1 + layout.config.n_layers if layout.stage == 3 else 1)
-    sent = layout.exchanged(ranks)
-    ring = ring_seconds(place, ranks, layout.tensor_parallel, sent, rounds)
+    each, p, m = 2 * layout.config.n_layers, layout.tensor_parallel, layout.sharers(gpus)
+    rounds = 2 + (each if layout.stage == 3 else 0)
+    ring = ring_seconds(place, ranks, p, layout.exchanged(gpus), rounds)
+    if m > 1:
+        ring += ring_seconds(group_place(place, ranks, m), m, p, layout.gathered(gpus), each)
     return ring + small_sums_seconds(place, ranks)
 
 
 def traffic_table() -> str:
     """Bytes of a step at 64 GPUs."""
     lines = [
-        "| model | TP | ZeRO | tokens | adapter of a rank | leaves a rank, over data | "
-        "leaves a rank, over tensors | computing |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | TP | ZeRO | base held by | tokens | adapter of a rank | leaves a rank, over "
+        "data | of it between hosts | leaves a rank, over tensors | computing |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for layout in LAYOUTS:
         p = layout.tensor_parallel
-        data, tensors = layout.exchanged(64 // p), 2 * (p - 1) / p * layout.summed
+        gathered, tensors = layout.gathered(64), 2 * (p - 1) / p * layout.summed
+        data = layout.exchanged(64)
+        between = data + (gathered if layout.sharers(64) > GPUS_PER_NODE else 0)
         lines.append(
-            f"| {layout.model} | {p} | {layout.stage} | {layout.tokens:,} | "
-            f"{layout.adapter / 1e6:.1f} MB | {data / 1e6:,.1f} MB | {tensors / 1e9:.1f} GB | "
-            f"{layout.compute_seconds:.2f} s |"
+            f"| {layout.model} | {p} | {layout.stage} | {layout.holders} | "
+            f"{layout.tokens:,} | {layout.adapter / 1e6:.1f} MB | "
+            f"{(data + gathered) / 1e6:,.1f} MB | {between / 1e6:,.1f} MB | "
+            f"{tensors / 1e9:.1f} GB | {layout.compute_seconds:.2f} s |"
         )
     return "\n".join(lines)
 
@@ -139,10 +169,12 @@ def efficiency_table() -> str:
     """Share of the time spent computing, at 8, 64 and 512 GPUs."""
     columns = [(8, NVLINK), *((gpus, link) for link in BETWEEN_NODES for gpus in (64, 512))]
     head = " | ".join(f"{gpus}: {link.name}" for gpus, link in columns)
-    lines = [f"| model | TP | ZeRO | {head} |", "|---|---|---|" + "---|" * len(columns)]
+    lines = [f"| model | TP | ZeRO | base held by | {head} |"]
+    lines.append("|---|---|---|---|" + "---|" * len(columns))
     for layout in LAYOUTS:
         cells = " | ".join(f"{efficiency(layout, gpus, link):.1%}" for gpus, link in columns)
-        lines.append(f"| {layout.model} | {layout.tensor_parallel} | {layout.stage} | {cells} |")
+        what = f"{layout.model} | {layout.tensor_parallel} | {layout.stage}"
+        lines.append(f"| {what} | {layout.holders} | {cells} |")
     return "\n".join(lines)
 
 

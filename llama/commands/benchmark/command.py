@@ -35,9 +35,10 @@ from llama.methods.kinds import method_of
 from llama.metrics.speed import peak_memory_bytes
 from llama.model.transformer import Transformer
 from llama.parallel.mesh import Mesh, create_mesh
-from llama.settings import BenchmarkOptions, check_benchmark, deepspeed_json
+from llama.settings import BenchmarkOptions, base_sharers, check_benchmark, deepspeed_json
 from llama.settings.deepspeed_json import Resolved
 from llama.settings.shard_base import check_shard_base
+from llama.settings.sharing import Ranks
 from llama.tokenizer.templates import load_template
 from llama.weights.open_model import ModelSource, open_model
 
@@ -66,7 +67,7 @@ def benchmark(options: BenchmarkOptions) -> int:
     job = read_job(options)
     device = start_processes()
     try:
-        mesh = create_mesh(options.tensor_parallel)
+        mesh = create_mesh(options.tensor_parallel, base_sharers(options, launched_world_size()))
         document = measure(job, mesh, device)
     finally:
         stop_processes()
@@ -100,9 +101,9 @@ def read_job(options: BenchmarkOptions) -> Job:
             groups, rest = divmod(world_size, max(1, options.tensor_parallel))
             data_parallel = None if rest else groups
             problems += deepspeed_json.check(config, str(file), data_parallel)
-            problems += check_shard_base(options, config, file)
         except UserError as error:
             problems += error.problems
+    problems += check_shard_base(options, config, options.deepspeed, Ranks.launched(world_size))
     raise_if(problems)
     source = open_model(options.model, default_device())
     return Job(options, config, source, _read_data(options, source))

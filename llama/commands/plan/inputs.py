@@ -23,6 +23,7 @@ from llama.planning.plan import Plan
 from llama.planning.rows import largest_batch, mean_batch
 from llama.planning.time import Place
 from llama.settings import PlanOptions, checked_plan, deepspeed_json
+from llama.settings.sharing import Ranks, sharers
 from llama.tokenizer.load import load_tokenizer
 from llama.tokenizer.templates import load_template
 from llama.weights.open_model import ModelSource, sizes_of
@@ -49,6 +50,10 @@ class Inputs:
     @property
     def world_size(self) -> int:
         return self.options.gpus * self.options.nodes
+
+    @property
+    def ranks(self) -> Ranks:
+        return Ranks(self.world_size, self.options.gpus)
 
 
 def read_inputs(options: PlanOptions) -> Inputs:
@@ -134,7 +139,7 @@ def plan_of(inputs: Inputs, deepspeed: dict[str, Any], options: PlanOptions) -> 
         fused=is_wanted(options.compile, on_cuda=True),
         tensor_parallel=options.tensor_parallel,
         data_parallel=data_parallel,
-        shard_base=options.shard_base,
+        base_sharers=sharers(options.shard_base, options.tensor_parallel, inputs.ranks),
         **settings_of(resolved),
     )
     mean = job

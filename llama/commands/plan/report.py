@@ -28,7 +28,7 @@ def headline(plan: Plan, model: str, gpu: str) -> str:
             "all layers" if set(job.lora.targets) == set(LINEARS) else ",".join(job.lora.targets)
         )
         trained = f"{job.lora.title} r{job.lora.rank} on {targets}"
-    base = ", base sharded" if job.shares_base else ""
+    base = f", base sharded over {job.base_sharers}" if job.shares_base else ""
     parallel = f", TP {job.tensor_parallel}" if job.tensor_parallel > 1 else ""
     return (
         f"{model} on {gpus} x {gpu}{nodes}: {trained}, {job.precision}, ZeRO-{job.zero.stage}"

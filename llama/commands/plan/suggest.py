@@ -29,6 +29,7 @@ from llama.planning.work import adapter_bytes, weights_bytes
 from llama.settings import PlanOptions, TrainOptions
 from llama.settings.base import HALF
 from llama.settings.options.declare import declared
+from llama.settings.sharing import ALL, HOST, WHOLE, sharers
 
 FILE = "deepspeed.json"
 SAME = 1.02
@@ -46,6 +47,8 @@ _SPOKEN = {
 _OWN = ("deepspeed", "model", "output_dir", "compile", "override", "json")
 """Options of both commands that mean each command's own, or are given otherwise."""
 _BUCKET = 10_000_000
+_SHARED = {WHOLE: 0, HOST: 1, ALL: 2}
+"""The trouble of a base that ranks share; of ZeRO-3, which cuts up all that there is, it is 2."""
 _KEEPING: tuple[Checkpointing, ...] = ("none", "ffn", "block")
 
 
@@ -58,6 +61,8 @@ class Way:
     offload: bool
     checkpointing: Checkpointing
     micro_batch: int
+    shard_base: str
+    """Of the words of `--shard_base`."""
     fused: bool
     """Whether the blocks can run as one function each, which is then how they do."""
 
@@ -65,7 +70,7 @@ class Way:
     def trouble(self) -> int:
         """What it asks of the machines, in steps."""
         shards = self.tensor_parallel.bit_length() - 1
-        return shards + max(0, self.stage - 1) + 4 * self.offload
+        return shards + max(0, self.stage - 1) + _SHARED[self.shard_base] + 4 * self.offload
 
 
 @dataclass(frozen=True)
@@ -178,7 +183,19 @@ def ways(inputs: Inputs) -> Iterator[Way]:
         sizes = [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= rows]
         for (stage, offload), size in product(stages, sizes):
             fused = p == 1 and stage < 3 and options.method == "lora"
-            yield Way(p, stage, offload, keeping, size, fused)
+            for word in _sharings(inputs, p) if stage == 1 else [WHOLE]:
+                yield Way(p, stage, offload, keeping, size, word, fused)
+
+
+def _sharings(inputs: Inputs, degree: int) -> list[str]:
+    """Words of `--shard_base`, each of which comes to another number of ranks; only where no GPU
+    holds the weights that are a rank's, for nothing is gathered of those that it holds."""
+    options = inputs.options
+    held = weights_bytes(Job(inputs.config, base=options.base, tensor_parallel=degree))
+    if options.method != "lora" or held <= FILLED * inputs.place.gpu.memory:
+        return [WHOLE]
+    found = {sharers(word, degree, inputs.ranks): word for word in (ALL, HOST, WHOLE)}
+    return list(reversed(found.values()))
 
 
 def job_of(inputs: Inputs, way: Way) -> Job:
@@ -199,6 +216,7 @@ def job_of(inputs: Inputs, way: Way) -> Job:
         fused=way.fused,
         tensor_parallel=way.tensor_parallel,
         data_parallel=n,
+        base_sharers=sharers(way.shard_base, way.tensor_parallel, inputs.ranks),
     )
 
 
@@ -206,8 +224,8 @@ def least_bytes(job: Job) -> float:
     """What the job holds at the very least, by arithmetic: weights, what trains, what is kept."""
     config, p, n = job.config, job.tensor_parallel, job.data_parallel
     weights = weights_bytes(job)
-    sharded = job.zero.stage == 3
-    held = 0.0 if job.zero.offload_param else weights / (n if sharded else 1)
+    holders = n if job.zero.stage == 3 else job.base_sharers
+    held = 0.0 if job.zero.offload_param else weights / holders
     trained = weights if job.lora is None else adapter_bytes(config, job.lora, p, 2)
     states = 0.0 if job.zero.offload_optimizer else 6 * trained / (n if job.zero.stage else 1)
     return held + states + 2 * config.n_layers * job.tokens * _kept(job)
@@ -231,6 +249,7 @@ def options_of(inputs: Inputs, way: Way) -> PlanOptions:
         inputs.options,
         tensor_parallel=way.tensor_parallel,
         checkpointing=way.checkpointing,
+        shard_base=way.shard_base,
         compile="auto" if way.fused else "false",
     )
 

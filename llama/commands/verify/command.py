@@ -39,7 +39,7 @@ from llama.objectives.kinds import SFT
 from llama.parallel.agreement import on_every
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.parallel.sharded import is_sharded
-from llama.settings import VerifyOptions, checked_verify, deepspeed_json
+from llama.settings import VerifyOptions, base_sharers, checked_verify, deepspeed_json
 from llama.settings.deepspeed_json import Resolved
 from llama.weights.as_held import AsHeld
 from llama.weights.open_model import ModelSource, open_model
@@ -70,7 +70,7 @@ def verify(options: VerifyOptions) -> int:
     document = checked_verify(options, launched_world_size())
     device = start_processes()
     try:
-        mesh = create_mesh(options.tensor_parallel)
+        mesh = create_mesh(options.tensor_parallel, base_sharers(options, launched_world_size()))
         source = on_every(mesh, lambda: _opened(options))
         comparisons = run(options, document, reduced(source, options), mesh, device)
     finally:
@@ -156,6 +156,7 @@ def asked_run(case: Case, resolved: Resolved, mesh: Mesh, device: torch.device) 
     steps = []
     for window in first_windows(case.epochs(resolved.accumulation, rank, size), options.steps):
         steps.append(engine.step(window))
+    embedding = engine.model.get_parameter("tok_embeddings.weight")
     outcome = Outcome(
         losses=[step.loss for step in steps],
         grad_norms=[step.grad_norm for step in steps],
@@ -164,7 +165,7 @@ def asked_run(case: Case, resolved: Resolved, mesh: Mesh, device: torch.device) 
         replica_problems=engine.replica_problems(engine.own_values()),
         optimizer_bytes=_of_all_ranks(engine.optimizer_state_bytes(), mesh, device),
         trained=method_of(options, case.source).TRAINED,
-        shard_base=is_sharded(engine.model.get_parameter("tok_embeddings.weight")),
+        base_sharers=mesh.base_sharers if is_sharded(embedding) else 1,
     )
     engine.close()
     return outcome

@@ -29,8 +29,8 @@ class Outcome:
     """Of each rank."""
     trained: str = "adapter"
     """What trains, in a word."""
-    shard_base: bool = False
-    """Whether the base was cut over data-parallel ranks."""
+    base_sharers: int = 1
+    """How many data-parallel ranks held one base together."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,8 @@ def compare(
 
 
 def _title(outcome: Outcome, resolved: Resolved, mesh: Mesh) -> str:
-    base = ", base sharded" if outcome.shard_base else ""
+    n = outcome.base_sharers
+    base = f", base sharded over {n}" if n > 1 else ""
     return (
         f"tensor parallel {mesh.tensor_parallel.size} x data parallel {mesh.data_parallel_size}, "
         f"ZeRO-{resolved.zero_stage}{base}, accumulation {resolved.accumulation}, "

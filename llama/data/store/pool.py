@@ -16,6 +16,7 @@ from llama.data.store.making import Made, Making, Part
 from llama.data.store.wire import Answer, receive, send
 from llama.data.stream import UnsoundError
 from llama.errors import TrainingError
+from llama.launch.ranks import ranks_of_host
 
 AHEAD = 2
 """Parts for each process that are under way or waiting: what bounds memory."""
@@ -26,7 +27,7 @@ def cpus(alone: bool) -> int:
     """CPUs that this process may use: all that the system lets it, where the other ranks of this
     host wait for it (`alone`), else its share of them."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    ranks = 1 if alone else int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    ranks = 1 if alone else ranks_of_host(os.environ) or 1
     return max(1, (allowed or 1) // ranks)
 
 

@@ -2,7 +2,8 @@
 
 A field's type decides what the option takes:
 
-    str, int, float, bool, Path   one value; a bool may stand bare: `--pack` is `--pack true`
+    str, int, float, bool, Path   one value; a bool may stand bare: `--pack` is `--pack true`,
+                                  and so may what is marked so
     Literal["a", "b"]             one of the choices
     X | None                      an X; absent (in YAML also `null`) means None
     tuple[str, ...]               names joined by commas: `wq,wv`

@@ -14,7 +14,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-from llama.settings.options.marks import POSITIONAL
+from llama.settings.options.marks import BARE, POSITIONAL
 
 T = TypeVar("T")
 
@@ -37,6 +37,8 @@ class Option:
     meaning: str
     positional: bool = False
     """Whether its values may stand without its name."""
+    bare: str | None = None
+    """What its name means without a value; None where one must follow."""
 
     @property
     def repeated(self) -> bool:
@@ -70,8 +72,10 @@ def declared(cls: Any, prefix: str = "") -> Iterator[Option]:
             (kind,) = (part for part in typing.get_args(kind) if part is not types.NoneType)
         factory = field.default_factory
         default = field.default if factory is MISSING else factory()
-        positional = dict(field.metadata) == POSITIONAL
-        yield Option(prefix + field.name, kind, optional, default, docs[field.name], positional)
+        marks = dict(field.metadata)
+        bare = BARE["bare"] if kind is bool or marks == BARE else None
+        meaning, positional = docs[field.name], marks == POSITIONAL
+        yield Option(prefix + field.name, kind, optional, default, meaning, positional, bare)
 
 
 def field_docs(cls: Any) -> dict[str, str]:

@@ -16,6 +16,10 @@ BY_CONTENT = {"decides": "by content"}
 """It names something outside and decides by what that holds: the same file may lie elsewhere on
 another host, or another under the same name."""
 
+BARE = {"bare": "true"}
+"""Its name may stand alone, and then means `true`, as that of a switch does; it takes other words
+too."""
+
 POSITIONAL = {"positional": True}
 """Its values may stand on the command line without its name; a command has one such option, a
 list."""

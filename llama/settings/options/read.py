@@ -79,10 +79,11 @@ def ours(written: str, known: Collection[str]) -> str:
 
 def _next_value(name: str, options: Mapping[str, Option], words: list[str]) -> str | None:
     """The value of `name` taken off `words`, the next one last; None where it is missing."""
-    is_bool = name in options and options[name].kind is bool
+    option = options.get(name)
+    is_bool = option is not None and option.kind is bool
     if words and _is_value(words[-1], is_bool):
         return words.pop()
-    return "true" if is_bool else None
+    return option.bare if option else None
 
 
 def _is_value(word: str, is_bool: bool) -> bool:

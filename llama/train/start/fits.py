@@ -71,7 +71,7 @@ def job_of(inputs: Inputs, plan: Schedule, mesh: Mesh, device: torch.device) -> 
         fused=is_wanted(options.compile, on_cuda),
         tensor_parallel=mesh.tensor_parallel.size,
         data_parallel=mesh.data_parallel_size,
-        shard_base=options.shard_base,
+        base_sharers=mesh.base_sharers,
         device="cuda" if on_cuda else "cpu",
         **settings_of(plan.resolved),
     )
@@ -93,7 +93,7 @@ def weights_bytes(job: Job) -> int:
     if job.zero.offload_param and job.device == "cuda":
         return 0
     weights = shard_bytes(job)
-    return weights // job.data_parallel if job.zero.stage == 3 or job.shares_base else weights
+    return weights // (job.data_parallel if job.zero.stage == 3 else job.base_sharers)
 
 
 def _judge(job: Job, inputs: Inputs, device: torch.device, available: int) -> Verdict:
@@ -177,12 +177,15 @@ def _help(job: Job, inputs: Inputs, room: int) -> list[str]:
     lines = ["not even its weights fit" if job.zero.stage < 3 else "no row is short enough"]
     degrees = [d for d in (2, 4, 8) if job.config.n_kv_heads % d == 0 and d > job.tensor_parallel]
     ranks = "more GPUs" if job.device == "cuda" else "more machines"
-    if job.shares_base:
+    if 1 < job.base_sharers < job.data_parallel:
+        lines.append(f"--shard_base all cuts them up over all {job.data_parallel} ranks")
+    elif job.shares_base:
         lines.append(f"on {ranks} each has a smaller share")
     elif job.zero.stage < 3 and job.lora is None:
         lines.append(f"ZeRO-3 on {ranks} (--deepspeed full_zero3) cuts them up")
     elif job.zero.stage < 3:
-        here = f"these {job.data_parallel} ranks" if job.data_parallel > 1 else ranks
+        n = job.data_parallel
+        here = f"the ranks of a host (--shard_base all: over these {n})" if n > 1 else ranks
         lines.append(f"--shard_base cuts them up over {here}")
     if degrees:
         lines.append(f"--tensor_parallel {degrees[0]} halves them")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llama.parallel.mesh import Mesh
+from llama.planning.job import Zero
 from llama.train.record import trainable
 from llama.train.start.fits import Verdict
 from llama.train.start.inputs import Inputs
@@ -20,7 +21,23 @@ def said_first(
     plain = report.is_plain and not report.duplicates
     befell = inputs.reports()[plain:]  # the overview says what a plain report would
     others = [line for line in resolved.notes if line not in resolved.filled]
+    others += _instead_of_zero3(inputs, plan, mesh)
     return [*overview(inputs, plan, verdict, mesh, start), *befell, *others, *start.notes]
+
+
+def _instead_of_zero3(inputs: Inputs, plan: Schedule, mesh: Mesh) -> list[str]:
+    """When a frozen base is better shared out by `--shard_base`. Host memory holds it under ZeRO-3
+    alone."""
+    zero = Zero.of(plan.resolved.engine)
+    frozen = inputs.method.adapters(inputs.options.lora) is not None
+    if zero.stage < 3 or zero.offload_param or not frozen or mesh.data_parallel_size == 1:
+        return []
+    return [
+        f"ZeRO-3 gathers each frozen layer from all {mesh.data_parallel_size} data-parallel ranks; "
+        "where the ranks of a host can hold the base together, zero_optimization.stage 1 with "
+        "--shard_base gathers it within the host, a block at a time and ahead of need "
+        "(docs/recipes.md)"
+    ]
 
 
 def overview(
@@ -34,7 +51,7 @@ def overview(
         ("step", _step(plan, mesh)),
         ("length", _length(inputs, plan, start)),
         *([("memory", verdict.line)] if verdict else []),
-        ("ranks", _ranks(inputs, plan, mesh)),
+        ("ranks", _ranks(plan, mesh)),
         ("folder", f"{start.folder}  (log.txt there has every line)"),
     ]
     return [f"{label:<{_LABEL}}{text}" for label, text in rows]
@@ -90,10 +107,10 @@ def _length(inputs: Inputs, plan: Schedule, start: Start) -> str:
     return text + (f"; goes on after step {start.step:,}" if start.source else "")
 
 
-def _ranks(inputs: Inputs, plan: Schedule, mesh: Mesh) -> str:
-    shares = inputs.options.shard_base and mesh.data_parallel_size > 1
+def _ranks(plan: Schedule, mesh: Mesh) -> str:
+    n = mesh.base_sharers
     return (
         f"{mesh.world_size}: tensor-parallel {mesh.tensor_parallel.size} x data-parallel "
         f"{mesh.data_parallel_size}, ZeRO-{plan.resolved.zero_stage}"
-        + (", base sharded" if shares else "")
+        + (f", base sharded over {n}" if n > 1 else "")
     )

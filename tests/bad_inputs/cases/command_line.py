@@ -43,7 +43,7 @@ def ranks(count: int, *more: str) -> Callable[[Setting], None]:
         alone = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
         setting.patches += [  # no others come
             mock.patch("llama.train.loop.start_processes"),
-            mock.patch("llama.train.loop.create_mesh", lambda _: alone),
+            mock.patch("llama.train.loop.create_mesh", lambda *_: alone),
         ]
 
     return spoil
@@ -109,7 +109,7 @@ def system_left_out(setting: Setting) -> None:
 def resume_from_nothing(setting: Setting) -> None:
     setting.more += ["--resume", "absent"]
     alone = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
-    setting.patches.append(mock.patch("llama.train.loop.create_mesh", lambda _: alone))
+    setting.patches.append(mock.patch("llama.train.loop.create_mesh", lambda *_: alone))
 
 
 def output_without_room(setting: Setting) -> None:
@@ -117,7 +117,7 @@ def output_without_room(setting: Setting) -> None:
     usage = SimpleNamespace(total=1 << 40, used=0, free=1000)
     setting.patches.append(mock.patch("shutil.disk_usage", lambda _: usage))
     alone = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
-    setting.patches.append(mock.patch("llama.train.loop.create_mesh", lambda _: alone))
+    setting.patches.append(mock.patch("llama.train.loop.create_mesh", lambda *_: alone))
 
 
 def output_in_use(setting: Setting) -> None:
@@ -141,6 +141,11 @@ def output_read_only(setting: Setting) -> None:
         return not (str(path).endswith("shut") and mode & os.W_OK) and access(path, mode)
 
     setting.patches.append(mock.patch("os.access", answer))
+
+
+def hosts_not_alike(setting: Setting) -> None:
+    ranks(5, "--shard_base")(setting)
+    setting.environment["LOCAL_WORLD_SIZE"] = "3"
 
 
 def shard_base_under_zero3(setting: Setting) -> None:
@@ -183,6 +188,22 @@ CASES = [
         "`--shard_base` and ZeRO-3",
         shard_base_under_zero3,
         ("--shard_base: zero_optimization.stage is 3 in ds.json",),
+    ),
+    Case("`--shard_base al`", words("--shard_base", "al"), ("found 'al'; did you mean all?",)),
+    Case(
+        "a base shared by more ranks than divide theirs",
+        ranks(8, "--shard_base", "3"),
+        ("--shard_base: 3 does not divide the 8 data-parallel ranks",),
+    ),
+    Case(
+        "a base shared by hosts of which nothing is known",
+        ranks(4, "--shard_base"),
+        ("--shard_base: nothing says how many ranks this host has (LOCAL_WORLD_SIZE)",),
+    ),
+    Case(
+        "a base shared by hosts that are not alike",
+        hosts_not_alike,
+        ("--shard_base: the 5 ranks of this run are not as many on each host: this one has 3",),
     ),
     Case(
         "adapters' settings where there are none",

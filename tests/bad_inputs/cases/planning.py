@@ -51,7 +51,7 @@ CASES = [
     Refused(
         "a shared base and `--suggest`",
         without_deepspeed("--suggest", "--shard_base"),
-        ("--shard_base: --suggest looks among ways without it",),
+        ("--shard_base: --suggest chooses it",),
     ),
     Refused(
         "a degree that does not divide a node",

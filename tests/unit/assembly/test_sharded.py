@@ -9,15 +9,18 @@ import pytest
 import torch
 from torch import nn
 
+from llama.assembly.engine import shared_base
 from llama.assembly.sharded import ShardedPlacement
 from llama.base.dense import Dense
 from llama.base.frozen import FrozenWeight
 from llama.errors import UserError
 from llama.model.config import ModelConfig
 from llama.model.transformer import Transformer
-from llama.parallel.mesh import TensorParallel
+from llama.parallel.mesh import SINGLE, Mesh, TensorParallel
 from llama.parallel.sharded import ShardedBase, Sharers, is_sharded
+from llama.settings import TrainOptions
 from llama.weights.load import Placement, load_weights
+from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader
 from tests.support.model_files import TINY
 
@@ -156,3 +159,21 @@ def test_a_weight_that_is_not_finite_is_named_by_the_rank_that_reads_it() -> Non
         except UserError as error:
             problems += error.problems
     assert len(problems) == 1 and "layers.1.feed_forward.w2.weight" in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "says"),
+    [
+        (1, "no effect on one data-parallel rank, which keeps all of the base"),
+        (2, "no effect on hosts of one data-parallel rank, which keeps all of the base: --shard_b"),
+    ],
+)
+def test_where_no_rank_shares_with_another_that_is_said(
+    ranks: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mesh = Mesh(0, ranks, SINGLE, 0, ranks, None)  # type: ignore[arg-type]
+    source = ModelSource("tiny", RandomReader(TINY), None)
+    assert shared_base(source, TrainOptions(), mesh, CPU) is None
+    assert "--shard_base" not in capsys.readouterr().err
+    assert shared_base(source, TrainOptions(shard_base="true"), mesh, CPU) is None
+    assert f"--shard_base: has {says}" in capsys.readouterr().err

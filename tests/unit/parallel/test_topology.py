@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 
-from llama.parallel.mesh import DeepSpeedTopology, Mesh, TensorParallel
+from llama.parallel.mesh import DeepSpeedTopology, Mesh, TensorParallel, base_groups
 
 ASKING = (
     "__init__.py",
@@ -117,3 +117,14 @@ def test_the_answers_are_the_mesh_s() -> None:
     assert (found.get_model_parallel_rank(), found.get_model_parallel_world_size()) == (1, 2)
     assert found.get_tensor_model_parallel_rank() == 1
     assert found.get_tensor_model_parallel_world_size() == 2
+
+
+def test_a_base_is_shared_by_ranks_in_a_row_that_have_the_same_shard() -> None:
+    assert base_groups(8, 2, 2) == [[0, 2], [1, 3], [4, 6], [5, 7]]
+    assert base_groups(8, 1, 4) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    for degree, count in ((1, 2), (2, 4), (4, 2)):
+        groups = base_groups(16, degree, count)
+        assert sorted(rank for ranks in groups for rank in ranks) == [*range(16)]
+        assert {(len(ranks), len({rank % degree for rank in ranks})) for ranks in groups} == {
+            (count, 1)
+        }

@@ -23,6 +23,8 @@ LONG = 4.0
 
 def main() -> None:
     start_processes()
+    with pytest.raises(UserError, match="to 1 data-parallel ranks on one host and to 2 on another"):
+        create_mesh(1, base_sharers=1 + dist.get_rank())  # and no rank makes groups of its own
     mesh = create_mesh(1)
     mesh.wait()
     dist.distributed_c10d._set_pg_timeout(timedelta(seconds=LONG / 2))

@@ -8,15 +8,24 @@ is wider.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from llama.metrics.hardware import GPUS
+from llama.metrics.hardware import GPUS, NETWORKS
 from llama.model.config import LINEARS
 from llama.model.presets import PRESETS
 from llama.planning.job import Job, Zero
-from llama.planning.time import COMPILED, FUSED, Place, host_seconds, step_time, way_of
+from llama.planning.time import (
+    COMPILED,
+    FUSED,
+    Place,
+    group_place,
+    host_seconds,
+    step_time,
+    way_of,
+)
 from llama.settings import LoRAOptions
 from tests.support.model_files import ROOT
 
@@ -148,3 +157,23 @@ def test_the_fused_block_is_planned_for_no_adapter_that_it_does_not_cover() -> N
         for kind in ("lora", "dora")
     }
     assert ways == {"lora": FUSED, "dora": COMPILED}
+
+
+def test_a_base_shared_within_a_host_waits_for_no_network() -> None:
+    """Over a slow network it is gathered as fast as on one host; over all ranks it is not."""
+    slow = Place(GPUS["h100-80gb"], 8, NETWORKS["25gbe"])
+    given = job("llama-3.1-70b", 1, 512, "block", data_parallel=64)
+    host, every = (
+        step_time(replace(given, base_sharers=m), slow).parts["gathered weights"] for m in (8, 64)
+    )
+    one = replace(given, data_parallel=8, base_sharers=8)
+    assert 0 < step_time(one, H100).parts["gathered weights"] == host < every / 20
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "nodes"), [(16, 8, 1), (16, 4, 1), (16, 16, 2), (32, 16, 2), (12, 4, 2), (16, 1, 1)]
+)
+def test_a_group_lies_on_the_nodes_of_its_ranks(n: int, m: int, nodes: int) -> None:
+    """Nodes of 8, of 6 for 12: there the second of three groups of 4 lies on both."""
+    place = Place(GPUS["h100-80gb"], 4 if n == 32 else 2, NETWORKS["25gbe"])
+    assert group_place(place, n, m).nodes == nodes

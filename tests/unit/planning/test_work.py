@@ -60,17 +60,20 @@ def test_a_shared_base_comes_once_or_twice_in_a_micro_batch(tied: bool) -> None:
     """Its units' own bytes, by their own order of use; the final norm lies on every rank."""
     config = replace(SEVEN_B, tied_embedding=tied)
     alone = Job(config, micro_batch=1, data_parallel=4, accumulation=3)
-    more = traffic(replace(alone, shard_base=True)).total - traffic(alone).total
+    more = traffic(replace(alone, base_sharers=4)).total - traffic(alone).total
     vocabulary = config.vocab_size * config.dim
     blocks = config.parameter_count() - vocabulary * (1 if tied else 2) - config.dim
     once = 2 * (2 * vocabulary + 2 * blocks * (config.n_layers - 3) / config.n_layers)
     assert more == pytest.approx(3 * 3 / 4 * once, rel=1e-5)  # a norm is a millionth of it
 
 
-def test_a_shared_base_of_one_rank_is_a_whole_one() -> None:
-    job = Job(SEVEN_B, shard_base=True)
-    assert traffic(job) == traffic(replace(job, shard_base=False)) and not job.shares_base
-    assert not Job(SEVEN_B, lora=None, data_parallel=2, shard_base=True).shares_base
+def test_a_base_shared_in_groups_is_gathered_within_them_alone() -> None:
+    """What is exchanged over all ranks is the adapter, however many share a base."""
+    whole = Job(SEVEN_B, data_parallel=64, accumulation=2)
+    found = {m: traffic(replace(whole, base_sharers=m)) for m in (1, 8, 64)}
+    assert not found[1].gathered and not whole.shares_base
+    assert {sent.exchanged for sent in found.values()} == {found[1].exchanged}
+    assert found[8].gathered / found[64].gathered == pytest.approx((7 / 8) / (63 / 64))
 
 
 def test_shards_share_the_arithmetic() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from llama.commands.plan import inputs as plan_inputs
 from llama.commands.plan.command import plan
+from llama.commands.plan.inputs import Inputs as PlanInputs
 from llama.commands.plan.inputs import read_inputs
 from llama.commands.plan.suggest import FILLED, deepspeed_of, job_of, least_bytes, ordered, suggest
 from llama.errors import UserError
@@ -192,6 +193,33 @@ def test_what_fits_nowhere_is_refused_with_what_it_needs(seq_len: int) -> None:
         suggested(model="llama-7b", gpu="t4", seq_len=seq_len)
     ((needed, there),) = re.findall(r"at least ([\d.]+) GiB of ([\d.]+);", str(refused.value))
     assert float(needed) > float(there)
+
+
+def of_many(monkeypatch: pytest.MonkeyPatch, gpu: str) -> PlanInputs:
+    """70B's widths in 12 blocks, 23 GiB, on two nodes of four GPUs with a slow network between."""
+    monkeypatch.setitem(PRESETS, "wide", PRESETS["llama-3-70b"].with_layers(12))
+    given = {"model": "wide", "gpu": gpu, "gpus": 4, "nodes": 2, "network": "25gbe"}
+    return read_inputs(options(deepspeed=None, suggest=True, batch=32, **given))
+
+
+@pytest.mark.slow
+def test_a_base_that_no_gpu_holds_is_shared_within_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = suggest(of_many(monkeypatch, "rtx-4090"))
+    job = found.plan.job
+    assert (found.way.shard_base, job.base_sharers, job.data_parallel) == ("true", 4, 8)
+    assert found.plan.fits
+    words = shlex.split(found.command(Path("plan")))
+    read = parse(TrainOptions, words[words.index("--deepspeed") + 2 :], "train", "")
+    assert (read.shard_base, read.tensor_parallel) == ("true", 1)
+
+
+def test_a_base_that_each_gpu_holds_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is a shard of it that does; else each number of ranks is asked about once."""
+    ways = ordered(of_many(monkeypatch, "rtx-4090"))
+    of_degree = {p: {w.shard_base for w in ways if w.tensor_parallel == p} for p in (1, 2)}
+    assert of_degree == {1: {"false", "true", "all"}, 2: {"false"}}
+    assert not any(w.shard_base != "false" for w in ways if w.stage != 1)
+    assert {w.shard_base for w in ordered(of_many(monkeypatch, "h100-80gb"))} == {"false"}
 
 
 def test_least_bytes_is_below_the_plan() -> None:

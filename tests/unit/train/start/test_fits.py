@@ -146,3 +146,20 @@ def test_sharded_weights_are_counted_as_shares(run: tuple[Inputs, Schedule]) -> 
     job = job_of(*run, ALONE, CPU)
     sharded = replace(job, data_parallel=4, zero=replace(job.zero, stage=3))
     assert weights_bytes(sharded) == weights_bytes(job) // 4
+    shared = replace(job, data_parallel=4, base_sharers=2)
+    assert weights_bytes(shared) == weights_bytes(job) // 2
+
+
+@pytest.mark.parametrize(
+    ("sharers", "says"),
+    [
+        (1, "--shard_base cuts them up over the ranks of a host (--shard_base all: over these 4)"),
+        (2, "--shard_base all cuts them up over all 4 ranks"),
+        (4, "on more machines each has a smaller share"),
+    ],
+)
+def test_weights_that_do_not_fit_are_to_be_shared_by_more(
+    sharers: int, says: str, run: tuple[Inputs, Schedule]
+) -> None:
+    job = replace(job_of(*run, ALONE, CPU), data_parallel=4, base_sharers=sharers)
+    assert says in fits._help(job, run[0], 0)
