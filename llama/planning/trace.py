@@ -18,7 +18,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llama.adapters.attach import adapters, attach
+from llama.adapters.sequence import run_on_share
 from llama.base.kinds import KINDS
+from llama.data.batches import part_of
 from llama.data.types import IGNORE, Batch
 from llama.fused.install import install
 from llama.kernels.compiled import Plan, planned
@@ -29,6 +31,7 @@ from llama.model.rope import Rotation
 from llama.model.transformer import RunBlock, Supervision, Transformer, TransformerBlock
 from llama.objectives.kinds import SFT
 from llama.parallel.mesh import SINGLE, TensorParallel
+from llama.parallel.sequence import SequenceParallel
 from llama.planning.cuda import OPERATORS, workspace
 from llama.planning.gathering import Gathering
 from llama.planning.job import Job
@@ -251,6 +254,7 @@ def build(job: Job, tp: TensorParallel, fake: FakeTensorMode) -> Transformer:
         for _, adapter in adapters(model):
             adapter.materialise(CPU)
     fake.allow_non_fake_inputs = False
+    run_on_share(model, Sharing(job.sequence_parallel - 1, job.sequence_parallel))
     if job.fused and job.device == "cuda" and job.zero.stage < 3:
         install(model)
     model.frequencies = fake.from_tensor(model.frequencies)
@@ -260,7 +264,8 @@ def build(job: Job, tp: TensorParallel, fake: FakeTensorMode) -> Transformer:
 
 def batch_of(job: Job) -> Batch:
     """A micro-batch of the job's documents, with a target where the job has one: of each document
-    the last, until there are as many as it says."""
+    the last, until there are as many as it says. Where ranks share its tokens, what the last of
+    them has, whose share is the largest."""
     lengths = job.lengths
     boundaries = tuple(accumulate(lengths, initial=0))
     targets_T = torch.full((boundaries[-1],), IGNORE)
@@ -269,7 +274,7 @@ def batch_of(job: Job) -> Batch:
         taken = min(left, length - 1)
         targets_T[end - 1 - taken : end - 1] = 0
         left -= taken
-    return Batch(
+    batch = Batch(
         tokens=torch.zeros_like(targets_T),
         positions=torch.cat([torch.arange(length) for length in lengths]),
         targets=targets_T,
@@ -277,6 +282,8 @@ def batch_of(job: Job) -> Batch:
         supervised=int((targets_T != IGNORE).sum()),
         stream=0,
     )
+    ranks = job.sequence_parallel
+    return part_of(batch, SequenceParallel(ranks - 1, ranks).own(len(batch.tokens)))
 
 
 def _faked(inputs: dict[str, Any], fake: FakeTensorMode, storages: LiveStorages) -> dict[str, Any]:
@@ -290,6 +297,15 @@ def _faked(inputs: dict[str, Any], fake: FakeTensorMode, storages: LiveStorages)
         "positions_T": positions,
         "labels": Supervision(index, targets),
     }
+
+
+class Sharing(SequenceParallel):
+    """One of several ranks that share tokens, the others not being there: what they would send is
+    as large as what this one does."""
+
+    def _sent(self, x: torch.Tensor, given: list[int], taken: list[int]) -> torch.Tensor:
+        _, found = x.contiguous(), x.new_empty(sum(taken), x.shape[1])
+        return found
 
 
 class Shard(TensorParallel):

@@ -62,7 +62,7 @@ def _train(options: TrainOptions, deepspeed: dict[str, Any]) -> int:
     status = 0
     device = start_processes()
     try:
-        mesh = create_mesh(options.tensor_parallel)
+        mesh = create_mesh(options.tensor_parallel, options.sequence_parallel)
         inputs = read_inputs(options, deepspeed, mesh)
         plan = schedule(inputs, mesh)
         verdict = require_fit(inputs, plan, mesh, device)

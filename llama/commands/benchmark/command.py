@@ -37,6 +37,7 @@ from llama.model.transformer import Transformer
 from llama.parallel.mesh import Mesh, create_mesh
 from llama.settings import BenchmarkOptions, check_benchmark, deepspeed_json
 from llama.settings.deepspeed_json import Resolved
+from llama.settings.degrees import readers
 from llama.settings.shard_base import check_shard_base
 from llama.tokenizer.templates import load_template
 from llama.weights.open_model import ModelSource, open_model
@@ -66,7 +67,7 @@ def benchmark(options: BenchmarkOptions) -> int:
     job = read_job(options)
     device = start_processes()
     try:
-        mesh = create_mesh(options.tensor_parallel)
+        mesh = create_mesh(options.tensor_parallel, options.sequence_parallel)
         document = measure(job, mesh, device)
     finally:
         stop_processes()
@@ -97,9 +98,7 @@ def read_job(options: BenchmarkOptions) -> Job:
         try:
             file = deepspeed_json.located(options.deepspeed)
             config = deepspeed_json.load(file, [])
-            groups, rest = divmod(world_size, max(1, options.tensor_parallel))
-            data_parallel = None if rest else groups
-            problems += deepspeed_json.check(config, str(file), data_parallel)
+            problems += deepspeed_json.check(config, str(file), readers(options, world_size))
             problems += check_shard_base(options, config, file)
         except UserError as error:
             problems += error.problems
@@ -156,16 +155,15 @@ def resolve(job: Job, mesh: Mesh) -> Resolved:
 def epochs(job: Job, resolved: Resolved, mesh: Mesh, steps: int) -> Epochs:
     """The rows as `train` cuts them into windows: enough random ones for `steps` windows without
     repeating any, or those of the data packed."""
-    size = mesh.data_parallel_size
-    number = steps * resolved.micro_batch * resolved.accumulation * size
+    number = steps * resolved.micro_batch * resolved.accumulation * mesh.readers
     if job.data is None:
         vocabulary = job.source.config.vocab_size
         packed, shares = random_rows(vocabulary, number, job.row_length, job.options.seed), ()
     else:
         packed, shares = job.data.packed, job.data.shares
     micro_batch, accumulation = resolved.micro_batch, resolved.accumulation
-    rank, seed = mesh.data_parallel_rank, job.options.seed
-    return Epochs(packed, micro_batch, accumulation, rank, size, seed, shares)
+    seed = job.options.seed
+    return Epochs(packed, micro_batch, accumulation, mesh.reader, mesh.readers, seed, shares)
 
 
 # Timing

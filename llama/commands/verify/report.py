@@ -99,7 +99,7 @@ def compare(
 def _title(outcome: Outcome, resolved: Resolved, mesh: Mesh) -> str:
     base = ", base sharded" if outcome.shard_base else ""
     return (
-        f"tensor parallel {mesh.tensor_parallel.size} x data parallel {mesh.data_parallel_size}, "
+        f"{mesh.title(' ')}, "
         f"ZeRO-{resolved.zero_stage}{base}, accumulation {resolved.accumulation}, "
         f"{resolved.precision}, against one process in float32"
     )

@@ -43,7 +43,7 @@ def ranks(count: int, *more: str) -> Callable[[Setting], None]:
         alone = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
         setting.patches += [  # no others come
             mock.patch("llama.train.loop.start_processes"),
-            mock.patch("llama.train.loop.create_mesh", lambda _: alone),
+            mock.patch("llama.train.loop.create_mesh", lambda *_: alone),
         ]
 
     return spoil
@@ -109,7 +109,7 @@ def system_left_out(setting: Setting) -> None:
 def resume_from_nothing(setting: Setting) -> None:
     setting.more += ["--resume", "absent"]
     alone = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
-    setting.patches.append(mock.patch("llama.train.loop.create_mesh", lambda _: alone))
+    setting.patches.append(mock.patch("llama.train.loop.create_mesh", lambda *_: alone))
 
 
 def output_without_room(setting: Setting) -> None:
@@ -117,7 +117,7 @@ def output_without_room(setting: Setting) -> None:
     usage = SimpleNamespace(total=1 << 40, used=0, free=1000)
     setting.patches.append(mock.patch("shutil.disk_usage", lambda _: usage))
     alone = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
-    setting.patches.append(mock.patch("llama.train.loop.create_mesh", lambda _: alone))
+    setting.patches.append(mock.patch("llama.train.loop.create_mesh", lambda *_: alone))
 
 
 def output_in_use(setting: Setting) -> None:
