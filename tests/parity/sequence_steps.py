@@ -19,16 +19,22 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 
-from llama.adapters.sequence import RunOnShare
-from llama.commands.verify.command import asked_run, run
-from llama.engine import start_processes
+from llama.adapters.sequence import RunOnShare, run_on_share
+from llama.assembly.model import build_model
+from llama.commands.verify.command import Case, asked_run, run
+from llama.data.batches import make_batch, part_of
+from llama.engine import dropout_seed, start_processes
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
+from llama.methods.kinds import method_of
 from llama.model.attention import document_attention
 from llama.model.documents import Documents
 from llama.model.kept import KEPT
 from llama.model.traded import traded_attention
-from llama.parallel.mesh import Mesh, create_mesh
+from llama.model.transformer import Transformer
+from llama.objectives.kinds import SFT
+from llama.parallel.layers import joined, share_of
+from llama.parallel.mesh import SINGLE, Mesh, TensorParallel, create_mesh
 from llama.parallel.sequence import SequenceParallel, Span
 from llama.planning.work import traded_bytes
 from tests.parity.topologies import MODEL, case_of, document, rows_of
@@ -65,6 +71,46 @@ def attended(sequence: SequenceParallel) -> dict[str, float]:
             each = [difference(*pair) for pair in pairs if len(pair[0])]
             apart[f"{name}, {what}"] = max(each, default=0.0)
     return apart
+
+
+def gradients(mesh: Mesh, device: torch.device) -> dict[str, float]:
+    """How far the loss of a packed row, and each gradient of adapters that are not at their
+    beginning, lie from those of one process. Dropout is on, blocks are computed again."""
+    case = case_of(mesh, 1, "block")
+    batch, shares = make_batch(case.rows[:2], stream=0), mesh.sequence_parallel
+    whole = _adapted(case, SINGLE, device)
+    some = _adapted(case, mesh.tensor_parallel, device)
+    run_on_share(some, shares)
+    part = part_of(batch, shares.own(len(batch.tokens)))
+    losses = []
+    for model, seen in ((whole, batch), (some, part)):
+        torch.manual_seed(dropout_seed(0, 0, batch.stream))
+        loss = SFT.loss(model, seen, device)
+        loss.backward()
+        losses.append(loss.detach())
+    dist.all_reduce(losses[1], group=shares.group)
+    apart = {"loss": difference(losses[1], losses[0])}
+    expected = {name: p.grad for name, p in whole.named_parameters() if p.requires_grad}
+    for name, parameter in some.named_parameters():
+        if parameter.requires_grad and parameter.grad is not None:
+            dist.all_reduce(parameter.grad, group=shares.group)
+            found = joined(parameter.grad, parameter, mesh.tensor_parallel)
+            apart[name] = difference(found, expected[name])  # type: ignore[arg-type]
+    assert len(apart) == 1 + len(expected)
+    return apart
+
+
+def _adapted(case: Case, tp: TensorParallel, device: torch.device) -> Transformer:
+    """The model with every value of its adapters drawn by its name."""
+    model = build_model(case.source, torch.float32, device, tp, case.options.checkpointing)
+    method_of(case.options, case.source).prepare(model, 0, device)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            shape = method_of(case.options, case.source).shapes()[name]
+            generator = torch.Generator().manual_seed(sum(name.encode()))
+            drawn = torch.randn(shape, generator=generator) / shape[-1] ** 0.5
+            parameter.data.copy_(share_of(drawn, parameter, tp))
+    return model.train()
 
 
 @contextmanager
@@ -153,17 +199,25 @@ def seen(mesh: Mesh, device: torch.device) -> dict[str, bool]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tensor_parallel", type=int, default=1)
     given = parser.parse_args()
     device = start_processes()
-    mesh = create_mesh(1, 2)
+    mesh = create_mesh(given.tensor_parallel, 2)
+    found: dict[str, Any] = {"gradients": gradients(mesh, device)}
+    if given.tensor_parallel == 1:
+        found |= _all(mesh, device)
+    out = given.out.with_suffix(f".{mesh.rank}")
+    out.write_text(json.dumps(found))
+    stop_processes()
+
+
+def _all(mesh: Mesh, device: torch.device) -> dict[str, Any]:
     found: dict[str, Any] = {"attended": attended(mesh.sequence_parallel)}
     found["wire"] = {mode: wire(mesh, device, mode) for mode in ("none", "block")}
     found["seen"] = seen(mesh, device)
     found["rows"] = [asdict(r) for r in rows_of(mesh, device, (1, 3), ("block",))]
     found["rows"] += [asdict(r) for r in rows_of(mesh, device, (1,), ("none",), "full")]
-    out = given.out.with_suffix(f".{mesh.rank}")
-    out.write_text(json.dumps(found))
-    stop_processes()
+    return found
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.parity.sequence_steps import BOUNDS, BROKEN, HEADS
-from tests.parity.test_topologies import LIMITS
-from tests.support.closeness import sums_of
+from tests.parity.topology_table import LIMITS
+from tests.support.closeness import SMALL_MODEL, sums_of
 from tests.support.tiny_runs import torchrun_module
 
 pytestmark = pytest.mark.slow
@@ -33,6 +33,14 @@ def test_attention_of_some_heads_at_a_time_is_the_whole(found: list[dict[str, An
         assert len(rank["attended"]) == len(HEADS) * len(BOUNDS)
         for name, apart in rank["attended"].items():
             assert apart <= sums_of(32), (name, apart)
+
+
+def test_loss_and_every_gradient_are_one_process_s(found: list[dict[str, Any]]) -> None:
+    """Of one pass over a row of four documents, with dropout, blocks computed again."""
+    for rank in found:
+        assert len(rank["gradients"]) == 1 + 2 * 7 * 2  # A and B of seven layers in each block
+        for name, apart in rank["gradients"].items():
+            assert apart <= SMALL_MODEL, (name, apart)
 
 
 def test_every_way_trains_what_one_process_does(found: list[dict[str, Any]]) -> None:

@@ -12,16 +12,14 @@ import pytest
 
 from tests.parity.broken_builds import BROKEN, NOTHING
 from tests.parity.topologies import ACCUMULATIONS, STAGES
+from tests.parity.topology_table import LIMITS
 from tests.support.model_files import ROOT
 from tests.support.tiny_runs import torchrun_module
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 COMMITTED = 1e-5
-"""Of each of them in the table that is kept, on the CPU that it names."""
-LIMITS = {"loss": 1e-5, "grad_norm": 1e-5, "adapter": 3e-5}
-"""Sums over shards are rounded in another order, in float32. Of the trained values the limit is
-wider: Adam divides each gradient by its own size, so that the smallest, which rounding moves most,
-weigh as much as the others; 1.1e-5 was seen on a CPU with AMX, 6e-6 on one without."""
+"""Of each of them in the tables that are kept; of an adapter the wider limit where ranks share
+tokens."""
 
 
 def _result(folder: Path, module: str, *argv: str) -> Any:
@@ -75,4 +73,6 @@ def test_the_committed_table_is_whole_and_within_its_limit() -> None:
     assert len(sharded) == len(set(sharded)) == 3 * of_a_stage
     for line in [*whole, *sharded, *shared]:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        assert all(float(cell) <= COMMITTED for cell in cells[5:8]) and cells[8] == "equal", line
+        limits = (COMMITTED, COMMITTED, LIMITS["adapter"] if line in shared else COMMITTED)
+        found = zip(map(float, cells[5:8]), limits, strict=True)
+        assert all(one <= limit for one, limit in found) and cells[8] == "equal", line

@@ -19,8 +19,11 @@ from tests.support.tiny_runs import torchrun_module
 
 TENSOR_PARALLEL = (1, 2, 4)
 DATA_PARALLEL = (1, 2)
-LIMIT = 1e-5
-DEVIATIONS = ("loss", "grad_norm", "adapter")
+LIMITS = {"loss": 1e-5, "grad_norm": 1e-5, "adapter": 3e-5}
+"""Sums over shards are rounded in another order, in float32. Of the trained values the limit is
+wider: Adam divides each gradient by its own size, so that the smallest, which rounding moves most,
+weigh as much as the others; 1.1e-5 was seen on a CPU with AMX, 6e-6 on one without."""
+DEVIATIONS = (*LIMITS,)
 HEAD = """\
 # Every topology against one process
 
@@ -48,7 +51,8 @@ SHARED = """
 ## The tokens of a row shared
 
 The same with `--sequence_parallel` (SP): each row of two documents is cut over so many ranks,
-wherever that falls.
+wherever that falls. What the adapters of TP 2 x SP 2 lie apart by is rounding that Adam has made
+whole steps of, as loss and norm say.
 
 """
 COLUMNS = (
@@ -128,7 +132,8 @@ def table(found: list[dict], shared: bool = False) -> str:
 
 
 def is_within(row: dict) -> bool:
-    return max(row[what] for what in DEVIATIONS) <= LIMIT and row["replicas_equal"]
+    within = all(row[what] <= limit for what, limit in LIMITS.items())
+    return within and row["replicas_equal"]
 
 
 def ending(found: list[dict]) -> str:
@@ -137,9 +142,9 @@ def ending(found: list[dict]) -> str:
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
     return (
-        f"\n{sum(map(is_within, found))} of {len(found)} cases within {LIMIT:g}; the largest "
-        f"deviations: loss {loss:.1e}, gradient norm {norm:.1e}, adapter {adapter:.1e}. "
-        f"Made after commit {commit}.\n"
+        f"\n{sum(map(is_within, found))} of {len(found)} cases within 1e-05 (adapters: 3e-05); "
+        f"the largest deviations: loss {loss:.1e}, gradient norm {norm:.1e}, adapter "
+        f"{adapter:.1e}. Made after commit {commit}.\n"
     )
 
 

@@ -253,6 +253,27 @@ CASES = [
         ranks(5, "--tensor_parallel", "5"),
         ("query heads 8, kv heads 4, feed-forward width 192:",),
     ),
+    Case(
+        "more ranks a row than ranks",
+        words("--sequence_parallel", "2"),
+        ("--sequence_parallel: 1 process cannot be divided into groups of 2;",),
+    ),
+    Case(
+        "ranks no multiple of both degrees",
+        ranks(6, "--tensor_parallel", "2", "--sequence_parallel", "2"),
+        ("6 processes cannot be divided into groups of 2 x 2 (--tensor_parallel x this)",),
+    ),
+    Case("`--sequence_parallel 0`", words("--sequence_parallel", "0"), ("expected at least 1",)),
+    Case(
+        "ranks a row that share no heads evenly",
+        ranks(3, "--sequence_parallel", "3"),
+        ("8 query heads and 4 kv heads: 1, 2, 4, 8 would do",),
+    ),
+    Case(
+        "the same on each shard",
+        ranks(16, "--tensor_parallel", "2", "--sequence_parallel", "8"),
+        ("4 query heads and 2 kv heads on each of its shards: 1, 2, 4 would do",),
+    ),
     Case("a YAML file that is not there", words("--config", "run.yml"), ("run.yml: ",)),
     Case("a YAML file with an unknown option", yaml("seqlen: 64\n"), ("did you mean seq_len?",)),
     Case(
