@@ -178,7 +178,8 @@ class _Step:
                     self.shared.begin()
                 return self.model(**_faked(inputs, self.fake, storages))
 
-        loss = SFT.loss(forward, batch_of(self.job), CPU)
+        batch, share = batch_of(self.job), share_of_tokens(self.job)
+        loss = SFT.loss(forward, part_of(batch, share.own(len(batch.tokens))), CPU)
         storages.kind = "working"
         held = before + sum(traced.kept)
         traced.loss_beside = self._look() - held
@@ -254,7 +255,7 @@ def build(job: Job, tp: TensorParallel, fake: FakeTensorMode) -> Transformer:
         for _, adapter in adapters(model):
             adapter.materialise(CPU)
     fake.allow_non_fake_inputs = False
-    run_on_share(model, Sharing(job.sequence_parallel - 1, job.sequence_parallel))
+    run_on_share(model, share_of_tokens(job))
     if job.fused and job.device == "cuda" and job.zero.stage < 3:
         install(model)
     model.frequencies = fake.from_tensor(model.frequencies)
@@ -264,8 +265,7 @@ def build(job: Job, tp: TensorParallel, fake: FakeTensorMode) -> Transformer:
 
 def batch_of(job: Job) -> Batch:
     """A micro-batch of the job's documents, with a target where the job has one: of each document
-    the last, until there are as many as it says. Where ranks share its tokens, what the last of
-    them has, whose share is the largest."""
+    the last, until there are as many as it says."""
     lengths = job.lengths
     boundaries = tuple(accumulate(lengths, initial=0))
     targets_T = torch.full((boundaries[-1],), IGNORE)
@@ -274,7 +274,7 @@ def batch_of(job: Job) -> Batch:
         taken = min(left, length - 1)
         targets_T[end - 1 - taken : end - 1] = 0
         left -= taken
-    batch = Batch(
+    return Batch(
         tokens=torch.zeros_like(targets_T),
         positions=torch.cat([torch.arange(length) for length in lengths]),
         targets=targets_T,
@@ -282,8 +282,6 @@ def batch_of(job: Job) -> Batch:
         supervised=int((targets_T != IGNORE).sum()),
         stream=0,
     )
-    ranks = job.sequence_parallel
-    return part_of(batch, SequenceParallel(ranks - 1, ranks).own(len(batch.tokens)))
 
 
 def _faked(inputs: dict[str, Any], fake: FakeTensorMode, storages: LiveStorages) -> dict[str, Any]:
@@ -306,6 +304,11 @@ class Sharing(SequenceParallel):
     def _sent(self, x: torch.Tensor, given: list[int], taken: list[int]) -> torch.Tensor:
         _, found = x.contiguous(), x.new_empty(sum(taken), x.shape[1])
         return found
+
+
+def share_of_tokens(job: Job) -> SequenceParallel:
+    """The last rank's, which has the most."""
+    return Sharing(job.sequence_parallel - 1, job.sequence_parallel)
 
 
 class Shard(TensorParallel):

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from llama.adapters.attach import adapters, attach, initialise
+from llama.adapters.sequence import run_on_share
 from llama.assembly.engine import DTYPES
 from llama.assembly.model import build_model
 from llama.assembly.sharded import ShardedPlacement, run_sharded
@@ -37,7 +38,8 @@ STEPS = 3
 
 def main(out: Path, names: list[str]) -> None:
     device = start_processes()
-    mesh = create_mesh(CASES[names[0]].tensor_parallel)
+    first = CASES[names[0]]
+    mesh = create_mesh(first.tensor_parallel, first.sequence_parallel)
     found = {name: measured(CASES[name], mesh, device) for name in names}
     if mesh.is_main:
         out.write_text(json.dumps(found))
@@ -83,6 +85,7 @@ def engine_of(case: Case, mesh: Mesh, device: torch.device) -> Engine:
         initialise(model, 0, device, gathered)
         for _, adapter in adapters(model):
             adapter.to(dtype)
+    run_on_share(model, mesh.sequence_parallel)
     engine = Engine(model, resolved, mesh, device, seed=0)
     if base is not None:
         run_sharded(model, base)
