@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
+from deepspeed.sequence.layer import single_all_to_all
 
 from llama.adapters.sequence import RunOnShare, run_on_share
 from llama.assembly.model import build_model
@@ -71,6 +72,18 @@ def attended(sequence: SequenceParallel) -> dict[str, float]:
             each = [difference(*pair) for pair in pairs if len(pair[0])]
             apart[f"{name}, {what}"] = max(each, default=0.0)
     return apart
+
+
+def as_deepspeed_trades(sequence: SequenceParallel) -> bool:
+    """Whether tokens of equal shares come together, and go back, as by DeepSpeed's own exchange."""
+    torch.manual_seed(0)
+    tokens, own = 4 * sequence.size, sequence.own(4 * sequence.size)
+    x = torch.randn(tokens, 8, WIDTH)[own]
+    theirs = single_all_to_all(x.unsqueeze(0), 2, 1, 0, sequence.group)
+    ours = sequence.all_tokens(x.flatten(1), tokens)
+    back = single_all_to_all(theirs, 1, 2, 0, sequence.group)
+    same = torch.equal(ours, theirs.squeeze(0).flatten(1))
+    return same and torch.equal(sequence.own_tokens(ours, tokens), back.squeeze(0).flatten(1))
 
 
 def gradients(mesh: Mesh, device: torch.device) -> dict[str, float]:
@@ -213,6 +226,7 @@ def main() -> None:
 
 def _all(mesh: Mesh, device: torch.device) -> dict[str, Any]:
     found: dict[str, Any] = {"attended": attended(mesh.sequence_parallel)}
+    found["as DeepSpeed"] = as_deepspeed_trades(mesh.sequence_parallel)
     found["wire"] = {mode: wire(mesh, device, mode) for mode in ("none", "block")}
     found["seen"] = seen(mesh, device)
     found["rows"] = [asdict(r) for r in rows_of(mesh, device, (1, 3), ("block",))]

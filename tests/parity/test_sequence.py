@@ -35,6 +35,11 @@ def test_attention_of_some_heads_at_a_time_is_the_whole(found: list[dict[str, An
             assert apart <= sums_of(32), (name, apart)
 
 
+def test_equal_shares_are_traded_as_deepspeed_does(found: list[dict[str, Any]]) -> None:
+    """Bit for bit; its own exchange takes no others."""
+    assert all(rank["as DeepSpeed"] for rank in found)
+
+
 def test_loss_and_every_gradient_are_one_process_s(found: list[dict[str, Any]]) -> None:
     """Of one pass over a row of four documents, with dropout, blocks computed again."""
     for rank in found:
