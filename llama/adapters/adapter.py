@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from llama.parallel.layers import ParallelLinear, mark_shard, shard_dim
+from llama.parallel.sequence import WHOLE
 from llama.parallel.side_path import SidePath
 from llama.settings import LoRAOptions
 
@@ -79,6 +80,8 @@ class Adapter(SidePath):
         super().__init__()
         self.options = options
         self.tp = base.tp
+        self.span = WHOLE
+        """Which tokens of the micro-batch it is given."""
 
     @staticmethod
     @abstractmethod

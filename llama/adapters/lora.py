@@ -84,7 +84,7 @@ class LoRAAdapter(Adapter):
     def forward(self, x: torch.Tensor, base_output: torch.Tensor) -> torch.Tensor:
         """`base_output` plus the adapter's path from `x`: `[T, O]` or `[T, O/p]`."""
         if self.training:
-            x = dropout(x, self.dropout, self.tp, sharded=not self.column)
+            x = dropout(x, self.dropout, self.tp, not self.column, self.span)
         a, b = self.factors()
         hidden_TR = x @ a.to(x.dtype).t()
         exchange = copy_to_shards if self.column else reduce_from_shards

@@ -23,7 +23,7 @@ def resolve_here(
     this device. Raises `UserError` as it does."""
     return deepspeed_json.resolve(
         document,
-        data_parallel=mesh.data_parallel_size,
+        data_parallel=mesh.readers,
         total_steps=total_steps,
         width=config.dim,
         fp16_supported=fp16_supported(),

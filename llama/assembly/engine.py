@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from llama.adapters.sequence import run_on_share
 from llama.assembly.memory import keep_what_fits
 from llama.assembly.model import build_model
 from llama.assembly.sharded import ShardedPlacement, run_sharded
@@ -52,6 +53,7 @@ def build_engine(
     )
     method = method_of(options, source)
     on_every(mesh, lambda: method.prepare(model, options.seed, device))
+    run_on_share(model, mesh.sequence_parallel)
     engine = Engine(model, resolved, mesh, device, options.seed)
     fast = compiles and on_cuda
     plain = install(model) if fast else None

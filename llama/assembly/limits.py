@@ -12,6 +12,7 @@ from llama.data.source import Source
 from llama.errors import UserError, raise_if
 from llama.model.config import ModelConfig
 from llama.notes import note
+from llama.settings.degrees import Degrees
 from llama.tokenizer.base import Tokenizer
 
 FOREIGN = 0.1
@@ -115,6 +116,28 @@ def degree_problems(degree: int, config: ModelConfig) -> list[str]:
             f"{', '.join(map(str, dividing))} would"
         )
     return problems
+
+
+def degrees_problems(options: Degrees, config: ModelConfig) -> list[str]:
+    """The same of both degrees: the ranks that share tokens attend to whole heads each."""
+    shards, ranks = options.tensor_parallel, options.sequence_parallel
+    problems = degree_problems(shards, config)
+    if problems or _trades(ranks, shards, config):
+        return problems
+    fitting = [d for d in range(1, config.n_heads // shards + 1) if _trades(d, shards, config)]
+    each = " on each of its shards" if shards > 1 else ""
+    heads, kv_heads = config.n_heads // shards, config.n_kv_heads // shards
+    return [
+        f"--sequence_parallel {ranks}: each of its ranks attends to whole heads, and the model has "
+        f"{heads} query heads and {kv_heads} kv heads{each}: {', '.join(map(str, fitting))} would "
+        "do"
+    ]
+
+
+def _trades(ranks: int, shards: int, config: ModelConfig) -> bool:
+    """Whether so many ranks can share the heads of a shard, a kv head going to several of them."""
+    heads, kv_heads = config.n_heads // shards, config.n_kv_heads // shards
+    return heads % ranks == 0 and (kv_heads % ranks == 0 or ranks % kv_heads == 0)
 
 
 def check_length(seq_len: int, config: ModelConfig) -> None:

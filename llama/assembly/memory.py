@@ -43,7 +43,7 @@ def keep_what_fits(
     sizes = sizes_of(job_of(model, rows, length, mesh, device))
     available = _least(available_bytes(device) - first_step_bytes, device)
     cut = hasattr(model.output.weight, "ds_id") or is_sharded(model.output.weight)  # ZeRO-3, or
-    alone = mesh.tensor_parallel.size == 1 and not cut
+    alone = mesh.tensor_parallel.size == mesh.sequence_parallel.size == 1 and not cut
     tried = device.type == "cuda" and alone
     room = for_activations(available) if device.type == "cuda" else available
     while True:
@@ -69,6 +69,7 @@ def job_of(model: Transformer, rows: int, length: int, mesh: Mesh, device: torch
         seq_len=length,
         fused=is_installed(model) or compiled(),
         tensor_parallel=mesh.tensor_parallel.size,
+        sequence_parallel=mesh.sequence_parallel.size,
         device="cuda" if device.type == "cuda" else "cpu",
     )
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from llama.adapters.attach import switched_off
-from llama.data.batches import eval_batches
+from llama.data.batches import eval_batches, part_of
 from llama.data.packing import PackedRow
 from llama.data.types import Batch
 from llama.model.decoding import Agreed, Sampling, decode_together, own
@@ -42,9 +42,11 @@ def loss_of_share(
     mesh: Mesh,
     device: torch.device,
 ) -> tuple[float, int]:
-    """`summed_loss` on this rank's share of `rows`; ranks that share a model have the same one."""
-    rank, size = mesh.data_parallel_rank, mesh.data_parallel_size
-    return summed_loss(model, eval_batches(rows, micro_batch, rank, size), device)
+    """`summed_loss` on this rank's share of `rows`; ranks that share a model have the same one, and
+    those that share tokens each its own of them."""
+    batches = eval_batches(rows, micro_batch, mesh.reader, mesh.readers)
+    own = (part_of(b, mesh.sequence_parallel.own(len(b.tokens))) for b in batches)
+    return summed_loss(model, own, device)
 
 
 def mean_loss(share: tuple[float, int], mesh: Mesh, device: torch.device) -> tuple[float, int]:

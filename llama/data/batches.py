@@ -103,6 +103,19 @@ def make_batch(rows: Sequence[PackedRow], stream: int) -> Batch:
     )
 
 
+def part_of(batch: Batch, own: slice) -> Batch:
+    """Its tokens `own`, with their positions and targets; the boundaries stay those of all: a
+    document may begin in one part and end in another."""
+    targets = batch.targets[own]
+    return replace(
+        batch,
+        tokens=batch.tokens[own],
+        positions=batch.positions[own],
+        targets=targets,
+        supervised=int((targets != IGNORE).sum()),
+    )
+
+
 def _nothing_supervised(row: PackedRow, stream: int) -> Batch:
     """One document with no target, for a rank that has no rows left but must take the step."""
     batch = make_batch([row[:1]], stream)

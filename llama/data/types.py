@@ -38,6 +38,8 @@ class Batch:
         positions   [T] int64   0 1 2 3 0 1 2 0 1
         targets     [T] int64   the next token of the same document, IGNORE where not supervised
         boundaries  [n+1]       0 4 7 9
+
+    Of ranks that share its tokens each has a slice of the first three, and the boundaries of all.
     """
 
     tokens: torch.Tensor

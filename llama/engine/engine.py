@@ -12,8 +12,10 @@ import torch.distributed as dist
 from torch import nn
 
 from llama.adapters.attach import fixed_parameters, parameter_groups, trainable_parameters
+from llama.data.batches import part_of
 from llama.data.types import Batch
 from llama.engine.backend import LOGGER
+from llama.engine.configuration import configuration
 from llama.engine.gradients import check_all_at_once, norm_of
 from llama.engine.nonfinite import Finding, first_nonfinite
 from llama.engine.optimizer_state import Held, OptimizerState, Source
@@ -76,7 +78,7 @@ class Engine:
         self._engine, self._optimizer, _, self._schedule = initialize(
             model=model,
             model_parameters=with_rates(groups, resolved.engine["optimizer"]["params"]["lr"]),
-            config=with_lists(groups, resolved.engine),
+            config=with_lists(groups, configuration(resolved, mesh)),
             mpu=DeepSpeedTopology(mesh),
             dist_init_required=False,
         )
@@ -89,17 +91,20 @@ class Engine:
         """What this rank keeps of the state: for states that are too large to be gathered."""
 
     def step(self, window: Sequence[Batch]) -> Step:
-        """Forward and backward of this rank's micro-batches, then one optimizer step.
+        """Forward and backward of this rank's micro-batches, of each its share of the tokens, then
+        one optimizer step.
 
         The loss is the sum over all supervised tokens of the window, on every rank, over their
         number: DeepSpeed's division by the accumulation steps is left out and its mean over
         data-parallel ranks undone, so the split into micro-batches and ranks changes nothing.
 
         Raises `TrainingError` where steps are skipped for ever."""
+        # The tokens of a batch that only fills a rank's turn are nobody's.
+        real = [bool(self._objective.count(batch)) for batch in window]
+        window = [part_of(b, self.mesh.sequence_parallel.own(len(b.tokens))) for b in window]
         supervised, tokens = self._total(
             sum(map(self._objective.count, window)),
-            # The tokens of a batch that only fills a rank's turn are nobody's.
-            sum(len(b.tokens) for b in window if self._objective.count(b)),
+            sum(len(b.tokens) for b, counts in zip(window, real, strict=True) if counts),
         )
         self._gathered = None
         weight = self.mesh.data_parallel_size / max(supervised, 1)

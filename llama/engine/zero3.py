@@ -10,6 +10,7 @@ import deepspeed
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from torch import nn
 
+from llama.engine.configuration import configuration
 from llama.parallel import sharded
 from llama.parallel.mesh import DeepSpeedTopology, Mesh
 from llama.settings.deepspeed_json import Resolved
@@ -24,7 +25,7 @@ class ZeRO3Placement(Placement):
         self.reads = mesh.data_parallel_rank == 0
         self._options: dict[str, Any] = {
             "data_parallel_group": mesh.data_parallel_group,
-            "config_dict_or_path": resolved.engine,
+            "config_dict_or_path": configuration(resolved, mesh),
             "mpu": DeepSpeedTopology(mesh),
         }
         self._first: Any = None

@@ -15,7 +15,7 @@ from torch import nn
 from llama.base.dense import Dense
 from llama.base.nf4 import NF4
 from llama.fused.block import fused_block, linears
-from llama.model.attention import Attention
+from llama.model.attention import Attention, document_attention
 from llama.model.documents import Documents
 from llama.model.kv_cache import KVCache
 from llama.model.rope import Rotation
@@ -58,6 +58,8 @@ def uncovered(block: nn.Module) -> str | None:
     for name, kind in PARTS.items():
         if type(part := getattr(block, name)) is not kind:
             return f"{name} is a {type(part).__name__}"
+    if block.attention.attend is not document_attention:
+        return "its attention trades heads for tokens over ranks (--sequence_parallel)"
     for layer, name in linears(block):
         if reason := _uncovered_linear(layer):
             return f"{name} {reason}"

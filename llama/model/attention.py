@@ -8,6 +8,7 @@ of each kv head; on a sharded model H and K are this rank's.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -136,6 +137,10 @@ def _kernels(q: torch.Tensor) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Documents], torch.Tensor]
+"""How q, k and v are attended: the arguments and the result of `document_attention`."""
+
+
 class Attention(nn.Module):
     """Projections, rotation, attention, projection back."""
 
@@ -151,6 +156,8 @@ class Attention(nn.Module):
         self.wk = ColumnParallelLinear(config.dim, kv_dim, bias, tp)
         self.wv = ColumnParallelLinear(config.dim, kv_dim, bias, tp)
         self.wo = RowParallelLinear(q_dim, config.dim, bias, tp)
+        self.attend: Attend = document_attention
+        """Another function of the same result may take its place."""
 
     def forward(
         self,
@@ -167,7 +174,7 @@ class Attention(nn.Module):
         k_TKE = rotation(self.wk.on(x_TD, shared_TD).view(kv_heads))
         v_TKE = self.wv.on(x_TD, shared_TD).view(kv_heads)
         if cache is None:
-            out_THE = document_attention(q_THE, k_TKE, v_TKE, documents)
+            out_THE = self.attend(q_THE, k_TKE, v_TKE, documents)
         else:
             out_THE = cached_attention(q_THE, k_TKE, v_TKE, cache, layer)
         return self.wo(out_THE.flatten(1))

@@ -1,10 +1,12 @@
 """Dropout that draws the same mask however the model is sharded.
 
-There are two ways to the same end. Uncompiled, each rank draws random numbers for the full width
-and uses those of its own columns. Compiled on CUDA, a mask is no drawn tensor but a function of one
-seed and of each element's place (`keep_mask`), which a kernel evaluates where it needs it.
+There are two ways to the same end. Uncompiled, each rank draws random numbers for all tokens in the
+full width and uses those of its own rows and columns. Compiled on CUDA, a mask is no drawn tensor
+but a function of one seed and of each element's place (`keep_mask`), which a kernel evaluates where
+it needs it.
 
-Shapes: T tokens, I in_features; with tensor parallelism over p ranks a slice is I/p wide.
+Shapes: T tokens, I in_features; with tensor parallelism over p ranks a slice is I/p wide; with
+sequence parallelism T are this rank's.
 """
 
 from __future__ import annotations
@@ -20,33 +22,42 @@ import torch.nn.functional as F
 from llama.kernels.compiled import compiled, kernel
 from llama.kernels.paths import on_cuda, run
 from llama.parallel.mesh import TensorParallel
+from llama.parallel.sequence import WHOLE, Span
 
 
-def dropout(x: torch.Tensor, p: float, tp: TensorParallel, sharded: bool) -> torch.Tensor:
+def dropout(
+    x: torch.Tensor, p: float, tp: TensorParallel, sharded: bool, span: Span = WHOLE
+) -> torch.Tensor:
     """Set elements of `x[T, I or I/p]` to 0 with probability `p` and scale the rest by 1 / (1 - p).
     The result has the shape and type of `x`.
 
-    `sharded` says that `x` is this rank's slice of the last dimension. The ranks of a
-    tensor-parallel group hold the same seed: each advances its generator by the full width,
-    whatever its slice, so that together they drop what one process would, and go on from equal
-    states. Only the default generators serve: activation checkpointing restores no others before
-    it computes a block again."""
+    `sharded` says that `x` is this rank's slice of the last dimension, `span` which tokens it is
+    of. The ranks that share a micro-batch hold the same seed: each advances its generator by all
+    tokens in the full width, whatever its slice, so that together they drop what one process would,
+    and go on from equal states. Only the default generators serve: activation checkpointing
+    restores no others before it computes a block again."""
     if p == 0.0:
         return x
     tokens, width = x.shape
     shards, rank = (tp.size, tp.rank) if sharded else (1, 0)
+    whole, full = span.whole or tokens, width * shards
+    own = slice(span.start, span.start + tokens), slice(rank * width, (rank + 1) * width)
     if on_cuda(x) and compiled():
-        place = (width * shards, width * rank)
+        place = full, _in_32_bits(span.start * full + rank * width)
         return _Dropped.apply(x, draw_seed(x.device), p, place)  # type: ignore[return-value]
-    if on_cuda(x) and shards == 1:
+    if on_cuda(x) and (whole, full) == (tokens, width):
         return run(F.dropout, x, p)  # one fused kernel
     if on_cuda(x):  # the same kernel over as many elements draws the same mask
-        mask = run(F.dropout, x.new_ones(tokens, width * shards), p)
-        return x * mask[:, rank * width : (rank + 1) * width]
+        mask = run(F.dropout, x.new_ones(whole, full), p)
+        return x * mask[own]
     # Uniform numbers are drawn several times faster on CPU than Bernoulli ones.
-    drawn = torch.rand((tokens, width * shards), device=x.device)
-    keep = drawn[:, rank * width : (rank + 1) * width] >= p
+    keep = torch.rand((whole, full), device=x.device)[own] >= p
     return x * (keep.to(x.dtype) * (1.0 / (1.0 - p)))
+
+
+def _in_32_bits(place: int) -> int:
+    """`place` as 32-bit arithmetic that wraps around has it."""
+    return (place + 2**31) % 2**32 - 2**31
 
 
 class Seeds:
@@ -94,10 +105,10 @@ def draw_seed(device: torch.device) -> torch.Tensor:
 def keep_mask(
     seed: torch.Tensor, shape: torch.Size, p: float, full_width: int, start: int
 ) -> torch.Tensor:
-    """Which elements stay, boolean `[T, I]` for `shape = [T, I]`: the columns from `start` on of a
-    mask that is `full_width` wide. An element's fate is a hash of `seed` (int64 `[1]`) and of its
-    place, row x full_width + column, compared with `p`. So no mask is stored between the passes,
-    and a shard computes its own columns of the whole.
+    """Which elements stay, boolean `[T, I]` for `shape = [T, I]`: so many rows and columns of a
+    mask that is `full_width` wide, from its element `start` on. An element's fate is a hash of
+    `seed` (int64 `[1]`) and of its place, row x full_width + column, compared with `p`. So no mask
+    is stored between the passes, and a rank computes its own rows and columns of the whole.
 
     The hash is Chris Wellons' `lowbias32` ("Prospecting for Hash Functions", 2018) in 32-bit
     integers that wrap around: shifts are masked because they are to fill with zeros, and two of the
@@ -119,8 +130,8 @@ def dropped(
     x: torch.Tensor, seed: torch.Tensor, p: float, place: tuple[int, int] | None = None
 ) -> torch.Tensor:
     """`x[T, I]` without what the seed's mask drops, the rest scaled by 1 / (1 - p); to be part of a
-    `kernel`. `place`: the mask's full width and the column of it at which `x` starts; by default
-    `x` has the full width."""
+    `kernel`. `place`: the mask's full width and the element of it at which `x` starts; by default
+    `x` is of the full width, from the first."""
     full_width, start = place or (x.shape[1], 0)
     keep = keep_mask(seed, x.shape, p, full_width, start)
     return torch.where(keep, x * (1.0 / (1.0 - p)), 0.0)

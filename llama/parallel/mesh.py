@@ -13,6 +13,7 @@ from fairscale.nn.model_parallel import initialize as fairscale_groups
 from fairscale.nn.model_parallel import mappings
 
 from llama.errors import TrainingError, UserError
+from llama.parallel.sequence import ALONE, SequenceParallel
 
 PATIENCE = timedelta(hours=2)
 """How long ranks wait for one that reads or hashes files: 800 GB at 200 MB/s take over an hour."""
@@ -94,7 +95,8 @@ SINGLE = TensorParallel()
 
 @dataclass(frozen=True)
 class Mesh:
-    """Where this rank stands: in the world, among the model's shards, among the data's shares."""
+    """Where this rank stands: in the world, among the model's shards, among the data's shares, and
+    among those that share a micro-batch's tokens."""
 
     rank: int
     world_size: int
@@ -102,11 +104,25 @@ class Mesh:
     data_parallel_rank: int
     data_parallel_size: int
     data_parallel_group: dist.ProcessGroup
+    """Over which gradients are summed and ZeRO parts what it parts: the ranks of one shard, those
+    that share tokens among them."""
+    sequence_parallel: SequenceParallel = ALONE
     base_sharers: int = 1
     """How many data-parallel ranks in a row, this one among them, may hold one frozen base together
     (`llama/parallel/sharded.py`), each the same shard of the model; 1: none of them does."""
     base_group: dist.ProcessGroup | None = None
     """Those ranks; None where it is this one alone."""
+
+    @property
+    def readers(self) -> int:
+        """How many of the data-parallel ranks read rows of their own: a step is of micro-batch x
+        accumulation x so many rows."""
+        return self.data_parallel_size // self.sequence_parallel.size
+
+    @property
+    def reader(self) -> int:
+        """Which of them this rank is; those that share tokens are the same one."""
+        return self.data_parallel_rank // self.sequence_parallel.size
 
     @property
     def is_main(self) -> bool:
@@ -143,26 +159,48 @@ class Mesh:
             reason = str(error).splitlines()[0]
             raise TrainingError(f"rank {self.rank} waited for another in vain: {reason}") from error
 
+    def title(self, joined: str) -> str:
+        """The degrees for a reader, as `tensor-parallel 2 x data-parallel 4`; `joined` is the sign
+        between the two words of each."""
+        degrees = {
+            "tensor": self.tensor_parallel.size,
+            "sequence": self.sequence_parallel.size,
+            "data": self.readers,
+        }
+        return " x ".join(
+            f"{name}{joined}parallel {size}"
+            for name, size in degrees.items()
+            if size > 1 or name != "sequence"
+        )
+
     def as_json(self) -> dict[str, int]:
         """The topology, for `run.json`."""
         return {
             "world_size": self.world_size,
             "tensor_parallel": self.tensor_parallel.size,
-            "data_parallel": self.data_parallel_size,
+            "sequence_parallel": self.sequence_parallel.size,
+            "data_parallel": self.readers,
         }
 
 
-def create_mesh(tensor_parallel: int, base_sharers: int = 1) -> Mesh:
-    """Build the process groups; `torch.distributed` must be up. Adjacent ranks share a model, and
-    `base_sharers` data-parallel ranks in a row, which must divide them, a base.
+def create_mesh(tensor_parallel: int, sequence_parallel: int = 1, base_sharers: int = 1) -> Mesh:
+    """Build the process groups; `torch.distributed` must be up. Adjacent ranks share a model; of
+    the ranks that hold one shard, those next to each other share a micro-batch's tokens, and
+    `base_sharers` in a row, which must divide them, a base:
+
+        4 ranks, tensor 2 x sequence 2     shards 0-1, 2-3     tokens 0-2, 1-3
 
     fairscale would quietly clamp a degree larger than the world, so degrees are checked first."""
     world_size, rank = dist.get_world_size(), dist.get_rank()
-    if world_size % tensor_parallel:
-        raise UserError(
-            f"--tensor_parallel {tensor_parallel} does not divide the {world_size} processes "
-            "of this run: start a multiple of it"
-        )
+    for option, product in (
+        (f"--tensor_parallel {tensor_parallel}", tensor_parallel),
+        (f"--sequence_parallel {sequence_parallel}", tensor_parallel * sequence_parallel),
+    ):
+        if world_size % product:
+            raise UserError(
+                f"{option}: groups of {product} do not divide the {world_size} processes of this "
+                "run: start a multiple of it"
+            )
     if not fairscale_groups.model_parallel_is_initialized():
         with contextlib.redirect_stdout(io.StringIO()):  # fairscale announces itself
             fairscale_groups.initialize_model_parallel(tensor_parallel)
@@ -178,6 +216,7 @@ def create_mesh(tensor_parallel: int, base_sharers: int = 1) -> Mesh:
         data_parallel_group=data_parallel_group,
         base_sharers=base_sharers,
         base_group=_base_group(tensor_parallel, base_sharers, data_parallel_group),
+        sequence_parallel=_sequence(rank, world_size, tensor_parallel, sequence_parallel),
     )
 
 
@@ -221,6 +260,19 @@ def base_groups(world_size: int, tensor_parallel: int, sharers: int) -> list[lis
         for start in range(0, world_size, length)
         for shard in range(tensor_parallel)
     ]
+
+
+def _sequence(rank: int, world_size: int, shards: int, size: int) -> SequenceParallel:
+    """The group that this rank shares tokens with. Every rank makes all groups, in one order."""
+    if size == 1:
+        return ALONE
+    own, found = rank // (shards * size) * shards * size + rank % shards, dist.group.WORLD
+    for first in range(0, world_size, shards * size):
+        for shard in range(first, first + shards):
+            group = dist.new_group(list(range(shard, shard + shards * size, shards)))
+            if shard == own and isinstance(group, dist.ProcessGroup):
+                found = group
+    return SequenceParallel(rank // shards % size, size, found)
 
 
 class DeepSpeedTopology:

@@ -94,7 +94,10 @@ class Job:
     fused: bool = False
     """Compiled kernels, and on CUDA the fused block: `--compile`."""
     tensor_parallel: int = 1
+    sequence_parallel: int = 1
+    """Ranks that share the tokens of a micro-batch."""
     data_parallel: int = 1
+    """Ranks over which gradients are summed, those that share tokens among them."""
     base_sharers: int = 1
     """How many data-parallel ranks, which they divide, hold one frozen base together."""
     device: Literal["cpu", "cuda"] = "cuda"
@@ -110,12 +113,17 @@ class Job:
         return self.base_sharers > 1
 
     @property
+    def blocks_are_fused(self) -> bool:
+        """Whether each block is one function, on a CUDA device (`llama/fused/install.py`)."""
+        whole = self.tensor_parallel == self.sequence_parallel == 1 and self.zero.stage < 3
+        covered = self.lora is not None and kind_of(self.lora).FUSED
+        return self.fused and whole and covered
+
+    @property
     def captured(self) -> bool:
         """Whether passes are CUDA graphs (`llama/fused/captured.py`)."""
-        whole = self.tensor_parallel == 1 and self.zero.stage < 3 and self.precision != "fp32"
-        whole = whole and not self.shares_base
-        covered = self.lora is not None and kind_of(self.lora).FUSED
-        return self.fused and self.device == "cuda" and whole and covered
+        half = self.precision != "fp32" and not self.shares_base
+        return self.blocks_are_fused and self.device == "cuda" and half
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -124,8 +132,8 @@ class Job:
 
     @property
     def tokens(self) -> int:
-        """Of one micro-batch."""
-        return sum(self.lengths)
+        """Of one micro-batch, those that a rank has: the most, where they are shared."""
+        return -(-sum(self.lengths) // self.sequence_parallel)
 
     @property
     def kept(self) -> tuple[Kept, ...]:

@@ -90,7 +90,8 @@ def memory(job: Job) -> Memory:
     beside: dict[str, int] = {}
     if job.device == "cuda":
         found[LIBRARIES] = CONSTANTS.cublas_workspace
-        several = (job.tensor_parallel > 1) + (job.data_parallel > 1)
+        degrees = (job.tensor_parallel, job.sequence_parallel, job.data_parallel)
+        several = sum(degree > 1 for degree in degrees)
         several += 1 < job.base_sharers < job.data_parallel
         beside = {
             SLACK: int(CONSTANTS.slack * sum(found.values())),

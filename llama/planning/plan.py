@@ -103,6 +103,11 @@ class Plan:
                 "a sharded base is gathered while the block before is computed, and takes what is "
                 "longer: by arithmetic, not measured"
             )
+        if job.sequence_parallel > 1:
+            lines.append(
+                "heads are traded for tokens within a node, at its links' rate: by arithmetic, not "
+                "measured"
+            )
         if self.hours is not None:
             lines.append(f"hours: {ON_TOP:.0%} on top for evaluation, checkpoints and the start")
         return lines

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
-from llama.adapters.kinds import kind_of
 from llama.metrics.hardware import GPU, GPUS_PER_NODE, HOST, Link
 from llama.model.kept import Kept
 from llama.planning.job import Job
@@ -46,7 +45,7 @@ PLAIN = Blocks(
 COMPILED = Blocks(
     1.7, 0.8e-3, {Kept.INPUT: 2.75e-3, Kept.FFN_INPUTS: 1.0e-3, Kept.ALL: 0.0}, 0.53e-3, 0.17e-3
 )
-"""The plain block on compiled kernels: under tensor parallelism and ZeRO-3 with `--compile`."""
+"""The plain block on compiled kernels: where ranks share layers or tokens, and under ZeRO-3."""
 FUSED = Blocks(
     1.0,
     1.8e-3,
@@ -123,22 +122,24 @@ def step_time(job: Job, place: Place) -> StepTime:
     parts = device_seconds(job, place.gpu, done)
     device, host = sum(parts.values()), host_seconds(job)
     summed = sum_seconds(job, place.gpu.link, sent.summed / job.accumulation)
+    traded = trade_seconds(job, place.gpu.link, sent.traded / job.accumulation)
     gathered, exchanged = _data_seconds(job, place, sent)
     if job.shares_base:  # while the block before is computed
         gathered = max(0.0, gathered - job.accumulation * device)
     busy = device + gathered / job.accumulation
-    micro = (busy**EVENNESS + host**EVENNESS) ** (1 / EVENNESS) + summed
+    micro = (busy**EVENNESS + host**EVENNESS) ** (1 / EVENNESS) + summed + traded
     own = GRAPH_STEP + STEPPED * _trained_tensors(job) if job.captured else STEP
     fixed = own + _adam_seconds(job, place.gpu)
     k = job.accumulation
     return StepTime(
         device=k * device,
         host=k * host,
-        links=k * summed + gathered + exchanged,
+        links=k * (summed + traded) + gathered + exchanged,
         fixed=fixed,
         total=k * micro + exchanged + fixed,
         parts={name: k * seconds for name, seconds in parts.items()}
-        | {"tensor-parallel sums": k * summed, "gathered weights": gathered}
+        | {"tensor-parallel sums": k * summed, "heads traded for tokens": k * traded}
+        | {"gathered weights": gathered}
         | {"gradients and parameters": exchanged},
     )
 
@@ -147,8 +148,7 @@ def way_of(job: Job) -> Blocks:
     """How the job's blocks run."""
     if not job.fused:
         return PLAIN
-    covered = job.lora is not None and kind_of(job.lora).FUSED
-    return FUSED if covered and job.tensor_parallel == 1 and job.zero.stage < 3 else COMPILED
+    return FUSED if job.blocks_are_fused else COMPILED
 
 
 def device_seconds(job: Job, gpu: GPU, done: Work) -> dict[str, float]:
@@ -212,6 +212,15 @@ def sum_seconds(job: Job, link: Link, bytes_sent: float) -> float:
     number = sums(job.config, job.lora, job.kept)
     seconds = tensor_seconds(link, job.tensor_parallel, bytes_sent, number)
     return SUMS_WAIT * seconds
+
+
+def trade_seconds(job: Job, link: Link, bytes_sent: float) -> float:
+    """Of a micro-batch's trades of heads for tokens, within a node: each rank sends to every other
+    at once, and nothing is computed meanwhile."""
+    if job.sequence_parallel == 1:
+        return 0.0
+    number = sum(6 if level < Kept.FFN_INPUTS else 4 for level in job.kept)
+    return bytes_sent / link.bytes_per_second + number * link.hop
 
 
 def tensor_seconds(link: Link, p: int, bytes_sent: float, number: int) -> float:

@@ -18,7 +18,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llama.adapters.attach import adapters, attach
+from llama.adapters.sequence import run_on_share
 from llama.base.kinds import KINDS
+from llama.data.batches import part_of
 from llama.data.types import IGNORE, Batch
 from llama.fused.install import install
 from llama.kernels.compiled import Plan, planned
@@ -29,6 +31,7 @@ from llama.model.rope import Rotation
 from llama.model.transformer import RunBlock, Supervision, Transformer, TransformerBlock
 from llama.objectives.kinds import SFT
 from llama.parallel.mesh import SINGLE, TensorParallel
+from llama.parallel.sequence import SequenceParallel
 from llama.planning.cuda import OPERATORS, workspace
 from llama.planning.gathering import Gathering
 from llama.planning.job import Job
@@ -175,7 +178,8 @@ class _Step:
                     self.shared.begin()
                 return self.model(**_faked(inputs, self.fake, storages))
 
-        loss = SFT.loss(forward, batch_of(self.job), CPU)
+        batch, share = batch_of(self.job), share_of_tokens(self.job)
+        loss = SFT.loss(forward, part_of(batch, share.own(len(batch.tokens))), CPU)
         storages.kind = "working"
         held = before + sum(traced.kept)
         traced.loss_beside = self._look() - held
@@ -251,6 +255,7 @@ def build(job: Job, tp: TensorParallel, fake: FakeTensorMode) -> Transformer:
         for _, adapter in adapters(model):
             adapter.materialise(CPU)
     fake.allow_non_fake_inputs = False
+    run_on_share(model, share_of_tokens(job))
     if job.fused and job.device == "cuda" and job.zero.stage < 3:
         install(model)
     model.frequencies = fake.from_tensor(model.frequencies)
@@ -290,6 +295,20 @@ def _faked(inputs: dict[str, Any], fake: FakeTensorMode, storages: LiveStorages)
         "positions_T": positions,
         "labels": Supervision(index, targets),
     }
+
+
+class Sharing(SequenceParallel):
+    """One of several ranks that share tokens, the others not being there: what they would send is
+    as large as what this one does."""
+
+    def _sent(self, x: torch.Tensor, given: list[int], taken: list[int]) -> torch.Tensor:
+        _, found = x.contiguous(), x.new_empty(sum(taken), x.shape[1])
+        return found
+
+
+def share_of_tokens(job: Job) -> SequenceParallel:
+    """The last rank's, which has the most."""
+    return Sharing(job.sequence_parallel - 1, job.sequence_parallel)
 
 
 class Shard(TensorParallel):

@@ -60,13 +60,15 @@ class Traffic:
     """Over those that share a base: its blocks."""
     summed: float
     """Over tensor-parallel ranks."""
+    traded: float
+    """Over ranks that share tokens: heads for tokens, around attention."""
     from_host: float
     """From host memory, of offloaded weights."""
 
     @property
     def total(self) -> float:
         """On the wire."""
-        return self.exchanged + self.gathered + self.summed
+        return self.exchanged + self.gathered + self.summed + self.traded
 
 
 def work(job: Job) -> Work:
@@ -100,8 +102,9 @@ def _dense_bytes(job: Job) -> float:
 
 
 def supervised(job: Job) -> int:
-    """Positions of a micro-batch that have a label."""
-    return job.tokens - len(job.lengths) if job.supervised is None else job.supervised
+    """Positions of a micro-batch that have a label: of a rank, if its tokens have their share."""
+    whole = sum(job.lengths) - len(job.lengths) if job.supervised is None else job.supervised
+    return -(-whole // job.sequence_parallel)
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -115,10 +118,10 @@ def _again(level: Kept, fused: bool) -> Sequence[str]:
 
 
 def _attention_forward(job: Job) -> float:
-    """FLOP of one forward pass in one block: two products of T x T for each head, halved, since no
-    token sees a later one."""
-    config = job.config
-    return 2.0 * config.n_heads * config.head_dim * sum(length**2 for length in job.lengths)
+    """FLOP of one forward pass in one block: two products for each pair of tokens and each head,
+    halved, since no token sees a later one. Ranks that share tokens share the heads here."""
+    config, squares = job.config, sum(length**2 for length in job.lengths)
+    return 2.0 * config.n_heads * config.head_dim * squares / job.sequence_parallel
 
 
 def _attention_passes(level: Kept) -> float:
@@ -190,6 +193,7 @@ def traffic(job: Job) -> Traffic:
         exchanged=exchanged_bytes(job.zero.stage, n, k, trained, frozen, job.lora is None),
         gathered=k * base_gathered(job.config, job.base_sharers, p, size),
         summed=2 * (p - 1) / p * summed,
+        traded=k * traded_bytes(job.config, job.tokens, job.sequence_parallel, p, job.kept, size),
         from_host=offloaded,
     )
 
@@ -271,6 +275,19 @@ def summed_bytes(
         rows = sum(name in ROWS for name in names) if again else 0
         total += tokens * ((5 if again else 4) * config.dim + rank * (len(names) + rows))
     return size * (total + (tokens + supervised) * config.dim)
+
+
+def traded_bytes(
+    config: ModelConfig, tokens: int, ranks: int, p: int, kept: Sequence[Kept], size: int
+) -> float:
+    """Bytes that leave a rank in a micro-batch as heads are traded for tokens, of which it has
+    `tokens`: of each layer q, k and v one way and the heads' output the other, in the forward and
+    in the backward pass, and once more where the block is computed again. Of kv heads there are as
+    many as ranks at least, each being sent to all that need it."""
+    heads, kv_heads = config.n_heads // p, max(config.n_kv_heads // p, ranks)
+    each = tokens * 2 * (heads + kv_heads) * config.head_dim * size
+    passes = sum(3 if level < Kept.FFN_INPUTS else 2 for level in kept)
+    return (ranks - 1) / ranks * passes * each
 
 
 def sums(config: ModelConfig, lora: LoRAOptions | None, kept: Sequence[Kept]) -> int:

@@ -11,7 +11,6 @@ from llama.settings.commands import (
     BenchmarkOptions,
     LoRAOptions,
     PlanOptions,
-    ReportOptions,
     TrainOptions,
     VerifyOptions,
 )
@@ -20,6 +19,7 @@ from llama.settings.evaluate_command import EvaluateOptions, check_evaluate
 from llama.settings.export_command import ExportOptions, check_export
 from llama.settings.generate_command import GenerateOptions, check_generate
 from llama.settings.model import AdapterOptions, ModelOptions
+from llama.settings.report_command import ReportOptions
 from llama.settings.shard_base import base_sharers
 from llama.settings.validate import (
     check_ablate,

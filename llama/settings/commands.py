@@ -9,7 +9,7 @@ from typing import Literal
 from llama.model.kept import Checkpointing
 from llama.settings.base import Base
 from llama.settings.model import AdapterOptions, RowOptions
-from llama.settings.options.marks import BARE, BY_CONTENT, BY_VALUE, POSITIONAL
+from llama.settings.options.marks import BARE, BY_CONTENT, BY_VALUE
 from llama.settings.sharing import WHOLE
 from llama.settings.starts import UNIFORM
 from llama.settings.targets import in_our_names
@@ -86,6 +86,9 @@ class TrainOptions(RowOptions):
     """Whether examples share a row, each seeing only itself."""
     tensor_parallel: int = 1
     """Ranks each layer is split over; it divides the number of processes."""
+    sequence_parallel: int = 1
+    """Ranks the tokens of each row are split over, for long rows; times --tensor_parallel it
+    divides the number of processes."""
     method: Literal["lora", "full"] = field(default="lora", metadata=BY_VALUE)
     """What trains: lora, adapters beside the frozen model; full, every parameter of the model."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)
@@ -185,6 +188,8 @@ class BenchmarkOptions(RowOptions):
     means AdamW, clipping at 1.0, ZeRO-1 and no accumulation."""
     tensor_parallel: int = 1
     """Ranks each layer is split over; it divides the number of processes."""
+    sequence_parallel: int = 1
+    """Ranks the tokens of each row are split over, as in train."""
     method: Literal["lora", "full"] = field(default="lora", metadata=BY_VALUE)
     """What trains: lora, adapters beside the frozen model; full, every parameter of the model."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)
@@ -220,6 +225,8 @@ class VerifyOptions:
     """The model whose widths are used, as train takes it; its weights are not read."""
     tensor_parallel: int = 1
     """Ranks each layer is split over; it divides the number of processes."""
+    sequence_parallel: int = 1
+    """Ranks the tokens of each row are split over, as in train."""
     method: Literal["lora", "full"] = field(default="lora", metadata=BY_VALUE)
     """What trains: lora, adapters beside the frozen model; full, every parameter of the model."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)
@@ -277,6 +284,8 @@ class PlanOptions(RowOptions):
     """How the frozen weights of the blocks are held, as in train."""
     tensor_parallel: int = 1
     """Ranks each layer is split over; it divides the number of GPUs of a node."""
+    sequence_parallel: int = 1
+    """Ranks the tokens of each row are split over, as in train."""
     seq_len: int = 1024
     """Tokens of one row of a batch."""
     pack: bool = True
@@ -333,17 +342,3 @@ class AblateOptions(RowOptions):
     """Seed of the adapters, the order of rows and the dropout."""
     json: bool = False
     """Whether the last line of standard output is the result as one JSON object."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportOptions:
-    """Settings of `report`."""
-
-    runs: list[Path] = field(metadata=POSITIONAL)
-    """Folders of runs; several are laid side by side."""
-    output: Path | None = None
-    """The HTML file to write; none means report.html, in the run's folder, or of several runs
-    here."""
-    json: bool = False
-    """Whether the last line of standard output is the page's path and what came of each run, as
-    one JSON object."""

@@ -9,8 +9,9 @@ from typing import Literal
 from llama.files.inputs import file_problem, new_file_problem
 from llama.settings.base import Base, check_held
 from llama.settings.data_sets import check_plain
+from llama.settings.degrees import check_degree
 from llama.settings.model import AdapterOptions, ReadingOptions
-from llama.settings.validate import at_least, check_degree, check_model, check_use
+from llama.settings.validate import at_least, check_model, check_use
 
 
 @dataclass(frozen=True, kw_only=True)

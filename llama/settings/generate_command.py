@@ -7,8 +7,9 @@ from pathlib import Path
 
 from llama.files.inputs import new_file_problem
 from llama.settings.commands import AnswerOptions
+from llama.settings.degrees import check_degree
 from llama.settings.options.marks import POSITIONAL
-from llama.settings.validate import at_least, check_answering, check_degree, check_model
+from llama.settings.validate import at_least, check_answering, check_model
 
 
 @dataclass(frozen=True, kw_only=True)

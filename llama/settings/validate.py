@@ -26,6 +26,7 @@ from llama.settings.commands import (
     VerifyOptions,
 )
 from llama.settings.data_sets import check_plain, check_sets, check_split
+from llama.settings.degrees import check_degrees, readers
 from llama.settings.model import AdapterOptions, ModelOptions
 from llama.settings.report_to import check_report_to
 from llama.settings.shard_base import check_shard_base
@@ -46,7 +47,7 @@ def check_train(options: TrainOptions, world_size: int) -> list[str]:
         *at_least(2, seq_len=options.seq_len),
         *_check_method(options),
         *_check_init_adapter(options),
-        *check_degree(options.tensor_parallel, world_size),
+        *check_degrees(options, world_size),
         *_check_seed(options.seed),
         *check_sets(options.data),
         *check_plain("eval_data", options.eval_data),
@@ -89,7 +90,7 @@ def checked_verify(options: VerifyOptions, world_size: int) -> dict[str, Any]:
         *at_least(1, layers=options.layers, steps=options.steps),
         *at_least(8, seq_len=options.seq_len),
         *_check_method(options),
-        *check_degree(options.tensor_parallel, world_size),
+        *check_degrees(options, world_size),
         *_check_seed(options.seed),
     ]
     return _with_deepspeed(problems, options, options.deepspeed, Ranks.launched(world_size))
@@ -101,13 +102,11 @@ def _with_deepspeed(
     file: Path,
     ranks: Ranks,
 ) -> dict[str, Any]:
-    groups, rest = divmod(ranks.count, max(1, options.tensor_parallel))
     config: dict[str, Any] = {}
     try:
         file = deepspeed_json.located(file)
         config = deepspeed_json.load(file, options.override)
-        data_parallel = None if rest else groups
-        problems = problems + deepspeed_json.check(config, str(file), data_parallel)
+        problems = problems + deepspeed_json.check(config, str(file), readers(options, ranks.count))
         problems += check_rates(options.lora, config, file)
         problems += check_shard_base(options, config, file, ranks)
         problems += check_base_zero(options.base, config, file)
@@ -142,7 +141,7 @@ def check_benchmark(options: BenchmarkOptions, world_size: int) -> list[str]:
         *at_least(0, warmup=options.warmup),
         *at_least(2, seq_len=options.seq_len),
         *_check_method(options),
-        *check_degree(options.tensor_parallel, world_size),
+        *check_degrees(options, world_size),
         *_check_seed(options.seed),
     ]
     if not options.data:
@@ -200,7 +199,7 @@ def check_plan(options: PlanOptions) -> list[str]:
         *check_sets(options.data),
     ]
     if options.gpus >= 1 and options.nodes >= 1:
-        problems += check_degree(options.tensor_parallel, options.gpus, "GPUs of a node")
+        problems += check_degrees(options, options.gpus, "GPUs of a node")
     if options.columns and not options.data:
         problems.append("--columns: has no effect without --data")
     if options.rows is not None and options.data:
@@ -209,6 +208,10 @@ def check_plan(options: PlanOptions) -> list[str]:
         problems.append("--deepspeed: --suggest writes one; give one of them")
     if options.suggest and options.shard_base != WHOLE:
         problems.append("--shard_base: --suggest chooses it; leave it out, or give --deepspeed")
+    if options.suggest and options.sequence_parallel > 1:
+        problems.append(
+            "--sequence_parallel: --suggest looks among ways without it; plan it with --deepspeed"
+        )
     if options.suggest and options.override:
         problems.append("--override: has no effect with --suggest; change the file that it writes")
     if options.output_dir is not None:
@@ -257,19 +260,6 @@ def _check_seed(seed: int) -> list[str]:
     if 0 <= seed < SEED_LIMIT:
         return []
     return [f"--seed: expected from 0 to below 2**63, found {seed}"]
-
-
-def check_degree(tensor_parallel: int, world_size: int, of: str = "") -> list[str]:
-    """Whether the degree of tensor parallelism divides the processes, or what `of` names."""
-    if tensor_parallel >= 1 and world_size % tensor_parallel:
-        if of:
-            return [f"--tensor_parallel: {tensor_parallel} does not divide the {world_size} {of}"]
-        ranks = f"{world_size} process{'es' if world_size > 1 else ''}"
-        return [
-            f"--tensor_parallel: {ranks} cannot be divided into groups of {tensor_parallel}; "
-            "start a multiple of it (deepspeed --num_gpus N)"
-        ]
-    return at_least(1, tensor_parallel=tensor_parallel)
 
 
 def check_model(options: ModelOptions | AdapterOptions) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from llama.assembly.engine import build_engine
+from llama.assembly.groups import mesh_of
 from llama.checkpoint import Checkpoint, Store, saver_of
 from llama.checkpoint.shards import ShardedState
 from llama.engine import Step, start_processes
@@ -30,8 +31,8 @@ from llama.metrics.speed import Stopwatch, peak_memory_bytes
 from llama.model.transformer import Transformer
 from llama.notes import LOG, is_first_rank, note, say
 from llama.parallel.agreement import on_main
-from llama.parallel.mesh import Mesh, create_mesh
-from llama.settings import TrainOptions, base_sharers, checked_train
+from llama.parallel.mesh import Mesh
+from llama.settings import TrainOptions, checked_train
 from llama.train import samples
 from llama.train.best import Best
 from llama.train.ending import UNKNOWN, closing, draw_report, finished_already, in_words
@@ -62,7 +63,7 @@ def _train(options: TrainOptions, deepspeed: dict[str, Any]) -> int:
     status = 0
     device = start_processes()
     try:
-        mesh = create_mesh(options.tensor_parallel, base_sharers(options, launched_world_size()))
+        mesh = mesh_of(options)
         inputs = read_inputs(options, deepspeed, mesh)
         plan = schedule(inputs, mesh)
         verdict = require_fit(inputs, plan, mesh, device)
@@ -97,8 +98,7 @@ class Run:
         self.verdict = verdict
         self.mesh, self.device = mesh, device
         self.resumer, self.start = resumer, resumer.start
-        self.folder = self.start.folder
-        self.state = self.start.run
+        self.folder, self.state = self.start.folder, self.start.run
         self.summary: dict[str, Any] = self.state.summary
         self.summary["status"] = "failed"
         self.summary.setdefault("checkpoint_seconds", 0.0)

@@ -82,7 +82,7 @@ def smaller(command: str, folder: Path, out: Path) -> list[str]:
     places |= {"OUT": out, "runs/mine": out}
     places |= {name: folder / name for name in ("RUN", "RUN2", "RUN/adapter")}
     places |= {name: out.with_name(name) for name in ("two.html", "ANSWERS.jsonl")}
-    for name in ("llama-7b", "llama-3-8b", "llama-13b"):
+    for name in ("llama-7b", "llama-3-8b", "llama-3.1-8b", "llama-13b"):
         places[name] = "llama-3.2-1b"  # as a plan it is the same work for each of more blocks
     words = ["2" if word == "8" else word for word in words]
     parts = [word.partition(":") for word in words]  # RUN:0.7 is a run and its weight

@@ -124,6 +124,7 @@ def test_two_ranks_train_to_what_one_does(tensor_parallel: int, runs: Runs) -> N
     assert topology == {
         "world_size": 2,
         "tensor_parallel": tensor_parallel,
+        "sequence_parallel": 1,
         "data_parallel": copies,
     }
 
@@ -207,7 +208,8 @@ def test_run_json_resolves_everything(runs: Runs) -> None:
     assert record["precision"] == "fp32" and record["steps"] == 6
     assert record["deepspeed"]["train_batch_size"] == 4
     assert record["options"]["lora"]["targets"] == list(TARGETS)
-    assert record["topology"] == {"world_size": 1, "tensor_parallel": 1, "data_parallel": 1}
+    degrees = {"tensor_parallel": 1, "sequence_parallel": 1, "data_parallel": 1}
+    assert record["topology"] == {"world_size": 1, **degrees}
     assert [len(entry["sha256"]) for entry in record["data"]] == [64, 64]
     assert record["packages"]["torch"] and record["model_fingerprint"]
     assert record["model"]["dim"] == CONFIG.dim

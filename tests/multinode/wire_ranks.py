@@ -79,7 +79,7 @@ def sharings(device: torch.device) -> list[tuple[Shared, Step]]:
         options = VerifyOptions(
             deepspeed=Path("settings"), lora=SHARED_LORA, shard_base=shared.shard_base
         )
-        mesh = create_mesh(1, base_sharers(options, dist.get_world_size()))
+        mesh = create_mesh(1, base_sharers=base_sharers(options, dist.get_world_size()))
         document = settings(1, 1) | {"bf16": {"enabled": True}}
         found.append((shared, _step(document, options, SHARED_MODEL, 16, mesh, device)))
     return found

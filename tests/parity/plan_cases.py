@@ -52,7 +52,9 @@ class Case:
     """Each row holds the documents of `PACKED`."""
     accumulation: int = 1
     tensor_parallel: int = 1
+    sequence_parallel: int = 1
     data_parallel: int = 1
+    """Those that share tokens among them."""
     has_bf16: bool = True
     """Whether the CPU is taken to multiply bf16 in hardware."""
     bucket: int = 1_000_000
@@ -79,7 +81,8 @@ class Case:
             zero.update(stage3_max_reuse_distance=8 * self.bucket)
         if self.precision == "bf16":
             document["bf16"] = {"enabled": True}
-        return resolved_json(document, self.data_parallel, self.config)
+        readers = self.data_parallel // self.sequence_parallel
+        return resolved_json(document, readers, self.config)
 
     def job(self) -> Job:
         return Job(
@@ -90,6 +93,7 @@ class Case:
             documents=self.documents,
             checkpointing=self.checkpointing,
             tensor_parallel=self.tensor_parallel,
+            sequence_parallel=self.sequence_parallel,
             data_parallel=self.data_parallel,
             base_sharers=self.base_sharers,
             device="cpu",
@@ -97,6 +101,7 @@ class Case:
         )
 
 
+SHARED = Case(STORIES, "bf16", 1, ALL, sequence_parallel=2, data_parallel=2, bucket=10_000)
 CASES: dict[str, Case] = {
     "smol fp32 zero0": Case(SMOL, "fp32", 0, rows=1, length=SHORT),
     "smol bf16 zero1 block": Case(SMOL, "bf16", 1, checkpointing="block", rows=1, length=SHORT),
@@ -134,6 +139,10 @@ CASES: dict[str, Case] = {
     ),
     "smol bf16 zero1 sharded base": Case(
         SMOL, "bf16", 1, rows=1, length=SHORT, data_parallel=2, base_sharers=2
+    ),
+    "stories bf16 zero1 shared tokens block": replace(SHARED, checkpointing="block", packed=True),
+    "stories fp32 zero2 shared tokens": replace(
+        SHARED, precision="fp32", stage=2, accumulation=2, length=301
     ),
     "stories bf16 zero1 dora block": Case(
         STORIES, "bf16", 1, replace(ALL, kind="dora"), checkpointing="block"

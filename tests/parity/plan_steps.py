@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from llama.adapters.attach import adapters, attach, initialise
+from llama.adapters.sequence import run_on_share
 from llama.assembly.engine import DTYPES
 from llama.assembly.model import build_model
 from llama.assembly.sharded import ShardedPlacement, run_sharded
@@ -38,7 +39,8 @@ STEPS = 3
 def main(out: Path, names: list[str]) -> None:
     device = start_processes()
     cases = [CASES[name] for name in names]
-    mesh = create_mesh(cases[0].tensor_parallel, max(case.base_sharers for case in cases))
+    sharers = max(case.base_sharers for case in cases)
+    mesh = create_mesh(cases[0].tensor_parallel, cases[0].sequence_parallel, sharers)
     found = {name: measured(CASES[name], mesh, device) for name in names}
     if mesh.is_main:
         out.write_text(json.dumps(found))
@@ -85,6 +87,7 @@ def engine_of(case: Case, mesh: Mesh, device: torch.device) -> Engine:
         initialise(model, 0, device, gathered)
         for _, adapter in adapters(model):
             adapter.to(dtype)
+    run_on_share(model, mesh.sequence_parallel)
     engine = Engine(model, resolved, mesh, device, seed=0)
     if base is not None:
         run_sharded(model, base)

@@ -181,7 +181,7 @@ def main() -> None:
     device = start_processes()
     ranks = Ranks.launched(launched_world_size())
     count = sharers(given.shard_base, given.tensor_parallel, ranks)
-    mesh = create_mesh(given.tensor_parallel, count)
+    mesh = create_mesh(given.tensor_parallel, base_sharers=count)
     assembly.ShardedBase = CountingBase  # type: ignore[misc]
     cases = [given.only] if given.only else list(CASES)
     found = {name: is_equal(*case(mesh, **CASES[name]), mesh, device) for name in cases}

@@ -22,11 +22,11 @@ TOLERANCE = 0.02
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]]:
     """Of each case what one of its ranks held; those of one topology share their processes."""
-    together: dict[tuple[int, int], list[str]] = defaultdict(list)
+    together: dict[tuple[int, int, int], list[str]] = defaultdict(list)
     for name, case in CASES.items():
-        together[case.tensor_parallel, case.data_parallel].append(name)
+        together[case.tensor_parallel, case.sequence_parallel, case.data_parallel].append(name)
     found: dict[str, dict[str, int]] = {}
-    for (tensor_parallel, data_parallel), names in together.items():
+    for (tensor_parallel, _, data_parallel), names in together.items():
         out: Path = tmp_path_factory.mktemp("plan") / "measured.json"
         ranks = tensor_parallel * data_parallel
         done = torchrun_module("tests.parity.plan_steps", out, *names, ranks=ranks)

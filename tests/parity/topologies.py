@@ -55,6 +55,7 @@ class Row:
     """One line of the table."""
 
     tensor_parallel: int
+    sequence_parallel: int
     data_parallel: int
     zero_stage: int
     shard_base: bool
@@ -88,15 +89,15 @@ def case_of(mesh: Mesh, accumulation: int, checkpointing: str, method: str = "lo
 
 def row(stage: int, case: Case, reference: Outcome | None, mesh: Mesh, device: torch.device) -> Row:
     config = document(stage, case.accumulation)
-    size = mesh.data_parallel_size
-    resolved = resolved_json(config, size, case.source.config)
+    resolved = resolved_json(config, mesh.readers, case.source.config)
     outcome = asked_run(case, resolved, mesh, device)
     rows = {line.what: line for line in compare(outcome, reference, resolved, mesh).rows}
     trained = f"updated {method_of(case.options, case.source).TRAINED}"
     deviations = [rows[what].deviation for what in ("loss", "gradient norm", trained)]
     return Row(
         mesh.tensor_parallel.size,
-        size,
+        mesh.sequence_parallel.size,
+        mesh.readers,
         stage,
         outcome.base_sharers > 1,
         case.accumulation,
@@ -154,13 +155,15 @@ def sharded_ways(mesh: Mesh, stages: Iterable[int], method: str) -> list[tuple[i
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tensor_parallel", type=int, required=True)
+    parser.add_argument("--sequence_parallel", type=int, default=1)
     parser.add_argument("--checkpointing", default=",".join(CHECKPOINTING))
     parser.add_argument("--method", default="lora")
     parser.add_argument("--out", type=Path, help="a file; default: standard output")
     given = parser.parse_args()
     device = start_processes()
     ranks = Ranks.launched(launched_world_size())
-    mesh = create_mesh(given.tensor_parallel, sharers(ALL, given.tensor_parallel, ranks))
+    together = sharers(ALL, given.tensor_parallel, ranks)
+    mesh = create_mesh(given.tensor_parallel, given.sequence_parallel, together)
     modes = tuple(given.checkpointing.split(","))
     rows = rows_of(mesh, device, checkpointing=modes, method=given.method)
     if mesh.is_main and given.out:

@@ -1,10 +1,12 @@
 """Writes docs/topologies.md: every topology on one machine against one process.
 
-python -m tests.parity.topology_table docs/topologies.md      (or: make topologies)
+python -m tests.parity.topology_table docs/topologies.md            (or: make topologies)
+python -m tests.parity.topology_table docs/topologies.md --shared   the last table alone
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -17,8 +19,11 @@ from tests.support.tiny_runs import torchrun_module
 
 TENSOR_PARALLEL = (1, 2, 4)
 DATA_PARALLEL = (1, 2)
-LIMIT = 1e-5
-DEVIATIONS = ("loss", "grad_norm", "adapter")
+LIMITS = {"loss": 1e-5, "grad_norm": 1e-5, "adapter": 3e-5}
+"""Sums over shards are rounded in another order, in float32. Of the trained values the limit is
+wider: Adam divides each gradient by its own size, so that the smallest, which rounding moves most,
+weigh as much as the others; 1.1e-5 was seen on a CPU with AMX, 6e-6 on one without."""
+DEVIATIONS = (*LIMITS,)
 HEAD = """\
 # Every topology against one process
 
@@ -40,28 +45,41 @@ SHARDED = """
 The same with `--shard_base`, where there is more than one data-parallel rank and ZeRO 0 to 2.
 
 """
+SHARED_DEGREES = ((1, 2, 1), (2, 2, 1), (1, 2, 2), (1, 4, 1))
+"""Tensor-, sequence- and data-parallel."""
+SHARED = """
+## The tokens of a row shared
+
+The same with `--sequence_parallel` (SP): each row of two documents is cut over so many ranks,
+wherever that falls. What the adapters of TP 2 x SP 2 lie apart by is rounding that Adam has made
+whole steps of, as loss and norm say.
+
+"""
 COLUMNS = (
     *("TP", "DP", "ZeRO", "accumulation", "recomputed", "loss", "gradient norm", "adapter"),
     *("replicas", "state: bytes a rank", "bytes a parameter"),
 )
 
 
-def rows(tensor_parallel: int, data_parallel: int, folder: Path) -> list[dict]:
-    out = folder / f"{tensor_parallel}-{data_parallel}.json"
-    arguments = ["--tensor_parallel", str(tensor_parallel), "--out", str(out)]
-    done = torchrun_module(
-        "tests.parity.topologies", *arguments, ranks=tensor_parallel * data_parallel
-    )
+def rows(tensor: int, data: int, folder: Path, sequence: int = 1, *more: str) -> list[dict]:
+    out = folder / f"{tensor}-{sequence}-{data}.json"
+    degrees = ["--tensor_parallel", str(tensor), "--sequence_parallel", str(sequence)]
+    arguments = [*degrees, "--out", str(out), *more]
+    done = torchrun_module("tests.parity.topologies", *arguments, ranks=tensor * sequence * data)
     if done.returncode:
         raise RuntimeError(done.stderr)
     return json.loads(out.read_text())
 
 
-def line(row: dict) -> str:
+def line(row: dict, shared: bool = False) -> str:
     deviations = [f"{row[what]:.1e}" for what in DEVIATIONS]
     held = row["optimizer_bytes"]
     cells = [
-        *(row["tensor_parallel"], row["data_parallel"], row["zero_stage"], row["accumulation"]),
+        row["tensor_parallel"],
+        *([row["sequence_parallel"]] if shared else []),
+        row["data_parallel"],
+        f"{row['zero_stage']}{', base sharded' if shared and row['shard_base'] else ''}",
+        row["accumulation"],
         *(row["checkpointing"], *deviations),
         "equal" if row["replicas_equal"] else "DIFFER",
         f"{min(held):,}" if min(held) == max(held) else f"{min(held):,} to {max(held):,}",
@@ -74,6 +92,23 @@ def joined(cells: Iterable[object]) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
+def shared_table(folder: Path) -> tuple[str, list[dict]]:
+    """Blocks recomputed or not, the base whole or not."""
+    found: list[dict] = []
+    for tensor, sequence, data in SHARED_DEGREES:
+        found += rows(tensor, data, folder, sequence, "--checkpointing", "none,block")
+        print(f"{len(found)} cases of shared tokens", file=sys.stderr, flush=True)
+    return SHARED + table(found, shared=True), found
+
+
+def only_shared(page: Path) -> int:
+    before = page.read_text().partition(SHARED.splitlines()[1])[0].rstrip("\n") + "\n"
+    with tempfile.TemporaryDirectory() as folder:
+        text, found = shared_table(Path(folder))
+    page.write_text(before + text)
+    return 0 if all(map(is_within, found)) else 1
+
+
 def main(page: Path) -> int:
     found: list[dict] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -81,20 +116,24 @@ def main(page: Path) -> int:
             for data_parallel in DATA_PARALLEL:
                 found += rows(tensor_parallel, data_parallel, Path(folder))
                 print(f"{len(found)} cases", file=sys.stderr, flush=True)
+        text, of_shared = shared_table(Path(folder))
     whole = [row for row in found if not row["shard_base"]]
     sharded = [row for row in found if row["shard_base"]]
-    page.write_text(HEAD + table(whole) + SHARDED + table(sharded))
-    print(ending(found))
-    return 0 if all(map(is_within, found)) else 1
+    page.write_text(HEAD + table(whole) + SHARDED + table(sharded) + text)
+    print(ending(found + of_shared))
+    return 0 if all(map(is_within, found + of_shared)) else 1
 
 
-def table(found: list[dict]) -> str:
-    lines = [joined(COLUMNS), joined("---" for _ in COLUMNS), *map(line, found)]
+def table(found: list[dict], shared: bool = False) -> str:
+    columns = (COLUMNS[0], "SP", *COLUMNS[1:]) if shared else COLUMNS
+    lines = [joined(columns), joined("---" for _ in columns)]
+    lines += [line(row, shared) for row in found]
     return "\n".join(lines) + "\n" + ending(found)
 
 
 def is_within(row: dict) -> bool:
-    return max(row[what] for what in DEVIATIONS) <= LIMIT and row["replicas_equal"]
+    within = all(row[what] <= limit for what, limit in LIMITS.items())
+    return within and row["replicas_equal"]
 
 
 def ending(found: list[dict]) -> str:
@@ -103,11 +142,15 @@ def ending(found: list[dict]) -> str:
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
     return (
-        f"\n{sum(map(is_within, found))} of {len(found)} cases within {LIMIT:g}; the largest "
-        f"deviations: loss {loss:.1e}, gradient norm {norm:.1e}, adapter {adapter:.1e}. "
-        f"Made after commit {commit}.\n"
+        f"\n{sum(map(is_within, found))} of {len(found)} cases within 1e-05 (adapters: 3e-05); "
+        f"the largest deviations: loss {loss:.1e}, gradient norm {norm:.1e}, adapter "
+        f"{adapter:.1e}. Made after commit {commit}.\n"
     )
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("page", type=Path)
+    parser.add_argument("--shared", action="store_true")
+    given = parser.parse_args()
+    sys.exit((only_shared if given.shared else main)(given.page))

@@ -43,7 +43,8 @@ FLAGS = {
     "Axolotl": (
         "--base_model meta-llama/Llama-3.2-1B;--sequence_len 2048;--micro_batch_size 2;"
         "--num_epochs 1;--sample_packing true;--flash_attention true;--train_on_inputs false;"
-        "--lora_target_linear true;--val_set_size 0.1;--adapter qlora;--zero_stage 2"
+        "--lora_target_linear true;--val_set_size 0.1;--adapter qlora;--zero_stage 2;"
+        "--context_parallel_size 2"
     ),
     "LLaMA-Factory": (
         "--stage sft;--finetuning_type lora;--lora_target all;--cutoff_len 2048;"

@@ -18,6 +18,7 @@ import torch
 
 from llama.assembly.device_settings import resolve_here
 from llama.assembly.engine import build_engine
+from llama.assembly.groups import mesh_of
 from llama.assembly.limits import check_examples, check_length
 from llama.assembly.model import default_device, find_tokenizer
 from llama.commands.benchmark.report import arithmetic, machine, speed, table
@@ -34,9 +35,10 @@ from llama.launch.processes import launched_world_size, stop_processes
 from llama.methods.kinds import method_of
 from llama.metrics.speed import peak_memory_bytes
 from llama.model.transformer import Transformer
-from llama.parallel.mesh import Mesh, create_mesh
-from llama.settings import BenchmarkOptions, base_sharers, check_benchmark, deepspeed_json
+from llama.parallel.mesh import Mesh
+from llama.settings import BenchmarkOptions, check_benchmark, deepspeed_json
 from llama.settings.deepspeed_json import Resolved
+from llama.settings.degrees import readers
 from llama.settings.shard_base import check_shard_base
 from llama.settings.sharing import Ranks
 from llama.tokenizer.templates import load_template
@@ -67,7 +69,7 @@ def benchmark(options: BenchmarkOptions) -> int:
     job = read_job(options)
     device = start_processes()
     try:
-        mesh = create_mesh(options.tensor_parallel, base_sharers(options, launched_world_size()))
+        mesh = mesh_of(options)
         document = measure(job, mesh, device)
     finally:
         stop_processes()
@@ -98,9 +100,7 @@ def read_job(options: BenchmarkOptions) -> Job:
         try:
             file = deepspeed_json.located(options.deepspeed)
             config = deepspeed_json.load(file, [])
-            groups, rest = divmod(world_size, max(1, options.tensor_parallel))
-            data_parallel = None if rest else groups
-            problems += deepspeed_json.check(config, str(file), data_parallel)
+            problems += deepspeed_json.check(config, str(file), readers(options, world_size))
         except UserError as error:
             problems += error.problems
     problems += check_shard_base(options, config, options.deepspeed, Ranks.launched(world_size))
@@ -157,16 +157,15 @@ def resolve(job: Job, mesh: Mesh) -> Resolved:
 def epochs(job: Job, resolved: Resolved, mesh: Mesh, steps: int) -> Epochs:
     """The rows as `train` cuts them into windows: enough random ones for `steps` windows without
     repeating any, or those of the data packed."""
-    size = mesh.data_parallel_size
-    number = steps * resolved.micro_batch * resolved.accumulation * size
+    number = steps * resolved.micro_batch * resolved.accumulation * mesh.readers
     if job.data is None:
         vocabulary = job.source.config.vocab_size
         packed, shares = random_rows(vocabulary, number, job.row_length, job.options.seed), ()
     else:
         packed, shares = job.data.packed, job.data.shares
     micro_batch, accumulation = resolved.micro_batch, resolved.accumulation
-    rank, seed = mesh.data_parallel_rank, job.options.seed
-    return Epochs(packed, micro_batch, accumulation, rank, size, seed, shares)
+    seed = job.options.seed
+    return Epochs(packed, micro_batch, accumulation, mesh.reader, mesh.readers, seed, shares)
 
 
 # Timing

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llama.assembly.limits import check_examples, check_length, check_tokenizer, degree_problems
+from llama.assembly.limits import check_examples, check_length, check_tokenizer, degrees_problems
 from llama.data.packing import PackedRow
 from llama.data.prepare import Prepared, Reading
 from llama.data.shares import rows_of_epoch
@@ -74,7 +74,7 @@ def read_inputs(options: PlanOptions) -> Inputs:
     config, tokenizer = sizes_of(options.model)
     raise_if(
         [
-            *degree_problems(options.tensor_parallel, config),
+            *degrees_problems(options, config),
             *KINDS[options.method](options.lora, _shape_of(config, options.model)).misfits(),
         ]
     )
@@ -120,11 +120,12 @@ def plan_of(inputs: Inputs, deepspeed: dict[str, Any], options: PlanOptions) -> 
     """The plan of a run by this checked DeepSpeed JSON; `options` are those of `inputs`, or what a
     suggestion made of them. Raises `UserError` where the GPU lacks the precision."""
     data_parallel = inputs.world_size // options.tensor_parallel
-    micro_batch, accumulation = deepspeed_json.batch_sizes(deepspeed, data_parallel)
-    steps = steps_of(inputs, micro_batch * accumulation * data_parallel)
+    readers = data_parallel // options.sequence_parallel
+    micro_batch, accumulation = deepspeed_json.batch_sizes(deepspeed, readers)
+    steps = steps_of(inputs, micro_batch * accumulation * readers)
     resolved = deepspeed_json.resolve(
         deepspeed,
-        data_parallel=data_parallel,
+        data_parallel=readers,
         total_steps=steps or _UNKNOWN_STEPS,
         width=inputs.config.dim,
         fp16_supported=True,
@@ -138,6 +139,7 @@ def plan_of(inputs: Inputs, deepspeed: dict[str, Any], options: PlanOptions) -> 
         checkpointing="block" if options.checkpointing == "auto" else options.checkpointing,
         fused=is_wanted(options.compile, on_cuda=True),
         tensor_parallel=options.tensor_parallel,
+        sequence_parallel=options.sequence_parallel,
         data_parallel=data_parallel,
         base_sharers=sharers(options.shard_base, options.tensor_parallel, inputs.ranks),
         **settings_of(resolved),

@@ -20,7 +20,7 @@ _GB = 1e9
 def headline(plan: Plan, model: str, gpu: str) -> str:
     """What is planned, in a line."""
     job, place = plan.job, plan.place
-    gpus = job.tensor_parallel * job.data_parallel
+    gpus = job.tensor_parallel * job.data_parallel  # those that share tokens are among the latter
     nodes = f" on {place.nodes} nodes" if place.nodes > 1 else ""
     trained = "every parameter trains"
     if job.lora is not None:
@@ -29,7 +29,8 @@ def headline(plan: Plan, model: str, gpu: str) -> str:
         )
         trained = f"{job.lora.title} r{job.lora.rank} on {targets}"
     base = f", base sharded over {job.base_sharers}" if job.shares_base else ""
-    parallel = f", TP {job.tensor_parallel}" if job.tensor_parallel > 1 else ""
+    degrees = {"TP": job.tensor_parallel, "SP": job.sequence_parallel}
+    parallel = "".join(f", {name} {size}" for name, size in degrees.items() if size > 1)
     return (
         f"{model} on {gpus} x {gpu}{nodes}: {trained}, {job.precision}, ZeRO-{job.zero.stage}"
         f"{base}{parallel}, {shape(job)}, checkpointing {_kept(job)}"
@@ -41,7 +42,7 @@ def shape(job: Job) -> str:
     """As `2 x 1 x 1024 tokens`: micro-batches, rows, tokens."""
     rows = f"{job.micro_batch} x {job.seq_len}"
     if job.documents is not None:
-        rows = f"{job.micro_batch} packed rows, at most {job.tokens} tokens"
+        rows = f"{job.micro_batch} packed rows, at most {sum(job.lengths)} tokens"
     return f"{job.accumulation} x {rows}" if job.accumulation > 1 else rows
 
 

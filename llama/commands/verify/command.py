@@ -21,7 +21,8 @@ from llama.adapters.attach import fixed_parameters, parameter_groups, trainable_
 from llama.adapters.kinds import kind_of
 from llama.assembly.device_settings import resolve_here
 from llama.assembly.engine import build_engine
-from llama.assembly.limits import degree_problems
+from llama.assembly.groups import mesh_of
+from llama.assembly.limits import degrees_problems
 from llama.assembly.model import build_model, default_device
 from llama.base.kinds import KINDS
 from llama.commands.verify.report import Comparison, Outcome, compare, table
@@ -37,9 +38,9 @@ from llama.launch.processes import launched_world_size, stop_processes
 from llama.methods.kinds import method_of
 from llama.objectives.kinds import SFT
 from llama.parallel.agreement import on_every
-from llama.parallel.mesh import Mesh, create_mesh
+from llama.parallel.mesh import Mesh
 from llama.parallel.sharded import is_sharded
-from llama.settings import VerifyOptions, base_sharers, checked_verify, deepspeed_json
+from llama.settings import VerifyOptions, checked_verify, deepspeed_json
 from llama.settings.deepspeed_json import Resolved
 from llama.weights.as_held import AsHeld
 from llama.weights.open_model import ModelSource, open_model
@@ -70,7 +71,7 @@ def verify(options: VerifyOptions) -> int:
     document = checked_verify(options, launched_world_size())
     device = start_processes()
     try:
-        mesh = create_mesh(options.tensor_parallel, base_sharers(options, launched_world_size()))
+        mesh = mesh_of(options)
         source = on_every(mesh, lambda: _opened(options))
         comparisons = run(options, document, reduced(source, options), mesh, device)
     finally:
@@ -87,7 +88,7 @@ def verify(options: VerifyOptions) -> int:
 def _opened(options: VerifyOptions) -> ModelSource:
     source = open_model(options.model, default_device())
     misfits = method_of(options, source).misfits()
-    raise_if([*degree_problems(options.tensor_parallel, source.config), *misfits])
+    raise_if([*degrees_problems(options, source.config), *misfits])
     return source
 
 
@@ -106,7 +107,7 @@ def run(
 ) -> list[Comparison]:
     """The asked run against one process: in float32, where the two should differ by rounding only,
     and then in the precision that the JSON asks for, if that is another."""
-    micro_batch, accumulation = deepspeed_json.batch_sizes(document, mesh.data_parallel_size)
+    micro_batch, accumulation = deepspeed_json.batch_sizes(document, mesh.readers)
     rows = random_rows(source.config.vocab_size, options, micro_batch * accumulation, mesh)
     case = Case(source, options, rows, micro_batch, accumulation)
     reference = reference_run(case, document, mesh, device)
@@ -144,7 +145,7 @@ def random_rows(
         return Example(ids, [IGNORE] * prompt + ids[prompt:], row=1)
 
     half = max(4, options.seq_len // 2)
-    rows = round(WINDOWS_PER_EPOCH * rows_per_rank * mesh.data_parallel_size)
+    rows = round(WINDOWS_PER_EPOCH * rows_per_rank * mesh.readers)
     return [[document(number(3, half)), document(number(3, half))] for _ in range(max(1, rows))]
 
 
@@ -152,7 +153,7 @@ def asked_run(case: Case, resolved: Resolved, mesh: Mesh, device: torch.device) 
     """Train as asked. Every rank returns the same outcome."""
     options = case.options
     engine = build_engine(case.source, options, resolved, mesh, device)
-    rank, size = mesh.data_parallel_rank, mesh.data_parallel_size
+    rank, size = mesh.reader, mesh.readers
     steps = []
     for window in first_windows(case.epochs(resolved.accumulation, rank, size), options.steps):
         steps.append(engine.step(window))
@@ -189,14 +190,12 @@ def reference_run(
         resolved = resolve_here(
             plain, mesh, case.options.steps, case.source.config, case.options.method
         )
-        outcome = _plain_training(case, resolved, mesh.data_parallel_size, device)
+        outcome = _plain_training(case, resolved, mesh.readers, device)
     mesh.wait()
     return outcome
 
 
-def _plain_training(
-    case: Case, resolved: Resolved, data_parallel: int, device: torch.device
-) -> Outcome:
+def _plain_training(case: Case, resolved: Resolved, readers: int, device: torch.device) -> Outcome:
     options = case.options
     held = KINDS[options.base]
     reader = AsHeld(case.source.reader, held, options.tensor_parallel, device)
@@ -209,7 +208,7 @@ def _plain_training(
     initial = _learnt(initial, fixed, options)
     optimizer = _plain_optimizer(parameter_groups(model), resolved.engine["optimizer"])
     losses, norms = [], []
-    epochs = case.epochs(resolved.accumulation * data_parallel, 0, 1)
+    epochs = case.epochs(resolved.accumulation * readers, 0, 1)
     for step, window in enumerate(first_windows(epochs, options.steps)):
         supervised = max(1, sum(batch.supervised for batch in window))
         optimizer.zero_grad()

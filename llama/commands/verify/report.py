@@ -100,7 +100,7 @@ def _title(outcome: Outcome, resolved: Resolved, mesh: Mesh) -> str:
     n = outcome.base_sharers
     base = f", base sharded over {n}" if n > 1 else ""
     return (
-        f"tensor parallel {mesh.tensor_parallel.size} x data parallel {mesh.data_parallel_size}, "
+        f"{mesh.title(' ')}, "
         f"ZeRO-{resolved.zero_stage}{base}, accumulation {resolved.accumulation}, "
         f"{resolved.precision}, against one process in float32"
     )

@@ -80,6 +80,8 @@ def checks(run: RunFiles) -> Table:
     held = number(summary.get("optimizer_state_bytes"))
     states = NONE if held is None else "within what the adapter's states need, nothing of the base"
     launched = f"--tensor_parallel {words.count(run.of_record('topology', 'tensor_parallel'))}"
+    shared = number(run.of_record("topology", "sequence_parallel")) or 1
+    launched += f" --sequence_parallel {words.count(shared)}" if shared > 1 else ""
     rows = [
         ("every adapter tensor trains", seen, f"{SUMMARY}: first_steps"),
         ("the optimizer holds the adapter alone", states, f"{SUMMARY}: optimizer_state_bytes"),

@@ -236,7 +236,7 @@ KEYS: Table = {
     "tensor_parallel": _MESH,
     "autotp_size": _MESH,
     "expert_parallel": _MESH,
-    "sequence_parallel_size": _MESH,
+    "sequence_parallel_size": Refused("use the option --sequence_parallel", idle=(0, 1)),
     "pipeline": _MESH,
     "prescale_gradients": _DIVISION,
     "gradient_predivide_factor": _DIVISION,

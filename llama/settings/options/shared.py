@@ -22,6 +22,7 @@ def _commands() -> tuple[type, ...]:
         evaluate_command,
         export_command,
         generate_command,
+        report_command,
     )
 
     return (
@@ -36,6 +37,6 @@ def _commands() -> tuple[type, ...]:
         commands.VerifyOptions,
         commands.PlanOptions,
         commands.AblateOptions,
-        commands.ReportOptions,
+        report_command.ReportOptions,
         doctor.DoctorOptions,
     )

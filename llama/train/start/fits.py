@@ -70,6 +70,7 @@ def job_of(inputs: Inputs, plan: Schedule, mesh: Mesh, device: torch.device) -> 
         checkpointing="block" if options.checkpointing == "auto" else options.checkpointing,
         fused=is_wanted(options.compile, on_cuda),
         tensor_parallel=mesh.tensor_parallel.size,
+        sequence_parallel=mesh.sequence_parallel.size,
         data_parallel=mesh.data_parallel_size,
         base_sharers=mesh.base_sharers,
         device="cuda" if on_cuda else "cpu",

@@ -95,7 +95,7 @@ def _short(digest: object) -> str:
 
 
 def _rows_of_a_step(schedule: Schedule, mesh: Mesh) -> int:
-    return schedule.resolved.micro_batch * schedule.resolved.accumulation * mesh.data_parallel_size
+    return schedule.resolved.micro_batch * schedule.resolved.accumulation * mesh.readers
 
 
 def _tokenizer_hash(inputs: Inputs) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llama.assembly.limits import check_examples, degree_problems
+from llama.assembly.limits import check_examples, degrees_problems
 from llama.assembly.model import default_device, find_tokenizer
 from llama.data.flat import Examples
 from llama.data.holding import HoldOut, shared_examples
@@ -73,7 +73,7 @@ def _read(options: TrainOptions, deepspeed: dict[str, Any]) -> Inputs:
     options = beginning.options
     raise_if(
         [
-            *degree_problems(options.tensor_parallel, source.config),
+            *degrees_problems(options, source.config),
             *method_of(options, source).misfits(),
         ]
     )

@@ -90,7 +90,7 @@ def _trains(inputs: Inputs) -> str:
 
 def _step(plan: Schedule, mesh: Mesh) -> str:
     resolved = plan.resolved
-    micro, steps, ranks = resolved.micro_batch, resolved.accumulation, mesh.data_parallel_size
+    micro, steps, ranks = resolved.micro_batch, resolved.accumulation, mesh.readers
     optimizer = resolved.engine["optimizer"]
     rate = f"{optimizer['type']} at {optimizer['params']['lr']:g}"
     return (
@@ -109,8 +109,6 @@ def _length(inputs: Inputs, plan: Schedule, start: Start) -> str:
 
 def _ranks(plan: Schedule, mesh: Mesh) -> str:
     n = mesh.base_sharers
-    return (
-        f"{mesh.world_size}: tensor-parallel {mesh.tensor_parallel.size} x data-parallel "
-        f"{mesh.data_parallel_size}, ZeRO-{plan.resolved.zero_stage}"
-        + (f", base sharded over {n}" if n > 1 else "")
+    return f"{mesh.world_size}: {mesh.title('-')}, ZeRO-{plan.resolved.zero_stage}" + (
+        f", base sharded over {n}" if n > 1 else ""
     )

@@ -59,6 +59,8 @@ class Start:
 _BEFORE = {"method": "lora", "base": "half", "columns": "", "lora.start": "uniform"}
 _BEFORE |= {"lora.b_lr_ratio": 1.0}
 """Of a run's identity, what was not said by programs that knew but one value of it."""
+_SPREAD_BEFORE = {"sequence_parallel": 1}
+"""The same of its topology."""
 
 
 class Resumer:
@@ -201,7 +203,7 @@ class Resumer:
                 f"the run was begun for {found.total_steps} steps: from here on the learning rate "
                 f"follows the schedule of {total}"
             )
-        moved = differences(found.topology, self.topology)
+        moved = differences({**_SPREAD_BEFORE, **found.topology}, self.topology)
         if moved:
             notes += moved
             notes.append("so it equals the run that was begun within rounding, not bit for bit")

@@ -25,15 +25,13 @@ class Schedule:
 def schedule(inputs: Inputs, mesh: Mesh) -> Schedule:
     """Resolve the DeepSpeed JSON for the length of this run on this mesh."""
     options = inputs.options
-    micro_batch, accumulation = deepspeed_json.batch_sizes(
-        inputs.deepspeed, mesh.data_parallel_size
-    )
+    micro_batch, accumulation = deepspeed_json.batch_sizes(inputs.deepspeed, mesh.readers)
     epochs = Epochs(
         inputs.training.packed,
         micro_batch,
         accumulation,
-        mesh.data_parallel_rank,
-        mesh.data_parallel_size,
+        mesh.reader,
+        mesh.readers,
         options.seed,
         inputs.training.shares,
     )
@@ -45,7 +43,7 @@ def schedule(inputs: Inputs, mesh: Mesh) -> Schedule:
     )
     rows, batch = (
         rows_of_epoch(inputs.training.shares),
-        micro_batch * accumulation * mesh.data_parallel_size,
+        micro_batch * accumulation * mesh.readers,
     )
     if rows < batch:
         resolved.notes.append(

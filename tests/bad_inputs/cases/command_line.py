@@ -43,7 +43,7 @@ def ranks(count: int, *more: str) -> Callable[[Setting], None]:
         alone = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
         setting.patches += [  # no others come
             mock.patch("llama.train.loop.start_processes"),
-            mock.patch("llama.train.loop.create_mesh", lambda *_: alone),
+            mock.patch("llama.train.loop.mesh_of", lambda _: alone),
         ]
 
     return spoil
@@ -109,7 +109,7 @@ def system_left_out(setting: Setting) -> None:
 def resume_from_nothing(setting: Setting) -> None:
     setting.more += ["--resume", "absent"]
     alone = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
-    setting.patches.append(mock.patch("llama.train.loop.create_mesh", lambda *_: alone))
+    setting.patches.append(mock.patch("llama.train.loop.mesh_of", lambda _: alone))
 
 
 def output_without_room(setting: Setting) -> None:
@@ -117,7 +117,7 @@ def output_without_room(setting: Setting) -> None:
     usage = SimpleNamespace(total=1 << 40, used=0, free=1000)
     setting.patches.append(mock.patch("shutil.disk_usage", lambda _: usage))
     alone = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
-    setting.patches.append(mock.patch("llama.train.loop.create_mesh", lambda *_: alone))
+    setting.patches.append(mock.patch("llama.train.loop.mesh_of", lambda _: alone))
 
 
 def output_in_use(setting: Setting) -> None:
@@ -273,6 +273,27 @@ CASES = [
         "a degree that divides nothing",
         ranks(5, "--tensor_parallel", "5"),
         ("query heads 8, kv heads 4, feed-forward width 192:",),
+    ),
+    Case(
+        "more ranks a row than ranks",
+        words("--sequence_parallel", "2"),
+        ("--sequence_parallel: 1 process cannot be divided into groups of 2;",),
+    ),
+    Case(
+        "ranks no multiple of both degrees",
+        ranks(6, "--tensor_parallel", "2", "--sequence_parallel", "2"),
+        ("6 processes cannot be divided into groups of 2 x 2 (--tensor_parallel x this)",),
+    ),
+    Case("`--sequence_parallel 0`", words("--sequence_parallel", "0"), ("expected at least 1",)),
+    Case(
+        "ranks a row that share no heads evenly",
+        ranks(3, "--sequence_parallel", "3"),
+        ("8 query heads and 4 kv heads: 1, 2, 4, 8 would do",),
+    ),
+    Case(
+        "the same on each shard",
+        ranks(16, "--tensor_parallel", "2", "--sequence_parallel", "8"),
+        ("4 query heads and 2 kv heads on each of its shards: 1, 2, 4 would do",),
     ),
     Case("a YAML file that is not there", words("--config", "run.yml"), ("run.yml: ",)),
     Case("a YAML file with an unknown option", yaml("seqlen: 64\n"), ("did you mean seq_len?",)),

@@ -113,6 +113,11 @@ CASES = [
         keys(**HALF, fp16__initial_scale_power=200),
         ("fp16.initial_scale_power: expected an integer from 0 to 32, found 200",),
     ),
+    Case(
+        "`sequence_parallel_size`",
+        keys(sequence_parallel_size=2),
+        ("sequence_parallel_size: use the option --sequence_parallel",),
+    ),
     Case("`autotp_size`", keys(autotp_size=2), ("autotp_size: would replace",)),
     Case(
         "`activation_checkpointing`",

@@ -54,9 +54,19 @@ CASES = [
         ("--shard_base: --suggest chooses it",),
     ),
     Refused(
+        "shared tokens and `--suggest`",
+        without_deepspeed("--suggest", "--gpus", "2", "--sequence_parallel", "2"),
+        ("--sequence_parallel: --suggest looks among ways without it",),
+    ),
+    Refused(
         "a degree that does not divide a node",
         words("--gpus", "8", "--tensor_parallel", "3"),
         ("3 does not divide the 8 GPUs of a node",),
+    ),
+    Refused(
+        "degrees that do not divide a node",
+        words("--gpus", "8", "--tensor_parallel", "2", "--sequence_parallel", "3"),
+        ("2 x 3 (--tensor_parallel x this) does not divide the 8 GPUs of a node",),
     ),
     Refused("no GPUs", words("--gpus", "0"), ("--gpus: expected at least 1",)),
     Refused(

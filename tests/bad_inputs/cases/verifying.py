@@ -27,6 +27,11 @@ CASES = [
     Refused(
         "a degree that one rank cannot have", words("--tensor_parallel", "2"), ("groups of 2",)
     ),
+    Refused(
+        "tokens shared over ranks that there are not",
+        words("--sequence_parallel", "2"),
+        ("--sequence_parallel: 1 process",),
+    ),
     Refused("a rank above the width", words("--lora.rank", "65"), ("above the model's width 64",)),
     Refused(
         "adapters' settings where there are none",

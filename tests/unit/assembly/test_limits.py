@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from llama.assembly.limits import (
     check_length,
     check_prompts,
     check_tokenizer,
+    degrees_problems,
 )
 from llama.data.flat import Examples, flat_of, flatten
 from llama.data.source import Source
@@ -108,3 +110,20 @@ def _tokenizer(folder: Path, description: dict[str, Any]) -> Tokenizer:
 def test_a_tokenizer_far_larger_is_another_model_s(tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match="it belongs to another model"):
         check_tokenizer(ROWS, tokenizer, replace(SHORT, vocab_size=200), "model")
+
+
+@pytest.mark.parametrize(
+    ("shards", "ranks", "fits"),
+    [(1, 8, True), (1, 3, False), (2, 4, True), (2, 8, False), (4, 2, True), (8, 1, False)],
+)
+def test_ranks_that_share_tokens_have_whole_heads(shards: int, ranks: int, fits: bool) -> None:
+    """TINY has 8 query heads and 4 kv heads; a kv head may go to several ranks."""
+    degrees = SimpleNamespace(tensor_parallel=shards, sequence_parallel=ranks)
+    problems = degrees_problems(degrees, TINY)
+    assert len(problems) == (not fits)
+    if problems and shards < 8:
+        (line,) = problems
+        assert line.startswith(f"--sequence_parallel {ranks}: each of its ranks attends to whole")
+        assert line.endswith(
+            f"{', '.join(str(2**n) for n in range(4) if 2**n * shards <= 8)} would do"
+        )

@@ -42,7 +42,7 @@ def result(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[float, torch.
     """Loss and gradients of one packed batch, by the fused path where `kept` is given. The plain
     path drops by the fused one's masks."""
 
-    def hashed(x: torch.Tensor, p: float, tp: TensorParallel, sharded: bool) -> Any:
+    def hashed(x: torch.Tensor, p: float, *_: Any) -> Any:
         place = (x.shape[1], 0)
         return dropout._Dropped.apply(x, dropout.draw_seed(x.device), p, place) if p else x
 

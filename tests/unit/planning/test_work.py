@@ -13,7 +13,7 @@ from llama.model.config import LINEARS, ModelConfig
 from llama.model.kept import Kept
 from llama.model.presets import PRESETS
 from llama.planning.job import Job, Zero
-from llama.planning.work import adapter_bytes, summed_bytes, traffic, work
+from llama.planning.work import adapter_bytes, summed_bytes, traded_bytes, traffic, work
 from llama.settings import LoRAOptions
 
 SEVEN_B = PRESETS["llama-7b"]
@@ -135,3 +135,26 @@ def test_the_fixed_half_of_pissa_is_multiplied_too_and_dora_reads_the_weights() 
     weights = SEVEN_B.n_layers * 2 * SEVEN_B.dim**2  # wq and wv are square in 7B
     assert dora.adapters - plain.adapters == 2 * 16 * weights
     assert dora.element_bytes - plain.element_bytes == 2 * 2 * weights
+
+
+@pytest.mark.parametrize("ranks", [2, 8])
+def test_ranks_that_share_tokens_share_the_work(ranks: int) -> None:
+    """Attention too, of which each has its heads; what they trade comes on top."""
+    alone = Job(SEVEN_B, seq_len=8192, supervised=8192, checkpointing="block")
+    shared = replace(alone, sequence_parallel=ranks, data_parallel=ranks)
+    for field in ("products", "again", "attention", "adapters", "element_bytes"):
+        assert getattr(work(shared), field) * ranks == getattr(work(alone), field), field
+    # q, k, v and the output, thrice: 4 D of each of its tokens, all but its own heads' part.
+    each = 3 * 4 * 4096 * (8192 // ranks) * 2
+    assert traffic(shared).traded == 32 * each * (ranks - 1) / ranks
+    assert traffic(alone).traded == 0
+
+
+def test_kv_heads_are_traded_once_for_each_rank_that_needs_them() -> None:
+    """Of 8 kv heads and 32 query heads as many as ranks."""
+    few = PRESETS["llama-3-8b"]
+    assert (few.n_heads, few.n_kv_heads, few.n_layers) == (32, 8, 32)
+    for ranks, kv_heads in ((4, 8), (8, 8), (16, 16)):
+        each = 2 * 2 * (32 + kv_heads) * 128 * 2
+        found = traded_bytes(few, 1, ranks, 1, (Kept.ALL,) * 32, 2)
+        assert found == 32 * each * (ranks - 1) / ranks

@@ -45,7 +45,7 @@ def of(options: TrainOptions, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
     )
     resolved = SimpleNamespace(precision="fp32", micro_batch=1, accumulation=2)
     schedule: Any = SimpleNamespace(resolved=resolved)
-    return identity(inputs, schedule, SimpleNamespace(data_parallel_size=2))  # type: ignore[arg-type]
+    return identity(inputs, schedule, SimpleNamespace(readers=2))  # type: ignore[arg-type]
 
 
 def test_every_marked_option_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
