@@ -215,7 +215,8 @@ def main() -> None:
     parser.add_argument("--tensor_parallel", type=int, default=1)
     given = parser.parse_args()
     device = start_processes()
-    mesh = create_mesh(given.tensor_parallel, 2)
+    together = dist.get_world_size() // given.tensor_parallel
+    mesh = create_mesh(given.tensor_parallel, 2, base_sharers=together)
     found: dict[str, Any] = {"gradients": gradients(mesh, device)}
     if given.tensor_parallel == 1:
         found |= _all(mesh, device)

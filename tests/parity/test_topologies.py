@@ -29,13 +29,20 @@ def _result(folder: Path, module: str, *argv: str) -> Any:
     return json.loads(out.read_text())
 
 
-@pytest.fixture(scope="module", params=["lora", "full"])
+WAYS = {
+    "lora": (),
+    "full": ("--method", "full"),
+    "tokens shared": ("--sequence_parallel", "2"),
+}
+
+
+@pytest.fixture(scope="module", params=WAYS)
 def rows(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, Any]]:
-    """Two shards, two copies: each stage and accumulation, blocks recomputed; the whole model with
-    a vocabulary that the degree does not divide."""
-    arguments = ["--tensor_parallel", "2", "--checkpointing", "block", "--method", request.param]
+    """Two shards, two copies, or two that share tokens: each stage and accumulation, blocks
+    recomputed; the whole model with a vocabulary that the degree does not divide."""
+    arguments = ["--tensor_parallel", "2", "--checkpointing", "block", *WAYS[request.param]]
     return _result(tmp_path_factory.mktemp("rows"), "tests.parity.topologies", *arguments)
 
 
