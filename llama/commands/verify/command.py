@@ -164,6 +164,7 @@ def asked_run(case: Case, resolved: Resolved, mesh: Mesh, device: torch.device) 
         replica_problems=engine.replica_problems(engine.own_values()),
         optimizer_bytes=_of_all_ranks(engine.optimizer_state_bytes(), mesh, device),
         trained=method_of(options, case.source).TRAINED,
+        rounds_input=KINDS[options.base].ROUNDS_INPUT,
         shard_base=is_sharded(engine.model.get_parameter("tok_embeddings.weight")),
     )
     engine.close()

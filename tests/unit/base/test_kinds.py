@@ -33,8 +33,9 @@ def test_products_are_those_with_the_dense_matrix(
     x = torch.randn(tokens, COLUMNS, generator=torch.Generator().manual_seed(1))
     x = x.to(held.compute_dtype).requires_grad_()
     g = torch.randn(tokens, ROWS, generator=torch.Generator().manual_seed(2)).to(x.dtype)
-    # The rounding of the type that is computed in: its epsilon, on sums of some tens of terms.
-    limit = 8 * torch.finfo(dtype).eps
+    # The rounding of the type that is computed in: its epsilon, on sums of some tens of terms; and
+    # where the input is rounded too, half of an eighth of it at most, by chance half of that.
+    limit = 8 * torch.finfo(dtype).eps + (0.04 if kind.ROUNDS_INPUT else 0.0)
     found = frozen_product(x, held)
     assert found.dtype == x.dtype
     assert apart(found, x.detach().double() @ dense.t()) < limit
