@@ -1,8 +1,8 @@
 """A frozen weight in eight bits, multiplied as it is: int8, or float8 e4m3.
 
 `W = diag(s) Q` with a scale for each row, or `W = Q diag(s)` with one for each column. What a
-product multiplies by `Q` is quantised too, a token at a time, by `q(v)`, of which the scale of the
-token is a part (`llama/kernels/eight_bits.py`):
+product multiplies by `Q` is quantised too, a token at a time, by `q(v)`, of which the token's own
+scales are a part (`llama/kernels/eight_bits.py`):
 
     rows:     x W^T = q(x) Q^T diag(s)        g W = q(g diag(s)) Q
     columns:  x W^T = q(x diag(s)) Q^T        g W = q(g) Q diag(s)

@@ -1,14 +1,17 @@
 """Products of matrices in numbers of eight bits, whose sums have 32.
 
-A row of numbers is held as codes and one float32 scale, its largest magnitude over the largest
-that the codes can be: int8 up to 127, which are spaced evenly, or float8 e4m3 up to 448, of four
-significant bits (Micikevicius et al., "FP8 Formats for Deep Learning", 2022). Where each row of
-both factors has a scale, these leave the sum ("vector-wise quantization" of Dettmers et al.,
-"LLM.int8()", 2022, section 2):
+Numbers that lie together are held as codes and one float32 scale, the largest of their magnitudes
+over the largest that the codes can be: int8 up to 127, which are spaced evenly, or float8 e4m3 up
+to 448, of four significant bits (Micikevicius et al., "FP8 Formats for Deep Learning", 2022). Where
+each row of both factors has a scale, these leave the sum ("vector-wise quantization" of Dettmers
+et al., "LLM.int8()", 2022, section 2):
 
     sum_k (a_t x_tk) (s_n w_nk) = a_t s_n sum_k x_tk w_nk
 
-Shapes: T tokens, K what is summed over, N outputs.
+Of int8, in which what is small beside the largest is lost, a token has a scale for each `GROUP` of
+its numbers, and there are as many sums.
+
+Shapes: T tokens, K what is summed over, N outputs, G groups.
 """
 
 from __future__ import annotations
@@ -18,11 +21,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from llama.kernels.compiled import rounds
 from llama.kernels.paths import on_cuda
 
 _aten: Any = torch.ops.aten
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 """Of each type of codes, the largest that is used."""
+GROUP = 128
+"""Numbers of a token that share a scale in int8; in float8 all of them do."""
 SMALLEST = torch.finfo(torch.float32).tiny
 """A scale is no smaller: rows of zeros have one too."""
 TILE = 16
@@ -51,28 +57,49 @@ def times(
     values = x_TK.to(torch.float32, copy=True)
     if before_K is not None:
         values.mul_(before_K)
-    codes_TK, scales_T1 = quantised(values, codes_NK.dtype)
+    codes_TK, scales_TG = _by_token(values, codes_NK.dtype)
     del values
     if on_cuda(x_TK) and codes_NK.dtype != torch.int8:
-        return _float8_on_cuda(codes_TK, scales_T1, codes_NK, after_N).to(x_TK.dtype)
-    sums_TN = _sums_on_cuda(codes_TK, codes_NK) if on_cuda(x_TK) else _sums(codes_TK, codes_NK)
-    y_TN = sums_TN * scales_T1
+        return _float8_on_cuda(codes_TK, scales_TG, codes_NK, after_N).to(x_TK.dtype)
+    product = _int8_on_cuda if on_cuda(x_TK) else _on_cpu
+    y_TN = product(codes_TK, scales_TG, codes_NK)
     return (y_TN if after_N is None else y_TN.mul_(after_N)).to(x_TK.dtype)
 
 
-def _sums(codes_TK: torch.Tensor, codes_NK: torch.Tensor) -> torch.Tensor:
-    """`sum_k x_tk w_nk`, `[T, N]`, in float32, in which each product of two codes is exact. What
-    torch has for it on CPUs is wrong or slow: without VNNI instructions `torch._int_mm` adds two
-    products of int8 in 16 bits, where they overflow; `torch._scaled_mm` of float8 took 74 s for
-    1024 x 576 x 1536, on a CPU with AMX (torch 2.13)."""
-    return codes_TK.float() @ codes_NK.float().t()
+def _by_token(values: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """`quantised`, with a scale for each token, or for each group of each: `[T, G]`."""
+    if dtype != torch.int8:
+        return quantised(values, dtype)
+    tokens, size = values.shape
+    filled = F.pad(values, (0, -size % GROUP))
+    codes, scales = quantised(filled.view(-1, GROUP), dtype)
+    return codes.view(tokens, -1)[:, :size], scales.view(tokens, -1)
 
 
-def _sums_on_cuda(codes_TK: torch.Tensor, codes_NK: torch.Tensor) -> torch.Tensor:
-    """The same of int8, in int32."""
+def _on_cpu(
+    codes_TK: torch.Tensor, scales_TG: torch.Tensor, codes_NK: torch.Tensor
+) -> torch.Tensor:
+    """The product in float32, `[T, N]`. What torch has for eight bits on CPUs is wrong or slow:
+    without VNNI instructions `torch._int_mm` adds two products of int8 in 16 bits, where they
+    overflow; `torch._scaled_mm` of float8 took 74 s for 1024 x 576 x 1536 (torch 2.13)."""
+    scales_TK = scales_TG
+    if scales_TG.shape[1] > 1:
+        scales_TK = scales_TG.repeat_interleave(GROUP, dim=1)[:, : codes_TK.shape[1]]
+    return (codes_TK.float() * scales_TK) @ codes_NK.float().t()
+
+
+def _int8_on_cuda(
+    codes_TK: torch.Tensor, scales_TG: torch.Tensor, codes_NK: torch.Tensor
+) -> torch.Tensor:
+    """The same, a group at a time: sums of int8 are exact in int32."""
     tokens, outputs = codes_TK.shape[0], codes_NK.shape[0]
     codes_TK = F.pad(codes_TK, (0, 0, 0, max(0, MOST_REFUSED + 1 - tokens)))
-    return _aten._int_mm(_tiled(codes_TK), _tiled(codes_NK).t())[:tokens, :outputs]
+    y_TN = torch.zeros(tokens, outputs, device=codes_TK.device)
+    for start in rounds(range(0, codes_TK.shape[1], GROUP)):
+        some = slice(start, start + GROUP)
+        sums_TN = _aten._int_mm(_tiled(codes_TK[:, some]), _tiled(codes_NK[:, some]).t())
+        y_TN += sums_TN[:tokens, :outputs] * scales_TG[:, start // GROUP, None]
+    return y_TN
 
 
 def _float8_on_cuda(

@@ -54,6 +54,12 @@ def rounded(kind: type[EightBits], values: torch.Tensor) -> torch.Tensor:
     return codes.double() * scale.double()
 
 
+def by_token(kind: type[EightBits], values: torch.Tensor) -> torch.Tensor:
+    """The same of tokens, of which each 128 numbers have a scale of int8."""
+    groups = values.split(numbers.GROUP if kind is Int8 else values.shape[1], dim=1)
+    return torch.cat([rounded(kind, group) for group in groups], dim=1)
+
+
 def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found.double() - expected).norm() / expected.norm())
 
@@ -86,11 +92,11 @@ def test_products_are_those_of_the_rounded_factors(
     y = frozen_product(x, weight)
     (gradient,) = torch.autograd.grad(y, x, g)
     if side == 0:
-        forward = rounded(kind, x.detach()) @ dense.t()
-        backward = rounded(kind, g * scales) @ (dense / scales.double().unsqueeze(1))
+        forward = by_token(kind, x.detach()) @ dense.t()
+        backward = by_token(kind, g * scales) @ (dense / scales.double().unsqueeze(1))
     else:
-        forward = rounded(kind, x.detach() * scales) @ (dense / scales.double()).t()
-        backward = rounded(kind, g) @ dense
+        forward = by_token(kind, x.detach() * scales) @ (dense / scales.double()).t()
+        backward = by_token(kind, g) @ dense
     # Sums of up to 1500 exact products in 32 bits, and two roundings by the scales.
     assert apart(y.detach(), forward) < 1e-6
     assert apart(gradient, backward) < 1e-6
@@ -110,14 +116,18 @@ def test_a_gradient_is_added_where_that_is_asked(kind: type[EightBits], side: in
 def test_sums_of_int8_do_not_overflow() -> None:
     """Two products of the largest codes fill 16 bits, in which some instructions of CPUs add."""
     for length in (2, 3000):
-        ones = torch.ones(5, length)
         weight = held(Int8, torch.ones(32, length), 0)
-        scale = numbers.quantised(torch.ones(1, length), torch.int8)[1].double()
-        expected = 127 * 127 * length * scale.square()
-        assert weight.times(ones).double().sub(expected).abs().max() <= 2e-7 * length
-    some = torch.randint(-127, 128, (64, 3001), generator=torch.Generator().manual_seed(0))
-    some = some.to(torch.int8)
-    assert torch.equal(numbers._sums(some, some).long(), some.long() @ some.long().t())
+        expected = torch.full((5, 32), float(length))
+        assert apart(weight.times(torch.ones(5, length)), expected.double()) < 1e-6
+
+
+def test_an_outlier_of_a_token_costs_its_group_alone() -> None:
+    weight, x = held(Int8, torch.eye(300), 0), torch.full((1, 300), 0.1)
+    x[0, 200] = 100.0
+    found = weight.times(x)
+    assert found[0, 128:256].count_nonzero() == 1
+    torch.testing.assert_close(found[0, :128], x[0, :128])
+    torch.testing.assert_close(found[0, 256:], x[0, 256:])
 
 
 @SIDES
