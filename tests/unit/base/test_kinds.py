@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llama.base.frozen import frozen_product
-from llama.base.kinds import KINDS
+from llama.base.kinds import KINDS, lacking
 from llama.settings.base import PACKAGES, Base
 
 ROWS, COLUMNS = 24, 16
@@ -76,3 +76,13 @@ def test_what_is_not_finite_stays_so(name: str, value: float) -> None:
 
 def test_the_options_and_the_table_name_the_same_kinds() -> None:
     assert set(get_args(Base)) == set(KINDS) and set(PACKAGES) <= set(KINDS)
+
+
+def test_a_gpu_without_the_products_is_named() -> None:
+    (problem,) = lacking("fp8", "NVIDIA A100", (8, 0))
+    assert problem == (
+        "--base fp8: NVIDIA A100 has no such products: it is of compute capability 8.0, and they "
+        "begin with 8.9; it has those of half, int8, nf4"
+    )
+    assert not lacking("fp8", "NVIDIA L4", (8, 9)) and not lacking("int8", "NVIDIA A100", (8, 0))
+    assert lacking("int8", "NVIDIA V100", (7, 0)) and not lacking("half", "NVIDIA V100", (7, 0))
