@@ -13,7 +13,7 @@ from llama.adapters.attach import adapters, attach_each, set_values
 from llama.adapters.match import layer_options, misfits
 from llama.adapters.peft_config import read_description
 from llama.assembly.limits import check_tokenizer
-from llama.base.kinds import KINDS
+from llama.base.kinds import KINDS, lacking
 from llama.errors import UserError, raise_if
 from llama.kernels.products import cpu_has_bf16
 from llama.model.config import ModelConfig
@@ -88,7 +88,11 @@ def build_model(
     base: str = "half",
 ) -> Transformer:
     """The model with its weights, held as `base` says, nothing trainable. It is built without
-    memory and filled slice by slice, so that no rank holds what it does not keep."""
+    memory and filled slice by slice, so that no rank holds what it does not keep. UserError where
+    the device has no products of `base`, or a weight is damaged."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        raise_if(lacking(base, name, torch.cuda.get_device_capability(device)))
     with torch.device("meta"):
         model = Transformer(source.config, tp, checkpointing)
     model.requires_grad_(False)

@@ -15,12 +15,16 @@ class Dense:
 
     BY_ROWS: ClassVar[bool] = True
     MADE_DENSE: ClassVar[bool] = False
+    ROUNDS_INPUT: ClassVar[bool] = False
+    CAPABILITY: ClassVar[tuple[int, int]] = (0, 0)
 
     def __init__(self, parameter: nn.Parameter) -> None:
         self.parameter = parameter
 
     @classmethod
-    def empty(cls, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+    def empty(
+        cls, shape: torch.Size, dtype: torch.dtype, device: torch.device, cut: int = 0
+    ) -> nn.Parameter:
         """In `dtype` itself."""
         return nn.Parameter(torch.empty(shape, dtype=dtype, device=device), requires_grad=False)
 
@@ -39,8 +43,10 @@ class Dense:
     def times(self, x_TI: torch.Tensor) -> torch.Tensor:
         return products.times(x_TI, self.parameter)
 
-    def times_transposed(self, g_TO: torch.Tensor) -> torch.Tensor:
-        return products.times_transposed(g_TO, self.parameter)
+    def times_transposed(
+        self, g_TO: torch.Tensor, onto: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return products.times_transposed(g_TO, self.parameter, onto)
 
     def dense(self) -> torch.Tensor:
         return self.parameter

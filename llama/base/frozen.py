@@ -20,6 +20,13 @@ class FrozenWeight(Protocol):
     MADE_DENSE: ClassVar[bool]
     """Whether each product first makes the dense matrix, which it then lets go."""
 
+    ROUNDS_INPUT: ClassVar[bool]
+    """Whether a product rounds what it is given too, by some percent: else it is that with `dense`,
+    but for the order of sums."""
+
+    CAPABILITY: ClassVar[tuple[int, int]]
+    """CUDA's compute capability from which on there are such products."""
+
     parameter: nn.Parameter
     """What the layer registers, ZeRO-3 partitions and checkpoints of the base would hold."""
 
@@ -30,9 +37,11 @@ class FrozenWeight(Protocol):
     def __init__(self, parameter: nn.Parameter) -> None: ...
 
     @classmethod
-    def empty(cls, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+    def empty(
+        cls, shape: torch.Size, dtype: torch.dtype, device: torch.device, cut: int = 0
+    ) -> nn.Parameter:
         """Room on `device` for a matrix of `shape = [O, I]`, this rank's slice of it, that is to be
-        computed with in `dtype`."""
+        computed with in `dtype`. Along dimension `cut` tensor-parallel ranks share the whole."""
         ...
 
     def fill(self, stored: torch.Tensor) -> None:
@@ -54,8 +63,10 @@ class FrozenWeight(Protocol):
         """`x W^T`, `[T, O]`, in the type of `x`."""
         ...
 
-    def times_transposed(self, g_TO: torch.Tensor) -> torch.Tensor:
-        """`g W`, `[T, I]`, in the type of `g`."""
+    def times_transposed(
+        self, g_TO: torch.Tensor, onto: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`g W`, `[T, I]`, in the type of `g`; added to `onto`, in place, where that is given."""
         ...
 
     def dense(self) -> torch.Tensor:

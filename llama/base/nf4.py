@@ -55,13 +55,17 @@ class NF4:
 
     BY_ROWS: ClassVar[bool] = False
     MADE_DENSE: ClassVar[bool] = True
+    ROUNDS_INPUT: ClassVar[bool] = False
+    CAPABILITY: ClassVar[tuple[int, int]] = (0, 0)
 
     def __init__(self, parameter: nn.Parameter) -> None:
         self.parameter = parameter
         self.matrix: Matrix = parameter.matrix  # type: ignore[attr-defined]
 
     @classmethod
-    def empty(cls, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+    def empty(
+        cls, shape: torch.Size, dtype: torch.dtype, device: torch.device, cut: int = 0
+    ) -> nn.Parameter:
         size = sum(_sizes(shape.numel()))
         parameter = nn.Parameter(torch.zeros(size, dtype=torch.uint8, device=device), False)
         parameter.matrix = Matrix(shape, dtype)  # type: ignore[attr-defined]
@@ -99,8 +103,10 @@ class NF4:
     def times(self, x_TI: torch.Tensor) -> torch.Tensor:
         return products.times(x_TI, self._as(x_TI.dtype))
 
-    def times_transposed(self, g_TO: torch.Tensor) -> torch.Tensor:
-        return products.times_transposed(g_TO, self._as(g_TO.dtype))
+    def times_transposed(
+        self, g_TO: torch.Tensor, onto: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return products.times_transposed(g_TO, self._as(g_TO.dtype), onto)
 
     def dense(self) -> torch.Tensor:
         return self._as(self.compute_dtype)

@@ -115,10 +115,6 @@ class _Run:
         }
         self.grads: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def _dense(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        """A layer's weight, for one product: where it is held narrower, it is made for that."""
-        return self.weights[name].dense().to(dtype)
-
     # Forward
 
     def forward(self, saved: Saved, kept: Kept) -> torch.Tensor:
@@ -170,7 +166,7 @@ class _Run:
         return tuple(seed for seed in found if seed is not None)
 
     def _linear(self, name: str, x: torch.Tensor, saved: Saved) -> torch.Tensor:
-        y = x @ self._dense(name, x.dtype).t()
+        y = self.weights[name].times(x)
         if name in self.factors:
             factors = self.factors[name]
             if name not in saved.hidden:
@@ -290,9 +286,9 @@ class _Run:
         self, names: tuple[str, ...], grads: tuple[torch.Tensor, ...]
     ) -> torch.Tensor:
         """The sum of `g W` over the layers, summed by the products themselves."""
-        total = grads[0] @ self._dense(names[0], grads[0].dtype)
+        total = self.weights[names[0]].times_transposed(grads[0])
         for name, grad in zip(names[1:], grads[1:], strict=True):
-            total.addmm_(grad, self._dense(name, grad.dtype))
+            self.weights[name].times_transposed(grad, onto=total)
         return total
 
     def _factor_gradients(

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from llama.base.dense import Dense
+from llama.base.eight_bits import FP8, Int8
 from llama.base.nf4 import NF4
 from llama.fused.block import fused_block, linears
 from llama.model.attention import Attention, document_attention
@@ -30,7 +31,7 @@ PARTS = {
 }
 """Name to type of each part of a block."""
 LINEARS = (ColumnParallelLinear, RowParallelLinear)
-WEIGHTS = (Dense, NF4)
+WEIGHTS = (Dense, NF4, Int8, FP8)
 """The ways of holding a frozen weight that it multiplies by."""
 
 

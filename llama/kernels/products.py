@@ -65,6 +65,9 @@ def _decoded(x_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
     return x_TI @ weight_OI.t()
 
 
-def times_transposed(g_TO: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
-    """`g W`, `[T, I]` in the type of `g`."""
-    return g_TO @ weight_OI.to(g_TO.dtype)
+def times_transposed(
+    g_TO: torch.Tensor, weight_OI: torch.Tensor, onto_TI: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`g W`, `[T, I]` in the type of `g`; added to `onto`, in place, where that is given."""
+    weight_OI = weight_OI.to(g_TO.dtype)
+    return g_TO @ weight_OI if onto_TI is None else onto_TI.addmm_(g_TO, weight_OI)

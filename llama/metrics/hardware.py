@@ -45,8 +45,13 @@ class GPU:
     """Bytes a second of its memory."""
     link: Link
     """To the other GPUs of its node."""
+    capability: tuple[int, int]
+    """CUDA's compute capability."""
     source: str
-    bf16: bool = True
+
+    @property
+    def bf16(self) -> bool:
+        return self.capability >= (8, 0)
 
     def rate(self, precision: str) -> float:
         """FLOP/s of products in `fp16`, `bf16` or `fp32`."""
@@ -71,53 +76,63 @@ GPUS: Mapping[str, GPU] = MappingProxyType(
     {
         "a100-40gb": GPU(
             *("A100", int(39.39 * GIB), 312e12, 19.5e12, 1.555e12, _NVLINK_3),
+            capability=(8, 0),
             source="NVIDIA A100 data sheet (SXM4 40 GB)",
         ),
         "a100-80gb": GPU(
             *("A100", int(79.15 * GIB), 312e12, 19.5e12, 2.039e12, _NVLINK_3),
+            capability=(8, 0),
             source="NVIDIA A100 data sheet (SXM4 80 GB)",
         ),
         "h100-80gb": GPU(
             *("H100", 85_017_493_504, 989.4e12, 67e12, 3.35e12, NVLINK),
+            capability=(9, 0),
             source="NVIDIA H100 data sheet (SXM5); memory measured",
         ),
         "h200": GPU(
             *("H200", 150_109_880_320, 989.4e12, 67e12, 4.8e12, NVLINK),
+            capability=(9, 0),
             source="NVIDIA H200 data sheet (SXM5); memory measured",
         ),
         "b200": GPU(
             *("B200", int(178.3 * GIB), 2250e12, 75e12, 7.7e12, _NVLINK_5),
+            capability=(10, 0),
             source="NVIDIA HGX B200 data sheet, an eighth of it",
         ),
         "l40s": GPU(
             *("L40S", int(44.4 * GIB), 362e12, 91.6e12, 0.864e12, _PCIE_4),
+            capability=(8, 9),
             source="NVIDIA L40S data sheet",
         ),
         "a10g-24gb": GPU(
             *("A10G", int(22.1 * GIB), 70e12, 31.5e12, 0.6e12, _PCIE_4),
+            capability=(8, 6),
             source="AWS, instances of type G5",
         ),
         "l4": GPU(
             *("L4", int(22.0 * GIB), 121e12, 30.3e12, 0.3e12, _PCIE_4),
+            capability=(8, 9),
             source="NVIDIA L4 data sheet",
         ),
         "rtx-4090": GPU(
             *("RTX 4090", int(23.5 * GIB), 165.2e12, 82.6e12, 1.008e12, _PCIE_4),
+            capability=(8, 9),
             source="NVIDIA Ada GPU architecture, appendix A",
         ),
         "rtx-3090": GPU(
             *("RTX 3090", int(23.5 * GIB), 71e12, 35.6e12, 0.936e12, _PCIE_4),
+            capability=(8, 6),
             source="NVIDIA Ampere GA102 GPU architecture, appendix A",
         ),
         "v100-32gb": GPU(
             *("V100", int(31.7 * GIB), 125e12, 15.7e12, 0.9e12, _NVLINK_2),
+            capability=(7, 0),
             source="NVIDIA V100 data sheet (SXM2)",
-            bf16=False,
         ),
         "t4": GPU(
             *("T4", int(14.6 * GIB), 65e12, 8.1e12, 0.32e12, _PCIE_3),
+            capability=(7, 5),
             source="NVIDIA T4 data sheet",
-            bf16=False,
         ),
     }
 )

@@ -228,10 +228,10 @@ def weights_bytes(job: Job) -> int:
 
 def _held_bytes(job: Job, name: str) -> int:
     """Of this rank's share of the layer `name` of one block."""
-    rows, columns = job.config.linear_shape(name)
-    cut = (rows, columns // job.tensor_parallel)  # along either side it has as many elements
+    shape, cut = list(job.config.linear_shape(name)), 1 if name in ROWS else 0
+    shape[cut] //= job.tensor_parallel
     kind = KINDS[job.base]
-    return kind(kind.empty(torch.Size(cut), job.dtype, torch.device("meta"))).nbytes
+    return kind(kind.empty(torch.Size(shape), job.dtype, torch.device("meta"), cut)).nbytes
 
 
 def exchanged_bytes(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from llama.settings.deepspeed_json.check import zero_stage
 
 HALF = "half"
-Base = Literal["half", "nf4"]
+Base = Literal["half", "int8", "fp8", "nf4"]
 """The class of each is in `llama/base/kinds.py`."""
 PACKAGES = {"nf4": "bitsandbytes"}
 """Of each, the package that it needs and that is not installed with this one."""

@@ -94,9 +94,11 @@ class TrainOptions(RowOptions):
     lora: LoRAOptions = field(default_factory=LoRAOptions)
     """The adapters, with --method lora."""
     base: Base = field(default="half", metadata=BY_VALUE)
-    """How the frozen weights of the blocks are held: half, in the JSON's own precision; nf4, in
-    four bits with double quantisation (QLoRA), made dense for each product: slower, in a third of
-    the memory. It needs the package bitsandbytes; not with ZeRO-3. See docs/nf4.md."""
+    """How the frozen weights of the blocks are held: half, in the JSON's own precision; fp8 or
+    int8, in eight bits and multiplied so, in half the memory; nf4, in four bits with double
+    quantisation (QLoRA), made dense for each product: slower, in a third of the memory. Of GPUs
+    those from Ada and Hopper on have fp8; nf4 needs the package bitsandbytes; not with ZeRO-3. See
+    docs/quantised.md and docs/nf4.md."""
     init_adapter: Path | None = field(default=None, metadata=BY_CONTENT)
     """Begin a new run from the values of this adapter, a folder as generate's --adapter takes. Its
     rank, alpha, targets and scale are taken; one that is given and differs is refused. None means
@@ -163,8 +165,8 @@ class AnswerOptions(AdapterOptions):
     precision: Literal["half", "float32"] = "half"
     """What the model computes in; half is the 16-bit type that suits the device."""
     base: Base = "half"
-    """How the weights of the blocks are held: half, in what is computed in; nf4, in four bits, as
-    train --base nf4 does."""
+    """How the weights of the blocks are held: half, in what is computed in; fp8, int8 or nf4, as
+    train --base does."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,8 +44,8 @@ class EvaluateOptions(ReadingOptions, AdapterOptions):
     precision: Literal["half", "float32"] = "half"
     """What the model computes in; half is the 16-bit type that suits the device."""
     base: Base = "half"
-    """How the weights of the blocks are held: half, in what is computed in; nf4, in four bits, as
-    train --base nf4 does."""
+    """How the weights of the blocks are held: half, in what is computed in; fp8, int8 or nf4, as
+    train --base does."""
     json: bool = False
     """Whether the last line of standard output is the result as one JSON object."""
 

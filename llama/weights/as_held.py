@@ -42,12 +42,12 @@ class AsHeld:
             return self._base.read(name, dim, start, length)
         stored = self._base.read(name)
         cut = 1 if target in _BY_COLUMNS else 0
-        shares = [self._held(share) for share in stored.chunk(self._shards, dim=cut)]
+        shares = [self._held(share, cut) for share in stored.chunk(self._shards, dim=cut)]
         axis, length = slice_of(tuple(stored.shape), dim, start, length)
         return torch.cat(shares, dim=cut).narrow(axis, start, length)
 
-    def _held(self, share: torch.Tensor) -> torch.Tensor:
-        weight = self._kind(self._kind.empty(share.shape, torch.float32, self._device))
+    def _held(self, share: torch.Tensor, cut: int) -> torch.Tensor:
+        weight = self._kind(self._kind.empty(share.shape, torch.float32, self._device, cut))
         weight.fill(share)
         return weight.dense()
 

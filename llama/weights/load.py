@@ -61,13 +61,13 @@ def load_weights(
     for name in parameters:
         how = _way_to_hold(model, name, kind)
         old = model.get_parameter(name)
-        placement.expect(name, how.empty(old.shape, dtype, torch.device("meta")))
+        placement.expect(name, how.empty(old.shape, dtype, torch.device("meta"), _cut(old)))
     for name, names in parameters.items():
         old, how = model.get_parameter(name), _way_to_hold(model, name, kind)
-        part = new = how.empty(old.shape, dtype, device)
+        part = new = how.empty(old.shape, dtype, device, _cut(old))
         first, count = placement.rows(name, old.shape[0], how.BY_ROWS)
         if count < old.shape[0]:
-            part = how.empty(torch.Size([count, *old.shape[1:]]), dtype, device)
+            part = how.empty(torch.Size([count, *old.shape[1:]]), dtype, device, _cut(old))
         if placement.reads and count:
             stored = _read_share(reader, name, old, shard_rank, shard_count, first, count)
             how(part).fill(stored)
@@ -101,6 +101,11 @@ def _way_to_hold(model: nn.Module, name: str, kind: type[FrozenWeight]) -> type[
         return Dense
     layer.kind = kind
     return kind
+
+
+def _cut(parameter: nn.Parameter) -> int:
+    """The dimension along which ranks share it; of what each has whole, the first."""
+    return getattr(parameter, "shard_dim", None) or 0
 
 
 def _names_by_parameter(model: nn.Module) -> list[list[str]]:

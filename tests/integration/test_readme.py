@@ -20,7 +20,7 @@ from tests.support.tiny_runs import launched, read_lines, write_model, write_row
 README = (ROOT / "README.md").read_text()
 LINES = shell_lines(ROOT / "README.md")
 COMMANDS = list(dict.fromkeys(line for line in LINES if "launcher/" in line))
-GUIDES = ("recipes", "verify", "choosing", "adapting", "export", "nf4")
+GUIDES = ("recipes", "verify", "choosing", "adapting", "export", "nf4", "quantised")
 # Servers are asked by tests/parity/test_check_server.py.
 OF_GUIDES = dict.fromkeys(
     line

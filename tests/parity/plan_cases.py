@@ -162,6 +162,10 @@ CASES: dict[str, Case] = {
     "stories fp32 zero0 nf4 shards": Case(
         STORIES, "fp32", 0, ALL, tensor_parallel=2, base="nf4", accumulation=2
     ),
+    "stories bf16 zero1 fp8 block": Case(
+        STORIES, "bf16", 1, ALL, checkpointing="block", base="fp8"
+    ),
+    "stories fp32 zero0 int8 shards": Case(STORIES, "fp32", 0, ALL, tensor_parallel=2, base="int8"),
     "stories fp32 zero0 full": Case(STORIES, "fp32", 0, None, rows=1),
     "stories bf16 zero1 full": Case(STORIES, "bf16", 1, None, rows=1, bucket=50_000),
     "smol bf16 zero2 full block": Case(

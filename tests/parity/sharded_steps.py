@@ -49,6 +49,7 @@ CASES: dict[str, dict[str, Any]] = {
     "pissa": {"lora": {"start": "pissa"}},
     "tied, in bf16": {"tied_embedding": True, "precision": "bf16"},
     "in four bits": {"base": "nf4"},
+    "in eight bits": {"base": "fp8", "checkpointing": "none"},
     "two blocks": {"n_layers": 2, "checkpointing": "none"},
 }
 """What differs from LoRA of all layers with dropout, ZeRO-1, one micro-batch."""

@@ -35,12 +35,16 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 
 
 def model(base: str, dropout: float = 0.0, **lora: Any) -> Transformer:
-    """With weights in `nf4`, or in `half` as those are when made dense, and adapters on all of them
-    whose B is not zero, so that A has a gradient too."""
+    """With weights in `nf4`, or in `half` as those are when made dense, and adapters on all."""
     reader = READER if base == "nf4" else DENSE
     made = build_model(ModelSource("tiny", reader, None), torch.float32, CPU, base=base)
     attach(made, LoRAOptions(4, 8.0, dropout, LINEARS, **lora))
     initialise(made, 0, CPU)
+    return with_b(made)
+
+
+def with_b(made: Transformer) -> Transformer:
+    """Adapters whose B is not zero, so that A has a gradient too."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for _, adapter in adapters(made):

@@ -31,7 +31,8 @@ FLAGS = {
         "--gradient_checkpointing;--gradient_checkpointing false;--max_length 2048;"
         "--max_seq_length 2048;--packing;--lora_r 16;--lora_alpha 32;--lora_dropout 0.05;"
         "--lora_target_modules q_proj v_proj;--target_modules all-linear;--use_rslora;--use_dora;"
-        "--modules_to_save embed_tokens;--load_in_4bit;--warmup_steps 100;--warmup_ratio 0.03;"
+        "--modules_to_save embed_tokens;--load_in_4bit;--load_in_8bit;"
+        "--warmup_steps 100;--warmup_ratio 0.03;"
         "--weight_decay 0.01;--max_grad_norm 0.3;--optim adamw_torch;--optim paged_adamw_8bit;"
         "--lr_scheduler_type cosine;--save_steps 500;--save_total_limit 2;--eval_steps 50;"
         "--eval_strategy epoch;--logging_steps 1;--seed 42;--use_wandb;--wandb_project x;"
@@ -48,7 +49,8 @@ FLAGS = {
     ),
     "LLaMA-Factory": (
         "--stage sft;--finetuning_type lora;--lora_target all;--cutoff_len 2048;"
-        "--template llama3;--dataset rows.jsonl;--lora_rank 8;--quantization_bit 4;"
+        "--template llama3;--dataset rows.jsonl;--lora_rank 8;"
+        "--quantization_bit 4;--quantization_bit 8;"
         "--flash_attn fa2;--max_samples 1000;--plot_loss true;--val_size 0.1"
     ),
     "Unsloth and scripts": (

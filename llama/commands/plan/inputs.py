@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llama.assembly.limits import check_examples, check_length, check_tokenizer, degrees_problems
+from llama.base.kinds import lacking
 from llama.data.packing import PackedRow
 from llama.data.prepare import Prepared, Reading
 from llama.data.shares import rows_of_epoch
@@ -67,6 +68,7 @@ def read_inputs(options: PlanOptions) -> Inputs:
     place = None
     try:
         place = _place(options)
+        problems += lacking(options.base, f"--gpu {options.gpu}", place.gpu.capability)
     except UserError as error:
         problems += error.problems
     raise_if(problems)

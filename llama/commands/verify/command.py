@@ -167,6 +167,7 @@ def asked_run(case: Case, resolved: Resolved, mesh: Mesh, device: torch.device) 
         optimizer_bytes=_of_all_ranks(engine.optimizer_state_bytes(), mesh, device),
         trained=method_of(options, case.source).TRAINED,
         base_sharers=mesh.base_sharers if is_sharded(embedding) else 1,
+        rounds_input=KINDS[options.base].ROUNDS_INPUT,
     )
     engine.close()
     return outcome

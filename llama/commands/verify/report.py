@@ -31,6 +31,8 @@ class Outcome:
     """What trains, in a word."""
     base_sharers: int = 1
     """How many data-parallel ranks held one base together."""
+    rounds_input: bool = False
+    """Whether the products with frozen weights round what they are given."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ TOLERANCES = {
 """In float32 only the order of sums differs. Of the adapter more is allowed, since Adam divides a
 gradient by its own size: an element whose gradient is all rounding moves as far as any. In half
 precision much of a wide model's first gradients is rounding: there loss and norm are the proof, and
-the adapter may not be farther off than it has moved."""
+the adapter may not be farther off than it has moved. So it is, in float32 too, where frozen weights
+are multiplied in eight bits."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ def compare(
     """On the first rank, which has the reference; the others wait for its verdict."""
     found: list[Any] = [None]
     if reference is not None:
-        rows = _rows(outcome, reference, resolved.precision)
+        rounded = "bf16" if outcome.rounds_input else resolved.precision
+        rows = _rows(outcome, reference, TOLERANCES[rounded])
         found = [Comparison(_title(outcome, resolved, mesh), rows, outcome.trained)]
     torch.distributed.broadcast_object_list(found, src=0)
     return found[0]
@@ -106,8 +110,7 @@ def _title(outcome: Outcome, resolved: Resolved, mesh: Mesh) -> str:
     )
 
 
-def _rows(outcome: Outcome, reference: Outcome, precision: str) -> list[Row]:
-    limit = TOLERANCES[precision]
+def _rows(outcome: Outcome, reference: Outcome, limit: Tolerance) -> list[Row]:
     rows = [
         _series("loss", outcome.losses, reference.losses, limit.loss),
         _series("gradient norm", outcome.grad_norms, reference.grad_norms, limit.grad_norm),

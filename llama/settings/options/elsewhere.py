@@ -59,8 +59,8 @@ _BF16 = Here("--override bf16.enabled=true --override fp16.enabled=false")
 _FP16 = Here("--override fp16.enabled=true --override bf16.enabled=false")
 _FLOAT32 = Instead("float32 is --deepspeed ds_configs/lora_float32.json")
 _PRECISION = Already("the DeepSpeed JSON says the precision")
-_NF4 = Here("--base nf4")
-_QUANTISED = Instead("frozen weights are held in 16 or 32 bits, or by --base nf4 in four")
+_NF4, _INT8 = Here("--base nf4"), Here("--base int8")
+_QUANTISED = Instead("--base says how frozen weights are held: half, fp8, int8 or nf4")
 _EVALUATION = "held-out rows (--eval_data) are evaluated before, and after each epoch"
 _MEASURED = "held-out loss is what is measured"
 _EVERY_STEP = Already("metrics.jsonl and --report_to's places have every step")
@@ -141,9 +141,8 @@ _ROWS: tuple[tuple[str, Answer], ...] = (
         "per_device_train_batch_size batch_size micro_batch_size per_gpu_train_batch_size",
         Here("--override train_micro_batch_size_per_gpu={}", "4", whole=True),
     ),
-    ("gradient_accumulation", Here("--override gradient_accumulation_steps={}", "8", whole=True)),
     (
-        "gradient_accumulation_steps",
+        "gradient_accumulation gradient_accumulation_steps",
         Here("--override gradient_accumulation_steps={}", "8", whole=True),
     ),
     (
@@ -179,8 +178,9 @@ _ROWS: tuple[tuple[str, Answer], ...] = (
     ("load_in_4bit", _only_on(_NF4)),
     ("bnb_4bit_quant_type", ByValue({"nf4": _NF4}, _QUANTISED)),
     ("bnb_4bit_*", Already("--base nf4 quantises twice, and computes in the JSON's precision")),
-    ("quantization_bit", ByValue({"4": Here("--base nf4", "4")}, _QUANTISED)),
-    ("load_in_8bit quantization_method", _only_on(_QUANTISED)),
+    ("quantization_bit", ByValue({"4": Here("--base nf4", "4"), "8": _INT8}, _QUANTISED)),
+    ("load_in_8bit", _only_on(_INT8)),
+    ("quantization_method", _only_on(_QUANTISED)),
     (
         "gradient_checkpointing use_gradient_checkpointing",
         _switch(Already("--checkpointing block is the default"), Here("--checkpointing none")),

@@ -36,6 +36,11 @@ def bf16_on_a_t4(setting: Setting) -> None:
     setting.edit_json("ds.json", bf16={"enabled": True}, zero_optimization={"stage": 1})
 
 
+def fp8_on_an_a100(setting: Setting) -> None:
+    setting.options.update(gpu="a100-80gb")
+    setting.more += ["--base", "fp8"]
+
+
 def too_large_for_the_machine(setting: Setting) -> None:
     setting.options |= {"model": "random:llama-7b", "tokenizer": "model"}
     setting.patches.append(
@@ -76,6 +81,11 @@ CASES = [
     ),
     Refused("an unknown key", no_such_key, ("zero_optimisation",)),
     Refused("bf16 on a GPU without it", bf16_on_a_t4, ("bf16 is not supported",)),
+    Refused(
+        "`--base fp8` on a GPU without it",
+        fp8_on_an_a100,
+        ("--base fp8: --gpu a100-80gb has no such products", "half, int8, nf4"),
+    ),
     Refused(
         "data without a tokenizer",
         lambda s: s.options.update(model="llama-7b", data="rows.json"),

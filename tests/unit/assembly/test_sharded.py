@@ -50,7 +50,9 @@ class Packed:
         self.parameter = parameter
 
     @classmethod
-    def empty(cls, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+    def empty(
+        cls, shape: torch.Size, dtype: torch.dtype, device: torch.device, cut: int = 0
+    ) -> nn.Parameter:
         packed = torch.empty(shape.numel() + 1, dtype=torch.uint8, device=device)
         return nn.Parameter(packed, requires_grad=False)
 

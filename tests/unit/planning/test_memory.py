@@ -19,6 +19,7 @@ from llama.planning.job import Job, Zero
 from llama.planning.levels import kept_within, sizes_of
 from llama.planning.memory import NAMES, Memory, memory
 from llama.planning.trace import trace
+from llama.planning.work import ROWS
 from llama.settings import LoRAOptions
 from tests.support.model_files import ROOT
 
@@ -68,6 +69,21 @@ def test_four_bits_are_planned_as_they_are_held(fused: bool) -> None:
     without, beside = (trace(replace(short, base=b)).backward_beside for b in ("half", "nf4"))
     largest = 2 * max(rows * columns for rows, columns in matrices)
     assert 0.8 * largest < beside - without < 1.2 * largest
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+def test_eight_bits_are_planned_as_they_are_held(fused: bool) -> None:
+    """A byte for a weight of a block and four for each row or column; nothing more is kept from the
+    forward to the backward pass, and a product takes no dense matrix."""
+    half, narrow = (plan(base=base, fused=fused, lora=QV) for base in ("half", "fp8"))
+    matrices = {name: SMALL.linear_shape(name) for name in LINEARS}
+    weights = SMALL.n_layers * sum(rows * columns for rows, columns in matrices.values())
+    scales = SMALL.n_layers * sum(4 * shape[n in ROWS] for n, shape in matrices.items())
+    held = 2 * weights - half.bytes_of("weights") + narrow.bytes_of("weights")
+    # The device gives each matrix whole multiples of 512 bytes.
+    assert 0 <= held - weights - scales < 512 * SMALL.n_layers * len(LINEARS)
+    dense, made = (sizes_of(replace(JOB, base=base, fused=fused)) for base in ("half", "fp8"))
+    assert made.kept == dense.kept
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
