@@ -84,7 +84,7 @@ CASES = [
     Refused(
         "`--base fp8` on a GPU without it",
         fp8_on_an_a100,
-        ("--base fp8: --gpu a100-80gb has no such products", "half, int8, nf4"),
+        ("--gpu a100-80gb has no such products: it is of compute capability 8.0",),
     ),
     Refused(
         "data without a tokenizer",
