@@ -14,7 +14,7 @@ from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader
 from tests.gpu.test_kernels_on_gpu import CPU, CUDA, GROUPED
 from tests.parity.test_packing import documents
-from tests.support.skips import needs_gpus
+from tests.support.skips import GPU, needs_gpus, skip
 
 pytestmark = [pytest.mark.gpu, needs_gpus()]
 
@@ -27,7 +27,7 @@ SHAPES = [(256, 512), (24, 40), (7, 33)]
 def needs_products(request: pytest.FixtureRequest) -> None:
     kind = request.getfixturevalue("kind") if "kind" in request.fixturenames else FP8
     if torch.cuda.get_device_capability() < kind.CAPABILITY:
-        pytest.skip(f"this GPU has no products of {kind.__name__}")
+        skip(GPU, f"one with products of {kind.__name__}")
 
 
 @pytest.mark.parametrize(("kind", "side"), [(Int8, 0), (FP8, 0), (FP8, 1)])
