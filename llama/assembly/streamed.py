@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import accumulate
 
 import torch
@@ -32,20 +31,22 @@ _ELEMENTS = 1 << 20
 
 class _InFile(Dense):
     """A weight that stays where it is stored: each product reads it, some rows at a time, and takes
-    them in float32. Its parameter has no memory, and `read_rows` on it gives rows by the number of
-    the first and how many."""
+    them in float32. Its parameter has no memory, and says in `stored` which weight of which reader
+    it is. UserError for one that is not finite."""
 
     def times(self, x_TI: torch.Tensor) -> torch.Tensor:
-        return torch.cat([x_TI @ rows.t() for rows in self._rows()], dim=1)
+        y_TO = torch.cat([x_TI @ rows.t() for rows in self._rows()], dim=1)
+        return _require_finite(y_TO, *self.parameter.stored)  # type: ignore[attr-defined]
 
     def dense(self) -> torch.Tensor:
         return torch.cat(list(self._rows()))
 
     def _rows(self) -> Iterator[torch.Tensor]:
+        reader, name = self.parameter.stored  # type: ignore[attr-defined]
         count, columns = self.parameter.shape
         step = max(1, _ELEMENTS // columns)
         for start in range(0, count, step):
-            yield self.parameter.read_rows(start, min(step, count - start))  # type: ignore[attr-defined]
+            yield reader.read(name, 0, start, min(step, count - start)).float()
 
 
 @torch.no_grad()
@@ -96,7 +97,7 @@ def _hidden(
     """`[T, D]`: what the output matrix is given of `T` tokens, each text a document."""
     config = reader.config
     rows = [reader.read("tok_embeddings.weight", 0, id_, 1) for text in texts for id_ in text]
-    x_TD = torch.cat(rows).float()
+    x_TD = _require_finite(torch.cat(rows).float(), reader, "tok_embeddings.weight")
     boundaries = [0, *accumulate(len(text) for text in texts)]
     rotation = Rotation(
         inverse_frequencies(config),
@@ -107,7 +108,7 @@ def _hidden(
     documents = Documents(boundaries)
     for layer in range(config.n_layers):
         x_TD = _block(reader, layer, layers, state)(x_TD, rotation, documents, None)
-    return rms_norm(x_TD, reader.read("norm.weight").float(), config.norm_eps)
+    return rms_norm(x_TD, _whole(reader, "norm.weight"), config.norm_eps)
 
 
 def _head(reader: WeightReader) -> Iterator[tuple[int, torch.Tensor]]:
@@ -116,15 +117,21 @@ def _head(reader: WeightReader) -> Iterator[tuple[int, torch.Tensor]]:
     name = "tok_embeddings.weight" if config.tied_embedding else "output.weight"
     step = max(1, _ELEMENTS // config.dim)
     for start in range(0, config.vocab_size, step):
-        yield start, _read(reader, name, start, min(step, config.vocab_size - start))
+        rows = reader.read(name, 0, start, min(step, config.vocab_size - start)).float()
+        yield start, _require_finite(rows, reader, name)
 
 
-def _read(reader: WeightReader, name: str, start: int, length: int) -> torch.Tensor:
-    """Rows of a weight, in float32. UserError where they are not finite."""
-    rows = reader.read(name, 0, start, length)
-    if not is_finite(rows):
-        raise UserError(f"{reader.place(name)}: {not_finite(name, rows, torch.float32)}")
-    return rows.float()
+def _whole(reader: WeightReader, name: str) -> torch.Tensor:
+    """A small weight, in float32."""
+    return _require_finite(reader.read(name).float(), reader, name)
+
+
+def _require_finite(values: torch.Tensor, reader: WeightReader, name: str) -> torch.Tensor:
+    """`values`, which are those of the weight `name`, or products with it. UserError where they are
+    not finite because it is not: what comes later may be, since attention on CPUs loses a NaN."""
+    if not is_finite(values) and not is_finite(weight := reader.read(name)):
+        raise UserError(f"{reader.place(name)}: {not_finite(name, weight, torch.float32)}")
+    return values
 
 
 def _block(
@@ -141,11 +148,9 @@ def _block(
         module = block.get_submodule(owner)
         if isinstance(module, ParallelLinear) and attribute == "weight":
             module.kind = _InFile
-            old.read_rows = partial(_read, reader, prefix + name)  # type: ignore[attr-defined]
+            old.stored = reader, prefix + name  # type: ignore[attr-defined]
         else:
-            module.register_parameter(
-                attribute, nn.Parameter(_read(reader, prefix + name, 0, old.shape[0]))
-            )
+            module.register_parameter(attribute, nn.Parameter(_whole(reader, prefix + name)))
     of_block = {
         name.removeprefix(prefix): replace(options, dropout=0.0)
         for name, options in layers.items()
