@@ -34,6 +34,9 @@ from tests.parity.plan_cases import CASES, Case
 
 STEPS = 3
 """The first makes the moments and records ZeRO-3's order; what is asked is the last."""
+TRIALS = 3
+"""Of several ranks the least of so many steps is asked: a thread of gloo's lets go of a message's
+tensors when it comes to it, on a busy machine after more has been made."""
 
 
 def main(out: Path, names: list[str]) -> None:
@@ -58,13 +61,17 @@ def measured(case: Case, mesh: Mesh, device: torch.device) -> dict[str, int]:
         engine.step(window)
     gc.collect()
     storages.add(every_tensor())
-    before = storages.total
+    before, peaks = storages.total, []
     with storages:
-        engine.step(window)
+        for _ in range(1 if mesh.world_size == 1 else TRIALS):
+            gc.collect()
+            storages.peak = storages.total
+            engine.step(window)
+            peaks.append(storages.peak)
     engine.close()
     del engine
     gc.collect()
-    return {"peak": storages.peak, "before": before}
+    return {"peak": min(peaks), "before": before}
 
 
 def engine_of(case: Case, mesh: Mesh, device: torch.device) -> Engine:
