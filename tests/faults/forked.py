@@ -131,8 +131,8 @@ def _fork(
         os.setpgid(0, 0)
         # tqdm's own is shared by all forks: one that is killed holding it would stop all after it.
         tqdm.set_lock(threading.RLock())
-        # A fork makes torch's pool of threads anew when it is first asked for. Two threads that ask at
-        # once can meet none ("Invalid thread pool!"): so it is asked for while there is one.
+        # A fork makes torch's pool of threads anew when it is first asked for. Two threads that ask
+        # at once can meet none ("Invalid thread pool!"): so it is asked for while there is one.
         torch.set_num_threads(torch.get_num_threads())
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(descriptor, 1)
