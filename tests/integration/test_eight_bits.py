@@ -12,7 +12,7 @@ from tests.integration.test_resume import assert_the_same
 from tests.support.resume_case import Case, settings
 from tests.support.tiny_runs import launched, succeeded
 
-pytestmark = [pytest.mark.slow, pytest.mark.numeric]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.numeric]
 
 BF16, FP32 = settings("zero1-bf16"), settings("zero1-fp32")
 BASES = ("int8", "fp8")
