@@ -13,77 +13,50 @@ other leaves the sum.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
 
-from llama.kernels import eight_bits, products
+from llama.base import packed
+from llama.base.packed import Matrix, Packed
+from llama.kernels import eight_bits
 
 ALIGNED = 16
 """Bytes: the scales begin at a multiple of them."""
-AT_ONCE = 2**22
-"""Weights that are quantised at a time, of which that takes a copy in float32."""
 
 
-@dataclass(frozen=True)
-class Matrix:
-    """What a parameter of bytes stands for."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-    """Of the run, in which it would be held if it were dense."""
-    scaled: int
-    """The dimension whose every index has a scale: 0, rows, or 1, columns."""
-
-
-class EightBits:
-    """`FrozenWeight` of one parameter of bytes: the codes, `[O, I]`, filled up to a multiple of 16,
-    and the scales in float32. The parameter's `matrix` says what it is."""
+class EightBits(Packed):
+    """`FrozenWeight` of the codes, `[O, I]`, filled up to a multiple of 16, and of the scales in
+    float32."""
 
     CODES: ClassVar[torch.dtype]
     BY_CUT: ClassVar[bool]
     """Whether the scales are those of the dimension that ranks share, else of the rows."""
-    BY_ROWS: ClassVar[bool] = False
     MADE_DENSE: ClassVar[bool] = False
     ROUNDS_INPUT: ClassVar[bool] = True
     CAPABILITY: ClassVar[tuple[int, int]]
 
-    def __init__(self, parameter: nn.Parameter) -> None:
-        self.parameter = parameter
-        self.matrix: Matrix = parameter.matrix  # type: ignore[attr-defined]
+    @classmethod
+    def bytes_of(cls, matrix: Matrix) -> int:
+        return _scales_begin(matrix.shape) + 4 * matrix.shape[cls._scaled(matrix)]
 
     @classmethod
-    def empty(
-        cls, shape: torch.Size, dtype: torch.dtype, device: torch.device, cut: int = 0
-    ) -> nn.Parameter:
-        scaled = cut if cls.BY_CUT else 0
-        size = _scales_begin(shape) + 4 * shape[scaled]
-        parameter = nn.Parameter(torch.zeros(size, dtype=torch.uint8, device=device), False)
-        parameter.matrix = Matrix(shape, dtype, scaled)  # type: ignore[attr-defined]
-        return parameter
+    def _scaled(cls, matrix: Matrix) -> int:
+        """The dimension whose every index has a scale: 0, rows, or 1, columns."""
+        return matrix.cut if cls.BY_CUT else 0
 
     @torch.no_grad()
     def fill(self, stored: torch.Tensor) -> None:
         codes, scales = self._codes(), self._scales()
-        if self.matrix.scaled == 1:
+        if self._scaled(self.matrix) == 1:
             codes, stored = codes.t(), stored.t()
-        rows = max(1, AT_ONCE // stored.shape[1])
+        rows = max(1, packed.AT_ONCE // stored.shape[1])
         for first in range(0, stored.shape[0], rows):
             some = slice(first, first + rows)
             values = stored[some].to(codes.device, torch.float32, copy=True)
             found, scale = eight_bits.quantised(values, self.CODES)
             codes[some] = found
             scales[some] = scale.squeeze(1)
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        return products.computed_in(self.matrix.dtype, self.parameter.device)
-
-    @property
-    def nbytes(self) -> int:
-        return self.parameter.nbytes
 
     def times(self, x_TI: torch.Tensor) -> torch.Tensor:
         rows, columns = self._by_side()
@@ -97,13 +70,13 @@ class EightBits:
         return found if onto is None else onto.add_(found)
 
     def dense(self) -> torch.Tensor:
-        scales = self._scales().unsqueeze(1 - self.matrix.scaled)
+        scales = self._scales().unsqueeze(1 - self._scaled(self.matrix))
         return self._codes().float().mul_(scales).to(self.compute_dtype)
 
     def _by_side(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """The scales, of the rows or of the columns."""
         scales = self._scales()
-        return (scales, None) if self.matrix.scaled == 0 else (None, scales)
+        return (scales, None) if self._scaled(self.matrix) == 0 else (None, scales)
 
     def _codes(self) -> torch.Tensor:
         """`[O, I]`"""

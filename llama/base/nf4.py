@@ -15,14 +15,14 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
+from llama.base import packed
+from llama.base.packed import Matrix, Packed
 from llama.kernels import products
 
 BLOCK = 64
@@ -31,55 +31,31 @@ GROUP = 256
 """Absmax that share a scale."""
 LEVELS = 256
 """Values that an absmax may take, of its scale."""
-AT_ONCE = 2**22
-"""Weights that are quantised at a time, of which a CPU makes several copies."""
 
 
-@dataclass(frozen=True)
-class Matrix:
-    """What a parameter of bytes stands for."""
+class NF4(Packed):
+    """`FrozenWeight` of the codes of the weights, two to a byte, `[32 B]`; those of the absmax,
+    `[B]` rounded up to a multiple of 4; and in float32 their scales, `[B / 256]`, rounded up, their
+    mean and what each of their codes stands for, `[256]`.
 
-    shape: torch.Size
-    dtype: torch.dtype
-    """Of the run, in which it would be held if it were dense."""
+    Each product makes the dense matrix anew, and lets it go; a shard is quantised by itself."""
 
-
-class NF4:
-    """`FrozenWeight` of one parameter of bytes, so that whatever moves, sends or counts parameters
-    has all of it: the codes of the weights, two to a byte, `[32 B]`; those of the absmax, `[B]`
-    rounded up to a multiple of 4; and in float32 their scales, `[B / 256]`, rounded up, their mean
-    and what each of their codes stands for, `[256]`.
-
-    The parameter's `matrix` says what it is. Each product makes the dense matrix anew, and lets it
-    go; a shard is quantised by itself."""
-
-    BY_ROWS: ClassVar[bool] = False
     MADE_DENSE: ClassVar[bool] = True
     ROUNDS_INPUT: ClassVar[bool] = False
     CAPABILITY: ClassVar[tuple[int, int]] = (0, 0)
 
-    def __init__(self, parameter: nn.Parameter) -> None:
-        self.parameter = parameter
-        self.matrix: Matrix = parameter.matrix  # type: ignore[attr-defined]
-
     @classmethod
-    def empty(
-        cls, shape: torch.Size, dtype: torch.dtype, device: torch.device, cut: int = 0
-    ) -> nn.Parameter:
-        size = sum(_sizes(shape.numel()))
-        parameter = nn.Parameter(torch.zeros(size, dtype=torch.uint8, device=device), False)
-        parameter.matrix = Matrix(shape, dtype)  # type: ignore[attr-defined]
-        return parameter
+    def bytes_of(cls, matrix: Matrix) -> int:
+        return sum(_sizes(matrix.shape.numel()))
 
     @torch.no_grad()
     def fill(self, stored: torch.Tensor) -> None:
         ops, parts = _operators(), self._parts()
         parts.levels.copy_(torch.tensor(_levels()))
         found = []
-        pieces = zip(
-            stored.reshape(-1).split(AT_ONCE), parts.codes.split(AT_ONCE // 2), strict=True
-        )
-        for piece, place in pieces:
+        count = packed.AT_ONCE
+        places = parts.codes.split(count // 2)
+        for piece, place in zip(stored.reshape(-1).split(count), places, strict=True):
             values = piece.to(place.device).float()
             values = F.pad(values, (0, -values.numel() % BLOCK))
             codes, absmax = ops.quantize_4bit(values, BLOCK, "nf4", torch.uint8)
@@ -91,14 +67,6 @@ class NF4:
         codes, scales = ops.quantize_blockwise(absmax - parts.mean, parts.levels, GROUP)
         parts.absmax.copy_(codes)
         parts.scales.copy_(scales)
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        return products.computed_in(self.matrix.dtype, self.parameter.device)
-
-    @property
-    def nbytes(self) -> int:
-        return self.parameter.nbytes
 
     def times(self, x_TI: torch.Tensor) -> torch.Tensor:
         return products.times(x_TI, self._as(x_TI.dtype))

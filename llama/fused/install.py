@@ -12,9 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llama.base.dense import Dense
-from llama.base.eight_bits import FP8, Int8
-from llama.base.nf4 import NF4
+from llama.base.kinds import KINDS
 from llama.fused.block import fused_block, linears
 from llama.model.attention import Attention, document_attention
 from llama.model.documents import Documents
@@ -31,8 +29,6 @@ PARTS = {
 }
 """Name to type of each part of a block."""
 LINEARS = (ColumnParallelLinear, RowParallelLinear)
-WEIGHTS = (Dense, NF4, Int8, FP8)
-"""The ways of holding a frozen weight that it multiplies by."""
 
 
 def install(model: Transformer) -> str | None:
@@ -82,7 +78,7 @@ def _uncovered_linear(layer: Any) -> str | None:
         return "has a bias"
     if layer.weight.requires_grad:
         return "is trained itself"
-    if layer.kind not in WEIGHTS:
+    if layer.kind not in KINDS.values():
         return f"is held as {layer.kind.__name__}"
     if hasattr(layer.weight, "ds_id"):  # ZeRO-3 gathers it only within its own module's call
         return "is partitioned by ZeRO-3"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from llama.base import eight_bits
+from llama.base import packed
 from llama.base.eight_bits import FP8, EightBits, Int8
 from llama.base.frozen import frozen_product
 from llama.kernels import eight_bits as numbers
@@ -162,7 +162,7 @@ def test_pieces_make_the_same_bytes(
 ) -> None:
     matrix = weights((130, 65))
     whole = held(kind, matrix, side).parameter
-    monkeypatch.setattr(eight_bits, "AT_ONCE", 1024)
+    monkeypatch.setattr(packed, "AT_ONCE", 1024)
     assert torch.equal(held(kind, matrix, side).parameter, whole)
 
 

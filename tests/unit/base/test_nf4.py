@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from llama.base import nf4
+from llama.base import nf4, packed
 from llama.base.nf4 import NF4, _Parts
 from tests.support.model_files import ROOT
 
@@ -103,7 +103,7 @@ def test_what_it_takes() -> None:
 def test_pieces_make_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     matrix = weights((130, 65))
     whole = held(matrix).parameter
-    monkeypatch.setattr(nf4, "AT_ONCE", 1024)
+    monkeypatch.setattr(packed, "AT_ONCE", 1024)
     assert torch.equal(held(matrix).parameter, whole)
 
 
