@@ -216,7 +216,11 @@ def create_mesh(tensor_parallel: int, sequence_parallel: int = 1, base_sharers: 
         data_parallel_group=data_parallel_group,
         base_sharers=base_sharers,
         base_group=_base_group(tensor_parallel, base_sharers, data_parallel_group),
-        sequence_parallel=_sequence(rank, world_size, tensor_parallel, sequence_parallel),
+        sequence_parallel=SequenceParallel(
+            rank // tensor_parallel % sequence_parallel,
+            sequence_parallel,
+            _group_in_a_row(tensor_parallel, sequence_parallel),
+        ),
     )
 
 
@@ -237,42 +241,33 @@ def _require_one_number(base_sharers: int, world_size: int) -> None:
 def _base_group(
     tensor_parallel: int, sharers: int, data_parallel: dist.ProcessGroup
 ) -> dist.ProcessGroup | None:
-    """This rank's own. Every rank makes every group, in one order: on GPUs each group is split off
-    a communicator that all of them are in."""
-    if sharers == 1:
-        return None
-    if sharers == dist.get_world_size(data_parallel):
+    if sharers == dist.get_world_size(data_parallel) > 1:
         return data_parallel
+    return _group_in_a_row(tensor_parallel, sharers)
+
+
+def _group_in_a_row(tensor_parallel: int, size: int) -> dist.ProcessGroup | None:
+    """This rank's own of `groups_in_a_row`; None where that is this rank alone. Every rank makes
+    every group, in one order: on GPUs each is split off a communicator that all of them are in."""
+    if size == 1:
+        return None
     own = None
-    for ranks in base_groups(dist.get_world_size(), tensor_parallel, sharers):
+    for ranks in groups_in_a_row(dist.get_world_size(), tensor_parallel, size):
         group = dist.new_group(ranks)
         own = group if dist.get_rank() in ranks else own
     assert isinstance(own, dist.ProcessGroup)
     return own
 
 
-def base_groups(world_size: int, tensor_parallel: int, sharers: int) -> list[list[int]]:
-    """The ranks of each group that holds one base, all the same shard of the model: `sharers`
-    data-parallel ranks in a row."""
-    length = sharers * tensor_parallel
+def groups_in_a_row(world_size: int, tensor_parallel: int, size: int) -> list[list[int]]:
+    """Of all ranks the groups of `size` data-parallel ones in a row, all with the same shard of the
+    model."""
+    length = size * tensor_parallel
     return [
         list(range(start + shard, start + length, tensor_parallel))
         for start in range(0, world_size, length)
         for shard in range(tensor_parallel)
     ]
-
-
-def _sequence(rank: int, world_size: int, shards: int, size: int) -> SequenceParallel:
-    """The group that this rank shares tokens with. Every rank makes all groups, in one order."""
-    if size == 1:
-        return ALONE
-    own, found = rank // (shards * size) * shards * size + rank % shards, dist.group.WORLD
-    for first in range(0, world_size, shards * size):
-        for shard in range(first, first + shards):
-            group = dist.new_group(list(range(shard, shard + shards * size, shards)))
-            if shard == own and isinstance(group, dist.ProcessGroup):
-                found = group
-    return SequenceParallel(rank // shards % size, size, found)
 
 
 class DeepSpeedTopology:

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 
-from llama.parallel.mesh import DeepSpeedTopology, Mesh, TensorParallel, base_groups
+from llama.parallel.mesh import DeepSpeedTopology, Mesh, TensorParallel, groups_in_a_row
 
 ASKING = (
     "__init__.py",
@@ -120,10 +120,10 @@ def test_the_answers_are_the_mesh_s() -> None:
 
 
 def test_a_base_is_shared_by_ranks_in_a_row_that_have_the_same_shard() -> None:
-    assert base_groups(8, 2, 2) == [[0, 2], [1, 3], [4, 6], [5, 7]]
-    assert base_groups(8, 1, 4) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert groups_in_a_row(8, 2, 2) == [[0, 2], [1, 3], [4, 6], [5, 7]]
+    assert groups_in_a_row(8, 1, 4) == [[0, 1, 2, 3], [4, 5, 6, 7]]
     for degree, count in ((1, 2), (2, 4), (4, 2)):
-        groups = base_groups(16, degree, count)
+        groups = groups_in_a_row(16, degree, count)
         assert sorted(rank for ranks in groups for rank in ranks) == [*range(16)]
         assert {(len(ranks), len({rank % degree for rank in ranks})) for ranks in groups} == {
             (count, 1)
