@@ -23,10 +23,7 @@ from llama.parallel.layers import ParallelLinear
 from llama.parallel.mesh import SINGLE
 from llama.settings import LoRAOptions
 from llama.weights.load import is_finite, not_finite
-from llama.weights.reader import WeightReader
-
-_ELEMENTS = 1 << 20
-"""Of a weight, that are read at a time."""
+from llama.weights.reader import WeightReader, by_rows
 
 
 class _InFile(Dense):
@@ -35,18 +32,15 @@ class _InFile(Dense):
     it is. UserError for one that is not finite."""
 
     def times(self, x_TI: torch.Tensor) -> torch.Tensor:
-        y_TO = torch.cat([x_TI @ rows.t() for rows in self._rows()], dim=1)
+        y_TO = torch.cat([x_TI @ rows.t() for rows in self._by_rows()], dim=1)
         return _require_finite(y_TO, *self.parameter.stored)  # type: ignore[attr-defined]
 
     def dense(self) -> torch.Tensor:
-        return torch.cat(list(self._rows()))
+        return torch.cat(list(self._by_rows()))
 
-    def _rows(self) -> Iterator[torch.Tensor]:
+    def _by_rows(self) -> Iterator[torch.Tensor]:
         reader, name = self.parameter.stored  # type: ignore[attr-defined]
-        count, columns = self.parameter.shape
-        step = max(1, _ELEMENTS // columns)
-        for start in range(0, count, step):
-            yield reader.read(name, 0, start, min(step, count - start)).float()
+        return (rows.float() for _, rows in by_rows(reader, name, self.parameter.shape))
 
 
 @torch.no_grad()
@@ -115,10 +109,8 @@ def _head(reader: WeightReader) -> Iterator[tuple[int, torch.Tensor]]:
     """The output matrix in float32, some rows at a time: the number of the first, and they."""
     config = reader.config
     name = "tok_embeddings.weight" if config.tied_embedding else "output.weight"
-    step = max(1, _ELEMENTS // config.dim)
-    for start in range(0, config.vocab_size, step):
-        rows = reader.read(name, 0, start, min(step, config.vocab_size - start)).float()
-        yield start, _require_finite(rows, reader, name)
+    for start, rows in by_rows(reader, name, (config.vocab_size, config.dim)):
+        yield start, _require_finite(rows.float(), reader, name)
 
 
 def _whole(reader: WeightReader, name: str) -> torch.Tensor:

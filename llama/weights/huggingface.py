@@ -62,10 +62,9 @@ class HuggingFaceReader(FileReader):
 
     def _check_spare(self, spare: TensorHeader, config_file: Path) -> None:
         """A tied model may hold its matrix a second time, if it is the same."""
-        rows = self.config.vocab_size
         self._shapes["output.weight"] = spare.shape
         if spare.shape != self._shapes["tok_embeddings.weight"] or not same_values(
-            self, "output.weight", "tok_embeddings.weight", rows
+            self, "output.weight", "tok_embeddings.weight", spare.shape
         ):
             raise UserError(
                 f"{config_file}: tie_word_embeddings is true, but lm_head.weight differs from "

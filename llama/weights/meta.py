@@ -63,7 +63,7 @@ class MetaReader(FileReader):
         # Meta's tied releases hold the matrix under both names; two trained matrices that were
         # not tied would not be equal to the last bit.
         if untied and same_values(
-            self, "output.weight", "tok_embeddings.weight", config.vocab_size
+            self, "output.weight", "tok_embeddings.weight", shapes["output.weight"]
         ):
             self.config = replace(config, tied_embedding=True)
             del self._shapes["output.weight"]

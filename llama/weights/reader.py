@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +19,8 @@ from llama.weights import rotary
 
 _FILES_AT_ONCE = 8
 _SLOW_BYTES = 4 << 30
+_AT_ONCE = 1 << 20
+"""Elements of a weight, in `by_rows`; of longer rows it is one."""
 SAMPLED_ROWS = 8
 """Of each matrix, in `sampled_hash`."""
 
@@ -153,12 +156,18 @@ def fingerprint_of(files: list[Path]) -> str:
     return whole.hexdigest()
 
 
-def same_values(reader: FileReader, name: str, other: str, rows: int) -> bool:
-    """Whether two matrices of `rows` rows are equal bit for bit. Different ones differ at once."""
-    step = 1024
-    for start in range(0, rows, step):
-        length = min(step, rows - start)
-        ours, theirs = reader.read(name, 0, start, length), reader.read(other, 0, start, length)
-        if ours.dtype != theirs.dtype or not torch.equal(ours, theirs):
-            return False
-    return True
+def by_rows(
+    reader: WeightReader, name: str, shape: Sequence[int]
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """The weight `name`, of `shape`, some rows at a time: the number of the first, and they."""
+    step = max(1, _AT_ONCE // prod(shape[1:]))
+    for start in range(0, shape[0], step):
+        yield start, reader.read(name, 0, start, min(step, shape[0] - start))
+
+
+def same_values(reader: FileReader, name: str, other: str, shape: Sequence[int]) -> bool:
+    """Whether two matrices of `shape` are equal bit for bit. Different ones differ at once."""
+    pairs = zip(by_rows(reader, name, shape), by_rows(reader, other, shape), strict=True)
+    return all(
+        ours.dtype == theirs.dtype and torch.equal(ours, theirs) for (_, ours), (_, theirs) in pairs
+    )

@@ -31,7 +31,7 @@ from llama.weights.gguf import GGUFReader
 from llama.weights.gguf_writer import GGUFFileWriter, named_tokenizer
 from llama.weights.meta_writer import MetaWriter
 from llama.weights.open_model import open_model
-from llama.weights.reader import WeightReader
+from llama.weights.reader import WeightReader, by_rows
 from llama.weights.shapes import expected_shapes
 from llama.weights.writers import WRITERS
 from llama.weights.writing import FileWriter
@@ -40,8 +40,6 @@ WRITER_OF = {"hf": "huggingface", "meta": "meta", "gguf": "gguf"}
 """By what `--format` takes, that of `WRITERS` which writes it."""
 TOLD_EVERY = 10.0
 """Seconds between lines on how far the weights have come."""
-_ELEMENTS = 1 << 20
-"""Of a weight, that are merged and rounded at a time."""
 _Q8_0_BYTES = 34 / 32
 """Of one number: 32 of 8 bits have one scale of 16."""
 
@@ -163,9 +161,8 @@ def _rounded(
     reader: WeightReader, name: str, shape: tuple[int, ...], dtype: torch.dtype
 ) -> torch.Tensor:
     """A weight, rounded once: some rows at a time, so that nothing wider than it is ever whole."""
-    whole, step = torch.empty(shape, dtype=dtype), max(1, _ELEMENTS // prod(shape[1:]))
-    for start in range(0, shape[0], step):
-        rows = reader.read(name, 0, start, min(step, shape[0] - start))
+    whole = torch.empty(shape, dtype=dtype)
+    for start, rows in by_rows(reader, name, shape):
         extremes = torch.stack(torch.aminmax(rows)).float()
         if not torch.isfinite(extremes.to(dtype)).all():
             raise UserError(_not_finite(reader.place(name), name, extremes, dtype))
