@@ -10,12 +10,10 @@ from llama.adapters.adapter import Cut, Shapes
 from llama.adapters.kinds import kind_of
 from llama.adapters.peft_config import Description
 from llama.adapters.peft_format import WEIGHTS, peft_name
-from llama.model.config import LINEARS, PART_OF, ModelConfig
+from llama.model.config import LINEARS, PART_OF, ROW_PARALLEL, ModelConfig
 from llama.settings import LoRAOptions
 from llama.weights.shapes import summarise
 
-_BY_ROWS = ("wq", "wk", "wv", "w1", "w3")
-"""Layers that tensor parallelism cuts by rows; the others it cuts by columns."""
 _OTHER = {".a": ".b", ".b": ".a"}
 """The end of a factor's name to that of the other one's."""
 
@@ -132,7 +130,7 @@ def _shards(found: Shapes, expected: Shapes, cuts: Mapping[str, Cut]) -> int | N
     counts = set()
     for name in found.keys() & expected.keys():
         *_, target, _, tensor = name.split(".")
-        cut = cuts[tensor].of(target in _BY_ROWS)
+        cut = cuts[tensor].of(target not in ROW_PARALLEL)
         held, whole = found[name], expected[name]
         if len(held) != len(whole) or any(
             held[d] != whole[d] for d in range(len(whole)) if d != cut

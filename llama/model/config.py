@@ -13,6 +13,9 @@ PART_OF = {
 """The part of a block that each of its linear layers belongs to, by Meta's names of both."""
 LINEARS = tuple(PART_OF)
 """The linear layers of one block: all that a LoRA adapter can be attached to."""
+ROW_PARALLEL = ("wo", "w2")
+"""Those that tensor parallelism cuts by their inputs, the columns of the weight; the others it cuts
+by their outputs."""
 HUGGINGFACE_NAMES = {
     **{"wq": "q_proj", "wk": "k_proj", "wv": "v_proj", "wo": "o_proj"},
     **{"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"},

@@ -17,14 +17,11 @@ import torch
 from llama.adapters.kinds import kind_of
 from llama.base.kinds import KINDS
 from llama.fused.keeping import AGAIN
-from llama.model.config import LINEARS, ModelConfig
+from llama.model.config import LINEARS, ROW_PARALLEL, ModelConfig
 from llama.model.kept import Kept
 from llama.parallel.sharded import rooms
 from llama.planning.job import Job
 from llama.settings import LoRAOptions
-
-ROWS = ("wo", "w2")
-"""Layers that tensor parallelism cuts by inputs: of their adapters A is cut, of others B."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +205,7 @@ def adapter_bytes(config: ModelConfig, lora: LoRAOptions, p: int, size: int) -> 
     kind, count = kind_of(lora), 0
     for name in lora.targets:
         for tensor, shape in kind.shapes(*config.linear_shape(name), lora.rank).items():
-            cut = kind.CUT[tensor].of(name not in ROWS)
+            cut = kind.CUT[tensor].of(name not in ROW_PARALLEL)
             count += prod(shape) // (1 if cut is None else p)
     return size * config.n_layers * count
 
@@ -228,7 +225,7 @@ def weights_bytes(job: Job) -> int:
 
 def _held_bytes(job: Job, name: str) -> int:
     """Of this rank's share of the layer `name` of one block."""
-    shape, cut = list(job.config.linear_shape(name)), 1 if name in ROWS else 0
+    shape, cut = list(job.config.linear_shape(name)), 1 if name in ROW_PARALLEL else 0
     shape[cut] //= job.tensor_parallel
     kind = KINDS[job.base]
     return kind(kind.empty(torch.Size(shape), job.dtype, torch.device("meta"), cut)).nbytes
@@ -272,7 +269,7 @@ def summed_bytes(
     total = 0.0
     for level in kept:
         again = level < Kept.FFN_INPUTS
-        rows = sum(name in ROWS for name in names) if again else 0
+        rows = sum(name in ROW_PARALLEL for name in names) if again else 0
         total += tokens * ((5 if again else 4) * config.dim + rank * (len(names) + rows))
     return size * (total + (tokens + supervised) * config.dim)
 

@@ -7,11 +7,8 @@ from pathlib import Path
 import torch
 
 from llama.base.frozen import FrozenWeight
-from llama.model.config import LINEARS, ModelConfig
+from llama.model.config import LINEARS, ROW_PARALLEL, ModelConfig
 from llama.weights.reader import WeightReader, slice_of
-
-_BY_COLUMNS = ("wo", "w2")
-"""Layers that are cut along their inputs."""
 
 
 class AsHeld:
@@ -41,7 +38,7 @@ class AsHeld:
         if target not in LINEARS or attribute != "weight":
             return self._base.read(name, dim, start, length)
         stored = self._base.read(name)
-        cut = 1 if target in _BY_COLUMNS else 0
+        cut = 1 if target in ROW_PARALLEL else 0
         shares = [self._held(share, cut) for share in stored.chunk(self._shards, dim=cut)]
         axis, length = slice_of(tuple(stored.shape), dim, start, length)
         return torch.cat(shares, dim=cut).narrow(axis, start, length)

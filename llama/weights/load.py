@@ -9,7 +9,7 @@ from torch import nn
 from llama.base.dense import Dense
 from llama.base.frozen import FrozenWeight
 from llama.errors import raise_if
-from llama.parallel.layers import ParallelLinear
+from llama.parallel.layers import ParallelLinear, shard_dim
 from llama.weights.reader import WeightReader
 
 _ADAPTER = ".lora."
@@ -105,7 +105,7 @@ def _way_to_hold(model: nn.Module, name: str, kind: type[FrozenWeight]) -> type[
 
 def _cut(parameter: nn.Parameter) -> int:
     """The dimension along which ranks share it; of what each has whole, the first."""
-    return getattr(parameter, "shard_dim", None) or 0
+    return shard_dim(parameter) or 0
 
 
 def _names_by_parameter(model: nn.Module) -> list[list[str]]:
@@ -127,7 +127,7 @@ def _read_share(
     rows: int,
 ) -> torch.Tensor:
     """`rows` rows from `first` on of the share that `rank` of `count` has of `parameter`."""
-    dim, size = getattr(parameter, "shard_dim", None), parameter.shape[0]
+    dim, size = shard_dim(parameter), parameter.shape[0]
     is_all = rows == size
     if dim is None or count == 1:
         stored = reader.read(name) if is_all else reader.read(name, 0, first, rows)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llama.errors import UserError
-from llama.model.config import LINEARS
+from llama.model.config import LINEARS, ROW_PARALLEL
 from llama.model.kept import Kept
 from llama.model.presets import PRESETS
 from llama.parallel.shares import FLAT_ALIGNMENT
@@ -19,7 +19,6 @@ from llama.planning.job import Job, Zero
 from llama.planning.levels import kept_within, sizes_of
 from llama.planning.memory import NAMES, Memory, memory
 from llama.planning.trace import trace
-from llama.planning.work import ROWS
 from llama.settings import LoRAOptions
 from tests.support.model_files import ROOT
 
@@ -78,7 +77,7 @@ def test_eight_bits_are_planned_as_they_are_held(fused: bool) -> None:
     half, narrow = (plan(base=base, fused=fused, lora=QV) for base in ("half", "fp8"))
     matrices = {name: SMALL.linear_shape(name) for name in LINEARS}
     weights = SMALL.n_layers * sum(rows * columns for rows, columns in matrices.values())
-    scales = SMALL.n_layers * sum(4 * shape[n in ROWS] for n, shape in matrices.items())
+    scales = SMALL.n_layers * sum(4 * shape[n in ROW_PARALLEL] for n, shape in matrices.items())
     held = 2 * weights - half.bytes_of("weights") + narrow.bytes_of("weights")
     # The device gives each matrix whole multiples of 512 bytes.
     assert 0 <= held - weights - scales < 512 * SMALL.n_layers * len(LINEARS)
