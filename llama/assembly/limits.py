@@ -122,11 +122,11 @@ def degrees_problems(options: Degrees, config: ModelConfig) -> list[str]:
     """The same of both degrees: the ranks that share tokens attend to whole heads each."""
     shards, ranks = options.tensor_parallel, options.sequence_parallel
     problems = degree_problems(shards, config)
-    if problems or _trades(ranks, shards, config):
-        return problems
-    fitting = [d for d in range(1, config.n_heads // shards + 1) if _trades(d, shards, config)]
-    each = " on each of its shards" if shards > 1 else ""
     heads, kv_heads = config.n_heads // shards, config.n_kv_heads // shards
+    if problems or _trades(ranks, heads, kv_heads):
+        return problems
+    fitting = [count for count in range(1, heads + 1) if _trades(count, heads, kv_heads)]
+    each = " on each of its shards" if shards > 1 else ""
     return [
         f"--sequence_parallel {ranks}: each of its ranks attends to whole heads, and the model has "
         f"{heads} query heads and {kv_heads} kv heads{each}: {', '.join(map(str, fitting))} would "
@@ -134,9 +134,8 @@ def degrees_problems(options: Degrees, config: ModelConfig) -> list[str]:
     ]
 
 
-def _trades(ranks: int, shards: int, config: ModelConfig) -> bool:
-    """Whether so many ranks can share the heads of a shard, a kv head going to several of them."""
-    heads, kv_heads = config.n_heads // shards, config.n_kv_heads // shards
+def _trades(ranks: int, heads: int, kv_heads: int) -> bool:
+    """Whether so many ranks can share the heads, a kv head going to several of them."""
     return heads % ranks == 0 and (kv_heads % ranks == 0 or ranks % kv_heads == 0)
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from llama.adapters.attach import switched_off
-from llama.data.batches import eval_batches, part_of
+from llama.data.batches import eval_batches, own_part
 from llama.data.packing import PackedRow
 from llama.data.types import Batch
 from llama.model.decoding import Agreed, Sampling, decode_together, own
@@ -45,8 +45,8 @@ def loss_of_share(
     """`summed_loss` on this rank's share of `rows`; ranks that share a model have the same one, and
     those that share tokens each its own of them."""
     batches = eval_batches(rows, micro_batch, mesh.reader, mesh.readers)
-    own = (part_of(b, mesh.sequence_parallel.own(len(b.tokens))) for b in batches)
-    return summed_loss(model, own, device)
+    shares = (own_part(batch, mesh.sequence_parallel) for batch in batches)
+    return summed_loss(model, shares, device)
 
 
 def mean_loss(share: tuple[float, int], mesh: Mesh, device: torch.device) -> tuple[float, int]:

@@ -12,6 +12,7 @@ import torch
 from llama.data.packing import PackedRow
 from llama.data.shares import Share, epoch_rows, rows_of_epoch
 from llama.data.types import IGNORE, Batch
+from llama.parallel.sequence import SequenceParallel
 
 
 class Epochs:
@@ -103,9 +104,12 @@ def make_batch(rows: Sequence[PackedRow], stream: int) -> Batch:
     )
 
 
-def part_of(batch: Batch, own: slice) -> Batch:
-    """Its tokens `own`, with their positions and targets; the boundaries stay those of all: a
-    document may begin in one part and end in another."""
+def own_part(batch: Batch, sequence: SequenceParallel) -> Batch:
+    """Its tokens that are this rank's, with their positions and targets; the boundaries stay those
+    of all: a document may begin in one share and end in another."""
+    if sequence.size == 1:
+        return batch
+    own = sequence.own(len(batch.tokens))
     targets = batch.targets[own]
     return replace(
         batch,

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from llama.adapters.attach import fixed_parameters, parameter_groups, trainable_parameters
-from llama.data.batches import part_of
+from llama.data.batches import own_part
 from llama.data.types import Batch
 from llama.engine.backend import LOGGER
 from llama.engine.configuration import configuration
@@ -101,7 +101,7 @@ class Engine:
         Raises `TrainingError` where steps are skipped for ever."""
         # The tokens of a batch that only fills a rank's turn are nobody's.
         real = [bool(self._objective.count(batch)) for batch in window]
-        window = [part_of(b, self.mesh.sequence_parallel.own(len(b.tokens))) for b in window]
+        window = [own_part(batch, self.mesh.sequence_parallel) for batch in window]
         supervised, tokens = self._total(
             sum(map(self._objective.count, window)),
             sum(len(b.tokens) for b, counts in zip(window, real, strict=True) if counts),

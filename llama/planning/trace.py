@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from llama.adapters.attach import adapters, attach
 from llama.adapters.sequence import run_on_share
 from llama.base.kinds import KINDS
-from llama.data.batches import part_of
+from llama.data.batches import own_part
 from llama.data.types import IGNORE, Batch
 from llama.fused.install import install
 from llama.kernels.compiled import Plan, planned
@@ -178,8 +178,8 @@ class _Step:
                     self.shared.begin()
                 return self.model(**_faked(inputs, self.fake, storages))
 
-        batch, share = batch_of(self.job), share_of_tokens(self.job)
-        loss = SFT.loss(forward, part_of(batch, share.own(len(batch.tokens))), CPU)
+        batch = own_part(batch_of(self.job), sharing_of(self.job))
+        loss = SFT.loss(forward, batch, CPU)
         storages.kind = "working"
         held = before + sum(traced.kept)
         traced.loss_beside = self._look() - held
@@ -255,7 +255,7 @@ def build(job: Job, tp: TensorParallel, fake: FakeTensorMode) -> Transformer:
         for _, adapter in adapters(model):
             adapter.materialise(CPU)
     fake.allow_non_fake_inputs = False
-    run_on_share(model, share_of_tokens(job))
+    run_on_share(model, sharing_of(job))
     if job.fused and job.device == "cuda" and job.zero.stage < 3:
         install(model)
     model.frequencies = fake.from_tensor(model.frequencies)
@@ -306,7 +306,7 @@ class Sharing(SequenceParallel):
         return found
 
 
-def share_of_tokens(job: Job) -> SequenceParallel:
+def sharing_of(job: Job) -> SequenceParallel:
     """The last rank's, which has the most."""
     return Sharing(job.sequence_parallel - 1, job.sequence_parallel)
 

@@ -23,7 +23,7 @@ from deepspeed.sequence.layer import single_all_to_all
 from llama.adapters.sequence import RunOnShare, run_on_share
 from llama.assembly.model import build_model
 from llama.commands.verify.command import Case, asked_run, run
-from llama.data.batches import make_batch, part_of
+from llama.data.batches import make_batch, own_part
 from llama.engine import dropout_seed, start_processes
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
@@ -94,7 +94,7 @@ def gradients(mesh: Mesh, device: torch.device) -> dict[str, float]:
     whole = _adapted(case, SINGLE, device)
     some = _adapted(case, mesh.tensor_parallel, device)
     run_on_share(some, shares)
-    part = part_of(batch, shares.own(len(batch.tokens)))
+    part = own_part(batch, shares)
     losses = []
     for model, seen in ((whole, batch), (some, part)):
         torch.manual_seed(dropout_seed(0, 0, batch.stream))

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from llama.data.batches import make_batch, part_of
+from llama.data.batches import make_batch, own_part
 from llama.data.feed import model_inputs
 from llama.data.types import IGNORE, Example
 from llama.parallel.dropout import _in_32_bits, dropout, keep_mask
@@ -85,7 +85,7 @@ def test_a_share_of_a_batch_has_the_labels_of_its_own_tokens(size: int) -> None:
     """A label is the next token, which may be another rank's: it is taken before the row is cut."""
     examples, targets = _batch()
     batch = make_batch([examples], stream=3)
-    parts = [part_of(batch, SequenceParallel(r, size).own(len(targets))) for r in range(size)]
+    parts = [own_part(batch, SequenceParallel(r, size)) for r in range(size)]
     for name in ("tokens", "positions", "targets"):
         assert torch.equal(torch.cat([getattr(p, name) for p in parts]), getattr(batch, name))
     assert torch.equal(batch.targets, targets)
