@@ -17,6 +17,7 @@ from tests.bad_inputs.cases import (
     deepspeed_file,
     environment,
     exporting,
+    groups,
     hosts,
     planning,
     reporting,
@@ -30,6 +31,7 @@ from tests.bad_inputs.setting import Case, build, run
 AREAS: dict[str, list[Case]] = {
     "DeepSpeed JSON": deepspeed_file.CASES,
     "Command line": command_line.CASES,
+    "Groups of ranks": groups.CASES,
     "Data": data.CASES,
     "Tokenizer and template": tokenizers.CASES,
     "Model": weights.CASES,

@@ -37,6 +37,16 @@ def adapter(out: Path) -> Path:
     return out / "adapter" / "adapter_model.safetensors"
 
 
+def assert_within_rounding(out: Path, straight: Path) -> None:
+    assert len(metrics(out)) == len(metrics(straight))
+    for ours, theirs in zip(metrics(out), metrics(straight), strict=True):
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            near = value if value is None else pytest.approx(value, rel=TRAINED)
+            assert ours[key] == near, (key, ours, theirs)
+    assert distance(load_file(adapter(out)), load_file(adapter(straight))) <= TRAINED
+
+
 def assert_the_same(out: Path, straight: Path) -> None:
     assert metrics(out) == metrics(straight)
     assert summary(out) == summary(straight)
@@ -109,13 +119,7 @@ def test_another_topology_on_the_way(other: str, more: tuple[str, ...], case: Ca
     case.add(name, settings(plain), None)
     case.go()
     out = case.out(name)
-    assert len(metrics(out)) == len(metrics(straight))
-    for ours, theirs in zip(metrics(out), metrics(straight), strict=True):
-        assert ours.keys() == theirs.keys()
-        for key, value in theirs.items():
-            near = value if value is None else pytest.approx(value, rel=TRAINED)
-            assert ours[key] == near, (key, ours, theirs)
-    assert distance(load_file(adapter(out)), load_file(adapter(straight))) <= TRAINED
+    assert_within_rounding(out, straight)
 
 
 def test_a_shared_base_goes_on_from_a_whole_one_and_back(case: Case) -> None:

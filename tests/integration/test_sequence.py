@@ -7,10 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
-from tests.integration.test_resume import adapter, metrics, straight_run
-from tests.support.closeness import TRAINED, distance
+from tests.integration.test_resume import assert_within_rounding, metrics, straight_run
 from tests.support.model_files import ROOT
 from tests.support.resume_case import STEPS, Case, settings
 from tests.support.tiny_runs import launched, succeeded, write_model
@@ -51,10 +49,5 @@ def test_a_run_goes_on_with_its_tokens_shared_and_not(tmp_path: Path) -> None:
     assert "2: tensor-parallel 1 x sequence-parallel 2 x data-parallel 1, ZeRO-1" in said
     assert "2 packed rows (micro-batch 1 x 2 x 1 rank)" in said
     out = case.out("shared")
-    assert len(metrics(out)) == len(metrics(straight)) > STEPS
-    for ours, theirs in zip(metrics(out), metrics(straight), strict=True):
-        assert ours.keys() == theirs.keys()
-        for key, value in theirs.items():
-            near = value if value is None else pytest.approx(value, rel=TRAINED)
-            assert ours[key] == near, (key, ours, theirs)
-    assert distance(load_file(adapter(out)), load_file(adapter(straight))) <= TRAINED
+    assert len(metrics(straight)) > STEPS
+    assert_within_rounding(out, straight)

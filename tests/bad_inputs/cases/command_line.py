@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from llama.parallel.mesh import SINGLE, Mesh
-from tests.bad_inputs.setting import Case, Setting, launched
+from tests.bad_inputs.setting import Case, Setting
+from tests.bad_inputs.spoiling import alone, ranks, words
 
 
 def option(name: str, value: str | None) -> Callable[[Setting], None]:
@@ -24,27 +24,10 @@ def option(name: str, value: str | None) -> Callable[[Setting], None]:
     return spoil
 
 
-def words(*more: str) -> Callable[[Setting], None]:
-    return lambda setting: setting.more.extend(more)
-
-
 def yaml(content: str) -> Callable[[Setting], None]:
     def spoil(setting: Setting) -> None:
         setting.path("run.yaml").write_text(content)
         setting.more += ["--config", "run.yaml"]
-
-    return spoil
-
-
-def ranks(count: int, *more: str) -> Callable[[Setting], None]:
-    def spoil(setting: Setting) -> None:
-        setting.more += more
-        setting.environment |= launched(0, count)
-        alone = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
-        setting.patches += [  # no others come
-            mock.patch("llama.train.loop.start_processes"),
-            mock.patch("llama.train.loop.mesh_of", lambda _: alone),
-        ]
 
     return spoil
 
@@ -108,16 +91,14 @@ def system_left_out(setting: Setting) -> None:
 
 def resume_from_nothing(setting: Setting) -> None:
     setting.more += ["--resume", "absent"]
-    alone = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
-    setting.patches.append(mock.patch("llama.train.loop.mesh_of", lambda _: alone))
+    setting.patches.append(alone())
 
 
 def output_without_room(setting: Setting) -> None:
     """It is judged where the checkpoints' sizes are known, by the main rank."""
     usage = SimpleNamespace(total=1 << 40, used=0, free=1000)
     setting.patches.append(mock.patch("shutil.disk_usage", lambda _: usage))
-    alone = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
-    setting.patches.append(mock.patch("llama.train.loop.mesh_of", lambda _: alone))
+    setting.patches.append(alone())
 
 
 def output_in_use(setting: Setting) -> None:
@@ -141,16 +122,6 @@ def output_read_only(setting: Setting) -> None:
         return not (str(path).endswith("shut") and mode & os.W_OK) and access(path, mode)
 
     setting.patches.append(mock.patch("os.access", answer))
-
-
-def hosts_not_alike(setting: Setting) -> None:
-    ranks(5, "--shard_base")(setting)
-    setting.environment["LOCAL_WORLD_SIZE"] = "3"
-
-
-def shard_base_under_zero3(setting: Setting) -> None:
-    setting.edit_json("ds.json", zero_optimization={"stage": 3})
-    setting.more.append("--shard_base")
 
 
 CASES = [
@@ -179,32 +150,6 @@ CASES = [
     Case("`--lora.rank 0`", words("--lora.rank", "0"), ("--lora.rank: expected at least 1",)),
     Case("a rank above the width", words("--lora.rank", "65"), ("above the model's width 64",)),
     Case("`--method half`", words("--method", "half"), ("expected one of lora, full",)),
-    Case(
-        "`--shard_base` where all trains",
-        words("--method", "full", "--shard_base"),
-        ("--shard_base: shares out what is frozen, and with --method full nothing is",),
-    ),
-    Case(
-        "`--shard_base` and ZeRO-3",
-        shard_base_under_zero3,
-        ("--shard_base: zero_optimization.stage is 3 in ds.json",),
-    ),
-    Case("`--shard_base al`", words("--shard_base", "al"), ("found 'al'; did you mean all?",)),
-    Case(
-        "a base shared by more ranks than divide theirs",
-        ranks(8, "--shard_base", "3"),
-        ("--shard_base: 3 does not divide the 8 data-parallel ranks",),
-    ),
-    Case(
-        "a base shared by hosts of which nothing is known",
-        ranks(4, "--shard_base"),
-        ("--shard_base: nothing says how many ranks this host has (LOCAL_WORLD_SIZE)",),
-    ),
-    Case(
-        "a base shared by hosts that are not alike",
-        hosts_not_alike,
-        ("--shard_base: the 5 ranks of this run are not as many on each host: this one has 3",),
-    ),
     Case(
         "adapters' settings where there are none",
         words("--method", "full", "--lora.rank", "8", "--lora.dropout", "0"),
@@ -261,40 +206,6 @@ CASES = [
     Case("an output folder below a file", output_in_a_file, ("is a file; a folder is expected",)),
     Case("an output folder that cannot be written", output_read_only, ("cannot be written to",)),
     Case("a disk without room", output_without_room, ("has room for 1,000 bytes, and the run is",)),
-    Case("more ranks a model than ranks", words("--tensor_parallel", "2"), ("1 process cannot",)),
-    Case("ranks no multiple of the degree", ranks(3, "--tensor_parallel", "2"), ("3 processes",)),
-    Case("`--tensor_parallel 0`", words("--tensor_parallel", "0"), ("expected at least 1",)),
-    Case(
-        "a degree that does not divide the heads",
-        ranks(8, "--tensor_parallel", "8"),
-        ("does not divide the model's kv heads 4",),
-    ),
-    Case(
-        "a degree that divides nothing",
-        ranks(5, "--tensor_parallel", "5"),
-        ("query heads 8, kv heads 4, feed-forward width 192:",),
-    ),
-    Case(
-        "more ranks a row than ranks",
-        words("--sequence_parallel", "2"),
-        ("--sequence_parallel: 1 process cannot be divided into groups of 2;",),
-    ),
-    Case(
-        "ranks no multiple of both degrees",
-        ranks(6, "--tensor_parallel", "2", "--sequence_parallel", "2"),
-        ("6 processes cannot be divided into groups of 2 x 2 (--tensor_parallel x this)",),
-    ),
-    Case("`--sequence_parallel 0`", words("--sequence_parallel", "0"), ("expected at least 1",)),
-    Case(
-        "ranks a row that share no heads evenly",
-        ranks(3, "--sequence_parallel", "3"),
-        ("8 query heads and 4 kv heads: 1, 2, 4, 8 would do",),
-    ),
-    Case(
-        "the same on each shard",
-        ranks(16, "--tensor_parallel", "2", "--sequence_parallel", "8"),
-        ("4 query heads and 2 kv heads on each of its shards: 1, 2, 4 would do",),
-    ),
     Case("a YAML file that is not there", words("--config", "run.yml"), ("run.yml: ",)),
     Case("a YAML file with an unknown option", yaml("seqlen: 64\n"), ("did you mean seq_len?",)),
     Case(

@@ -7,10 +7,7 @@ from functools import partial
 from unittest import mock
 
 from tests.bad_inputs.setting import Case, Setting
-
-
-def words(*more: str) -> Callable[[Setting], None]:
-    return lambda setting: setting.more.extend(more)
+from tests.bad_inputs.spoiling import words
 
 
 def gpu(name: str) -> Callable[[Setting], None]:

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 from tests.bad_inputs.cases.environment import cuda, variables
 from tests.bad_inputs.setting import Case, Setting
-
-
-def words(*more: str) -> Callable[[Setting], None]:
-    def spoil(setting: Setting) -> None:
-        setting.more += more
-
-    return spoil
+from tests.bad_inputs.spoiling import words
 
 
 def no_such_key(setting: Setting) -> None:
