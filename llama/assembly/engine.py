@@ -9,7 +9,7 @@ from llama.assembly.memory import keep_what_fits
 from llama.assembly.model import build_model
 from llama.assembly.sharded import ShardedPlacement, run_sharded
 from llama.engine import Engine, ZeRO3Placement
-from llama.fused.captured import capture
+from llama.fused.captured import add_gradients, capture
 from llama.fused.install import install
 from llama.kernels.compiled import compile_kernels, is_wanted, missing
 from llama.methods.kinds import method_of
@@ -63,9 +63,10 @@ def build_engine(
         keep_what_fits(model, resolved.micro_batch, length, mesh, device, to_come)
     if fast:
         plain = plain or capture(model)
-        engine.passes_are_captured = plain is None
         if plain:
             note(plain)
+        elif (onto := engine.add_up_gradients()) is not None:
+            add_gradients(model, onto)
     if shared is not None:
         run_sharded(model, shared)
     return engine

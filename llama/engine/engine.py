@@ -16,6 +16,7 @@ from llama.data.batches import own_part
 from llama.data.types import Batch
 from llama.engine.backend import LOGGER
 from llama.engine.configuration import configuration
+from llama.engine.flat import FlatWindow, takes_flat
 from llama.engine.gradients import check_all_at_once, norm_of
 from llama.engine.nonfinite import Finding, first_nonfinite
 from llama.engine.optimizer_state import Held, OptimizerState, Source
@@ -25,9 +26,10 @@ from llama.engine.rates import with_lists, with_rates
 from llama.engine.replicas import differing
 from llama.engine.state import MOMENTS, EngineState, Tensors
 from llama.engine.step import Step, dropout_seed
-from llama.engine.window import Window
+from llama.engine.window import ByDeepSpeed, LastByDeepSpeed, Window
 from llama.engine.zero3 import gathered
 from llama.errors import TrainingError
+from llama.fused.mirrored import Mirrored
 from llama.objectives.kinds import SFT
 from llama.objectives.objective import Objective
 from llama.parallel.layers import joined, share_of
@@ -63,8 +65,6 @@ class Engine:
         self._gathered: Tensors | None = None
         self._skipped_in_a_row = 0
         self._scale_is_spent = False
-        self.passes_are_captured = False
-        """Whether the model's passes are graphs, for which DeepSpeed is not asked each time."""
         self.zero_stage = resolved.zero_stage
         self.trainable = trainable_parameters(model)
         self._fixed = fixed_parameters(model)
@@ -86,9 +86,21 @@ class Engine:
         check_all_at_once(self._optimizer)
         send_gradients_to_owners(self._optimizer)
         self.model: nn.Module = self._engine.module
+        self._window: Window = ByDeepSpeed(self._engine)
         self._state = OptimizerState(self.trainable, self._optimizer, self.zero_stage)
         self.parts = Parts(self.trainable, self._state, mesh, device)
         """What this rank keeps of the state: for states that are too large to be gathered."""
+
+    def add_up_gradients(self) -> Mirrored | None:
+        """From now on add up the gradients of a step's micro-batches before DeepSpeed has them: for
+        passes that are graphs, which a host that follows each tensor would hold up. Gives the place
+        where passes may add theirs by themselves, if there is one."""
+        trained = self.trainable.values()
+        if self.mesh.tensor_parallel.size > 1 or not takes_flat(self._optimizer):
+            self._window = LastByDeepSpeed(self._engine, trained)
+            return None
+        self._window = window = FlatWindow(self._engine, trained)
+        return window.sum
 
     def step(self, window: Sequence[Batch]) -> Step:
         """Forward and backward of this rank's micro-batches, of each its share of the tokens, then
@@ -108,25 +120,10 @@ class Engine:
         )
         self._gathered = None
         weight = self.mesh.data_parallel_size / max(supervised, 1)
-        loss_sum = torch.zeros((), device=self.device)
         if not self.model.training:
             self._engine.train()
         scale = self._scale()
-        together = Window(self.trainable.values()) if self.passes_are_captured else None
-        for index, batch in enumerate(window):
-            last = index == len(window) - 1
-            if together and not last:
-                loss = self._loss(self.model, batch)
-                loss_sum += loss.detach()
-                together.add(loss * (weight * (scale or 1.0)))
-                continue
-            self._engine.set_gradient_accumulation_boundary(last)
-            loss = self._loss(self._engine, batch)
-            loss_sum += loss.detach()
-            scaled = together.with_held(loss * weight) if together else loss * weight
-            self._engine.backward(scaled, scale_wrt_gas=False)
-            if not last:
-                self._engine.step()
+        loss_sum = self._window.run(window, self._loss, weight, scale)
         rates = self._engine.get_lr()  # of this update: the schedule moves on in the step
         applied, grad_norm = self._take_step()
         reason = None if applied else self._skip(window, weight, scale)
@@ -317,7 +314,7 @@ class Engine:
         """Let go of the model and of what DeepSpeed keeps of it, for another to be built."""
         self._engine.destroy()
         del self._engine, self._optimizer, self._schedule, self._state, self.model, self.trainable
-        del self.parts
+        del self.parts, self._window
 
     def _joined(self, values: Tensors) -> Tensors:
         tp = self.mesh.tensor_parallel

@@ -27,6 +27,8 @@ KNOWN: tuple[tuple[type, str, tuple[str, ...]], ...] = (
     (DeepSpeedZeroOptimizer, "get_grad_norm_direct", ("self", "gradients", "params", "norm_type")),
     (DeepSpeedZeroOptimizer, "has_overflow_partitioned_grads_serial", ("self",)),
     (DeepSpeedZeroOptimizer, "_add_to_grad_partition_buffer", ("output", "source")),
+    (DeepSpeedZeroOptimizer, "_update_model_bit16_weights", ("self", "group_index")),
+    (DeepSpeedZeroOptimizer, "_get_preflattened_grad_partition", ("self", "group_idx")),
     (DeepSpeedZeroOptimizer, "_lazy_init_hp_params_optimizer_state", ("self",)),
 )
 """Class, method, and the names of what the method takes."""

@@ -22,6 +22,7 @@ from torch.func import functional_call
 
 from llama.fused.block import linears
 from llama.fused.install import is_installed
+from llama.fused.mirrored import Mirrored
 from llama.model.documents import Documents
 from llama.model.kept import Kept
 from llama.model.kv_cache import KVCache
@@ -29,6 +30,7 @@ from llama.model.transformer import RunModel, Supervision, Transformer
 from llama.parallel.dropout import Seeds, seeds_from
 from llama.parallel.sharded import is_sharded
 
+_FOREACH_COPY: Any = torch._foreach_copy_  # type: ignore[attr-defined]
 TILE = 128
 """Sizes are multiples of it: rows of the products' and the attention's tiles."""
 PARTS = 8
@@ -134,21 +136,9 @@ class _Results:
         self.loss = torch.zeros((), dtype=torch.float32, device=device)
         self.upstream = torch.ones((), dtype=torch.float32, device=device)
         """The gradient of the loss, which the backward pass begins from."""
-        self._flat = torch.empty(
-            sum(p.numel() for p in trained), dtype=trained[0].dtype, device=device
-        )
-        self._sizes = [p.shape for p in trained]
-        self.gradients = self._parts(self._flat)
+        self.gradients = Mirrored(trained)
         self.passes = 0
         """Forward passes so far: whose activations the memory holds."""
-
-    def _parts(self, flat: torch.Tensor) -> list[torch.Tensor]:
-        parts = flat.split([size.numel() for size in self._sizes])
-        return [part.view(size) for part, size in zip(parts, self._sizes, strict=True)]
-
-    def taken(self) -> list[torch.Tensor]:
-        """The gradients in memory of their own, for autograd to keep and add to."""
-        return self._parts(self._flat.clone())
 
 
 class _Called(nn.Module):
@@ -190,27 +180,30 @@ class _Recorded:
                 results.loss.copy_(loss.detach())
             with torch.cuda.graph(self._backward, **mode):
                 found = torch.autograd.grad(loss, list(leaves.values()), results.upstream)
-                for place, gradient in zip(results.gradients, found, strict=True):
-                    place.copy_(gradient)
+                _FOREACH_COPY(results.gradients.parts, list(found))
 
     def forward(self) -> torch.Tensor:
         self.results.passes += 1
         self._forward.replay()
         return self.results.loss.clone()
 
-    def backward(self, upstream: torch.Tensor) -> list[torch.Tensor]:
+    def backward(self, upstream: torch.Tensor) -> Mirrored:
+        """The gradients, which the next call writes over."""
         self.results.upstream.copy_(upstream)
         self._backward.replay()
-        return self.results.taken()
+        return self.results.gradients
 
 
 class _Pass(torch.autograd.Function):
-    """A recorded pass, as autograd sees it."""
+    """A recorded pass, as autograd sees it. Its gradients are added to `onto`, or without that
+    given to autograd for each tensor that trains."""
 
     @staticmethod
-    def forward(ctx: Any, recorded: _Recorded, *trained: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, recorded: _Recorded, onto: Mirrored | None, *leaves: torch.Tensor
+    ) -> torch.Tensor:
         loss = recorded.forward()
-        ctx.recorded, ctx.number = recorded, recorded.results.passes
+        ctx.recorded, ctx.number, ctx.onto = recorded, recorded.results.passes, onto
         return loss
 
     @staticmethod
@@ -218,7 +211,11 @@ class _Pass(torch.autograd.Function):
         recorded = ctx.recorded
         if ctx.number != recorded.results.passes:
             raise RuntimeError("another pass has taken the memory of this one's activations")
-        return None, *recorded.backward(grad_outputs[0])
+        gradients = recorded.backward(grad_outputs[0])
+        if ctx.onto is not None:
+            ctx.onto.add_(gradients)
+            return None, None, None
+        return None, None, *(part.clone() for part in gradients.parts)
 
 
 class RunCaptured:
@@ -233,6 +230,10 @@ class RunCaptured:
         self._results: _Results | None = None
         self._pool: Any = None
         self._places: list[int] = []
+        self.onto: Mirrored | None = None
+        """Where gradients are added up, past autograd; None, and wherever a hook of a tensor waits
+        for its gradient: autograd is given them."""
+        self._leaf = torch.zeros((), requires_grad=True)
 
     def __call__(
         self,
@@ -257,7 +258,10 @@ class RunCaptured:
             return self._run(model, tokens_T, positions_T, documents, labels, cache, last)
         recorded.inputs.fill(tokens_T, positions_T, documents, labels)
         recorded.seeds.draw()
-        return _Pass.apply(recorded, *self._trained.values())  # type: ignore[return-value]
+        trained = self._trained.values()
+        if self.onto is not None and not any(p._backward_hooks for p in trained):
+            return _Pass.apply(recorded, self.onto, self._leaf)  # type: ignore[return-value]
+        return _Pass.apply(recorded, None, *trained)  # type: ignore[return-value]
 
     def _is_due(self, shape: Shape) -> bool:
         self._seen[shape] += 1
@@ -288,6 +292,12 @@ def capture(model: Transformer) -> str | None:
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     model.run_model = RunCaptured(model.run_model, trained)
     return None
+
+
+def add_gradients(model: Transformer, onto: Mirrored) -> None:
+    """Have captured passes of `model` add their gradients to `onto`."""
+    assert isinstance(model.run_model, RunCaptured)
+    model.run_model.onto = onto
 
 
 def _uncaptured(model: Transformer) -> str | None:

@@ -9,7 +9,8 @@ Shapes: T tokens, D dim, F feed-forward width, H heads, E head_dim, V vocabulary
 """
 
 # Triton is installed where there is a GPU, and not where this is checked.
-# pyright: reportMissingImports=false, reportIndexIssue=false
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportArgumentType=false
+# pyright: reportCallIssue=false
 
 from __future__ import annotations
 

@@ -36,7 +36,8 @@ def steps(folder: str, stage: int, precision: str, together: bool) -> dict[str, 
     if precision == "bf16":
         document["bf16"] = {"enabled": True}
     engine = Engine(model, resolved_json(document, 1, CONFIG), mesh, device, seed=0)
-    engine.passes_are_captured = together
+    if together:
+        engine.add_up_gradients()
     taken = [
         engine.step([make_batch(rows, stream) for stream, rows in enumerate(window)])
         for window in windows()[:STEPS]

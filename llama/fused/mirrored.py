@@ -1,0 +1,39 @@
+"""Room for the gradients of tensors, laid out as the tensors themselves lie in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+class Mirrored:
+    """For each of `tensors` one of its size and type, in `parts`. Those that are parts of one piece
+    of memory, as an optimizer lays out what it steps, have theirs in one piece too: so that all of
+    them are added to, sent or scaled at once. What lies between them stays zero."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        whole: dict[int, torch.Tensor] = {}
+        self.pieces: list[torch.Tensor] = []
+        """One-dimensional, in the order in which `tensors` come to them."""
+        self.parts: list[torch.Tensor] = []
+        for tensor in tensors:
+            assert tensor.is_contiguous(), "a transposed tensor has no flat form"
+            memory = tensor.untyped_storage()
+            piece = whole.get(memory.data_ptr())
+            if piece is None:
+                count = memory.nbytes() // tensor.element_size()
+                piece = torch.zeros(count, dtype=tensor.dtype, device=tensor.device)
+                whole[memory.data_ptr()] = piece
+                self.pieces.append(piece)
+            start = tensor.storage_offset()
+            self.parts.append(piece[start : start + tensor.numel()].view(tensor.shape))
+
+    def zero_(self) -> None:
+        for piece in self.pieces:
+            piece.zero_()
+
+    def add_(self, other: Mirrored) -> None:
+        """Add what lies in another of the same tensors."""
+        for piece, more in zip(self.pieces, other.pieces, strict=True):
+            piece.add_(more)
