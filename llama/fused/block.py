@@ -8,9 +8,7 @@ Shapes: T tokens, D dim, H query heads, K kv heads, E head_dim, F feed-forward w
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +16,14 @@ from torch import nn
 
 from llama.fused import kernels
 from llama.fused.attended import Attended
+from llama.fused.paths import (
+    Path,
+    gated,
+    gated_backward_,
+    hidden_each,
+    input_gradients_,
+    output_gradients,
+)
 from llama.model.attention import document_attention
 from llama.model.config import PART_OF
 from llama.model.documents import Documents
@@ -48,6 +54,8 @@ class Saved:
     x: torch.Tensor
     hidden: dict[str, torch.Tensor] = field(default_factory=dict)
     """Each adapter's `A x`, `[T, R]`: small, so always kept."""
+    scales: dict[tuple[str, ...], torch.Tensor] = field(default_factory=dict)
+    """Of each norm, by the layers that read it: its scale of each token, `[T, 1]` in float32."""
     attended: Attended | None = None
     middle: torch.Tensor | None = None
     gate: torch.Tensor | None = None
@@ -83,8 +91,8 @@ class _FusedBlock(torch.autograd.Function):
         run, saved = ctx.run, ctx.saved
         ctx.run = ctx.saved = None  # so that each part is freed once it was used
         grad_x = run.backward(saved, grad_outputs[0], ctx.needs_input_grad[2])
-        factors = [g for name in run.factors for g in run.grads[name]]
-        return None, None, grad_x, *factors
+        factors = ((run.grads_a[name], run.grads_b[name]) for name in run.factors)
+        return None, None, grad_x, *(gradient for pair in factors for gradient in pair)
 
 
 class _Run:
@@ -113,7 +121,8 @@ class _Run:
             )
             for name, path in adapters.items()
         }
-        self.grads: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.grads_a: dict[str, torch.Tensor] = {}
+        self.grads_b: dict[str, torch.Tensor] = {}
 
     # Forward
 
@@ -129,11 +138,12 @@ class _Run:
         del qkv
         middle, y = self._after_attention(saved, out)
         del out
-        gate, up = (self._linear(name, y, saved) for name in GATE_UP)
+        self._see(GATE_UP, y, saved)
+        gate, up = (self.weights[name].times(y) for name in GATE_UP)
         del y
         if kept >= Kept.MIDDLE:
             saved.middle = middle
-        h = kernels.swiglu(gate, up)
+        h = self._gated(gate, up, saved)
         if kept >= Kept.ALL:
             saved.gate, saved.up = gate, up
         del gate, up
@@ -141,49 +151,71 @@ class _Run:
 
     def _project(self, saved: Saved) -> tuple[torch.Tensor, ...]:
         """q, k and v, turned: `[T, H or K, E]`."""
-        y = self._normed(self.norms[0], saved.x, QKV, saved)
+        norm = self.norms[0]
+        y, saved.scales[QKV] = kernels.normed(saved.x, norm.weight, norm.eps)
+        self._see(QKV, y, saved)
+        q, k, v = (self.weights[name].times(y) for name in QKV)
+        self._add_path("wv", v, saved)
         q, k, v = (
-            self._linear(name, y, saved).unflatten(-1, (heads, -1))
-            for name, heads in zip(QKV, self.heads, strict=True)
+            x.unflatten(-1, (heads, -1)) for x, heads in zip((q, k, v), self.heads, strict=True)
         )
-        return *kernels.rotate_both(q, k, *self.rotation.angles), v
-
-    def _normed(
-        self, norm: Any, x: torch.Tensor, names: tuple[str, ...], saved: Saved
-    ) -> torch.Tensor:
-        """The normed input of `names`; where their adapters have not seen it yet, they do."""
-        new = tuple(n for n in names if n in self.factors and n not in saved.hidden)
-        if not (new and self.p):
-            return kernels.norm(x, norm.weight, norm.eps)
-        seeds = self._seeds(new)
-        y, *inputs = kernels.norm_dropped(x, norm.weight, norm.eps, seeds, self.p)
-        for name, dropped in zip(new, inputs, strict=True):
-            saved.hidden[name] = dropped @ self.factors[name].a.t()
-        return y
-
-    def _seeds(self, names: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
-        found = (self.factors[name].seed for name in names)
-        return tuple(seed for seed in found if seed is not None)
-
-    def _linear(self, name: str, x: torch.Tensor, saved: Saved) -> torch.Tensor:
-        y = self.weights[name].times(x)
-        if name in self.factors:
-            factors = self.factors[name]
-            if name not in saved.hidden:
-                dropped = self._dropped(x, (name,))[0]
-                saved.hidden[name] = dropped @ factors.a.t()
-            y.addmm_(saved.hidden[name], factors.b.t(), alpha=factors.scale)
-        return y
-
-    def _dropped(self, x: torch.Tensor, names: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
-        return kernels.dropped_each(x, self._seeds(names), self.p) if self.p else (x,) * len(names)
+        paths, scales = self._paths(QKV[:2], saved)
+        return *kernels.rotate_both(q, k, *self.rotation.angles, paths, scales), v
 
     def _after_attention(
         self, saved: Saved, out: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The residual stream after the attention, and its norm."""
         norm = self.norms[1]
-        return kernels.add_norm(saved.x, self._linear("wo", out, saved), norm.weight, norm.eps)
+        self._see(("wo",), out, saved)
+        update = self._linear("wo", out, saved)
+        middle, y, saved.scales[GATE_UP] = kernels.add_norm(saved.x, update, norm.weight, norm.eps)
+        return middle, y
+
+    def _gated(self, gate: torch.Tensor, up: torch.Tensor, saved: Saved) -> torch.Tensor:
+        """The feed-forward's inside, `[T, F]`, of the frozen layers' outputs."""
+        down = self._with_adapter(("w2",))
+        matrices = tuple(self.factors[name].a for name in down)
+        h, *hidden = gated(
+            gate, up, *self._paths(GATE_UP, saved), matrices, self._seeds(down), self.p
+        )
+        saved.hidden.update(zip(down, hidden, strict=True))
+        return h
+
+    def _see(self, names: tuple[str, ...], x: torch.Tensor, saved: Saved) -> None:
+        """Have the adapters of `names` see their input `x`, if they have not yet."""
+        new = tuple(name for name in self._with_adapter(names) if name not in saved.hidden)
+        if new:
+            matrices = tuple(self.factors[name].a for name in new)
+            hidden = hidden_each(x, matrices, self._seeds(new), self.p)
+            saved.hidden.update(zip(new, hidden, strict=True))
+
+    def _linear(self, name: str, x: torch.Tensor, saved: Saved) -> torch.Tensor:
+        return self._add_path(name, self.weights[name].times(x), saved)
+
+    def _add_path(self, name: str, y: torch.Tensor, saved: Saved) -> torch.Tensor:
+        if name in self.factors:
+            factors = self.factors[name]
+            y.addmm_(saved.hidden[name], factors.b.t(), alpha=factors.scale)
+        return y
+
+    def _with_adapter(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name for name in names if name in self.factors)
+
+    def _paths(
+        self, names: tuple[str, ...], saved: Saved
+    ) -> tuple[tuple[Path, ...], tuple[float, ...]]:
+        """What is added to the outputs of `names` by whoever reads them next, and the scales."""
+        found = [self.factors.get(name) for name in names]
+        paths = tuple(
+            (saved.hidden[name], factors.b) if factors else ()
+            for name, factors in zip(names, found, strict=True)
+        )
+        return paths, tuple(factors.scale if factors else 1.0 for factors in found)
+
+    def _seeds(self, names: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
+        found = (self.factors[name].seed for name in names)
+        return tuple(seed for seed in found if seed is not None)
 
     # Backward
 
@@ -191,14 +223,18 @@ class _Run:
         self._restore(saved)
         assert saved.attended is not None and saved.middle is not None
         grad = self._ffn_backward(saved, grad)
-        grad_out = self._linear_backward("wo", grad, saved.attended.out, saved)
+        grad_out = self._attention_output_backward(saved, grad)
         grad_q, grad_k, grad_v = saved.attended.backward(grad_out)
         saved.attended = None
         del grad_out
         grad_q, grad_k = kernels.rotate_both(grad_q, grad_k, *self.rotation.back)
         grads = tuple(g.flatten(1) for g in (grad_q, grad_k, grad_v))
         del grad_q, grad_k, grad_v
-        return self._norm_backward(self.norms[0], QKV, grads, saved.x, grad, saved, to_input)
+        given = dict(zip(QKV, grads, strict=True))
+        parts = tuple(
+            self._output_gradient(name, given[name], saved) for name in self._with_adapter(QKV)
+        )
+        return self._norm_backward(0, QKV, grads, parts, saved.x, grad, saved, to_input)
 
     def _restore(self, saved: Saved) -> None:
         """Compute again what `kept` left out."""
@@ -212,75 +248,66 @@ class _Run:
         if saved.gate is None:
             if y is None:
                 norm = self.norms[1]
-                y = kernels.norm(saved.middle, norm.weight, norm.eps)
-            saved.gate, saved.up = (self._linear(name, y, saved) for name in GATE_UP)
+                y, _ = kernels.normed(saved.middle, norm.weight, norm.eps)
+            saved.gate, saved.up = (self.weights[name].times(y) for name in GATE_UP)
 
     def _ffn_backward(self, saved: Saved, grad: torch.Tensor) -> torch.Tensor:
-        pair, middle = (saved.gate, saved.up), saved.middle
+        gate, up, middle = saved.gate, saved.up, saved.middle
         saved.gate = saved.up = saved.middle = None
-        assert middle is not None
-        grad_h = self._linear_backward("w2", grad, partial(kernels.swiglu, *pair), saved)
-        grads = kernels.swiglu_backward_(grad_h, *pair)
-        del pair, grad_h
-        found = self._norm_backward(self.norms[1], GATE_UP, grads, middle, grad, saved, True)
-        assert found is not None
-        return found
+        assert gate is not None and up is not None and middle is not None
+        down, seeds = (), ()
+        if "w2" in self.factors:
+            down = self._output_gradient("w2", grad, saved), self.factors["w2"].a
+            seeds = self._seeds(("w2",))
+        grad_h = self.weights["w2"].times_transposed(grad)
+        *grads, found = _after(
+            gated_backward_(grad_h, gate, up, *self._paths(GATE_UP, saved), down, seeds, self.p), 2
+        )
+        del gate, up, grad_h
+        parts = []
+        for name in self._with_adapter(GATE_UP):
+            part, self.grads_b[name], *found = found
+            parts.append(part)
+            del saved.hidden[name]
+        if down:
+            (self.grads_a["w2"],) = found
+        result = self._norm_backward(
+            1, GATE_UP, tuple(grads), tuple(parts), middle, grad, saved, True
+        )
+        assert result is not None
+        return result
+
+    def _attention_output_backward(self, saved: Saved, grad: torch.Tensor) -> torch.Tensor:
+        """From the gradient of the residual stream after the attention to that of its output."""
+        assert saved.attended is not None
+        part = self._output_gradient("wo", grad, saved) if "wo" in self.factors else None
+        grad_out = self.weights["wo"].times_transposed(grad)
+        if part is not None:
+            out = saved.attended.out()
+            self._input_gradients(("wo",), out, (grad_out,), (), (part,))
+        return grad_out
 
     def _norm_backward(
         self,
-        norm: Any,
+        number: int,
         names: tuple[str, ...],
         grads: tuple[torch.Tensor, ...],
+        parts: tuple[torch.Tensor, ...],
         x: torch.Tensor,
         residual: torch.Tensor,
         saved: Saved,
         to_input: bool,
     ) -> torch.Tensor | None:
         """Through the layers `names`, whose input is the norm of `x`: `residual` and their
-        gradient to `x`; None where nothing below needs it."""
-        with_adapter = tuple(n for n in names if n in self.factors)
-        inner = self._factor_gradients(
-            names, grads, lambda: self._adapter_inputs(norm, x, with_adapter), saved
-        )
-        if not to_input:
-            return None
-        grad = self._frozen_backward(names, grads)
-        if not (self.p and with_adapter):
-            for name, part in zip(with_adapter, inner, strict=True):
-                grad.addmm_(part, self.factors[name].a)
-            return kernels.norm_backward(residual, grad, x, norm.weight, norm.eps)
-        paths = tuple(
-            part @ self.factors[name].a for name, part in zip(with_adapter, inner, strict=True)
-        )
-        return kernels.norm_backward_dropped(
-            residual, grad, x, norm.weight, norm.eps, paths, self._seeds(with_adapter), self.p
-        )
-
-    def _adapter_inputs(
-        self, norm: Any, x: torch.Tensor, names: tuple[str, ...]
-    ) -> tuple[torch.Tensor, ...]:
-        if not self.p:
-            return (kernels.norm(x, norm.weight, norm.eps),) * len(names)
-        seeds = self._seeds(names)
-        return kernels.only_norm_dropped(x, norm.weight, norm.eps, seeds, self.p)
-
-    def _linear_backward(
-        self,
-        name: str,
-        grad: torch.Tensor,
-        input_: Callable[[], torch.Tensor],
-        saved: Saved,
-    ) -> torch.Tensor:
-        """From the gradient of the output of layer `name` to that of its input, which `input_`
-        gives where an adapter needs it."""
-        inner = self._factor_gradients(
-            (name,), (grad,), lambda: self._dropped(input_(), (name,)), saved
-        )
-        grad = self._frozen_backward((name,), (grad,))
-        for part in inner:
-            path = part @ self.factors[name].a
-            grad.add_(self._dropped(path, (name,))[0])
-        return grad
+        gradient to `x`; None where nothing below needs it. `parts`: the gradients of what their
+        adapters made of that input."""
+        norm = self.norms[number]
+        onto = (self._frozen_backward(names, grads),) if to_input else ()
+        del grads
+        if parts:
+            scale = saved.scales[names], norm.weight
+            self._input_gradients(self._with_adapter(names), x, onto, scale, parts)
+        return kernels.norm_backward(residual, *onto, x, norm.weight, norm.eps) if onto else None
 
     def _frozen_backward(
         self, names: tuple[str, ...], grads: tuple[torch.Tensor, ...]
@@ -291,20 +318,23 @@ class _Run:
             self.weights[name].times_transposed(grad, onto=total)
         return total
 
-    def _factor_gradients(
-        self,
-        names: tuple[str, ...],
-        grads: tuple[torch.Tensor, ...],
-        inputs: Callable[[], tuple[torch.Tensor, ...]],
-        saved: Saved,
-    ) -> list[torch.Tensor]:
-        """Leaves the gradients of each adapter's A and B; returns those of its `A x`, `[T, R]`."""
-        todo = [(name, g) for name, g in zip(names, grads, strict=True) if name in self.factors]
-        inner = []
-        for (name, grad), input_ in zip(todo, inputs() if todo else (), strict=True):
-            factors = self.factors[name]
-            part = (grad @ factors.b).mul_(factors.scale)
-            grad_b = (grad.t() @ saved.hidden.pop(name)).mul_(factors.scale)
-            self.grads[name] = (part.t() @ input_, grad_b)
-            inner.append(part)
-        return inner
+    def _output_gradient(self, name: str, grad: torch.Tensor, saved: Saved) -> torch.Tensor:
+        """The gradient of the adapter's `A x`, `[T, R]`; leaves that of its B."""
+        factors = self.factors[name]
+        part, self.grads_b[name] = output_gradients(
+            grad, saved.hidden.pop(name), factors.b, factors.scale
+        )
+        return part
+
+    def _input_gradients(
+        self, names: tuple[str, ...], x: torch.Tensor, onto: Path, norm: Path, parts: Path
+    ) -> None:
+        """Leaves the gradient of each adapter's A; adds those to the input to `onto`."""
+        matrices = tuple(self.factors[name].a for name in names)
+        found = input_gradients_(x, onto, norm, parts, matrices, self._seeds(names), self.p)
+        self.grads_a.update(zip(names, found[len(onto) :], strict=True))
+
+
+def _after(found: tuple[torch.Tensor, ...], count: int) -> tuple[Any, ...]:
+    """The first `count`, and a list of the others."""
+    return *found[:count], list(found[count:])

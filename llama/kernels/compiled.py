@@ -2,7 +2,8 @@
 
 A `kernel` is a function of tensors whose operations should become one GPU kernel. As long as
 `compile_kernels` has not been called it runs as it is written, operation by operation. Then the
-form of it in `triton_forms` takes its place on a GPU, and what torch.compile makes of it on a CPU.
+form of it in `triton_forms` takes its place on a GPU, except for arguments to which that form says
+`NotImplemented`, and what torch.compile makes of it on a CPU.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
         if not _compiled:
             return function(*args)
         if args[0].is_cuda:
-            return _forms()[name](*args)
+            found = _forms()[name](*args)
+            return function(*args) if found is NotImplemented else found
         if not made:
             made.append(torch.compile(function))
         # Whether an argument needs a gradient makes no difference here, but torch.compile would

@@ -14,7 +14,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _keep(seed, place, least):
+def keep(seed, place, least):
     """`dropout.keep_mask` of elements of number `place`: see there."""
     low, high = seed.to(tl.int32), (seed >> 32).to(tl.int32)
     n = (place ^ low) * -1640531527 + high
@@ -27,10 +27,7 @@ def _keep(seed, place, least):
 @triton.jit
 def norm_rows(
     x_ptr, update_ptr, weight_ptr, total_ptr, y_ptr, scale_ptr,
-    seed_0, seed_1, seed_2, out_0, out_1, out_2,
-    width, x_stride, update_stride, eps, least, kept_scale,
-    ADD: tl.constexpr, WRITE_Y: tl.constexpr, WRITE_SCALE: tl.constexpr,
-    SEEDS: tl.constexpr, BLOCK: tl.constexpr,
+    width, x_stride, update_stride, eps, ADD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
@@ -45,44 +42,20 @@ def norm_rows(
     scale = tl.rsqrt(tl.sum(x * x, axis=0) / width + eps)
     weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(kind).to(tl.float32)
     y = ((x * scale).to(kind).to(tl.float32) * weight).to(kind)
-    if WRITE_Y:
-        tl.store(y_ptr + row * width + columns, y, mask=inside)
-    if WRITE_SCALE:
-        tl.store(scale_ptr + row, scale)
-    place = row.to(tl.int32) * width + columns
-    larger = (y.to(tl.float32) * kept_scale).to(kind)
-    if SEEDS > 0:
-        dropped = tl.where(_keep(tl.load(seed_0), place, least), larger, 0.0)
-        tl.store(out_0 + row * width + columns, dropped.to(kind), mask=inside)
-    if SEEDS > 1:
-        dropped = tl.where(_keep(tl.load(seed_1), place, least), larger, 0.0)
-        tl.store(out_1 + row * width + columns, dropped.to(kind), mask=inside)
-    if SEEDS > 2:
-        dropped = tl.where(_keep(tl.load(seed_2), place, least), larger, 0.0)
-        tl.store(out_2 + row * width + columns, dropped.to(kind), mask=inside)
+    tl.store(y_ptr + row * width + columns, y, mask=inside)
+    tl.store(scale_ptr + row, scale)
 
 
 @triton.jit
 def norm_backward_rows(
     residual_ptr, grad_ptr, x_ptr, weight_ptr, scale_ptr, out_ptr,
-    path_0, path_1, path_2, seed_0, seed_1, seed_2,
-    width, residual_stride, grad_stride, x_stride, eps, least, kept_scale,
-    RESIDUAL: tl.constexpr, SCALE: tl.constexpr, PATHS: tl.constexpr, BLOCK: tl.constexpr,
+    width, residual_stride, grad_stride, x_stride, eps,
+    RESIDUAL: tl.constexpr, SCALE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
     grad = tl.load(grad_ptr + row * grad_stride + columns, mask=inside, other=0.0).to(tl.float32)
-    place = row.to(tl.int32) * width + columns
-    if PATHS > 0:
-        path = tl.load(path_0 + row * width + columns, mask=inside, other=0.0).to(tl.float32)
-        grad += tl.where(_keep(tl.load(seed_0), place, least), path * kept_scale, 0.0)
-    if PATHS > 1:
-        path = tl.load(path_1 + row * width + columns, mask=inside, other=0.0).to(tl.float32)
-        grad += tl.where(_keep(tl.load(seed_1), place, least), path * kept_scale, 0.0)
-    if PATHS > 2:
-        path = tl.load(path_2 + row * width + columns, mask=inside, other=0.0).to(tl.float32)
-        grad += tl.where(_keep(tl.load(seed_2), place, least), path * kept_scale, 0.0)
     x = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
     weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
     if SCALE:
@@ -108,7 +81,7 @@ def dropped_columns(
     inside = columns < width
     x = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
     place = row.to(tl.int32) * full_width + (columns + start)
-    kept = tl.where(_keep(tl.load(seed_ptr), place, least), x * kept_scale, 0.0)
+    kept = tl.where(keep(tl.load(seed_ptr), place, least), x * kept_scale, 0.0)
     tl.store(out_ptr + row * width + columns, kept.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -137,32 +110,6 @@ def swiglu_backward_columns(
     to_gate = grad * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))
     tl.store(to_gate_ptr + places, to_gate.to(kind), mask=inside)
     tl.store(to_up_ptr + places, (gate * sigmoid * grad).to(kind), mask=inside)
-
-
-@triton.jit
-def rotate_heads(
-    x_ptr, cos_ptr, sin_ptr, out_ptr, heads, half, token_stride, head_stride,
-    HEADS: tl.constexpr, HALF: tl.constexpr,
-):  # fmt: skip
-    token = tl.program_id(0).to(tl.int64)
-    head = tl.arange(0, HEADS)[:, None]
-    column = tl.arange(0, HALF)[None, :]
-    inside = (head < heads) & (column < half)
-    kind = out_ptr.dtype.element_ty
-    x = x_ptr + token * token_stride + head * head_stride + column
-    first = tl.load(x, mask=inside, other=0.0).to(tl.float32)
-    second = tl.load(x + half, mask=inside, other=0.0).to(tl.float32)
-    angles = token * 2 * half + column
-    known = column < half
-    cos_1 = tl.load(cos_ptr + angles, mask=known, other=0.0).to(tl.float32)
-    cos_2 = tl.load(cos_ptr + angles + half, mask=known, other=0.0).to(tl.float32)
-    sin_1 = tl.load(sin_ptr + angles, mask=known, other=0.0).to(tl.float32)
-    sin_2 = tl.load(sin_ptr + angles + half, mask=known, other=0.0).to(tl.float32)
-    turned_1 = (first * cos_1).to(kind).to(tl.float32) + second * sin_1
-    turned_2 = (second * cos_2).to(kind).to(tl.float32) + first * sin_2
-    out = out_ptr + (token * heads + head) * 2 * half + column
-    tl.store(out, turned_1.to(kind), mask=inside)
-    tl.store(out + half, turned_2.to(kind), mask=inside)
 
 
 @triton.jit

@@ -1,0 +1,322 @@
+"""The kernels of `triton_paths.py` as the functions of `llama/fused/paths.py` that they are forms
+of: sizes of tiles, how many programs share a sum, and where each leaves its part.
+
+Shapes: T tokens, I inputs, O outputs, F feed-forward width, R rank, H heads, E head_dim.
+"""
+
+# Triton is installed where there is a GPU, and not where this is checked.
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportArgumentType=false
+# pyright: reportCallIssue=false, reportReturnType=false
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import triton
+
+from llama.kernels.triton_paths import (
+    gated_backward_parts,
+    gated_parts,
+    hidden_parts,
+    input_parts,
+    output_parts,
+    rotate_tiles,
+    sum_parts,
+)
+
+Tensors = tuple[torch.Tensor, ...]
+
+LARGEST_RANK = 64
+"""Above it a tile's sums no longer fit beside it in the registers: the functions are then taken as
+they are written, operation by operation."""
+PROGRAMS = 512
+"""As many as a GPU of some hundred processors has work for at a time."""
+_SUMMED = 1024
+"""Elements that a program of `sum_parts` has."""
+HIDDEN, OUTPUT, INPUT = (64, 64, 4), (64, 128, 4), (32, 128, 4)
+GATED, GATED_BACKWARD = (64, 64, 4), (32, 128, 8)
+"""Of each kernel, the rows and columns of a tile, and how many warps hold it."""
+
+
+def mask(p: float) -> tuple[int, float]:
+    """Which hashes stay, and what they are multiplied by."""
+    return int(p * 2**31), 1.0 / (1.0 - p)
+
+
+def _dense(x: torch.Tensor) -> torch.Tensor:
+    """`x`, or a copy of it where its last dimension is not laid out side by side."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def _three(given: Tensors, filler: torch.Tensor) -> list[torch.Tensor]:
+    """As many as the kernels take; those beyond `given` are not read."""
+    assert len(given) <= 3
+    return [*given, *[filler] * (3 - len(given))]
+
+
+def _room(rank: int) -> int:
+    """What the matrix units take for `rank`."""
+    return max(16, triton.next_power_of_2(rank))
+
+
+def _share(size: int, step: int, others: int) -> tuple[int, int]:
+    """How many `step`s of `size` each of several programs takes, and how many they are, where
+    `others` times as many run."""
+    steps = triton.cdiv(size, step)
+    each = triton.cdiv(steps, min(steps, triton.cdiv(PROGRAMS, others)))
+    return each, triton.cdiv(steps, each)
+
+
+def _empty(like: torch.Tensor, *shape: int) -> torch.Tensor:
+    return torch.empty(shape, dtype=torch.float32, device=like.device)
+
+
+def _summed(parts: torch.Tensor, dtype: torch.dtype, factor: float = 1.0) -> torch.Tensor:
+    """`factor` times the sum over dimension 0, in `dtype`."""
+    out = torch.empty(parts.shape[1:], dtype=dtype, device=parts.device)
+    size = out.numel()
+    sum_parts[(triton.cdiv(size, _SUMMED),)](
+        *(parts, out, size, parts.shape[0], factor), BLOCK=_SUMMED
+    )
+    return out
+
+
+def _up_to_its_rank(form: Callable[..., Any], factors: Callable[..., Tensors]) -> Any:
+    """`form`, or what says that the function is to be taken as it is written where the rank of the
+    `factors` among its arguments is too large."""
+
+    def call(*args: Any) -> Any:
+        widest = max((min(x.shape) for x in factors(*args)), default=1)
+        return form(*args) if widest <= LARGEST_RANK else NotImplemented
+
+    return call
+
+
+def hidden_each(x: torch.Tensor, matrices: Tensors, seeds: Tensors, p: float) -> Tensors:
+    if len({a.shape for a in matrices}) > 1:
+        each = (hidden_each(x, (a,), seeds[n : n + 1], p) for n, a in enumerate(matrices))
+        return tuple(found for (found,) in each)
+    x = _dense(x)
+    (tokens, width), rank, count = x.shape, matrices[0].shape[0], len(matrices)
+    rows, columns, warps = HIDDEN
+    blocks = triton.cdiv(tokens, rows)
+    steps, splits = _share(width, columns, blocks)
+    parts = _empty(x, splits, count, tokens, rank)
+    least, kept_scale = mask(p)
+    hidden_parts[(blocks, splits)](
+        *(x, *_three(tuple(a.contiguous() for a in matrices), x), *_three(seeds, x), parts),
+        *(tokens, width, rank, x.stride(0), least, steps),
+        COUNT=count,
+        DROP=p > 0,
+        RANK=_room(rank),
+        ROWS=rows,
+        COLUMNS=columns,
+        num_warps=warps,
+    )
+    return _summed(parts, x.dtype, kept_scale).unbind(0)
+
+
+def output_gradients(
+    grad: torch.Tensor, hidden: torch.Tensor, b: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    grad = _dense(grad)
+    (tokens, width), rank = grad.shape, b.shape[1]
+    rows, columns, warps = OUTPUT
+    blocks = triton.cdiv(width, columns)
+    steps, splits = _share(tokens, rows, blocks)
+    part, grad_b = _empty(grad, blocks, tokens, rank), _empty(grad, splits, width, rank)
+    output_parts[(blocks, splits)](
+        *(grad, hidden.contiguous(), b.contiguous(), part, grad_b),
+        *(tokens, width, rank, grad.stride(0), steps),
+        RANK=_room(rank),
+        ROWS=rows,
+        COLUMNS=columns,
+        num_warps=warps,
+    )
+    return _summed(part, grad.dtype, scale), _summed(grad_b, grad.dtype, scale)
+
+
+def input_gradients_(
+    x: torch.Tensor,
+    onto: Tensors,
+    norm: Tensors,
+    parts: Tensors,
+    matrices: Tensors,
+    seeds: Tensors,
+    p: float,
+) -> Tensors:
+    if len({a.shape for a in matrices}) > 1:
+        found = []
+        for n, (part, a) in enumerate(zip(parts, matrices, strict=True)):
+            given = (part,), (a,), seeds[n : n + 1]
+            found.append(input_gradients_(x, onto, norm, *given, p)[-1])
+        return *onto, *found
+    x = _dense(x)
+    (tokens, width), rank, count = x.shape, matrices[0].shape[0], len(matrices)
+    rows, columns, warps = INPUT
+    blocks = triton.cdiv(width, columns)
+    steps, splits = _share(tokens, rows, blocks)
+    grad_a = _empty(x, splits, count, rank, width)
+    least, kept_scale = mask(p)
+    target = onto[0] if onto else x
+    assert target.stride(1) == 1
+    input_parts[(blocks, splits)](
+        *(x, *(norm or (x, x)), target),
+        *_three(tuple(part.contiguous() for part in parts), x),
+        *(*_three(tuple(a.contiguous() for a in matrices), x), *_three(seeds, x), grad_a),
+        *(tokens, width, rank, x.stride(0), target.stride(0), least, kept_scale, steps),
+        COUNT=count,
+        NORM=bool(norm),
+        ONTO=bool(onto),
+        DROP=p > 0,
+        RANK=_room(rank),
+        ROWS=rows,
+        COLUMNS=columns,
+        num_warps=warps,
+    )
+    return *onto, *_summed(grad_a, x.dtype, kept_scale).unbind(0)
+
+
+def gated(
+    gate: torch.Tensor,
+    up: torch.Tensor,
+    paths: tuple[Tensors, Tensors],
+    scales: tuple[float, float],
+    down: Tensors,
+    seeds: Tensors,
+    p: float,
+) -> Tensors:
+    gate, up = _dense(gate), _dense(up)
+    tokens, width = gate.shape
+    rank = _rank(paths, down)
+    rows, columns, warps = GATED
+    blocks = triton.cdiv(tokens, rows)
+    steps, splits = _share(width, columns, blocks)
+    h = torch.empty((tokens, width), dtype=gate.dtype, device=gate.device)
+    parts = _empty(gate, splits, tokens, rank) if down else h
+    least, kept_scale = mask(p)
+    gated_parts[(blocks, splits)](
+        *(gate, up, h, *(paths[0] or (h, h)), *(paths[1] or (h, h))),
+        *(down[0].contiguous() if down else h, seeds[0] if seeds else h, parts),
+        *(tokens, width, rank, gate.stride(0), up.stride(0), *scales, least, steps),
+        GATE=bool(paths[0]),
+        UP=bool(paths[1]),
+        DOWN=bool(down),
+        DROP=p > 0,
+        RANK=_room(rank),
+        ROWS=rows,
+        COLUMNS=columns,
+        num_warps=warps,
+    )
+    return (h, _summed(parts, h.dtype, kept_scale)) if down else (h,)
+
+
+def gated_backward_(
+    grad: torch.Tensor,
+    gate: torch.Tensor,
+    up: torch.Tensor,
+    paths: tuple[Tensors, Tensors],
+    scales: tuple[float, float],
+    down: Tensors,
+    seeds: Tensors,
+    p: float,
+) -> Tensors:
+    grad = _dense(grad)
+    assert gate.stride(1) == up.stride(1) == 1
+    tokens, width = gate.shape
+    rank = _rank(paths, down[1:])
+    rows, columns, warps = GATED_BACKWARD
+    blocks = triton.cdiv(width, columns)
+    steps, splits = _share(tokens, rows, blocks)
+    part = [_empty(gate, blocks, tokens, rank) if path else gate for path in paths]
+    grad_b = [_empty(gate, splits, width, rank) if path else gate for path in paths]
+    grad_a = _empty(gate, splits, rank, width) if down else gate
+    least, kept_scale = mask(p)
+    filler = gate, gate
+    gated_backward_parts[(blocks, splits)](
+        *(grad, gate, up, *(paths[0] or filler), *(paths[1] or filler)),
+        *(*(x.contiguous() for x in down or filler), seeds[0] if seeds else gate),
+        *(*part, *grad_b, grad_a, tokens, width, rank),
+        *(grad.stride(0), gate.stride(0), up.stride(0), *scales, least, kept_scale, steps),
+        GATE=bool(paths[0]),
+        UP=bool(paths[1]),
+        DOWN=bool(down),
+        DROP=p > 0,
+        RANK=_room(rank),
+        ROWS=rows,
+        COLUMNS=columns,
+        num_warps=warps,
+    )
+    found = []
+    for path, *sums, scale in zip(paths, part, grad_b, scales, strict=True):
+        if path:
+            found += [_summed(x, gate.dtype, scale) for x in sums]
+    return gate, up, *found, *((_summed(grad_a, gate.dtype, kept_scale),) if down else ())
+
+
+def _rank(paths: tuple[Tensors, Tensors], down: Tensors) -> int:
+    """The one rank of those that are there. Under `--lora.targets` all layers of a run have one."""
+    ranks = {path[1].shape[1] for path in paths if path} | {a.shape[0] for a in down}
+    assert len(ranks) <= 1, "adapters of a feed-forward of unlike ranks"
+    return ranks.pop() if ranks else 1
+
+
+def rotate(
+    x: torch.Tensor,
+    cos: torch.Tensor,
+    signed_sin: torch.Tensor,
+    path: Tensors = (),
+    scale: float = 1.0,
+) -> torch.Tensor:
+    x = _dense(x)
+    tokens, heads, width = x.shape
+    out = torch.empty((tokens, heads, width), dtype=x.dtype, device=x.device)
+    rank = path[1].shape[1] if path else 1
+    half = triton.next_power_of_2(width // 2)
+    rows = max(16, 2048 // half)
+    rotate_tiles[(triton.cdiv(tokens, rows), heads)](
+        *(x, cos.contiguous(), signed_sin.contiguous(), out, *(path or (x, x))),
+        *(tokens, heads, width // 2, x.stride(0), x.stride(1), rank, scale),
+        PATH=bool(path),
+        RANK=_room(rank),
+        ROWS=rows,
+        HALF=max(16, half),
+    )
+    return out
+
+
+def rotate_both(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos: torch.Tensor,
+    signed_sin: torch.Tensor,
+    paths: tuple[Tensors, Tensors] = ((), ()),
+    scales: tuple[float, float] = (1.0, 1.0),
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return (
+        rotate(q, cos, signed_sin, paths[0], scales[0]),
+        rotate(k, cos, signed_sin, paths[1], scales[1]),
+    )
+
+
+def _of_gated(*args: Any) -> Tensors:
+    paths, down = args[-5], args[-3]
+    return *(path[1] for path in paths if path), *down[-1:]
+
+
+def _of_rotated(*args: Any) -> Tensors:
+    return tuple(path[1] for path in args[4] if path) if len(args) > 4 else ()
+
+
+PATH_FORMS: Mapping[str, Callable[..., Any]] = {
+    "gated": _up_to_its_rank(gated, _of_gated),
+    "gated_backward_": _up_to_its_rank(gated_backward_, _of_gated),
+    "hidden_each": _up_to_its_rank(hidden_each, lambda *args: args[1]),
+    "input_gradients_": _up_to_its_rank(input_gradients_, lambda *args: args[4]),
+    "output_gradients": _up_to_its_rank(output_gradients, lambda *args: args[2:3]),
+    "rotate": rotate,
+    "rotate_both": _up_to_its_rank(rotate_both, _of_rotated),
+}
+"""By the name of the function that each is a form of, without a leading underscore."""
