@@ -16,8 +16,6 @@ from llama.engine.owners import summed_at_owner
 from llama.engine.window import LossOf
 from llama.fused.mirrored import Mirrored
 
-_FOREACH_ADD: Any = torch._foreach_add_  # type: ignore[attr-defined]
-
 
 def takes_flat(optimizer: object) -> bool:
     """Whether DeepSpeed's `optimizer` is one that `FlatWindow` knows how to hand gradients to."""
@@ -30,11 +28,11 @@ class FlatWindow:
 
     def __init__(self, engine: Any, trained: Iterable[nn.Parameter]) -> None:
         self._engine, self._optimizer = engine, engine.optimizer
-        self._trained = list(trained)
-        self.sum = Mirrored(self._trained)
+        trained = list(trained)
+        self.sum = Mirrored(trained)
         by_memory = {
             parameter.untyped_storage().data_ptr(): piece
-            for parameter, piece in zip(self._trained, _pieces_of(self.sum), strict=True)
+            for parameter, piece in zip(trained, _pieces_of(self.sum), strict=True)
         }
         self._groups = [
             by_memory[flat.untyped_storage().data_ptr()]
@@ -48,16 +46,12 @@ class FlatWindow:
         losses = []
         for batch in batches:
             loss = loss_of(self._engine.module, batch)
-            self._add(loss * weight if scale is None else loss * weight * scale)
+            scaled = loss * weight if scale is None else loss * weight * scale
+            self.sum.add_gradients(scaled)
             losses.append(loss.detach())
         self._hand_over()
         self._engine.set_gradient_accumulation_boundary(True)
         return torch.stack(losses).sum()
-
-    def _add(self, loss: torch.Tensor) -> None:
-        found = torch.autograd.grad(loss, self._trained, allow_unused=True)
-        if found[0] is not None:  # else the pass has added them itself
-            _FOREACH_ADD(self.sum.parts, list(found))
 
     def _hand_over(self) -> None:
         """As DeepSpeed's reduction leaves them: divided by the number of ranks, summed over them,

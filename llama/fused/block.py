@@ -230,10 +230,7 @@ class _Run:
         grad_q, grad_k = kernels.rotate_both(grad_q, grad_k, *self.rotation.back)
         grads = tuple(g.flatten(1) for g in (grad_q, grad_k, grad_v))
         del grad_q, grad_k, grad_v
-        given = dict(zip(QKV, grads, strict=True))
-        parts = tuple(
-            self._output_gradient(name, given[name], saved) for name in self._with_adapter(QKV)
-        )
+        parts = self._output_gradients(QKV, grads, saved)
         return self._norm_backward(0, QKV, grads, parts, saved.x, grad, saved, to_input)
 
     def _restore(self, saved: Saved) -> None:
@@ -257,34 +254,27 @@ class _Run:
         assert gate is not None and up is not None and middle is not None
         down, seeds = (), ()
         if "w2" in self.factors:
-            down = self._output_gradient("w2", grad, saved), self.factors["w2"].a
+            down = *self._output_gradients(("w2",), (grad,), saved), self.factors["w2"].a
             seeds = self._seeds(("w2",))
         grad_h = self.weights["w2"].times_transposed(grad)
-        *grads, found = _after(
-            gated_backward_(grad_h, gate, up, *self._paths(GATE_UP, saved), down, seeds, self.p), 2
+        to_gate, to_up, *found = gated_backward_(
+            grad_h, gate, up, *self._paths(GATE_UP, saved), down, seeds, self.p
         )
+        grads = to_gate, to_up
         del gate, up, grad_h
-        parts = []
-        for name in self._with_adapter(GATE_UP):
-            part, self.grads_b[name], *found = found
-            parts.append(part)
-            del saved.hidden[name]
-        if down:
-            (self.grads_a["w2"],) = found
-        result = self._norm_backward(
-            1, GATE_UP, tuple(grads), tuple(parts), middle, grad, saved, True
-        )
+        self.grads_a.update(zip(("w2",), found, strict=False))
+        parts = self._output_gradients(GATE_UP, grads, saved)
+        result = self._norm_backward(1, GATE_UP, grads, parts, middle, grad, saved, True)
         assert result is not None
         return result
 
     def _attention_output_backward(self, saved: Saved, grad: torch.Tensor) -> torch.Tensor:
         """From the gradient of the residual stream after the attention to that of its output."""
         assert saved.attended is not None
-        part = self._output_gradient("wo", grad, saved) if "wo" in self.factors else None
+        parts = self._output_gradients(("wo",), (grad,), saved)
         grad_out = self.weights["wo"].times_transposed(grad)
-        if part is not None:
-            out = saved.attended.out()
-            self._input_gradients(("wo",), out, (grad_out,), (), (part,))
+        if parts:
+            self._input_gradients(("wo",), saved.attended.out(), (grad_out,), (), parts)
         return grad_out
 
     def _norm_backward(
@@ -318,13 +308,19 @@ class _Run:
             self.weights[name].times_transposed(grad, onto=total)
         return total
 
-    def _output_gradient(self, name: str, grad: torch.Tensor, saved: Saved) -> torch.Tensor:
-        """The gradient of the adapter's `A x`, `[T, R]`; leaves that of its B."""
-        factors = self.factors[name]
-        part, self.grads_b[name] = output_gradients(
-            grad, saved.hidden.pop(name), factors.b, factors.scale
-        )
-        return part
+    def _output_gradients(
+        self, names: tuple[str, ...], grads: tuple[torch.Tensor, ...], saved: Saved
+    ) -> Path:
+        """The gradient of each adapter's `A x`, `[T, R]`; leaves that of its B."""
+        parts = []
+        for name, grad in zip(names, grads, strict=True):
+            if name in self.factors:
+                factors = self.factors[name]
+                part, self.grads_b[name] = output_gradients(
+                    grad, saved.hidden.pop(name), factors.b, factors.scale
+                )
+                parts.append(part)
+        return tuple(parts)
 
     def _input_gradients(
         self, names: tuple[str, ...], x: torch.Tensor, onto: Path, norm: Path, parts: Path
@@ -333,8 +329,3 @@ class _Run:
         matrices = tuple(self.factors[name].a for name in names)
         found = input_gradients_(x, onto, norm, parts, matrices, self._seeds(names), self.p)
         self.grads_a.update(zip(names, found[len(onto) :], strict=True))
-
-
-def _after(found: tuple[torch.Tensor, ...], count: int) -> tuple[Any, ...]:
-    """The first `count`, and a list of the others."""
-    return *found[:count], list(found[count:])

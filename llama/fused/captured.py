@@ -233,7 +233,6 @@ class RunCaptured:
         self.onto: Mirrored | None = None
         """Where gradients are added up, past autograd; None, and wherever a hook of a tensor waits
         for its gradient: autograd is given them."""
-        self._leaf = torch.zeros((), requires_grad=True)
 
     def __call__(
         self,
@@ -260,7 +259,7 @@ class RunCaptured:
         recorded.seeds.draw()
         trained = self._trained.values()
         if self.onto is not None and not any(p._backward_hooks for p in trained):
-            return _Pass.apply(recorded, self.onto, self._leaf)  # type: ignore[return-value]
+            return _Pass.apply(recorded, self.onto, self.onto.leaf)  # type: ignore[return-value]
         return _Pass.apply(recorded, None, *trained)  # type: ignore[return-value]
 
     def _is_due(self, shape: Shape) -> bool:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+
+_FOREACH_ADD: Any = torch._foreach_add_  # type: ignore[attr-defined]
 
 
 class Mirrored:
@@ -13,10 +16,14 @@ class Mirrored:
     them are added to, sent or scaled at once. What lies between them stays zero."""
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        self._tensors = tuple(tensors)
         whole: dict[int, torch.Tensor] = {}
         self.pieces: list[torch.Tensor] = []
         """One-dimensional, in the order in which `tensors` come to them."""
         self.parts: list[torch.Tensor] = []
+        self.leaf = torch.zeros((), requires_grad=True)
+        """Stands for all of `tensors` in autograd's graph: what adds to the pieces in its backward
+        pass takes it as an input, and has none of them."""
         for tensor in tensors:
             assert tensor.is_contiguous(), "a transposed tensor has no flat form"
             memory = tensor.untyped_storage()
@@ -32,6 +39,13 @@ class Mirrored:
     def zero_(self) -> None:
         for piece in self.pieces:
             piece.zero_()
+
+    def add_gradients(self, loss: torch.Tensor) -> None:
+        """Go back through `loss`, adding its gradients: here, or already by what takes `leaf`."""
+        leaves = (self.leaf, *self._tensors)
+        _, *found = torch.autograd.grad(loss, leaves, allow_unused=True)
+        if found[0] is not None:
+            _FOREACH_ADD(self.parts, found)
 
     def add_(self, other: Mirrored) -> None:
         """Add what lies in another of the same tensors."""

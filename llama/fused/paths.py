@@ -96,10 +96,8 @@ def gated_backward_(
 ) -> tuple[torch.Tensor, ...]:
     """Back through `gated`, from the gradient that came through the frozen weight after it, and,
     where `down` is not empty, the gradient of its adapter's `A x`, with A: the gradients to gate
-    and up, in their place (they are the largest tensors of a block, and nothing reads them again);
-    for each of the two paths there, those of `output_gradients`; and the one to the A of `down`.
-
-    All in float32 but for what is given and what comes out."""
+    and up, in their place (they are the largest tensors of a block, and nothing reads them again),
+    and the one to the A of `down`. All in float32 but for what is given and what comes out."""
     wide_gate, wide_up = (
         with_path(x, path, scale) for x, path, scale in zip((gate, up), paths, scales, strict=True)
     )
@@ -109,9 +107,4 @@ def gated_backward_(
         found = (part.t() @ _under_mask(formulas.swiglu(wide_gate, wide_up), seeds, 0, p),)
         total = total + _under_mask((part @ a).float(), seeds, 0, p)
     grads = formulas.swiglu_backward(total, wide_gate.float(), wide_up.float())
-    of_paths = []
-    for place, value, path, scale in zip((gate, up), grads, paths, scales, strict=True):
-        place.copy_(value)
-        if path:
-            of_paths += [(place @ path[1]).mul_(scale), (place.t() @ path[0]).mul_(scale)]
-    return gate, up, *of_paths, *found
+    return gate.copy_(grads[0]), up.copy_(grads[1]), *found

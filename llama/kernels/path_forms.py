@@ -41,8 +41,8 @@ GATED, GATED_BACKWARD = (64, 64, 4), (32, 128, 8)
 
 
 def mask(p: float) -> tuple[int, float]:
-    """Which hashes stay, and what they are multiplied by."""
-    return int(p * 2**31), 1.0 / (1.0 - p)
+    """The least product of keys that stays, and what is multiplied there."""
+    return int(p * 2**32) - 2**31, 1.0 / (1.0 - p)
 
 
 def _dense(x: torch.Tensor) -> torch.Tensor:
@@ -230,15 +230,13 @@ def gated_backward_(
     rows, columns, warps = GATED_BACKWARD
     blocks = triton.cdiv(width, columns)
     steps, splits = _share(tokens, rows, blocks)
-    part = [_empty(gate, blocks, tokens, rank) if path else gate for path in paths]
-    grad_b = [_empty(gate, splits, width, rank) if path else gate for path in paths]
     grad_a = _empty(gate, splits, rank, width) if down else gate
     least, kept_scale = mask(p)
     filler = gate, gate
     gated_backward_parts[(blocks, splits)](
         *(grad, gate, up, *(paths[0] or filler), *(paths[1] or filler)),
         *(*(x.contiguous() for x in down or filler), seeds[0] if seeds else gate),
-        *(*part, *grad_b, grad_a, tokens, width, rank),
+        *(grad_a, tokens, width, rank),
         *(grad.stride(0), gate.stride(0), up.stride(0), *scales, least, kept_scale, steps),
         GATE=bool(paths[0]),
         UP=bool(paths[1]),
@@ -249,11 +247,7 @@ def gated_backward_(
         COLUMNS=columns,
         num_warps=warps,
     )
-    found = []
-    for path, *sums, scale in zip(paths, part, grad_b, scales, strict=True):
-        if path:
-            found += [_summed(x, gate.dtype, scale) for x in sums]
-    return gate, up, *found, *((_summed(grad_a, gate.dtype, kept_scale),) if down else ())
+    return gate, up, *((_summed(grad_a, gate.dtype, kept_scale),) if down else ())
 
 
 def _rank(paths: tuple[Tensors, Tensors], down: Tensors) -> int:

@@ -116,16 +116,13 @@ def rms_norm_backward(
 
 
 def dropped(
-    x: torch.Tensor, seed: torch.Tensor, p: float, place: tuple[int, int] | None = None
+    x: torch.Tensor, seed: torch.Tensor, p: float, start: tuple[int, int] = (0, 0)
 ) -> torch.Tensor:
     x = _dense(x)
     rows, width = x.shape
-    full_width, start = place or (width, 0)
     out = torch.empty((rows, width), dtype=x.dtype, device=x.device)
     grid = (rows, triton.cdiv(width, _COLUMNS))
-    dropped_columns[grid](
-        *(x, seed, out, width, x.stride(0), full_width, start, *mask(p)), BLOCK=_COLUMNS
-    )
+    dropped_columns[grid](*(x, seed, out, width, x.stride(0), *start, *mask(p)), BLOCK=_COLUMNS)
     return out
 
 

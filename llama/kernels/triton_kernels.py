@@ -14,14 +14,25 @@ import triton.language as tl
 
 
 @triton.jit
-def keep(seed, place, least):
-    """`dropout.keep_mask` of elements of number `place`: see there."""
-    low, high = seed.to(tl.int32), (seed >> 32).to(tl.int32)
-    n = (place ^ low) * -1640531527 + high
+def _keys(places, low, high):
+    n = (places ^ low) * -1640531527 + high
     n = (n ^ ((n >> 16) & 0xFFFF)) * 0x7FEB352D
     n = (n ^ ((n >> 15) & 0x1FFFF)) * -2073254261
-    n = n ^ ((n >> 16) & 0xFFFF)
-    return (n & 0x7FFFFFFF) >= least
+    return (n ^ ((n >> 16) & 0xFFFF)) | 1
+
+
+@triton.jit
+def row_keys(seed_ptr, rows):
+    """Of the mask of a seed, what `dropout.keep_mask` multiplies by the keys of columns."""
+    number, further = tl.load(seed_ptr), tl.load(seed_ptr + 1).to(tl.int32)
+    return _keys(rows + further, number.to(tl.int32), (number >> 32).to(tl.int32))
+
+
+@triton.jit
+def column_keys(seed_ptr, columns):
+    """See `row_keys`."""
+    number = tl.load(seed_ptr)
+    return _keys(columns, (number >> 32).to(tl.int32), number.to(tl.int32))
 
 
 @triton.jit
@@ -73,15 +84,16 @@ def norm_backward_rows(
 
 @triton.jit
 def dropped_columns(
-    x_ptr, seed_ptr, out_ptr, width, x_stride, full_width, start, least, kept_scale,
+    x_ptr, seed_ptr, out_ptr, width, x_stride, first_row, first_column, least, kept_scale,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < width
     x = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
-    place = row.to(tl.int32) * full_width + (columns + start)
-    kept = tl.where(keep(tl.load(seed_ptr), place, least), x * kept_scale, 0.0)
+    keys = column_keys(seed_ptr, columns + first_column)
+    stays = row_keys(seed_ptr, row.to(tl.int32) + first_row) * keys >= least
+    kept = tl.where(stays, x * kept_scale, 0.0)
     tl.store(out_ptr + row * width + columns, kept.to(out_ptr.dtype.element_ty), mask=inside)
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from llama.kernels.triton_kernels import keep
+from llama.kernels.triton_kernels import column_keys, row_keys
 
 
 @triton.jit
@@ -46,10 +46,17 @@ def _product(a, b, rows: tl.constexpr, columns: tl.constexpr):
 
 
 @triton.jit
-def _kept(x, seed_ptr, place, least, DROP: tl.constexpr):
+def _stays(seed_ptr, rows, columns, least):
+    """The mask of a tile."""
+    keys = row_keys(seed_ptr, rows)[:, None] * column_keys(seed_ptr, columns)[None, :]
+    return keys >= least
+
+
+@triton.jit
+def _kept(x, seed_ptr, rows, columns, least, DROP: tl.constexpr):
     """`x` where the mask of the seed has it stay, else zero."""
     if DROP:
-        x = tl.where(keep(tl.load(seed_ptr), place, least), x, 0.0).to(x.dtype)
+        x = tl.where(_stays(seed_ptr, rows, columns, least), x, 0.0).to(x.dtype)
     return x
 
 
@@ -79,15 +86,14 @@ def hidden_parts(
     for step in range(steps):
         columns = (split * steps + step) * COLUMNS + tl.arange(0, COLUMNS)
         x = _tile(x_ptr, rows, columns, x_stride, tokens, width)
-        place = rows[:, None] * width + columns[None, :]
         a = tl.trans(_tile(a_0, ranks, columns, width, rank, width))
-        first = _dot(_kept(x, seed_0, place, least, DROP), a, first)
+        first = _dot(_kept(x, seed_0, rows, columns, least, DROP), a, first)
         if COUNT > 1:
             a = tl.trans(_tile(a_1, ranks, columns, width, rank, width))
-            second = _dot(_kept(x, seed_1, place, least, DROP), a, second)
+            second = _dot(_kept(x, seed_1, rows, columns, least, DROP), a, second)
         if COUNT > 2:
             a = tl.trans(_tile(a_2, ranks, columns, width, rank, width))
-            third = _dot(_kept(x, seed_2, place, least, DROP), a, third)
+            third = _dot(_kept(x, seed_2, rows, columns, least, DROP), a, third)
     size = tokens * rank
     out = out_ptr + split.to(tl.int64) * COUNT * size
     _put(out, first, rows, ranks, rank, tokens, rank)
@@ -95,16 +101,6 @@ def hidden_parts(
         _put(out + size, second, rows, ranks, rank, tokens, rank)
     if COUNT > 2:
         _put(out + 2 * size, third, rows, ranks, rank, tokens, rank)
-
-
-@triton.jit
-def _one_output(
-    grad, hidden_ptr, b, grad_b, part_ptr, rows, ranks, tokens, rank,
-    ROWS: tl.constexpr, RANK: tl.constexpr,
-):  # fmt: skip
-    """The part of a tile of an output's gradient in that of `A x`; `grad_b` with its part in it."""
-    _put(part_ptr, _product(grad, b, ROWS, RANK), rows, ranks, rank, tokens, rank)
-    return _dot(tl.trans(grad), _tile(hidden_ptr, rows, ranks, rank, tokens, rank), grad_b)
 
 
 @triton.jit
@@ -122,21 +118,21 @@ def output_parts(
     for step in range(steps):
         rows = (split * steps + step) * ROWS + tl.arange(0, ROWS)
         grad = _tile(grad_ptr, rows, columns, grad_stride, tokens, width)
-        grad_b = _one_output(
-            grad, hidden_ptr, b, grad_b, part_ptr, rows, ranks, tokens, rank, ROWS, RANK
-        )
+        _put(part_ptr, _product(grad, b, ROWS, RANK), rows, ranks, rank, tokens, rank)
+        hidden = _tile(hidden_ptr, rows, ranks, rank, tokens, rank)
+        grad_b = _dot(tl.trans(grad), hidden, grad_b)
     _put(grad_b_ptr + split.to(tl.int64) * width * rank, grad_b, columns, ranks, rank, width, rank)
 
 
 @triton.jit
 def _one_input(
-    x, total, part_ptr, a, seed_ptr, grad_a, rows, ranks, place, tokens, rank, least, kept_scale,
+    x, total, part_ptr, a, seed_ptr, grad_a, rows, columns, ranks, tokens, rank, least, kept_scale,
     ONTO: tl.constexpr, DROP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """One adapter's part in `input_parts`: its gradient to A, and to the input in `total`."""
     part = _tile(part_ptr, rows, ranks, rank, tokens, rank)
     if DROP:
-        stays = keep(tl.load(seed_ptr), place, least)
+        stays = _stays(seed_ptr, rows, columns, least)
         grad_a = _dot(tl.trans(part), tl.where(stays, x, 0.0).to(x.dtype), grad_a)
         if ONTO:
             total += tl.where(stays, _product(part, a, ROWS, COLUMNS) * kept_scale, 0.0)
@@ -176,22 +172,21 @@ def input_parts(
         if NORM:
             scale = tl.load(scale_ptr + rows, mask=rows < tokens, other=0.0)[:, None]
             x = ((x.to(tl.float32) * scale).to(kind).to(tl.float32) * weight).to(kind)
-        place = rows[:, None] * width + columns[None, :]
         total = tl.zeros((ROWS, COLUMNS), tl.float32)
         if ONTO:
             total = _tile(onto_ptr, rows, columns, onto_stride, tokens, width).to(tl.float32)
         total, first = _one_input(
-            x, total, part_0, first_a, seed_0, first, rows, ranks, place, tokens, rank, least,
+            x, total, part_0, first_a, seed_0, first, rows, columns, ranks, tokens, rank, least,
             kept_scale, ONTO, DROP, ROWS, COLUMNS,
         )  # fmt: skip
         if COUNT > 1:
             total, second = _one_input(
-                x, total, part_1, second_a, seed_1, second, rows, ranks, place, tokens, rank,
+                x, total, part_1, second_a, seed_1, second, rows, columns, ranks, tokens, rank,
                 least, kept_scale, ONTO, DROP, ROWS, COLUMNS,
             )  # fmt: skip
         if COUNT > 2:
             total, third = _one_input(
-                x, total, part_2, third_a, seed_2, third, rows, ranks, place, tokens, rank,
+                x, total, part_2, third_a, seed_2, third, rows, columns, ranks, tokens, rank,
                 least, kept_scale, ONTO, DROP, ROWS, COLUMNS,
             )  # fmt: skip
         if ONTO:
@@ -238,9 +233,8 @@ def gated_parts(
         h = ((gate * tl.sigmoid(gate)).to(kind).to(tl.float32) * up).to(kind)
         _put(h_ptr, h, rows, columns, width, tokens, width)
         if DOWN:
-            place = rows[:, None] * width + columns[None, :]
             a = tl.trans(_tile(a_ptr, ranks, columns, width, rank, width))
-            hidden = _dot(_kept(h, seed_ptr, place, least, DROP), a, hidden)
+            hidden = _dot(_kept(h, seed_ptr, rows, columns, least, DROP), a, hidden)
     if DOWN:
         out = out_ptr + split.to(tl.int64) * tokens * rank
         _put(out, hidden, rows, ranks, rank, tokens, rank)
@@ -248,23 +242,20 @@ def gated_parts(
 
 @triton.jit
 def gated_backward_parts(
-    grad_ptr, gate_ptr, up_ptr, hidden_g, b_g, hidden_u, b_u, down_ptr, a_ptr, seed_ptr,
-    part_g, part_u, grad_b_g, grad_b_u, grad_a_ptr,
+    grad_ptr, gate_ptr, up_ptr, hidden_g, b_g, hidden_u, b_u, down_ptr, a_ptr, seed_ptr, grad_a_ptr,
     tokens, width, rank, grad_stride, gate_stride, up_stride,
     scale_g, scale_u, least, kept_scale, steps,
     GATE: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr, DROP: tl.constexpr,
     RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    block, split = tl.program_id(0), tl.program_id(1)
-    columns = block * COLUMNS + tl.arange(0, COLUMNS)
-    ranks, part_size = tl.arange(0, RANK), block.to(tl.int64) * tokens * rank
+    split = tl.program_id(1)
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    ranks = tl.arange(0, RANK)
     kind: tl.constexpr = gate_ptr.dtype.element_ty
     if GATE:
         gate_b = _tile(b_g, columns, ranks, rank, width, rank)
-        grad_gate_b = tl.zeros((COLUMNS, RANK), tl.float32)
     if UP:
         up_b = _tile(b_u, columns, ranks, rank, width, rank)
-        grad_up_b = tl.zeros((COLUMNS, RANK), tl.float32)
     if DOWN:
         a = _tile(a_ptr, ranks, columns, width, rank, width)
         grad_a = tl.zeros((RANK, COLUMNS), tl.float32)
@@ -280,31 +271,15 @@ def gated_backward_parts(
         sigmoid = tl.sigmoid(gate)
         if DOWN:
             h = ((gate * sigmoid).to(kind).to(tl.float32) * up).to(kind)
-            place = rows[:, None] * width + columns[None, :]
             grad, grad_a = _one_input(
-                h, grad, down_ptr, a, seed_ptr, grad_a, rows, ranks, place, tokens, rank, least,
+                h, grad, down_ptr, a, seed_ptr, grad_a, rows, columns, ranks, tokens, rank, least,
                 kept_scale, True, DROP, ROWS, COLUMNS,
             )  # fmt: skip
-        to_gate = (grad * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))).to(kind)
-        to_up = (gate * sigmoid * grad).to(kind)
+        to_gate = grad * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))
         _put(gate_ptr, to_gate, rows, columns, gate_stride, tokens, width)
-        _put(up_ptr, to_up, rows, columns, up_stride, tokens, width)
-        if GATE:
-            grad_gate_b = _one_output(
-                to_gate, hidden_g, gate_b, grad_gate_b, part_g + part_size, rows, ranks, tokens,
-                rank, ROWS, RANK,
-            )  # fmt: skip
-        if UP:
-            grad_up_b = _one_output(
-                to_up, hidden_u, up_b, grad_up_b, part_u + part_size, rows, ranks, tokens,
-                rank, ROWS, RANK,
-            )  # fmt: skip
-    own = split.to(tl.int64) * width * rank
-    if GATE:
-        _put(grad_b_g + own, grad_gate_b, columns, ranks, rank, width, rank)
-    if UP:
-        _put(grad_b_u + own, grad_up_b, columns, ranks, rank, width, rank)
+        _put(up_ptr, gate * sigmoid * grad, rows, columns, up_stride, tokens, width)
     if DOWN:
+        own = split.to(tl.int64) * width * rank
         _put(grad_a_ptr + own, grad_a, ranks, columns, width, rank, width)
 
 

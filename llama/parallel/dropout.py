@@ -43,8 +43,8 @@ def dropout(
     whole, full = span.whole or tokens, width * shards
     own = slice(span.start, span.start + tokens), slice(rank * width, (rank + 1) * width)
     if on_cuda(x) and compiled():
-        place = full, _in_32_bits(span.start * full + rank * width)
-        return _Dropped.apply(x, draw_seed(x.device), p, place)  # type: ignore[return-value]
+        start = span.start, rank * width
+        return _Dropped.apply(x, draw_seed(x.device), p, start)  # type: ignore[return-value]
     if on_cuda(x) and (whole, full) == (tokens, width):
         return run(F.dropout, x, p)  # one fused kernel
     if on_cuda(x):  # the same kernel over as many elements draws the same mask
@@ -55,24 +55,19 @@ def dropout(
     return x * (keep.to(x.dtype) * (1.0 / (1.0 - p)))
 
 
-def _in_32_bits(place: int) -> int:
-    """`place` as 32-bit arithmetic that wraps around has it."""
-    return (place + 2**31) % 2**32 - 2**31
-
-
 class Seeds:
     """Room on a device for all that `draw_seed` gives in one pass, for a pass that is recorded once
     and then repeated with other numbers in it."""
 
     def __init__(self, number: int, device: torch.device) -> None:
-        # 16 bytes apart: kernels are compiled for addresses of such a multiple.
+        # 16 bytes each: kernels are compiled for addresses of such a multiple.
         self._values = torch.zeros(number, 2, dtype=torch.int64, device=device)
         self._taken = 0
 
     def take(self) -> torch.Tensor:
-        """The next one's place, int64 `[1]`."""
+        """The next one's place, int64 `[2]`, of the mask from its first row on."""
         self._taken += 1
-        return self._values[self._taken - 1, :1]
+        return self._values[self._taken - 1]
 
     def draw(self) -> None:
         """Put in what `draw_seed` would have drawn."""
@@ -93,47 +88,66 @@ def seeds_from(seeds: Seeds) -> Iterator[None]:
 
 
 def draw_seed(device: torch.device) -> torch.Tensor:
-    """A seed for `keep_mask`, int64 `[1]` on `device`. The CPU's default generator gives it: to
-    read a number back from a GPU's would mean waiting for the GPU. Activation checkpointing
-    restores that generator before it computes a block again."""
+    """A seed for `keep_mask`, int64 `[2]` on `device`: the number, and 0 for the first row. The
+    CPU's default generator gives it: to read a number back from a GPU's would mean waiting for the
+    GPU. Activation checkpointing restores that generator before it computes a block again."""
     if (seeds := _seeds.get()) is not None:
         return seeds.take()
-    seed = run(torch.Tensor.item, torch.randint(2**62, ()))
-    return torch.full((1,), seed, dtype=torch.int64, device=device)
+    number = run(torch.Tensor.item, torch.randint(2**62, ()))
+    seed = torch.full((2,), number, dtype=torch.int64, device=device)
+    seed[1:].zero_()
+    return seed
+
+
+def from_row(seed: torch.Tensor, row: int) -> torch.Tensor:
+    """The seed of the same mask without its first `row` rows: a tile of the tokens is dropped by
+    it as it would be as a part of the whole."""
+    moved = seed.clone()
+    moved[1:].add_(row)
+    return moved
 
 
 def keep_mask(
-    seed: torch.Tensor, shape: torch.Size, p: float, full_width: int, start: int
+    seed: torch.Tensor, shape: torch.Size, p: float, start: tuple[int, int] = (0, 0)
 ) -> torch.Tensor:
     """Which elements stay, boolean `[T, I]` for `shape = [T, I]`: so many rows and columns of a
-    mask that is `full_width` wide, from its element `start` on. An element's fate is a hash of
-    `seed` (int64 `[1]`) and of its place, row x full_width + column, compared with `p`. So no mask
-    is stored between the passes, and a rank computes its own rows and columns of the whole.
+    mask, from `start` on. `seed`, int64 `[2]`, is a number and by how many rows more the first one
+    here lies further down. So no mask is stored between the passes, and a rank or a tile computes
+    its own part of the whole.
 
-    The hash is Chris Wellons' `lowbias32` ("Prospecting for Hash Functions", 2018) in 32-bit
-    integers that wrap around: shifts are masked because they are to fill with zeros, and two of the
+    A row and a column have a key each, an odd number that the seed and its place are hashed to, and
+    an element's fate is the product of the two keys compared with `p`: multiplicative hashing
+    (Dietzfelbinger et al., "A Reliable Randomized Algorithm for the Closest-Pair Problem", 1997,
+    section 3), of which an element costs one multiplication. All in 32-bit integers that wrap
+    around."""
+    device = seed.device
+    rows = torch.arange(shape[0], dtype=torch.int32, device=device)
+    columns = torch.arange(shape[1], dtype=torch.int32, device=device)
+    number, further = seed[:1], seed[1:].to(torch.int32)
+    low, high = number.to(torch.int32), (number >> 32).to(torch.int32)
+    row_keys = _keys(rows + (further + start[0]), low, high)
+    column_keys = _keys(columns + start[1], high, low)
+    return row_keys.unsqueeze(1) * column_keys >= int(p * 2**32) - 2**31
+
+
+def _keys(places: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """A hash of each place, made odd. It is Chris Wellons' `lowbias32` ("Prospecting for Hash
+    Functions", 2018): shifts are masked because they are to fill with zeros, and two of the
     constants are written as the negative numbers that have their bits. The seed is mixed in ahead
     of the first multiplication, and must be: a product of places and constants alone inductor takes
     for index arithmetic, and simplifies it as if integers were unbounded."""
-    device = seed.device
-    rows = torch.arange(shape[0], dtype=torch.int32, device=device).unsqueeze(1)
-    columns = torch.arange(shape[1], dtype=torch.int32, device=device)
-    low, high = seed.to(torch.int32), (seed >> 32).to(torch.int32)
-    n = ((rows * full_width + (columns + start)) ^ low) * -1640531527 + high
+    n = (places ^ low) * -1640531527 + high
     n = (n ^ ((n >> 16) & 0xFFFF)) * 0x7FEB352D
     n = (n ^ ((n >> 15) & 0x1FFFF)) * -2073254261
-    n = n ^ ((n >> 16) & 0xFFFF)
-    return (n & 0x7FFFFFFF) >= int(p * 2**31)
+    return (n ^ ((n >> 16) & 0xFFFF)) | 1
 
 
 def dropped(
-    x: torch.Tensor, seed: torch.Tensor, p: float, place: tuple[int, int] | None = None
+    x: torch.Tensor, seed: torch.Tensor, p: float, start: tuple[int, int] = (0, 0)
 ) -> torch.Tensor:
     """`x[T, I]` without what the seed's mask drops, the rest scaled by 1 / (1 - p); to be part of a
-    `kernel`. `place`: the mask's full width and the element of it at which `x` starts; by default
-    `x` is of the full width, from the first."""
-    full_width, start = place or (x.shape[1], 0)
-    keep = keep_mask(seed, x.shape, p, full_width, start)
+    `kernel`. `start`: the row and the column of the mask at which `x` begins."""
+    keep = keep_mask(seed, x.shape, p, start)
     return torch.where(keep, x * (1.0 / (1.0 - p)), 0.0)
 
 
@@ -144,8 +158,8 @@ class _Dropped(torch.autograd.Function):
     """The gradient is dropped by the same mask, computed again from the seed."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, seed: torch.Tensor, p: float, place: Any) -> Any:
-        ctx.mask = seed, p, place
+    def forward(ctx: Any, x: torch.Tensor, seed: torch.Tensor, p: float, start: Any) -> Any:
+        ctx.mask = seed, p, start
         return _dropped(x, *ctx.mask)
 
     @staticmethod

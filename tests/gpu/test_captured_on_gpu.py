@@ -10,8 +10,9 @@ import torch
 from llama.adapters.attach import adapters
 from llama.data.batches import make_batch
 from llama.data.feed import model_inputs
-from llama.fused.captured import RunCaptured, capture, shape_of
+from llama.fused.captured import RunCaptured, add_gradients, capture, shape_of
 from llama.fused.install import install
+from llama.fused.mirrored import Mirrored
 from llama.model.kept import Kept
 from llama.model.transformer import Transformer
 from tests.gpu.test_kernels_on_gpu import CUDA, GRADIENTS, HALVES, LOSS, difference, model
@@ -100,6 +101,19 @@ def test_gradients_are_added_up_and_not_overwritten(compiled: None) -> None:
     made(**batch).backward()
     twice = [p.grad.float() for p in made.parameters() if p.grad is not None]
     assert once and all(torch.equal(2 * a, b) for a, b in zip(once, twice, strict=True))
+
+
+def test_gradients_are_added_where_a_pass_is_told(compiled: None) -> None:
+    made, batch = recorded()
+    made.zero_grad()
+    made(**batch).backward()
+    trained = [p for p in made.parameters() if p.requires_grad]
+    onto = Mirrored(trained)
+    add_gradients(made, onto)
+    for _ in range(2):
+        onto.add_gradients(made(**batch))
+    for part, parameter in zip(onto.parts, trained, strict=True):
+        assert parameter.grad is not None and torch.equal(part, 2 * parameter.grad)
 
 
 def test_activations_that_were_written_over_are_not_gone_back_through(compiled: None) -> None:

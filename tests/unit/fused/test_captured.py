@@ -3,12 +3,16 @@ themselves are for a GPU (tests/gpu/test_captured_on_gpu.py)."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from llama.data.batches import make_batch
 from llama.data.feed import model_inputs
+from llama.fused import captured
 from llama.fused.captured import IGNORED, Inputs, rounded, shape_of
+from llama.fused.mirrored import Mirrored
 from llama.model.documents import Documents
 from llama.model.kept import Kept
 from llama.parallel.dropout import Seeds, draw_seed, seeds_from
@@ -59,12 +63,68 @@ def test_a_filled_up_micro_batch_has_the_same_loss_and_gradients(lengths: list[i
 
 def test_seeds_are_those_that_would_have_been_drawn() -> None:
     torch.manual_seed(5)
-    drawn = [int(draw_seed(CPU)) for _ in range(4)]
+    drawn = [draw_seed(CPU).tolist() for _ in range(4)]
     after = int(torch.randint(2**62, ()))
     seeds = Seeds(6, CPU)
     with seeds_from(seeds):
         places = [draw_seed(CPU) for _ in range(4)]
     torch.manual_seed(5)
     seeds.draw()
-    assert [int(place) for place in places] == drawn
+    assert [place.tolist() for place in places] == drawn
     assert int(torch.randint(2**62, ())) == after
+
+
+class _Launched:
+    """In the place of a recorded pass, which only a GPU has: launched anew each time."""
+
+    def __init__(self, model: Any, run: Any, inputs: Inputs, trained: Any, results: Any, _: Any):
+        self.inputs, self.results = inputs, results
+        self.seeds = Seeds(1, CPU)
+        self._call = lambda: run(model, *inputs.arguments())
+        self._trained = list(trained.values())
+
+    def forward(self) -> torch.Tensor:
+        self.results.passes += 1
+        with torch.enable_grad():
+            self._loss = self._call()
+        return self._loss.detach()
+
+    def backward(self, upstream: torch.Tensor) -> Mirrored:
+        found = torch.autograd.grad(self._loss, self._trained, upstream)
+        for place, gradient in zip(self.results.gradients.parts, found, strict=True):
+            place.copy_(gradient)
+        return self.results.gradients
+
+
+def test_a_pass_adds_its_gradients_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which autograd must not take for nothing to do; and a hook on a tensor sees its gradient."""
+    monkeypatch.setattr(captured, "_Recorded", _Launched)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    model = trained_model(0.0)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    batch = model_inputs(make_batch([documents([256, 256])], 0), CPU)
+    _, expected = loss_and_gradients(model, [batch])
+    run = captured.RunCaptured(model.run_model, trained)
+    model.run_model, run.onto = run, Mirrored(list(trained.values()))
+    for number in range(3):  # launched, recorded, repeated
+        run.onto.zero_()
+        run.onto.add_gradients(2 * model(**batch))
+        run.onto.add_gradients(model(**batch))
+        for name, found in zip(trained, run.onto.parts, strict=True):
+            assert_close(found, 3 * expected[name], sums_of(4), str(number))
+    assert len(run._recorded) == 1
+    seen: list[torch.Tensor] = []
+    next(iter(trained.values())).register_hook(seen.append)
+    run.onto.zero_()
+    run.onto.add_gradients(model(**batch))
+    assert torch.equal(seen[-1], run.onto.parts[0])  # the first is the stand-in's own
+
+
+def test_mirrors_of_what_lies_in_one_piece_do_too() -> None:
+    flat = torch.zeros(20)
+    tensors = [flat[4:10].view(2, 3), torch.zeros(5), flat[12:16]]
+    mirrored = Mirrored(tensors)
+    assert [piece.numel() for piece in mirrored.pieces] == [20, 5]
+    for part in mirrored.parts:
+        part.fill_(1.0)
+    assert mirrored.pieces[0].nonzero().flatten().tolist() == [*range(4, 10), *range(12, 16)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llama.parallel.dropout import _Dropped, draw_seed, dropout, dropped, keep_mask
+from llama.parallel.dropout import _Dropped, draw_seed, dropout, dropped, from_row, keep_mask
 from llama.parallel.mesh import SINGLE, TensorParallel
 from tests.support.closeness import assert_close, sums_of
 
@@ -73,7 +73,7 @@ CPU = torch.device("cpu")
 def test_a_computed_mask_drops_a_share_p_everywhere(p: float) -> None:
     torch.manual_seed(0)
     shape = torch.Size((400, 512))
-    first, second = (~keep_mask(draw_seed(CPU), shape, p, 512, 0) for _ in range(2))
+    first, second = (~keep_mask(draw_seed(CPU), shape, p) for _ in range(2))
     for share, chance in ((first, p), (second, p), (first & second, p * p)):
         deviation = (chance * (1 - chance) / first.numel()) ** 0.5
         assert abs(share.double().mean() - chance) < 4 * deviation
@@ -86,28 +86,54 @@ def test_a_computed_mask_drops_a_share_p_everywhere(p: float) -> None:
             assert abs(both - p * p) < 4 * (p * p * (1 - p * p) / one.numel()) ** 0.5
 
 
+@pytest.mark.parametrize("p", [0.05, 0.5])
+def test_any_two_rows_or_columns_of_a_computed_mask_are_strangers(p: float) -> None:
+    """Keys whose ratio is a small fraction would drop the same elements: there are hardly any."""
+    gone = ~keep_mask(torch.tensor([987654321, 0]), torch.Size((1024, 1024)), p)
+    for side in (gone.double(), gone.t().double()):
+        first, second = torch.triu_indices(1024, 1024, offset=1)
+        both = (side @ side.t())[first, second]
+        deviation = (1024 * p * p * (1 - p * p)) ** 0.5
+        far = ((both - 1024 * p * p).abs() > 5 * deviation).double().mean()
+        assert far < 1e-3, "of half a million pairs"
+        assert 0.9 < (both - 1024 * p * p).std() / deviation < 1.1
+        triples = (side[:-2] * side[1:-1] * side[2:]).sum(1)
+        assert abs(triples.mean() - 1024 * p**3) < 5 * (p**3) ** 0.5
+
+
 def test_either_half_of_a_seed_makes_another_mask() -> None:
     shape = torch.Size((200, 512))
-    masks = [keep_mask(torch.tensor([s]), shape, 0.5, 512, 0) for s in (5, 6, 5 + 2**32)]
+    masks = [keep_mask(torch.tensor([s, 0]), shape, 0.5) for s in (5, 6, 5 + 2**32)]
     for i, j in ((0, 1), (0, 2), (1, 2)):
         assert abs((masks[i] == masks[j]).double().mean() - 0.5) < 4 * 0.5 / 102400**0.5
 
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_shards_compute_their_part_of_the_mask(size: int) -> None:
-    seed, width = torch.tensor([123456789012345]), WIDTH // size
-    whole = keep_mask(seed, torch.Size((TOKENS, WIDTH)), 0.3, WIDTH, 0)
+    seed, width = torch.tensor([123456789012345, 0]), WIDTH // size
+    whole = keep_mask(seed, torch.Size((TOKENS, WIDTH)), 0.3)
     parts = [
-        keep_mask(seed, torch.Size((TOKENS, width)), 0.3, WIDTH, rank * width)
-        for rank in range(size)
+        keep_mask(seed, torch.Size((TOKENS, width)), 0.3, (0, rank * width)) for rank in range(size)
     ]
     assert torch.equal(torch.cat(parts, dim=1), whole)
+
+
+def test_tiles_of_the_tokens_compute_their_part_of_the_mask() -> None:
+    """Far rows too."""
+    for first in (0, 400_000):
+        seed = from_row(draw_seed(CPU), first)
+        whole = keep_mask(seed, torch.Size((TOKENS, WIDTH)), 0.3)
+        parts = [
+            keep_mask(from_row(seed, row), torch.Size((min(3, TOKENS - row), WIDTH)), 0.3)
+            for row in range(0, TOKENS, 3)
+        ]
+        assert torch.equal(torch.cat(parts), whole) and 0 < whole.sum() < whole.numel()
 
 
 def test_the_gradient_goes_through_the_computed_mask() -> None:
     x = torch.randn(TOKENS, WIDTH).requires_grad_()
     seed = draw_seed(CPU)
-    found: torch.Tensor = _Dropped.apply(x, seed, 0.5, (WIDTH, 0))  # type: ignore[assignment]
+    found: torch.Tensor = _Dropped.apply(x, seed, 0.5, (0, 0))  # type: ignore[assignment]
     assert torch.equal(found, dropped(x, seed, 0.5))
     found.sum().backward()
     assert x.grad is not None and torch.equal(x.grad, (found != 0) * 2.0)
