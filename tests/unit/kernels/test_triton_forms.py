@@ -16,10 +16,11 @@ from tests.support.skips import needs_triton
 BODY = """
 import json, torch
 from llama.fused import kernels
-from llama.kernels import elementwise
+from llama.kernels import eight_bits, elementwise
 from llama.kernels.compiled import KERNELS
 from llama.kernels.triton_forms import FORMS
 from llama.model import loss
+from tests.support import interpreted
 from tests.support.kernel_arguments import apart, calls, own
 assert set(FORMS) == set(KERNELS)
 found = {}
