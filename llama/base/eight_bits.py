@@ -20,6 +20,7 @@ import torch
 from llama.base import packed
 from llama.base.packed import Matrix, Packed
 from llama.kernels import eight_bits
+from llama.kernels.codes import quantised
 
 ALIGNED = 16
 """Bytes: the scales begin at a multiple of them."""
@@ -54,7 +55,7 @@ class EightBits(Packed):
         for first in range(0, stored.shape[0], rows):
             some = slice(first, first + rows)
             values = stored[some].to(codes.device, torch.float32, copy=True)
-            found, scale = eight_bits.quantised(values, self.CODES)
+            found, scale = quantised(values, self.CODES)
             codes[some] = found
             scales[some] = scale.squeeze(1)
 
@@ -95,7 +96,7 @@ class Int8(EightBits):
 
     CODES = torch.int8
     BY_CUT = False
-    CAPABILITY: ClassVar[tuple[int, int]] = (7, 5)
+    CAPABILITY: ClassVar[tuple[int, int]] = (8, 0)
 
 
 class FP8(EightBits):

@@ -79,9 +79,9 @@ def compiled() -> bool:
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, compiled once the switch is on. Arguments are tensors whose dimension 0 is the
-    tokens, tuples of such, and numbers; all are given by position. Autograd does not see through
-    it: it is for use within forward and backward passes that are written by hand, so gradients of
-    its arguments are never asked for."""
+    tokens, tuples of such, numbers, types and None; all are given by position. Autograd does not
+    see through it: it is for use within forward and backward passes that are written by hand, so
+    gradients of its arguments are never asked for."""
     name = function.__name__.lstrip("_")
     KERNELS[name] = function
     made: list[Callable[..., Any]] = []  # by torch.compile, at the first call that needs it

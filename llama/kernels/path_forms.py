@@ -31,13 +31,15 @@ Tensors = tuple[torch.Tensor, ...]
 LARGEST_RANK = 64
 """Above it a tile's sums no longer fit beside it in the registers: the functions are then taken as
 they are written, operation by operation."""
-PROGRAMS = 512
-"""As many as a GPU of some hundred processors has work for at a time."""
-_SUMMED = 1024
-"""Elements that a program of `sum_parts` has."""
-HIDDEN, OUTPUT, INPUT = (64, 64, 4), (64, 128, 4), (32, 128, 4)
-GATED, GATED_BACKWARD = (64, 64, 4), (32, 128, 8)
-"""Of each kernel, the rows and columns of a tile, and how many warps hold it."""
+BY_ROWS, BY_COLUMNS = 256, 512
+"""Programs that share a sum over columns, each with rows of its own, and over rows: as many as a
+GPU of some hundred processors has at a time, and of the smaller ones several times as many."""
+_SUMMED = 16, 256
+"""Parts that a program of `sum_parts` reads at a time, and how many elements of each it has."""
+HIDDEN, OUTPUT, INPUT = (64, 64, 4), (64, 128, 4), (16, 128, 4)
+GATED, GATED_BACKWARD, UNGATED = (64, 64, 4), (32, 64, 4), (32, 128, 4)
+"""Of each kernel, the rows and columns of a tile, and how many warps hold it; of the gated ones
+`UNGATED` where no adapter takes part."""
 
 
 def mask(p: float) -> tuple[int, float]:
@@ -61,11 +63,11 @@ def _room(rank: int) -> int:
     return max(16, triton.next_power_of_2(rank))
 
 
-def _share(size: int, step: int, others: int) -> tuple[int, int]:
+def _share(size: int, step: int, others: int, programs: int) -> tuple[int, int]:
     """How many `step`s of `size` each of several programs takes, and how many they are, where
-    `others` times as many run."""
+    `others` times as many make about `programs`."""
     steps = triton.cdiv(size, step)
-    each = triton.cdiv(steps, min(steps, triton.cdiv(PROGRAMS, others)))
+    each = triton.cdiv(steps, min(steps, triton.cdiv(programs, others)))
     return each, triton.cdiv(steps, each)
 
 
@@ -73,14 +75,18 @@ def _empty(like: torch.Tensor, *shape: int) -> torch.Tensor:
     return torch.empty(shape, dtype=torch.float32, device=like.device)
 
 
-def _summed(parts: torch.Tensor, dtype: torch.dtype, factor: float = 1.0) -> torch.Tensor:
-    """`factor` times the sum over dimension 0, in `dtype`."""
-    out = torch.empty(parts.shape[1:], dtype=dtype, device=parts.device)
-    size = out.numel()
-    sum_parts[(triton.cdiv(size, _SUMMED),)](
-        *(parts, out, size, parts.shape[0], factor), BLOCK=_SUMMED
+def _summed(
+    dtype: torch.dtype, factor: float, parts: torch.Tensor, more: torch.Tensor | None = None
+) -> Tensors:
+    """`factor` times the sum over dimension 0 of `parts`, and of `more`, in `dtype`."""
+    given = parts, parts if more is None else more
+    outs = tuple(torch.empty(x.shape[1:], dtype=dtype, device=x.device) for x in given)
+    blocks = [triton.cdiv(out.numel(), _SUMMED[1]) for out in outs]
+    sets = [(x, out, out.numel(), len(x)) for x, out in zip(given, outs, strict=True)]
+    sum_parts[(sum(blocks) if more is not None else blocks[0],)](
+        *(*sets[0], *sets[1], factor, blocks[0]), PARTS=_SUMMED[0], BLOCK=_SUMMED[1], num_warps=4
     )
-    return out
+    return outs if more is not None else outs[:1]
 
 
 def _up_to_its_rank(form: Callable[..., Any], factors: Callable[..., Tensors]) -> Any:
@@ -102,7 +108,7 @@ def hidden_each(x: torch.Tensor, matrices: Tensors, seeds: Tensors, p: float) ->
     (tokens, width), rank, count = x.shape, matrices[0].shape[0], len(matrices)
     rows, columns, warps = HIDDEN
     blocks = triton.cdiv(tokens, rows)
-    steps, splits = _share(width, columns, blocks)
+    steps, splits = _share(width, columns, blocks, BY_ROWS)
     parts = _empty(x, splits, count, tokens, rank)
     least, kept_scale = mask(p)
     hidden_parts[(blocks, splits)](
@@ -115,7 +121,7 @@ def hidden_each(x: torch.Tensor, matrices: Tensors, seeds: Tensors, p: float) ->
         COLUMNS=columns,
         num_warps=warps,
     )
-    return _summed(parts, x.dtype, kept_scale).unbind(0)
+    return _summed(x.dtype, kept_scale, parts)[0].unbind(0)
 
 
 def output_gradients(
@@ -125,7 +131,7 @@ def output_gradients(
     (tokens, width), rank = grad.shape, b.shape[1]
     rows, columns, warps = OUTPUT
     blocks = triton.cdiv(width, columns)
-    steps, splits = _share(tokens, rows, blocks)
+    steps, splits = _share(tokens, rows, blocks, BY_COLUMNS)
     part, grad_b = _empty(grad, blocks, tokens, rank), _empty(grad, splits, width, rank)
     output_parts[(blocks, splits)](
         *(grad, hidden.contiguous(), b.contiguous(), part, grad_b),
@@ -135,7 +141,8 @@ def output_gradients(
         COLUMNS=columns,
         num_warps=warps,
     )
-    return _summed(part, grad.dtype, scale), _summed(grad_b, grad.dtype, scale)
+    part, grad_b = _summed(grad.dtype, scale, part, grad_b)
+    return part, grad_b
 
 
 def input_gradients_(
@@ -157,7 +164,7 @@ def input_gradients_(
     (tokens, width), rank, count = x.shape, matrices[0].shape[0], len(matrices)
     rows, columns, warps = INPUT
     blocks = triton.cdiv(width, columns)
-    steps, splits = _share(tokens, rows, blocks)
+    steps, splits = _share(tokens, rows, blocks, BY_COLUMNS)
     grad_a = _empty(x, splits, count, rank, width)
     least, kept_scale = mask(p)
     target = onto[0] if onto else x
@@ -176,7 +183,7 @@ def input_gradients_(
         COLUMNS=columns,
         num_warps=warps,
     )
-    return *onto, *_summed(grad_a, x.dtype, kept_scale).unbind(0)
+    return *onto, *_summed(x.dtype, kept_scale, grad_a)[0].unbind(0)
 
 
 def gated(
@@ -191,9 +198,9 @@ def gated(
     gate, up = _dense(gate), _dense(up)
     tokens, width = gate.shape
     rank = _rank(paths, down)
-    rows, columns, warps = GATED
+    rows, columns, warps = GATED if any(paths) or down else UNGATED
     blocks = triton.cdiv(tokens, rows)
-    steps, splits = _share(width, columns, blocks)
+    steps, splits = _share(width, columns, blocks, BY_ROWS)
     h = torch.empty((tokens, width), dtype=gate.dtype, device=gate.device)
     parts = _empty(gate, splits, tokens, rank) if down else h
     least, kept_scale = mask(p)
@@ -210,7 +217,7 @@ def gated(
         COLUMNS=columns,
         num_warps=warps,
     )
-    return (h, _summed(parts, h.dtype, kept_scale)) if down else (h,)
+    return (h, *_summed(h.dtype, kept_scale, parts)) if down else (h,)
 
 
 def gated_backward_(
@@ -227,9 +234,9 @@ def gated_backward_(
     assert gate.stride(1) == up.stride(1) == 1
     tokens, width = gate.shape
     rank = _rank(paths, down[1:])
-    rows, columns, warps = GATED_BACKWARD
+    rows, columns, warps = GATED_BACKWARD if any(paths) or down else UNGATED
     blocks = triton.cdiv(width, columns)
-    steps, splits = _share(tokens, rows, blocks)
+    steps, splits = _share(tokens, rows, blocks, BY_COLUMNS)
     grad_a = _empty(gate, splits, rank, width) if down else gate
     least, kept_scale = mask(p)
     filler = gate, gate
@@ -247,7 +254,7 @@ def gated_backward_(
         COLUMNS=columns,
         num_warps=warps,
     )
-    return gate, up, *((_summed(grad_a, gate.dtype, kept_scale),) if down else ())
+    return gate, up, *(_summed(gate.dtype, kept_scale, grad_a) if down else ())
 
 
 def _rank(paths: tuple[Tensors, Tensors], down: Tensors) -> int:

@@ -61,14 +61,32 @@ def _kept(x, seed_ptr, rows, columns, least, DROP: tl.constexpr):
 
 
 @triton.jit
-def sum_parts(parts_ptr, out_ptr, size, count, factor, BLOCK: tl.constexpr):
-    """`factor` times the sum of `count` parts of `size` elements each."""
-    places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = places < size
+def _sum_of(
+    parts_ptr, out_ptr, size, count, factor, block, PARTS: tl.constexpr, BLOCK: tl.constexpr
+):
+    places = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
-    for part in range(count):
-        total += tl.load(parts_ptr + part * size + places, mask=inside, other=0.0)
-    tl.store(out_ptr + places, (total * factor).to(out_ptr.dtype.element_ty), mask=inside)
+    for step in range((count + PARTS - 1) // PARTS):
+        parts = step * PARTS + tl.arange(0, PARTS)
+        inside = (parts < count)[:, None] & (places < size)[None, :]
+        at = parts.to(tl.int64)[:, None] * size + places[None, :]
+        total += tl.sum(tl.load(parts_ptr + at, mask=inside, other=0.0), axis=0)
+    tl.store(out_ptr + places, (total * factor).to(out_ptr.dtype.element_ty), mask=places < size)
+
+
+@triton.jit
+def sum_parts(
+    first_ptr, out_ptr, size, count, second_ptr, second_out_ptr, second_size, second_count,
+    factor, blocks, PARTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """`factor` times the sum of `count` parts of `size` elements each, which takes the first
+    `blocks` programs; and of a second such set, which takes the others."""
+    block = tl.program_id(0)
+    if block < blocks:
+        _sum_of(first_ptr, out_ptr, size, count, factor, block, PARTS, BLOCK)
+    else:
+        block -= blocks
+        _sum_of(second_ptr, second_out_ptr, second_size, second_count, factor, block, PARTS, BLOCK)
 
 
 @triton.jit

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -10,17 +12,20 @@ from llama.base.eight_bits import FP8, EightBits, Int8
 from llama.data.batches import make_batch
 from llama.data.feed import model_inputs
 from llama.fused.install import install
+from llama.kernels.compiled import KERNELS
+from llama.kernels.eight_bits import quantised_rows, turned
 from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader
 from tests.gpu.test_kernels_on_gpu import CPU, CUDA, GROUPED
 from tests.parity.test_packing import documents
+from tests.support.eight_bits import CODES, WIDTHS, hard_rows, same_codes
 from tests.support.skips import GPU, needs_gpus, skip
 
 pytestmark = [pytest.mark.gpu, needs_gpus()]
 
 KINDS = pytest.mark.parametrize("kind", [Int8, FP8])
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
-SHAPES = [(256, 512), (24, 40), (7, 33)]
+SHAPES = [(256, 512), (24, 40), (7, 33), (384, 1000)]
 
 
 @pytest.fixture(autouse=True)
@@ -30,11 +35,41 @@ def needs_products(request: pytest.FixtureRequest) -> None:
         skip(GPU, f"one with products of {kind.__name__}")
 
 
-@pytest.mark.parametrize(("kind", "side"), [(Int8, 0), (FP8, 0), (FP8, 1)])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("count", [1, 16, 100])
+PRODUCTS = (
+    pytest.mark.parametrize(("kind", "side"), [(Int8, 0), (FP8, 0), (FP8, 1)]),
+    pytest.mark.parametrize("dtype", DTYPES, ids=str),
+    pytest.mark.parametrize("shape", SHAPES),
+    pytest.mark.parametrize("count", [1, 16, 100, 1300]),
+)
+
+
+def every_product(test: Any) -> Any:
+    """`test` of each kind, side of the scales, type, shape of the weight and number of tokens."""
+    for mark in PRODUCTS:
+        test = mark(test)
+    return test
+
+
+@every_product
 def test_both_products_are_those_of_a_cpu(
+    kind: type[EightBits], side: int, dtype: torch.dtype, shape: tuple[int, int], count: int
+) -> None:
+    products_are_those_of_a_cpu(kind, side, dtype, shape, count)
+
+
+@every_product
+def test_both_products_are_so_compiled(
+    kind: type[EightBits],
+    side: int,
+    dtype: torch.dtype,
+    shape: tuple[int, int],
+    count: int,
+    compiled: None,
+) -> None:
+    products_are_those_of_a_cpu(kind, side, dtype, shape, count)
+
+
+def products_are_those_of_a_cpu(
     kind: type[EightBits], side: int, dtype: torch.dtype, shape: tuple[int, int], count: int
 ) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -58,6 +93,50 @@ def test_both_products_are_those_of_a_cpu(
         assert found.dtype == dtype and found.shape == expected.shape
         apart = found.double().cpu() - expected.double()
         assert apart.norm() <= limit * expected.double().norm()
+
+
+@pytest.mark.parametrize("codes", CODES, ids=str)
+@pytest.mark.parametrize("width", [*WIDTHS, 14336, 28672])
+def test_rows_have_the_codes_of_a_cpu(codes: torch.dtype, width: int, compiled: None) -> None:
+    """Bit for bit, halves between two codes too."""
+    before = torch.linspace(0.1, 9.0, width)
+    for dtype in DTYPES:
+        rows = hard_rows(width).to(dtype)
+        for factors in (None, before):
+            given = None if factors is None else factors.to(CUDA)
+            found, scales = quantised_rows(rows.to(CUDA), given, codes)
+            assert same_codes((found.cpu(), scales.cpu()), quantised_rows(rows, factors, codes))
+
+
+@pytest.mark.parametrize("codes", CODES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (33, 7), (130, 300), (4096, 1024)])
+def test_codes_are_turned(codes: torch.dtype, shape: tuple[int, int], compiled: None) -> None:
+    held = torch.randint(-127, 128, shape, dtype=torch.int8)
+    found = turned(held.to(CUDA).view(codes)).cpu().view(torch.int8)
+    assert torch.equal(found, KERNELS["turned"](held))
+
+
+@KINDS
+def test_products_are_captured(kind: type[EightBits], compiled: None) -> None:
+    """In a CUDA graph: it asks nothing of the host, and another input gives its own product."""
+    weight = kind(kind.empty(torch.Size((512, 1024)), torch.bfloat16, CUDA))
+    weight.fill(torch.randn(512, 1024, generator=torch.Generator().manual_seed(0)))
+    first, second = torch.randn(2, 300, 1024, device=CUDA).to(torch.bfloat16)
+
+    def both(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = weight.times(x)
+        return y, weight.times_transposed(y, onto=x.clone())
+
+    given = first.clone()
+    both(given)  # compiled
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = both(given)
+    for x in (first, second):
+        given.copy_(x)
+        graph.replay()
+        for found, expected in zip(results, both(x), strict=True):
+            assert torch.equal(found, expected)
 
 
 @KINDS

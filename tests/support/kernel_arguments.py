@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+from llama.kernels.eight_bits import quantised_rows
+from tests.support.eight_bits import CODES
+
 P = 0.2
 EPS = 1e-5
 
@@ -44,6 +47,25 @@ def calls(
     labels = torch.randint(-1, vocabulary, (tokens, 1), generator=generator).to(device)
     labels[:2] = torch.tensor([[-1], [vocabulary - 1]], device=device)
     yield "losses_and_gradient", (3 * random(tokens, vocabulary), labels)
+    yield from _of_eight_bits(x, random(tokens + 5, width + 5), weight.float())
+
+
+def _of_eight_bits(
+    x: torch.Tensor, wider: torch.Tensor, before: torch.Tensor
+) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Of a width that fills tiles, and of another."""
+    for kind in CODES:
+        yield "quantised_rows", (x, None, kind)
+        yield "quantised_rows", (x, before, kind)
+        yield "quantised_rows", (wider[:, 1:], None, kind)
+        yield "turned", (quantised_rows(wider, None, kind)[0],)
+        yield "turned", (quantised_rows(wider, None, kind)[0][:, :-3].contiguous(),)
+    for rows in (x, wider):
+        codes, scales = quantised_rows(rows, None, torch.int8)
+        weight = torch.cat([codes, codes.flip(1)])[:, : rows.shape[1]].contiguous()
+        after = torch.linspace(0.1, 2.0, len(weight), device=rows.device)
+        yield "grouped_product", (codes, scales, weight, None, rows.dtype)
+        yield "grouped_product", (codes, scales, weight, after, rows.dtype)
 
 
 def _paths(

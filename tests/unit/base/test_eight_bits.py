@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from llama.base import packed
 from llama.base.eight_bits import FP8, EightBits, Int8
 from llama.base.frozen import frozen_product
-from llama.kernels import eight_bits as numbers
+from llama.kernels import codes as numbers
 
 CPU = torch.device("cpu")
 KINDS = pytest.mark.parametrize("kind", [Int8, FP8])

@@ -22,10 +22,11 @@ def patched(tensor, scope):  # its own takes an array of one number, which numpy
     scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 interpreter._patch_lang_tensor = patched
 from llama.fused import kernels
-from llama.kernels import elementwise
+from llama.kernels import eight_bits, elementwise
 from llama.kernels.compiled import KERNELS
 from llama.kernels.triton_forms import FORMS
 from llama.model import loss
+from tests.support import interpreted
 from tests.support.kernel_arguments import apart, calls, own
 assert set(FORMS) == set(KERNELS)
 found = {}
