@@ -60,7 +60,8 @@ def build_engine(
     if options.checkpointing == "auto":
         length = options.seq_len or LONGEST_ROW
         to_come = engine.first_step_bytes() + (shared.most_room_bytes() if shared else 0)
-        keep_what_fits(model, resolved.micro_batch, length, mesh, device, to_come)
+        shape = resolved.micro_batch, length
+        engine.keep_less = keep_what_fits(model, *shape, mesh, device, to_come)
     if fast:
         plain = plain or capture(model)
         engine.passes_are_captured = plain is None

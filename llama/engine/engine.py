@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import deepspeed
@@ -14,10 +15,11 @@ from torch import nn
 from llama.adapters.attach import fixed_parameters, parameter_groups, trainable_parameters
 from llama.data.batches import own_part
 from llama.data.types import Batch
+from llama.engine.again import KeepLess, taken_apart
 from llama.engine.backend import LOGGER
 from llama.engine.configuration import configuration
 from llama.engine.gradients import check_all_at_once, norm_of
-from llama.engine.nonfinite import Finding, first_nonfinite
+from llama.engine.nonfinite import Finding, advice_on, first_nonfinite
 from llama.engine.optimizer_state import Held, OptimizerState, Source
 from llama.engine.owners import send_gradients_to_owners
 from llama.engine.parts import Parts
@@ -65,6 +67,8 @@ class Engine:
         self._scale_is_spent = False
         self.passes_are_captured = False
         """Whether the model's passes are graphs, for which DeepSpeed is not asked each time."""
+        self.keep_less: KeepLess | None = None
+        """What has the model keep less where a step ran out of memory, to be taken again."""
         self.zero_stage = resolved.zero_stage
         self.trainable = trainable_parameters(model)
         self._fixed = fixed_parameters(model)
@@ -108,25 +112,9 @@ class Engine:
         )
         self._gathered = None
         weight = self.mesh.data_parallel_size / max(supervised, 1)
-        loss_sum = torch.zeros((), device=self.device)
         if not self.model.training:
             self._engine.train()
-        scale = self._scale()
-        together = Window(self.trainable.values()) if self.passes_are_captured else None
-        for index, batch in enumerate(window):
-            last = index == len(window) - 1
-            if together and not last:
-                loss = self._loss(self.model, batch)
-                loss_sum += loss.detach()
-                together.add(loss * (weight * (scale or 1.0)))
-                continue
-            self._engine.set_gradient_accumulation_boundary(last)
-            loss = self._loss(self._engine, batch)
-            loss_sum += loss.detach()
-            scaled = together.with_held(loss * weight) if together else loss * weight
-            self._engine.backward(scaled, scale_wrt_gas=False)
-            if not last:
-                self._engine.step()
+        loss_sum = self._passes(window, weight, scale := self._scale())
         rates = self._engine.get_lr()  # of this update: the schedule moves on in the step
         applied, grad_norm = self._take_step()
         reason = None if applied else self._skip(window, weight, scale)
@@ -144,6 +132,30 @@ class Engine:
             applied=applied,
             skip_reason=reason,
         )
+
+    def _passes(self, window: Sequence[Batch], weight: float, scale: float | None) -> torch.Tensor:
+        """Forward and backward of all micro-batches; the sum of their losses."""
+        if self.keep_less is not None:
+            losses = [partial(self._loss, self.model, batch) for batch in window]
+            of = (losses, weight * (scale or 1.0), self.trainable.values())
+            return taken_apart(*of, self.keep_less, self._engine)
+        loss_sum = torch.zeros((), device=self.device)
+        together = Window(self.trainable.values()) if self.passes_are_captured else None
+        for index, batch in enumerate(window):
+            last = index == len(window) - 1
+            if together and not last:
+                loss = self._loss(self.model, batch)
+                loss_sum += loss.detach()
+                together.add(loss * (weight * (scale or 1.0)))
+                continue
+            self._engine.set_gradient_accumulation_boundary(last)
+            loss = self._loss(self._engine, batch)
+            loss_sum += loss.detach()
+            scaled = together.with_held(loss * weight) if together else loss * weight
+            self._engine.backward(scaled, scale_wrt_gas=False)
+            if not last:
+                self._engine.step()
+        return loss_sum
 
     def _loss(self, model: Callable[..., torch.Tensor], batch: Batch) -> torch.Tensor:
         """The summed loss of one micro-batch, with the dropout that belongs to it."""
@@ -183,16 +195,7 @@ class Engine:
         adapts = scale is not None and self._optimizer.dynamic_loss_scale
         if not self._scale_is_spent and (adapts or self._skipped_in_a_row < MOST_SKIPPED):
             return reason
-        if self._scale_is_spent:
-            advice = (
-                f"the loss scale is at its minimum, {scale:g}, and cannot fall further: train in "
-                "bf16 (ds_configs/lora_bf16.json), or lower the learning rate"
-            )
-        else:
-            advice = (
-                f"{self._skipped_in_a_row} steps in a row were skipped: look at the data and the "
-                "weights there, or lower the learning rate"
-            )
+        advice = advice_on(self._skipped_in_a_row, scale if self._scale_is_spent else None)
         raise TrainingError(f"step {self.steps + 1}: {reason}; {advice}")
 
     def _diagnose(self, window: Sequence[Batch], weight: float, scale: float | None) -> str:
@@ -320,17 +323,13 @@ class Engine:
         del self.parts
 
     def _joined(self, values: Tensors) -> Tensors:
-        tp = self.mesh.tensor_parallel
-        return {
-            name: joined(value.to(self.device), self.trainable[name], tp).cpu()
-            for name, value in values.items()
-        }
+        tp, trained = self.mesh.tensor_parallel, self.trainable
+        return {n: joined(v.to(self.device), trained[n], tp).cpu() for n, v in values.items()}
 
     def _own(self, values: Tensors) -> Tensors:
         """This rank's shards of whole tensors, on its device."""
-        tp = self.mesh.tensor_parallel
         return {
-            name: share_of(values[name], parameter, tp).to(self.device)
+            name: share_of(values[name], parameter, self.mesh.tensor_parallel).to(self.device)
             for name, parameter in self.trainable.items()
         }
 
