@@ -12,6 +12,7 @@ from llama.settings.model import AdapterOptions, RowOptions
 from llama.settings.options.marks import BARE, BY_CONTENT, BY_VALUE
 from llama.settings.sharing import WHOLE
 from llama.settings.starts import UNIFORM
+from llama.settings.suite_options import SuiteOptions
 from llama.settings.targets import in_our_names
 
 Compile = Literal["auto", "true", "false"]
@@ -171,7 +172,7 @@ class AnswerOptions(AdapterOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkOptions(RowOptions):
+class BenchmarkOptions(SuiteOptions, RowOptions):
     """Settings of `benchmark`."""
 
     data: list[Path] = field(default_factory=list)

@@ -3,10 +3,10 @@
     python -m tests.gpu.auto_caps --count 60 --budget 400 --seed 0
 
 Random models, batches, adapters and holdings under random caps of memory, between what `block`
-needs and what `none` needs. Of each: whether six steps of `auto` end, of which the last has rows longer
-than those that it was planned for; and how a step of it compares with the fastest fixed setting
-(none, ffn, block) that ends the same six. All of a configuration runs on one engine, and all
-configurations in one process. Every setting has its gradients handed to DeepSpeed in the same way.
+needs and what `none` needs. Of each: whether six steps of `auto` end, of which the last has rows
+longer than those that it was planned for; and how a step of it compares with the fastest fixed
+setting (none, ffn, block) that ends the same six. All of a configuration runs on one engine, and
+all configurations in one process. Every setting hands its gradients to DeepSpeed in the same way.
 
 A line each on standard error, all of it in auto-caps.json (in $OUT, unless --output says where),
 written anew after each; a summary comes last. `--tiny` is the same on a CPU, without caps.
@@ -34,6 +34,7 @@ from llama.assembly.engine import build_engine
 from llama.assembly.memory import job_of, keep_what_fits
 from llama.commands.benchmark.command import deepspeed_config, timed
 from llama.commands.benchmark.report import machine
+from llama.commands.benchmark.sub_run import GIB
 from llama.data.batches import make_batch
 from llama.data.types import Batch, Example
 from llama.engine import Engine, start_processes
@@ -51,7 +52,6 @@ from llama.planning.levels import sizes_of
 from llama.settings import BenchmarkOptions, LoRAOptions
 from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader
-from tests.gpu.sub_runs import GIB
 from tests.support.model_files import TINY
 
 STEPS = 6

@@ -1,4 +1,4 @@
-"""The script that puts `--checkpointing auto` under caps, on a CPU: what it draws and what it tells."""
+"""The script that puts `--checkpointing auto` under caps: what it draws, what it tells."""
 
 from __future__ import annotations
 
