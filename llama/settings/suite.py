@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from llama.settings.commands import BenchmarkOptions
+from llama.settings.suite_options import SuiteOptions
 
 OF_SUITE = ("only", "pairs", "budget", "output_dir")
 SHARED = ("data", "rows", "tokenizer", "template", "json")
@@ -12,8 +13,11 @@ SHARED = ("data", "rows", "tokenizer", "template", "json")
 
 
 def without_suite(options: BenchmarkOptions) -> list[str]:
-    """One line for each option that only a suite takes, where there is none."""
-    return [f"--{name}: has no effect without --suite" for name in _given(options, OF_SUITE)]
+    """One line for each option that only a suite takes, where there is none. A script's options
+    may have one of the same name that is its own."""
+    of_suite = {f.name: f for f in fields(SuiteOptions)}
+    taken = [f.name for f in fields(options) if f.name in OF_SUITE and f is of_suite[f.name]]
+    return [f"--{name}: has no effect without --suite" for name in _given(options, taken)]
 
 
 def check_suite(options: BenchmarkOptions, rows: list[int]) -> list[str]:
@@ -38,6 +42,6 @@ def check_suite(options: BenchmarkOptions, rows: list[int]) -> list[str]:
     return problems
 
 
-def _given(options: BenchmarkOptions, names: list[str] | tuple[str, ...]) -> list[str]:
+def _given(options: BenchmarkOptions, names: list[str]) -> list[str]:
     plain = BenchmarkOptions()
     return [name for name in names if getattr(options, name) != getattr(plain, name)]
