@@ -57,15 +57,18 @@ def build_engine(
     engine = Engine(model, resolved, mesh, device, options.seed)
     fast = compiles and on_cuda
     plain = install(model) if fast else None
+    keep_less = None
     if options.checkpointing == "auto":
         length = options.seq_len or LONGEST_ROW
         to_come = engine.first_step_bytes() + (shared.most_room_bytes() if shared else 0)
-        keep_what_fits(model, resolved.micro_batch, length, mesh, device, to_come)
-    if fast:
-        plain = plain or capture(model)
-        if plain:
-            note(plain)
-        elif (onto := engine.add_up_gradients()) is not None:
+        shape = resolved.micro_batch, length
+        keep_less = keep_what_fits(model, *shape, mesh, device, to_come)
+    if fast and (plain := plain or capture(model)):
+        note(plain)
+    captured = fast and plain is None
+    if captured or keep_less is not None:
+        onto = engine.add_up_gradients(keep_less)
+        if captured:
             add_gradients(model, onto)
     if shared is not None:
         run_sharded(model, shared)

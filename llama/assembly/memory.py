@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from llama.adapters.attach import adapters
 from llama.assembly.cgroup import cgroup_room
+from llama.assembly.lessening import LESS, Lessening
 from llama.base.kinds import KINDS
 from llama.fused.install import is_installed
 from llama.fused.keeping import choose
@@ -24,9 +25,6 @@ from llama.parallel.sharded import is_sharded
 from llama.planning.job import PRECISIONS, Job, Zero
 from llama.planning.levels import for_activations, sizes_of
 
-LESS = 0.9
-"""The step down after a plan that failed when it was tried."""
-
 
 def keep_what_fits(
     model: Transformer,
@@ -35,11 +33,12 @@ def keep_what_fits(
     mesh: Mesh,
     device: torch.device,
     first_step_bytes: int,
-) -> None:
+) -> Lessening | None:
     """Have `model` keep what memory holds of micro-batches of `rows` of `length` tokens, beside
     `first_step_bytes` that the optimizer is still to take. The plan comes from traces of a step;
-    where a rank can run alone it is then tried, and less planned until it fits. All ranks keep the
-    same: shards compute again together. Every rank must call it."""
+    where a rank can run alone it is then tried, and less planned until it fits; it is then given
+    what has `model` do with less, should a step run out of memory. All ranks begin with the same:
+    shards compute again together. Every rank must call it."""
     sizes = sizes_of(job_of(model, rows, length, mesh, device))
     available = _least(available_bytes(device) - first_step_bytes, device)
     cut = hasattr(model.output.weight, "ds_id") or is_sharded(model.output.weight)  # ZeRO-3, or
@@ -48,10 +47,11 @@ def keep_what_fits(
     room = for_activations(available) if device.type == "cuda" else available
     while True:
         model.keep(choose(sizes, model.config.n_layers, room))
-        if not tried or max(model.kept) == Kept.INPUT:
-            return
-        if _least(_fits(model, rows, length, first_step_bytes, device), device):
-            return
+        if not tried:
+            return None
+        lowest = max(model.kept) == Kept.INPUT
+        if lowest or _least(_fits(model, rows, length, first_step_bytes, device), device):
+            return Lessening(model, sizes, room)
         room = int(room * LESS)
 
 

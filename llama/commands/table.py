@@ -71,7 +71,7 @@ COMMANDS = {
     "benchmark": Command(
         "time the training step",
         f"{_SETTINGS}:BenchmarkOptions",
-        "llama.commands.benchmark.command:benchmark",
+        "llama.commands.benchmark.entry:one_or_suite",
         in_ranks=True,
     ),
     "plan": Command(

@@ -14,11 +14,12 @@ from torch import nn
 from llama.adapters.attach import fixed_parameters, parameter_groups, trainable_parameters
 from llama.data.batches import own_part
 from llama.data.types import Batch
+from llama.engine.again import KeepLess
 from llama.engine.backend import LOGGER
 from llama.engine.configuration import configuration
-from llama.engine.flat import FlatWindow, takes_flat
 from llama.engine.gradients import check_all_at_once, norm_of
-from llama.engine.nonfinite import Finding, first_nonfinite
+from llama.engine.hand_over import hand_over_to
+from llama.engine.nonfinite import Finding, advice_on, first_nonfinite
 from llama.engine.optimizer_state import Held, OptimizerState, Source
 from llama.engine.owners import send_gradients_to_owners
 from llama.engine.parts import Parts
@@ -26,7 +27,7 @@ from llama.engine.rates import with_lists, with_rates
 from llama.engine.replicas import differing
 from llama.engine.state import MOMENTS, EngineState, Tensors
 from llama.engine.step import Step, dropout_seed
-from llama.engine.window import ByDeepSpeed, LastByDeepSpeed, Window
+from llama.engine.window import Apart, ByDeepSpeed, Window
 from llama.engine.zero3 import gathered
 from llama.errors import TrainingError
 from llama.fused.mirrored import Mirrored
@@ -91,15 +92,14 @@ class Engine:
         self.parts = Parts(self.trainable, self._state, mesh, device)
         """What this rank keeps of the state: for states that are too large to be gathered."""
 
-    def add_up_gradients(self) -> Mirrored | None:
+    def add_up_gradients(self, keep_less: KeepLess | None = None) -> Mirrored:
         """From now on add up the gradients of a step's micro-batches before DeepSpeed has them: for
-        passes that are graphs, which a host that follows each tensor would hold up. Gives the place
-        where passes may add theirs by themselves, if there is one."""
-        trained = self.trainable.values()
-        if self.mesh.tensor_parallel.size > 1 or not takes_flat(self._optimizer):
-            self._window = LastByDeepSpeed(self._engine, trained)
-            return None
-        self._window = window = FlatWindow(self._engine, trained)
+        passes that are graphs, which a host that follows each tensor would hold up, and for such as
+        are to be taken again where memory runs out, for which `keep_less` makes room. Gives the
+        place where passes may add theirs by themselves."""
+        trained, shards = self.trainable.values(), self.mesh.tensor_parallel.size
+        hand_over = hand_over_to(self._engine, trained, shards)
+        self._window = window = Apart(self.model, trained, hand_over, keep_less)
         return window.sum
 
     def step(self, window: Sequence[Batch]) -> Step:
@@ -180,16 +180,7 @@ class Engine:
         adapts = scale is not None and self._optimizer.dynamic_loss_scale
         if not self._scale_is_spent and (adapts or self._skipped_in_a_row < MOST_SKIPPED):
             return reason
-        if self._scale_is_spent:
-            advice = (
-                f"the loss scale is at its minimum, {scale:g}, and cannot fall further: train in "
-                "bf16 (ds_configs/lora_bf16.json), or lower the learning rate"
-            )
-        else:
-            advice = (
-                f"{self._skipped_in_a_row} steps in a row were skipped: look at the data and the "
-                "weights there, or lower the learning rate"
-            )
+        advice = advice_on(self._skipped_in_a_row, scale if self._scale_is_spent else None)
         raise TrainingError(f"step {self.steps + 1}: {reason}; {advice}")
 
     def _diagnose(self, window: Sequence[Batch], weight: float, scale: float | None) -> str:
@@ -317,17 +308,13 @@ class Engine:
         del self.parts, self._window
 
     def _joined(self, values: Tensors) -> Tensors:
-        tp = self.mesh.tensor_parallel
-        return {
-            name: joined(value.to(self.device), self.trainable[name], tp).cpu()
-            for name, value in values.items()
-        }
+        tp, trained = self.mesh.tensor_parallel, self.trainable
+        return {n: joined(v.to(self.device), trained[n], tp).cpu() for n, v in values.items()}
 
     def _own(self, values: Tensors) -> Tensors:
         """This rank's shards of whole tensors, on its device."""
-        tp = self.mesh.tensor_parallel
         return {
-            name: share_of(values[name], parameter, tp).to(self.device)
+            name: share_of(values[name], parameter, self.mesh.tensor_parallel).to(self.device)
             for name, parameter in self.trainable.items()
         }
 

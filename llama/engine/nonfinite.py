@@ -96,3 +96,16 @@ def first_nonfinite(
         return watch.finding
     finally:
         watch.close()
+
+
+def advice_on(skipped_in_a_row: int, spent_scale: float | None) -> str:
+    """What to do about steps skipped for ever; `spent_scale` is a loss scale at its minimum."""
+    if spent_scale is not None:
+        return (
+            f"the loss scale is at its minimum, {spent_scale:g}, and cannot fall further: train in "
+            "bf16 (ds_configs/lora_bf16.json), or lower the learning rate"
+        )
+    return (
+        f"{skipped_in_a_row} steps in a row were skipped: look at the data and the "
+        "weights there, or lower the learning rate"
+    )

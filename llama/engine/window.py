@@ -2,7 +2,8 @@
 
 DeepSpeed follows each parameter through each backward pass and through the step: some 30
 microseconds of the host for each, or 13 ms a micro-batch for the 448 tensors of adapters on all
-layers of 32 blocks. A GPU that is given its passes as graphs would wait for that.
+layers of 32 blocks. A GPU that is given its passes as graphs would wait for that. And a backward
+pass that fails halfway leaves its account of the gradients half written.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ import torch
 from torch import nn
 
 from llama.data.types import Batch
+from llama.engine.again import KeepLess, begun_again
+from llama.fused.mirrored import Mirrored
 
-_FOREACH_ADD: Any = torch._foreach_add_  # type: ignore[attr-defined]
 LossOf = Callable[[Callable[..., torch.Tensor], Batch], torch.Tensor]
 """The summed loss of a micro-batch, by a model."""
+HandOver = Callable[[Mirrored], None]
+"""Gives DeepSpeed the gradients of a whole step, scaled as it wants them, at its boundary."""
 
 
 class Window(Protocol):
@@ -32,7 +36,7 @@ class Window(Protocol):
 
 
 class ByDeepSpeed:
-    """DeepSpeed goes through each."""
+    """DeepSpeed goes through each micro-batch."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
@@ -44,52 +48,42 @@ class ByDeepSpeed:
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
             self._engine.set_gradient_accumulation_boundary(last)
-            losses.append(loss := loss_of(self._engine, batch))
+            loss = loss_of(self._engine, batch)
+            losses.append(loss.detach())
             self._engine.backward(loss * weight, scale_wrt_gas=False)
-            losses[-1] = loss.detach()
             if not last:
                 self._engine.step()
         return torch.stack(losses).sum()
 
 
-class LastByDeepSpeed:
-    """DeepSpeed goes through the last one. The gradients of the others are added up before, in the
-    order and the type in which they would have been there, and go to it with the last one's."""
+class Apart:
+    """DeepSpeed goes through none. Gradients are added up in `sum`, in the order and the type in
+    which it would have done so, and handed over at the end; where memory runs out before that, the
+    passes are taken again if `keep_less` finds something to do without."""
 
-    def __init__(self, engine: Any, trained: Iterable[nn.Parameter]) -> None:
-        self._engine = engine
-        self._trained = list(trained)
+    def __init__(
+        self,
+        model: Callable[..., torch.Tensor],
+        trained: Iterable[nn.Parameter],
+        hand_over: HandOver,
+        keep_less: KeepLess | None,
+    ) -> None:
+        self._model, self._hand_over, self._keep_less = model, hand_over, keep_less
+        self.sum = Mirrored(list(trained))
 
     def run(
         self, batches: Sequence[Batch], loss_of: LossOf, weight: float, scale: float | None
     ) -> torch.Tensor:
-        losses, held = [], []
-        for batch in batches[:-1]:
-            losses.append(loss := loss_of(self._engine.module, batch))
-            found = list(torch.autograd.grad(loss * (weight * (scale or 1.0)), self._trained))
-            if held:
-                _FOREACH_ADD(held, found)
-            else:
-                held = found
-            losses[-1] = loss.detach()
-        self._engine.set_gradient_accumulation_boundary(True)
-        loss = loss_of(self._engine, batches[-1])
-        losses.append(loss.detach())
-        scaled = loss * weight
-        if held:
-            scaled = scaled + _Held.apply(held, *self._trained)
-        self._engine.backward(scaled, scale_wrt_gas=False)
-        return torch.stack(losses).sum()
+        def attempt() -> torch.Tensor:
+            self.sum.zero_()
+            losses = []
+            for batch in batches:
+                loss = loss_of(self._model, batch)
+                losses.append(loss.detach())
+                self.sum.add_gradients(loss * (weight * (scale or 1.0)))
+            return torch.stack(losses).sum()
 
-
-class _Held(torch.autograd.Function):
-    """Zero, with the gradients that it is given: they are scaled already."""
-
-    @staticmethod
-    def forward(ctx: Any, held: list[torch.Tensor], *trained: torch.Tensor) -> torch.Tensor:
-        ctx.held = held
-        return torch.zeros((), device=trained[0].device)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
-        return None, *ctx.held
+        keep_less = self._keep_less
+        total = attempt() if keep_less is None else begun_again(attempt, keep_less)
+        self._hand_over(self.sum)
+        return total

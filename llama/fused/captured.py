@@ -262,6 +262,15 @@ class RunCaptured:
             return _Pass.apply(recorded, self.onto, self.onto.leaf)  # type: ignore[return-value]
         return _Pass.apply(recorded, None, *trained)  # type: ignore[return-value]
 
+    def forget(self) -> bool:
+        """Let go of all that is recorded, with its memory; whether there was any. Shapes are then
+        new again: what comes next may be another way through the model."""
+        had = self._results is not None
+        self._recorded.clear()
+        self._seen.clear()
+        self._results = self._pool = None
+        return had
+
     def _is_due(self, shape: Shape) -> bool:
         self._seen[shape] += 1
         return self._seen[shape] > 1 and len(self._recorded) < MOST
@@ -278,7 +287,13 @@ class RunCaptured:
             self._results = _Results(list(self._trained.values()), device)
             self._pool = torch.cuda.graph_pool_handle()
         inputs = Inputs(shape, device)
-        recorded = _Recorded(model, self._run, inputs, self._trained, self._results, self._pool)
+        places = (self._trained, self._results, self._pool)
+        try:
+            recorded = _Recorded(model, self._run, inputs, *places)
+        except RuntimeError as error:  # a recording that memory broke off may not end well either
+            if isinstance(error.__context__, torch.OutOfMemoryError):
+                raise error.__context__ from None
+            raise
         self._recorded[shape] = recorded
         return recorded
 

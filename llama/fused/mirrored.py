@@ -17,9 +17,8 @@ class Mirrored:
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
         self._tensors = tuple(tensors)
-        whole: dict[int, torch.Tensor] = {}
-        self.pieces: list[torch.Tensor] = []
-        """One-dimensional, in the order in which `tensors` come to them."""
+        self.by_memory: dict[int, torch.Tensor] = {}
+        """The address of each piece that `tensors` lie in, and the one-dimensional piece here."""
         self.parts: list[torch.Tensor] = []
         self.leaf = torch.zeros((), requires_grad=True)
         """Stands for all of `tensors` in autograd's graph: what adds to the pieces in its backward
@@ -27,14 +26,18 @@ class Mirrored:
         for tensor in tensors:
             assert tensor.is_contiguous(), "a transposed tensor has no flat form"
             memory = tensor.untyped_storage()
-            piece = whole.get(memory.data_ptr())
+            piece = self.by_memory.get(memory.data_ptr())
             if piece is None:
                 count = memory.nbytes() // tensor.element_size()
                 piece = torch.zeros(count, dtype=tensor.dtype, device=tensor.device)
-                whole[memory.data_ptr()] = piece
-                self.pieces.append(piece)
+                self.by_memory[memory.data_ptr()] = piece
             start = tensor.storage_offset()
             self.parts.append(piece[start : start + tensor.numel()].view(tensor.shape))
+
+    @property
+    def pieces(self) -> list[torch.Tensor]:
+        """In the order in which `tensors` come to them."""
+        return list(self.by_memory.values())
 
     def zero_(self) -> None:
         for piece in self.pieces:

@@ -24,20 +24,21 @@ def summed_cross_entropy(
     labels_N: torch.Tensor,
     tp: TensorParallel,
     columns: int | None = None,
+    elements: int | None = None,
 ) -> torch.Tensor:
     """The sum over positions of `-log softmax(hidden weight^T)[label]`, a float32 scalar.
 
     `weight_VD` is this rank's `[V/p, D]`, of which the first `columns` rows stand for tokens (None:
     all); the others are in no softmax. Labels are of the whole vocabulary; a position whose label
     is below 0 counts for nothing. The gradients are formed chunk by chunk together with the loss,
-    so that no more than `CHUNK_ELEMENTS` logits ever exist; the vocabulary-parallel form follows
-    Shoeybi et al., "Megatron-LM", 2019, section 3."""
+    so that no more than `elements` logits (None: `CHUNK_ELEMENTS`) ever exist; the
+    vocabulary-parallel form follows Shoeybi et al., "Megatron-LM", 2019, section 3."""
     want_gradient = torch.is_grad_enabled()
     weight_VD = weight_VD.to(hidden_ND.dtype)
     columns = weight_VD.shape[0] if columns is None else columns
     assert tp.size > 1 or columns == weight_VD.shape[0], "one rank's share is the vocabulary"
     return _SummedCrossEntropy.apply(  # type: ignore[return-value]
-        hidden_ND, weight_VD, labels_N, tp, columns, want_gradient
+        hidden_ND, weight_VD, labels_N, tp, columns, elements or CHUNK_ELEMENTS, want_gradient
     )
 
 
@@ -50,6 +51,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
         labels: torch.Tensor,
         tp: TensorParallel,
         columns: int,
+        elements: int,
         want_gradient: bool,
     ) -> torch.Tensor:
         grad_hidden = torch.empty_like(hidden) if want_gradient else None
@@ -58,7 +60,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
             grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         at_once = grad_hidden is not None and grad_weight is None and tp.size == 1 and compiled()
-        rows = _rows(weight.shape[0], at_once)
+        rows = _rows(elements, weight.shape[0], at_once)
         for start in rounds(range(0, hidden.shape[0], rows)):
             chunk = slice(start, start + rows)
             if at_once and grad_hidden is not None:
@@ -91,12 +93,12 @@ class _SummedCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_weight is not None:
             grad_weight = (grad_weight * scale).to(ctx.weight_dtype)
-        return (grad_hidden.float() * scale).to(grad_hidden.dtype), grad_weight, *[None] * 4
+        return (grad_hidden.float() * scale).to(grad_hidden.dtype), grad_weight, *[None] * 5
 
 
-def _rows(vocabulary: int, at_once: bool) -> int:
+def _rows(elements: int, vocabulary: int, at_once: bool) -> int:
     """Positions of one chunk; in whole tiles of the matrix units, if there are as many."""
-    rows = max(1, (2 if at_once else 1) * CHUNK_ELEMENTS // vocabulary)
+    rows = max(1, (2 if at_once else 1) * elements // vocabulary)
     return rows // 128 * 128 if rows >= 128 else rows
 
 

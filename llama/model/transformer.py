@@ -143,6 +143,8 @@ class OutputHead(nn.Module):
         self.weight = weight
         self.vocab_size = vocab_size
         self.columns = real_rows(vocab_size, weight.shape[0], tp)
+        self.elements: int | None = None
+        """Logits that the loss may hold at a time; None means its own number."""
 
     def forward(self, hidden_TD: torch.Tensor, labels: Supervision | None) -> torch.Tensor:
         """The summed loss of the supervised positions; without labels the logits `[T, V]`."""
@@ -150,7 +152,8 @@ class OutputHead(nn.Module):
             shards = linear(hidden_TD, self.weight)
             return gather_from_shards(shards, self.tp)[:, : self.vocab_size]
         hidden_ND = hidden_TD.index_select(0, labels.index_N)
-        return summed_cross_entropy(hidden_ND, self.weight, labels.labels_N, self.tp, self.columns)
+        own = (self.tp, self.columns, self.elements)
+        return summed_cross_entropy(hidden_ND, self.weight, labels.labels_N, *own)
 
 
 class Transformer(nn.Module):

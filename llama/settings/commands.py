@@ -12,6 +12,7 @@ from llama.settings.model import AdapterOptions, RowOptions
 from llama.settings.options.marks import BARE, BY_CONTENT, BY_VALUE
 from llama.settings.sharing import WHOLE
 from llama.settings.starts import UNIFORM
+from llama.settings.suite_options import SuiteOptions
 from llama.settings.targets import in_our_names
 
 Compile = Literal["auto", "true", "false"]
@@ -105,7 +106,8 @@ class TrainOptions(RowOptions):
     first values from --seed."""
     checkpointing: Checkpointing = "block"
     """What is recomputed in the backward pass to save memory: nothing, the feed-forward layers, or
-    whole blocks; auto keeps as much as the device's free memory holds."""
+    whole blocks; auto keeps as much as the device's free memory holds, and less from a step on that
+    turns out to need more."""
     shard_base: str = field(default=WHOLE, metadata=BARE)
     """Whether a data-parallel rank keeps a share of the frozen base in place of all of it, and
     gathers one block ahead of the one it computes: memory for traffic, to the last digit the same
@@ -170,7 +172,7 @@ class AnswerOptions(AdapterOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkOptions(RowOptions):
+class BenchmarkOptions(SuiteOptions, RowOptions):
     """Settings of `benchmark`."""
 
     data: list[Path] = field(default_factory=list)

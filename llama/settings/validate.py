@@ -32,6 +32,7 @@ from llama.settings.report_to import check_report_to
 from llama.settings.shard_base import check_shard_base
 from llama.settings.sharing import WHOLE, Ranks
 from llama.settings.starts import UNIFORM
+from llama.settings.suite import without_suite
 from llama.tokenizer.built_in_templates import TEMPLATES
 
 SEED_LIMIT = 2**63
@@ -157,6 +158,7 @@ def check_benchmark(options: BenchmarkOptions, world_size: int) -> list[str]:
             for name, value in owned.items()
             if value is not None
         ]
+    problems += without_suite(options)
     limit = options.memory_limit_gb
     if limit is not None and not 0 < limit < math.inf:
         problems.append(f"--memory_limit_gb: expected a finite number above 0, found {limit}")

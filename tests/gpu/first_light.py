@@ -18,7 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sub_runs import GIB, SubRun, gib, markdown
+from sub_runs import SubRun
+
+from llama.commands.benchmark.sub_run import GIB, gib, markdown
 
 PLAIN, LIGER = "bf16-adapters", "bf16-adapters+liger"
 REPORT_GIB = {(1, 2048): 14.2, (4, 1024): 18.0, (4, 2048): 18.0}

@@ -26,7 +26,8 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-from tests.gpu.sub_runs import ROOT, end, reason, torchrun
+from llama.commands.benchmark.sub_run import end, reason
+from tests.gpu.sub_runs import ROOT, torchrun
 from tests.support.tiny_runs import deepspeed_json, environment, write_json, write_rows
 from tests.support.tokenizer_files import write_tokenizer_json
 

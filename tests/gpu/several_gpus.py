@@ -31,8 +31,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from llama.commands.benchmark.sub_run import GIB
 from tests.gpu.several_tables import Measure, tables
-from tests.gpu.sub_runs import DEFAULTS, GIB, ROOT, torchrun
+from tests.gpu.sub_runs import DEFAULTS, ROOT, torchrun
 from tests.support.tiny_runs import write_json, write_model
 
 SHIPPED = {1: "lora_bf16", 2: "lora_zero2", 3: "lora_zero3"}

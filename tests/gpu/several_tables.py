@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.gpu.sub_runs import SubRun, gib, markdown
+from llama.commands.benchmark.sub_run import gib, markdown
+from tests.gpu.sub_runs import SubRun
 
 VERIFY_HEAD = [
     *("topology", "precision", "loss", "gradient norm", "updated adapter", "copies equal"),

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.gpu import sub_runs
+from llama.commands.benchmark import sub_run
 from tests.gpu.communication import spent
 from tests.gpu.several_gpus import Plan, Session, large_runs, needed, speed_runs
 from tests.gpu.several_tables import Measure, tables
@@ -55,7 +55,7 @@ def test_a_sub_run_that_hangs_is_ended_with_all_it_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As torchrun does, it starts its process in another session and does not end by SIGTERM."""
-    monkeypatch.setattr(sub_runs, "GRACE", 0.2)
+    monkeypatch.setattr(sub_run, "GRACE", 0.2)
     pid = tmp_path / "pid"
     text = f"""
 import signal, subprocess, sys, time

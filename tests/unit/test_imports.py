@@ -47,8 +47,8 @@ DOORS = {
     "mlflow": ("llama/metrics/sinks/mlflow_sink.py",),
     "matplotlib": ("llama/pages/figures.py",),
     "prompt_toolkit": ("llama/commands/chat/reading.py",),
-    "transformers": (),
-    "peft": (),
+    "transformers": ("llama/commands/benchmark/peer.py",),
+    "peft": ("llama/commands/benchmark/peer.py",),
     "accelerate": (),
 }
 

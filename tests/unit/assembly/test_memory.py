@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from llama.adapters.attach import attach, initialise, trainable_parameters
 from llama.assembly import memory
+from llama.assembly.lessening import LESS
 from llama.assembly.memory import available_bytes, keep_what_fits
 from llama.model.kept import Kept
 from llama.model.transformer import Transformer
@@ -121,7 +122,7 @@ def test_a_plan_that_does_not_fit_is_made_smaller(monkeypatch: pytest.MonkeyPatc
     mesh = Mesh(0, 1, SINGLE, 0, 1, None)  # type: ignore[arg-type]
     keep_what_fits(made, 2, 16, mesh, torch.device("cuda"), 1000)
     assert made.kept.count(Kept.ALL) == TINY.n_layers - 1
-    assert shares[1] == pytest.approx(shares[0] * memory.LESS) and len(shares) == 2
+    assert shares[1] == pytest.approx(shares[0] * LESS) and len(shares) == 2
 
 
 def _on_cpu(fits: object) -> object:

@@ -10,15 +10,25 @@ from pathlib import Path
 import pytest
 
 from tests.support.model_files import ROOT
-from tests.support.tiny_runs import write_model
+from tests.support.tiny_runs import environment, free_port, write_model
 
 
 @pytest.mark.slow
-def test_steps_are_the_same_to_the_last_digit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_steps_are_the_same_to_the_last_digit(tmp_path: Path, ranks: int) -> None:
     """With dropout and several micro-batches a step; bf16 is added up in bf16 on either side."""
     write_model(tmp_path / "model")
-    command = [sys.executable, "-m", "tests.unit.engine.window_steps", str(tmp_path / "model")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    start = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks)] if ranks > 1 else []
+    start += ["--master_port", str(free_port())] if ranks > 1 else []
+    command = [sys.executable, *start, "-m", "tests.unit.engine.window_steps"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "model")],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(found) == 5

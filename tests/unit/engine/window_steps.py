@@ -35,7 +35,7 @@ def steps(folder: str, stage: int, precision: str, together: bool) -> dict[str, 
     document = settings(stage, **ADAM) | {"gradient_clipping": 0.5}
     if precision == "bf16":
         document["bf16"] = {"enabled": True}
-    engine = Engine(model, resolved_json(document, 1, CONFIG), mesh, device, seed=0)
+    engine = Engine(model, resolved_json(document, mesh.readers, CONFIG), mesh, device, seed=0)
     if together:
         engine.add_up_gradients()
     taken = [
@@ -59,8 +59,10 @@ def main(folder: str) -> None:
         for precision, stages in (("float32", (0, 1, 2)), ("bf16", (1, 2)))
         for stage in stages
     }
+    main_rank = torch.distributed.get_rank() == 0
     stop_processes()
-    print(json.dumps(found))
+    if main_rank:
+        print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,56 @@
+"""`--checkpointing auto` after a step that ran out of memory all the same: what it does without."""
+
+from __future__ import annotations
+
+from llama.fused.captured import RunCaptured
+from llama.fused.keeping import Sizes, choose, summary
+from llama.model.loss import CHUNK_ELEMENTS
+from llama.model.transformer import Transformer
+from llama.notes import note
+
+LESS = 0.9
+"""The step down after a plan that failed, as a share of what it was made for."""
+FEWEST_LOGITS = CHUNK_ELEMENTS // 16
+
+
+class Lessening:
+    """Has `model` do with less, one call after the other: without the graphs that were recorded,
+    whose memory serves no other shape of batch; then with less kept; and at last with the loss in
+    smaller parts. What is computed stays the same."""
+
+    def __init__(self, model: Transformer, sizes: Sizes, room: int) -> None:
+        """`room`: the bytes that what `model` keeps was chosen for."""
+        self._model, self._sizes, self._room = model, sizes, room
+
+    def __call__(self, failures: int) -> bool:
+        """To be called with the number of times that this step has run out of memory; False where
+        there is nothing left to do without."""
+        run = self._model.run_model
+        forgot = isinstance(run, RunCaptured) and run.forget()
+        if forgot and failures == 1:
+            done = "recorded passes are given up and recorded anew"
+        elif self._keep_less():
+            done = summary(self._model.kept)
+        elif self._part_the_loss():
+            done = f"the loss takes {self._model.output.elements:,} logits at a time"
+        else:
+            return False
+        note(f"checkpointing auto: a step ran out of memory and is taken again: {done}")
+        return True
+
+    def _keep_less(self) -> bool:
+        """Choose for less room, until that is another choice."""
+        model, before = self._model, self._model.kept
+        least = choose(self._sizes, len(before), 0)
+        while model.kept == before and before != least:
+            self._room = int(self._room * LESS)
+            model.keep(choose(self._sizes, len(before), self._room))
+        return model.kept != before
+
+    def _part_the_loss(self) -> bool:
+        head = self._model.output
+        elements = head.elements or CHUNK_ELEMENTS
+        if elements <= FEWEST_LOGITS:
+            return False
+        head.elements = elements // 2
+        return True

@@ -1,0 +1,36 @@
+"""The passes of an optimizer step, taken again with less kept where memory ran out in them.
+
+Until the gradients of all micro-batches are there nothing has passed between ranks: a rank whose
+memory ran out takes its passes again by itself, and the others wait for it where gradients are
+summed.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+KeepLess = Callable[[int], bool]
+"""Is told how often a step has run out of memory by now; has less kept and gives True, or False
+where no less can be."""
+T = TypeVar("T")
+
+
+def begun_again(attempt: Callable[[], T], keep_less: KeepLess) -> T:
+    """What `attempt` gives, begun again after each `torch.OutOfMemoryError` once there is less to
+    keep. Raises the last one where there is not."""
+    failures = 0
+    while True:
+        try:
+            return attempt()
+        except torch.OutOfMemoryError as error:
+            said = str(error)  # and not the error: its frames hold the activations
+        failures += 1
+        if not keep_less(failures):
+            raise torch.OutOfMemoryError(said)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -1,0 +1,88 @@
+"""What `--checkpointing auto` does without, one failed step after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from llama.adapters.attach import attach, initialise
+from llama.assembly import lessening
+from llama.assembly.lessening import FEWEST_LOGITS, Lessening
+from llama.data.batches import make_batch
+from llama.data.feed import model_inputs
+from llama.fused.captured import RunCaptured
+from llama.fused.keeping import Sizes, choose
+from llama.model.kept import Kept
+from llama.model.loss import CHUNK_ELEMENTS
+from llama.model.transformer import Transformer
+from llama.settings import LoRAOptions
+from tests.parity.test_packing import documents
+from tests.support.closeness import assert_close, sums_of
+from tests.support.model_files import TINY, random_state
+
+SIZES = Sizes({Kept.INPUT: 10, Kept.FFN_INPUTS: 60, Kept.ALL: 100}, 7)
+ROOM = 7 + TINY.n_layers * 100
+
+
+@pytest.fixture
+def notes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    said: list[str] = []
+    monkeypatch.setattr(lessening, "note", said.append)
+    yield said
+
+
+def model() -> Transformer:
+    made = Transformer(TINY)
+    made.load_state_dict(random_state(TINY))
+    attach(made, LoRAOptions(4, 8.0, 0.0, ("wq", "wv")))
+    initialise(made, 0, torch.device("cpu"))
+    made.keep(choose(SIZES, TINY.n_layers, ROOM))
+    return made
+
+
+def test_each_call_keeps_less_until_the_loss_is_in_small_parts(notes: list[str]) -> None:
+    made = model()
+    keep_less = Lessening(made, SIZES, ROOM)
+    kept, failures = [made.kept], 0
+    while keep_less(failures := failures + 1):
+        kept.append(made.kept)
+        assert failures < 20, "it ends"
+    bytes_kept = [sum(SIZES.kept[level] for level in of) for of in kept]
+    parted = bytes_kept.count(min(bytes_kept)) - 1
+    assert bytes_kept[:-parted] == sorted(set(bytes_kept), reverse=True)
+    assert kept[0] == [Kept.ALL] * TINY.n_layers and kept[-1] == [Kept.INPUT] * TINY.n_layers
+    assert made.output.elements == FEWEST_LOGITS == CHUNK_ELEMENTS >> parted
+    assert len(notes) == len(kept) - 1 and all("is taken again" in line for line in notes)
+
+
+def test_recorded_passes_go_first_and_alone(notes: list[str]) -> None:
+    """Once a step: where that did not help, less is kept."""
+    made = model()
+    captured = RunCaptured(made.run_model, {})
+    made.run_model = captured
+    before = made.kept
+    keep_less = Lessening(made, SIZES, ROOM)
+    captured._results = object()  # type: ignore[assignment]  # as after a recording
+    assert keep_less(1) and made.kept == before and captured._results is None
+    assert "recorded" in notes[-1]
+    captured._results = object()  # type: ignore[assignment]
+    assert keep_less(2) and made.kept != before and captured._results is None
+    assert keep_less(1) and len(notes) == 3, "with nothing recorded, less is kept at once"
+
+
+def test_the_loss_in_smaller_parts_is_the_same() -> None:
+    made = model()
+    batch = model_inputs(make_batch([documents([9, 30, 2, 17])], 0), torch.device("cpu"))
+    trained = [p for p in made.parameters() if p.requires_grad]
+    found = []
+    for elements in (None, 5 * TINY.vocab_size):
+        made.output.elements = elements
+        loss = made(**batch)
+        found.append((loss.detach(), torch.autograd.grad(loss, trained)))
+    (whole, whole_gradients), (parted, parted_gradients) = found
+    limit = sums_of(4 * 58)
+    assert_close(parted, whole, limit)
+    for ours, expected in zip(parted_gradients, whole_gradients, strict=True):
+        assert_close(ours, expected, limit)
