@@ -14,10 +14,11 @@ import triton.language as tl
 
 
 @triton.jit
-def _keep(seed, place, least):
-    """`dropout.keep_mask` of elements of number `place`: see there."""
+def _keep(seed_ptr, place, width, least):
+    """`dropout.keep_mask` of elements of number `place` of a mask `width` wide: see there."""
+    seed, first = tl.load(seed_ptr), tl.load(seed_ptr + 1).to(tl.int32)
     low, high = seed.to(tl.int32), (seed >> 32).to(tl.int32)
-    n = (place ^ low) * -1640531527 + high
+    n = ((place + first * width) ^ low) * -1640531527 + high
     n = (n ^ ((n >> 16) & 0xFFFF)) * 0x7FEB352D
     n = (n ^ ((n >> 15) & 0x1FFFF)) * -2073254261
     n = n ^ ((n >> 16) & 0xFFFF)
@@ -52,13 +53,13 @@ def norm_rows(
     place = row.to(tl.int32) * width + columns
     larger = (y.to(tl.float32) * kept_scale).to(kind)
     if SEEDS > 0:
-        dropped = tl.where(_keep(tl.load(seed_0), place, least), larger, 0.0)
+        dropped = tl.where(_keep(seed_0, place, width, least), larger, 0.0)
         tl.store(out_0 + row * width + columns, dropped.to(kind), mask=inside)
     if SEEDS > 1:
-        dropped = tl.where(_keep(tl.load(seed_1), place, least), larger, 0.0)
+        dropped = tl.where(_keep(seed_1, place, width, least), larger, 0.0)
         tl.store(out_1 + row * width + columns, dropped.to(kind), mask=inside)
     if SEEDS > 2:
-        dropped = tl.where(_keep(tl.load(seed_2), place, least), larger, 0.0)
+        dropped = tl.where(_keep(seed_2, place, width, least), larger, 0.0)
         tl.store(out_2 + row * width + columns, dropped.to(kind), mask=inside)
 
 
@@ -76,13 +77,13 @@ def norm_backward_rows(
     place = row.to(tl.int32) * width + columns
     if PATHS > 0:
         path = tl.load(path_0 + row * width + columns, mask=inside, other=0.0).to(tl.float32)
-        grad += tl.where(_keep(tl.load(seed_0), place, least), path * kept_scale, 0.0)
+        grad += tl.where(_keep(seed_0, place, width, least), path * kept_scale, 0.0)
     if PATHS > 1:
         path = tl.load(path_1 + row * width + columns, mask=inside, other=0.0).to(tl.float32)
-        grad += tl.where(_keep(tl.load(seed_1), place, least), path * kept_scale, 0.0)
+        grad += tl.where(_keep(seed_1, place, width, least), path * kept_scale, 0.0)
     if PATHS > 2:
         path = tl.load(path_2 + row * width + columns, mask=inside, other=0.0).to(tl.float32)
-        grad += tl.where(_keep(tl.load(seed_2), place, least), path * kept_scale, 0.0)
+        grad += tl.where(_keep(seed_2, place, width, least), path * kept_scale, 0.0)
     x = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
     weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
     if SCALE:
@@ -108,7 +109,7 @@ def dropped_columns(
     inside = columns < width
     x = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
     place = row.to(tl.int32) * full_width + (columns + start)
-    kept = tl.where(_keep(tl.load(seed_ptr), place, least), x * kept_scale, 0.0)
+    kept = tl.where(_keep(seed_ptr, place, full_width, least), x * kept_scale, 0.0)
     tl.store(out_ptr + row * width + columns, kept.to(out_ptr.dtype.element_ty), mask=inside)
 
 

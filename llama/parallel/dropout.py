@@ -65,14 +65,14 @@ class Seeds:
     and then repeated with other numbers in it."""
 
     def __init__(self, number: int, device: torch.device) -> None:
-        # 16 bytes apart: kernels are compiled for addresses of such a multiple.
+        # 16 bytes each: kernels are compiled for addresses of such a multiple.
         self._values = torch.zeros(number, 2, dtype=torch.int64, device=device)
         self._taken = 0
 
     def take(self) -> torch.Tensor:
-        """The next one's place, int64 `[1]`."""
+        """The next one's place, int64 `[2]`, of the mask from its first row on."""
         self._taken += 1
-        return self._values[self._taken - 1, :1]
+        return self._values[self._taken - 1]
 
     def draw(self) -> None:
         """Put in what `draw_seed` would have drawn."""
@@ -93,22 +93,33 @@ def seeds_from(seeds: Seeds) -> Iterator[None]:
 
 
 def draw_seed(device: torch.device) -> torch.Tensor:
-    """A seed for `keep_mask`, int64 `[1]` on `device`. The CPU's default generator gives it: to
-    read a number back from a GPU's would mean waiting for the GPU. Activation checkpointing
-    restores that generator before it computes a block again."""
+    """A seed for `keep_mask`, int64 `[2]` on `device`: the number, and 0 for the first row. The
+    CPU's default generator gives it: to read a number back from a GPU's would mean waiting for the
+    GPU. Activation checkpointing restores that generator before it computes a block again."""
     if (seeds := _seeds.get()) is not None:
         return seeds.take()
-    seed = run(torch.Tensor.item, torch.randint(2**62, ()))
-    return torch.full((1,), seed, dtype=torch.int64, device=device)
+    number = run(torch.Tensor.item, torch.randint(2**62, ()))
+    seed = torch.full((2,), number, dtype=torch.int64, device=device)
+    seed[1:].zero_()
+    return seed
+
+
+def from_row(seed: torch.Tensor, row: int) -> torch.Tensor:
+    """The seed of the same mask without its first `row` rows: a tile of the tokens is dropped by
+    it as it would be as a part of the whole."""
+    moved = seed.clone()
+    moved[1:].add_(row)
+    return moved
 
 
 def keep_mask(
     seed: torch.Tensor, shape: torch.Size, p: float, full_width: int, start: int
 ) -> torch.Tensor:
     """Which elements stay, boolean `[T, I]` for `shape = [T, I]`: so many rows and columns of a
-    mask that is `full_width` wide, from its element `start` on. An element's fate is a hash of
-    `seed` (int64 `[1]`) and of its place, row x full_width + column, compared with `p`. So no mask
-    is stored between the passes, and a rank computes its own rows and columns of the whole.
+    mask that is `full_width` wide, from its element `start` on. `seed`, int64 `[2]`, is a number
+    and the row of the mask that counts as the first one here. An element's fate is a hash of the
+    number and of its place, row x full_width + column, compared with `p`. So no mask is stored
+    between the passes, and a rank or a tile computes its own rows and columns of the whole.
 
     The hash is Chris Wellons' `lowbias32` ("Prospecting for Hash Functions", 2018) in 32-bit
     integers that wrap around: shifts are masked because they are to fill with zeros, and two of the
@@ -118,7 +129,9 @@ def keep_mask(
     device = seed.device
     rows = torch.arange(shape[0], dtype=torch.int32, device=device).unsqueeze(1)
     columns = torch.arange(shape[1], dtype=torch.int32, device=device)
-    low, high = seed.to(torch.int32), (seed >> 32).to(torch.int32)
+    number, first = seed[:1], seed[1:].to(torch.int32)
+    low, high = number.to(torch.int32), (number >> 32).to(torch.int32)
+    rows = rows + first
     n = ((rows * full_width + (columns + start)) ^ low) * -1640531527 + high
     n = (n ^ ((n >> 16) & 0xFFFF)) * 0x7FEB352D
     n = (n ^ ((n >> 15) & 0x1FFFF)) * -2073254261

@@ -26,7 +26,8 @@ def calls(
 
     x, update, grad = (random(tokens, width) for _ in range(3))
     weight = random(width)
-    seeds = tuple(torch.tensor([s], device=device) for s in (2**61 + 12345, 77, 2**40 + 9))
+    drawn_from = (2**61 + 12345, 0), (77, 3), (2**40 + 9, 600_000)
+    seeds = tuple(torch.tensor(seed, device=device) for seed in drawn_from)
     paths = tuple(random(tokens, width) for _ in range(3))
     scale = (x.float().square().mean(dim=-1, keepdim=True) + EPS).rsqrt()
     yield "norm", (x, weight, EPS)

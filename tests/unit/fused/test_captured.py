@@ -59,12 +59,12 @@ def test_a_filled_up_micro_batch_has_the_same_loss_and_gradients(lengths: list[i
 
 def test_seeds_are_those_that_would_have_been_drawn() -> None:
     torch.manual_seed(5)
-    drawn = [int(draw_seed(CPU)) for _ in range(4)]
+    drawn = [draw_seed(CPU).tolist() for _ in range(4)]
     after = int(torch.randint(2**62, ()))
     seeds = Seeds(6, CPU)
     with seeds_from(seeds):
         places = [draw_seed(CPU) for _ in range(4)]
     torch.manual_seed(5)
     seeds.draw()
-    assert [int(place) for place in places] == drawn
+    assert [place.tolist() for place in places] == drawn
     assert int(torch.randint(2**62, ())) == after

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llama.parallel.dropout import _Dropped, draw_seed, dropout, dropped, keep_mask
+from llama.parallel.dropout import _Dropped, draw_seed, dropout, dropped, from_row, keep_mask
 from llama.parallel.mesh import SINGLE, TensorParallel
 from tests.support.closeness import assert_close, sums_of
 
@@ -88,20 +88,32 @@ def test_a_computed_mask_drops_a_share_p_everywhere(p: float) -> None:
 
 def test_either_half_of_a_seed_makes_another_mask() -> None:
     shape = torch.Size((200, 512))
-    masks = [keep_mask(torch.tensor([s]), shape, 0.5, 512, 0) for s in (5, 6, 5 + 2**32)]
+    masks = [keep_mask(torch.tensor([s, 0]), shape, 0.5, 512, 0) for s in (5, 6, 5 + 2**32)]
     for i, j in ((0, 1), (0, 2), (1, 2)):
         assert abs((masks[i] == masks[j]).double().mean() - 0.5) < 4 * 0.5 / 102400**0.5
 
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_shards_compute_their_part_of_the_mask(size: int) -> None:
-    seed, width = torch.tensor([123456789012345]), WIDTH // size
+    seed, width = torch.tensor([123456789012345, 0]), WIDTH // size
     whole = keep_mask(seed, torch.Size((TOKENS, WIDTH)), 0.3, WIDTH, 0)
     parts = [
         keep_mask(seed, torch.Size((TOKENS, width)), 0.3, WIDTH, rank * width)
         for rank in range(size)
     ]
     assert torch.equal(torch.cat(parts, dim=1), whole)
+
+
+def test_tiles_of_the_tokens_compute_their_part_of_the_mask() -> None:
+    """Far rows too, where a place is a number beyond 32 bits."""
+    for first in (0, 400_000):
+        seed = from_row(draw_seed(CPU), first)
+        whole = keep_mask(seed, torch.Size((TOKENS, WIDTH)), 0.3, WIDTH, 0)
+        parts = [
+            keep_mask(from_row(seed, row), torch.Size((min(3, TOKENS - row), WIDTH)), 0.3, WIDTH, 0)
+            for row in range(0, TOKENS, 3)
+        ]
+        assert torch.equal(torch.cat(parts), whole) and 0 < whole.sum() < whole.numel()
 
 
 def test_the_gradient_goes_through_the_computed_mask() -> None:

@@ -62,7 +62,7 @@ def test_shares_of_tokens_drop_what_one_process_would(
 @pytest.mark.parametrize(("rows", "width"), [(40, 48), (200_000, 14_336)])
 def test_so_does_a_computed_mask(rows: int, width: int) -> None:
     """Its places are counted in 32 bits that wrap around: those of the larger one do so."""
-    seed = torch.tensor([2**40 + 12345])
+    seed = torch.tensor([2**40 + 12345, 0])
     whole = keep_mask(seed, torch.Size((rows, 1)), 0.3, width, 3)
     share = SequenceParallel(3, 4).own(rows)
     start = _in_32_bits(share.start * width + 3)
