@@ -18,6 +18,7 @@ from torch import nn
 
 from llama.fused import kernels
 from llama.fused.attended import Attended
+from llama.fused.offload import HostInputs, Stored
 from llama.model.attention import document_attention
 from llama.model.config import PART_OF
 from llama.model.documents import Documents
@@ -47,11 +48,13 @@ class Saved:
 
     x: torch.Tensor
     hidden: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Each adapter's `A x`, `[T, R]`: small, so always kept."""
+    """Each adapter's `A x`, `[T, R]`: small, so kept with whatever else of the device's is."""
     attended: Attended | None = None
     middle: torch.Tensor | None = None
     gate: torch.Tensor | None = None
     up: torch.Tensor | None = None
+    ahead: Callable[[], None] | None = None
+    """To be called once the attention has gone back."""
 
 
 def linears(block: Any) -> list[tuple[Any, str]]:
@@ -60,31 +63,43 @@ def linears(block: Any) -> list[tuple[Any, str]]:
 
 
 def fused_block(
-    block: nn.Module, x_TD: torch.Tensor, rotation: Rotation, documents: Documents, kept: Kept
+    block: nn.Module,
+    x_TD: torch.Tensor,
+    rotation: Rotation,
+    documents: Documents,
+    kept: Kept,
+    host: HostInputs,
 ) -> torch.Tensor:
-    """`block(x)`, keeping `kept` for the backward pass."""
+    """`block(x)`, keeping `kept` for the backward pass: what of it is the host's, in `host`."""
     adapters = {
         name: layer.lora.low_rank() for layer, name in linears(block) if layer.lora is not None
     }
     tensors = [t for low_rank in adapters.values() for t in (low_rank.a, low_rank.b)]
     run = _Run(block, rotation, documents, adapters, x_TD)
-    return _FusedBlock.apply(run, kept, x_TD, *tensors)  # type: ignore[return-value]
+    return _FusedBlock.apply(run, kept, host, x_TD, *tensors)  # type: ignore[return-value]
 
 
 class _FusedBlock(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, run: _Run, kept: Kept, x: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, run: _Run, kept: Kept, host: HostInputs, x: torch.Tensor, *_: torch.Tensor
+    ) -> torch.Tensor:
         ctx.run = run
-        ctx.saved = Saved(x)
-        return run.forward(ctx.saved, kept)
+        saved = Saved(x)
+        ctx.saved = saved if kept > Kept.HOST else host.store(x)
+        return run.forward(saved, kept)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
         run, saved = ctx.run, ctx.saved
         ctx.run = ctx.saved = None  # so that each part is freed once it was used
-        grad_x = run.backward(saved, grad_outputs[0], ctx.needs_input_grad[2])
+        if isinstance(stored := saved, Stored):
+            saved = Saved(stored.take(), ahead=stored.ahead)
+            if not stored.late:
+                stored.ahead()
+        grad_x = run.backward(saved, grad_outputs[0], ctx.needs_input_grad[3])
         factors = [g for name in run.factors for g in run.grads[name]]
-        return None, None, grad_x, *factors
+        return None, None, None, grad_x, *factors
 
 
 class _Run:
@@ -195,6 +210,8 @@ class _Run:
         grad_q, grad_k, grad_v = saved.attended.backward(grad_out)
         saved.attended = None
         del grad_out
+        if saved.ahead is not None:
+            saved.ahead()
         grad_q, grad_k = kernels.rotate_both(grad_q, grad_k, *self.rotation.back)
         grads = tuple(g.flatten(1) for g in (grad_q, grad_k, grad_v))
         del grad_q, grad_k, grad_v
@@ -304,7 +321,8 @@ class _Run:
         for (name, grad), input_ in zip(todo, inputs() if todo else (), strict=True):
             factors = self.factors[name]
             part = (grad @ factors.b).mul_(factors.scale)
-            grad_b = (grad.t() @ saved.hidden.pop(name)).mul_(factors.scale)
+            hidden = saved.hidden.pop(name) if name in saved.hidden else input_ @ factors.a.t()
+            grad_b = (grad.t() @ hidden).mul_(factors.scale)
             self.grads[name] = (part.t() @ input_, grad_b)
             inner.append(part)
         return inner

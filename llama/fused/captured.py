@@ -297,4 +297,6 @@ def _uncaptured(model: Transformer) -> str | None:
         return "attention to documents of several lengths is not one kernel in float32"
     if is_sharded(model.tok_embeddings.weight):
         return "the base is sharded over ranks"
+    if Kept.HOST in model.kept:
+        return "block inputs are copied to host memory"
     return None

@@ -19,6 +19,7 @@ from llama.model.kept import Kept
 PLAIN = (Kept.INPUT, Kept.FFN_INPUTS, Kept.ALL)
 """What the plain path knows: `block`, `ffn` and `none`."""
 AGAIN = {
+    Kept.HOST: (*QKV, "wo", *GATE_UP),
     Kept.INPUT: (*QKV, "wo", *GATE_UP),
     Kept.ATTENTION: (*QKV, "wo", *GATE_UP),
     Kept.MIDDLE: (*QKV, *GATE_UP),

@@ -123,7 +123,8 @@ class Job:
     def captured(self) -> bool:
         """Whether passes are CUDA graphs (`llama/fused/captured.py`)."""
         half = self.precision != "fp32" and not self.shares_base
-        return self.blocks_are_fused and self.device == "cuda" and half
+        on_device = Kept.HOST not in self.kept
+        return self.blocks_are_fused and self.device == "cuda" and half and on_device
 
     @property
     def lengths(self) -> tuple[int, ...]:
