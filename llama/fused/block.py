@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llama.fused import kernels
+from llama.fused import kernels, tiles
 from llama.fused.attended import Attended
 from llama.fused.offload import HostInputs, Stored
 from llama.model.attention import document_attention
@@ -129,10 +129,12 @@ class _Run:
             for name, path in adapters.items()
         }
         self.grads: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.tiled = False
 
     # Forward
 
     def forward(self, saved: Saved, kept: Kept) -> torch.Tensor:
+        self.tiled = tiles.in_tiles(kept, len(saved.x))
         qkv = self._project(saved)
         if kept >= Kept.ATTENTION:
             saved.attended = Attended(qkv, self.documents, kept >= Kept.FFN_INPUTS)
@@ -144,6 +146,8 @@ class _Run:
         del qkv
         middle, y = self._after_attention(saved, out)
         del out
+        if self.tiled:
+            return tiles.forward(self, middle, y)
         gate, up = (self._linear(name, y, saved) for name in GATE_UP)
         del y
         if kept >= Kept.MIDDLE:
@@ -153,6 +157,12 @@ class _Run:
             saved.gate, saved.up = gate, up
         del gate, up
         return self._linear("w2", h, saved).add_(middle)
+
+    def ffn_of_tile(self, middle: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """As `Tiled` says."""
+        saved = Saved(middle)
+        gate, up = (self._linear(name, y, saved) for name in GATE_UP)
+        return self._linear("w2", kernels.swiglu(gate, up), saved).add_(middle)
 
     def _project(self, saved: Saved) -> tuple[torch.Tensor, ...]:
         """q, k and v, turned: `[T, H or K, E]`."""
@@ -205,7 +215,11 @@ class _Run:
     def backward(self, saved: Saved, grad: torch.Tensor, to_input: bool) -> torch.Tensor | None:
         self._restore(saved)
         assert saved.attended is not None and saved.middle is not None
-        grad = self._ffn_backward(saved, grad)
+        if self.tiled:
+            grad = tiles.backward(self, saved.middle, grad)
+            saved.middle = None
+        else:
+            grad = self._ffn_backward(saved, grad)
         grad_out = self._linear_backward("wo", grad, saved.attended.out, saved)
         grad_q, grad_k, grad_v = saved.attended.backward(grad_out)
         saved.attended = None
@@ -226,11 +240,20 @@ class _Run:
         y = None
         if saved.middle is None:
             saved.middle, y = self._after_attention(saved, saved.attended.out())
-        if saved.gate is None:
+        if saved.gate is None and not self.tiled:
             if y is None:
                 norm = self.norms[1]
                 y = kernels.norm(saved.middle, norm.weight, norm.eps)
             saved.gate, saved.up = (self._linear(name, y, saved) for name in GATE_UP)
+
+    def ffn_of_tile_backward(self, middle: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+        """As `Tiled` says."""
+        saved = Saved(middle, middle=middle)
+        norm = self.norms[1]
+        y = kernels.norm(middle, norm.weight, norm.eps)
+        saved.gate, saved.up = (self._linear(name, y, saved) for name in GATE_UP)
+        del y
+        return self._ffn_backward(saved, grad)
 
     def _ffn_backward(self, saved: Saved, grad: torch.Tensor) -> torch.Tensor:
         pair, middle = (saved.gate, saved.up), saved.middle
