@@ -144,6 +144,12 @@ class Job:
         return self.checkpointing
 
 
+def host_bytes(job: Job) -> int:
+    """Of block inputs in host memory, at most."""
+    each = job.tokens * job.config.dim * job.dtype.itemsize
+    return each * job.kept.count(Kept.HOST) if job.blocks_are_fused else 0
+
+
 def settings_of(resolved: Resolved) -> dict[str, Any]:
     """The fields of a `Job` that the DeepSpeed JSON owns, by name."""
     return {

@@ -147,8 +147,8 @@ def test_two_passes_may_wait_for_their_backward() -> None:
         for n in (1, 0):
             assert of_pass[n].take()[0, 0] == number + n
     assert len(copies.rooms) == 4
-    del of_pass
-    passes.clear()
+    for held in passes:
+        held.clear()
     gc.collect()
     assert [inputs.store(torch.zeros(2, 2)) for _ in range(4)] and len(copies.rooms) == 4
 
