@@ -26,7 +26,7 @@ from llama.planning.levels import for_activations, sizes_of
 
 LESS = 0.9
 """The step down after a plan that failed when it was tried."""
-OF_HOST = 0.9
+OF_HOST = 0.95
 """Of the host's free memory, what block inputs may take: pinned, it can not be paged out."""
 
 

@@ -241,18 +241,17 @@ class _Run:
         if saved.middle is None:
             saved.middle, y = self._after_attention(saved, saved.attended.out())
         if saved.gate is None and not self.tiled:
-            if y is None:
-                norm = self.norms[1]
-                y = kernels.norm(saved.middle, norm.weight, norm.eps)
-            saved.gate, saved.up = (self._linear(name, y, saved) for name in GATE_UP)
+            self._restore_gate_up(saved, saved.middle, y)
+
+    def _restore_gate_up(self, saved: Saved, middle: torch.Tensor, y: torch.Tensor | None) -> None:
+        norm = self.norms[1]
+        normed = kernels.norm(middle, norm.weight, norm.eps) if y is None else y
+        saved.gate, saved.up = (self._linear(name, normed, saved) for name in GATE_UP)
 
     def ffn_of_tile_backward(self, middle: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
         """As `Tiled` says."""
         saved = Saved(middle, middle=middle)
-        norm = self.norms[1]
-        y = kernels.norm(middle, norm.weight, norm.eps)
-        saved.gate, saved.up = (self._linear(name, y, saved) for name in GATE_UP)
-        del y
+        self._restore_gate_up(saved, middle, None)
         return self._ffn_backward(saved, grad)
 
     def _ffn_backward(self, saved: Saved, grad: torch.Tensor) -> torch.Tensor:
