@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
+from llama.errors import UserError
 from llama.kernels.paths import is_planned
 
 LATE = 2**27
@@ -179,7 +180,12 @@ class _Pinned:
         self.bytes = torch.empty(nbytes, dtype=torch.uint8)
         cudart: Any = torch.cuda.cudart()
         place = self.bytes.data_ptr()
-        torch.cuda.check_error(int(cudart.cudaHostRegister(place, nbytes, 0)))
+        if failed := int(cudart.cudaHostRegister(place, nbytes, 0)):
+            gib = nbytes / 2**30
+            raise UserError(
+                f"the host gives no {gib:.2f} GiB more of pinned memory for a block's input (CUDA "
+                f"error {failed}): --checkpointing auto takes less of it, or give shorter rows"
+            )
         weakref.finalize(self, cudart.cudaHostUnregister, place).atexit = False
 
 
