@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from llama.fused.captured import RunCaptured
-from llama.fused.keeping import Sizes, choose, summary
+from llama.fused.keeping import summary
+from llama.model.kept import Kept
 from llama.model.loss import CHUNK_ELEMENTS
 from llama.model.transformer import Transformer
 from llama.notes import note
@@ -18,9 +21,9 @@ class Lessening:
     whose memory serves no other shape of batch; then with less kept; and at last with the loss in
     smaller parts. What is computed stays the same."""
 
-    def __init__(self, model: Transformer, sizes: Sizes, room: int) -> None:
-        """`room`: the bytes that what `model` keeps was chosen for."""
-        self._model, self._sizes, self._room = model, sizes, room
+    def __init__(self, model: Transformer, choice: Callable[[int], list[Kept]], room: int) -> None:
+        """`choice` says what the blocks keep in so many bytes: `model` keeps that of `room`."""
+        self._model, self._choice, self._room = model, choice, room
 
     def __call__(self, failures: int) -> bool:
         """To be called with the number of times that this step has run out of memory; False where
@@ -41,10 +44,10 @@ class Lessening:
     def _keep_less(self) -> bool:
         """Choose for less room, until that is another choice."""
         model, before = self._model, self._model.kept
-        least = choose(self._sizes, len(before), 0)
+        least = self._choice(0)
         while model.kept == before and before != least:
             self._room = int(self._room * LESS)
-            model.keep(choose(self._sizes, len(before), self._room))
+            model.keep(self._choice(self._room))
         return model.kept != before
 
     def _part_the_loss(self) -> bool:

@@ -13,7 +13,7 @@ from llama.assembly.cgroup import cgroup_room
 from llama.assembly.lessening import LESS, Lessening
 from llama.base.kinds import KINDS
 from llama.fused.install import is_installed
-from llama.fused.keeping import choose
+from llama.fused.keeping import choose, within_host
 from llama.kernels.compiled import compiled
 from llama.launch.ranks import ranks_of_host
 from llama.model.documents import Documents
@@ -24,6 +24,9 @@ from llama.parallel.mesh import Mesh
 from llama.parallel.sharded import is_sharded
 from llama.planning.job import PRECISIONS, Job, Zero
 from llama.planning.levels import for_activations, sizes_of
+
+OF_HOST = 0.95
+"""Of the host's free memory, what block inputs may take: pinned, it can not be paged out."""
 
 
 def keep_what_fits(
@@ -36,22 +39,29 @@ def keep_what_fits(
 ) -> Lessening | None:
     """Have `model` keep what memory holds of micro-batches of `rows` of `length` tokens, beside
     `first_step_bytes` that the optimizer is still to take. The plan comes from traces of a step;
-    where a rank can run alone it is then tried, and less planned until it fits; it is then given
-    what has `model` do with less, should a step run out of memory. All ranks begin with the same:
-    shards compute again together. Every rank must call it."""
+    where a rank can run alone it is then tried, and less planned until it fits; not where blocks
+    keep their inputs at most, which is for rows that take minutes. It is then given what has
+    `model` do with less, should a step run out of memory. All ranks begin with the same: shards
+    compute again together. Every rank must call it."""
     sizes = sizes_of(job_of(model, rows, length, mesh, device))
     available = _least(available_bytes(device) - first_step_bytes, device)
     cut = hasattr(model.output.weight, "ds_id") or is_sharded(model.output.weight)  # ZeRO-3, or
     alone = mesh.tensor_parallel.size == mesh.sequence_parallel.size == 1 and not cut
     tried = device.type == "cuda" and alone
     room = for_activations(available) if device.type == "cuda" else available
+    host = _least(int(OF_HOST * free_bytes(torch.device("cpu"))), device)
+    each = rows * length * model.config.dim * model.tok_embeddings.weight.itemsize
+
+    def choice(room: int) -> list[Kept]:
+        return within_host(choose(sizes, model.config.n_layers, room), each, host)
+
     while True:
-        model.keep(choose(sizes, model.config.n_layers, room))
+        model.keep(choice(room))
         if not tried:
             return None
-        lowest = max(model.kept) == Kept.INPUT
+        lowest = max(model.kept) <= Kept.INPUT
         if lowest or _least(_fits(model, rows, length, first_step_bytes, device), device):
-            return Lessening(model, sizes, room)
+            return Lessening(model, choice, room)
         room = int(room * LESS)
 
 

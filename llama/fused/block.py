@@ -8,43 +8,28 @@ Shapes: T tokens, D dim, H query heads, K kv heads, E head_dim, F feed-forward w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from llama.fused import kernels
+from llama.fused import kernels, tiles
 from llama.fused.attended import Attended
-from llama.fused.paths import (
-    Path,
-    gated,
-    gated_backward_,
-    hidden_each,
-    input_gradients_,
-    output_gradients,
-)
+from llama.fused.factors import Adapted
+from llama.fused.offload import HostInputs, Stored
+from llama.fused.paths import gated, gated_backward_
 from llama.model.attention import document_attention
 from llama.model.config import PART_OF
 from llama.model.documents import Documents
 from llama.model.kept import Kept
 from llama.model.rope import Rotation
-from llama.parallel.dropout import draw_seed
 from llama.parallel.side_path import LowRank
 
 QKV, GATE_UP = ("wq", "wk", "wv"), ("w1", "w3")
 ORDER = (*QKV, "wo", *GATE_UP, "w2")
 """In which a block calls its layers, and its adapters draw their masks."""
-
-
-@dataclass(frozen=True)
-class Factors:
-    """An adapter's tensors in the type of the activations, and the seed of its mask."""
-
-    a: torch.Tensor
-    b: torch.Tensor
-    scale: float
-    seed: torch.Tensor | None
 
 
 @dataclass
@@ -53,13 +38,15 @@ class Saved:
 
     x: torch.Tensor
     hidden: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Each adapter's `A x`, `[T, R]`: small, so always kept."""
+    """Each adapter's `A x`, `[T, R]`: small, so kept with whatever else of the device's is."""
     scales: dict[tuple[str, ...], torch.Tensor] = field(default_factory=dict)
     """Of each norm, by the layers that read it: its scale of each token, `[T, 1]` in float32."""
     attended: Attended | None = None
     middle: torch.Tensor | None = None
     gate: torch.Tensor | None = None
     up: torch.Tensor | None = None
+    ahead: Callable[[], None] | None = None
+    """To be called once the attention has gone back."""
 
 
 def linears(block: Any) -> list[tuple[Any, str]]:
@@ -68,31 +55,42 @@ def linears(block: Any) -> list[tuple[Any, str]]:
 
 
 def fused_block(
-    block: nn.Module, x_TD: torch.Tensor, rotation: Rotation, documents: Documents, kept: Kept
+    block: nn.Module,
+    x_TD: torch.Tensor,
+    rotation: Rotation,
+    documents: Documents,
+    kept: Kept,
+    host: HostInputs,
 ) -> torch.Tensor:
-    """`block(x)`, keeping `kept` for the backward pass."""
+    """`block(x)`, keeping `kept` for the backward pass: what of it is the host's, in `host`."""
     adapters = {
         name: layer.lora.low_rank() for layer, name in linears(block) if layer.lora is not None
     }
     tensors = [t for low_rank in adapters.values() for t in (low_rank.a, low_rank.b)]
     run = _Run(block, rotation, documents, adapters, x_TD)
-    return _FusedBlock.apply(run, kept, x_TD, *tensors)  # type: ignore[return-value]
+    return _FusedBlock.apply(run, kept, host, x_TD, *tensors)  # type: ignore[return-value]
 
 
 class _FusedBlock(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, run: _Run, kept: Kept, x: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, run: _Run, kept: Kept, host: HostInputs, x: torch.Tensor, *_: torch.Tensor
+    ) -> torch.Tensor:
         ctx.run = run
-        ctx.saved = Saved(x)
-        return run.forward(ctx.saved, kept)
+        saved = Saved(x)
+        ctx.saved = saved if kept > Kept.HOST else host.store(x)
+        return run.forward(saved, kept)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
         run, saved = ctx.run, ctx.saved
         ctx.run = ctx.saved = None  # so that each part is freed once it was used
-        grad_x = run.backward(saved, grad_outputs[0], ctx.needs_input_grad[2])
-        factors = ((run.grads_a[name], run.grads_b[name]) for name in run.factors)
-        return None, None, grad_x, *(gradient for pair in factors for gradient in pair)
+        if isinstance(stored := saved, Stored):
+            saved = Saved(stored.take(), ahead=stored.ahead)
+            if not stored.late:
+                stored.ahead()
+        grad_x = run.backward(saved, grad_outputs[0], ctx.needs_input_grad[3])
+        return None, None, None, grad_x, *run.adapted.gradients()
 
 
 class _Run:
@@ -106,27 +104,18 @@ class _Run:
         adapters: dict[str, LowRank],
         x: torch.Tensor,
     ) -> None:
-        dtype = x.dtype
         self.rotation, self.documents = rotation, documents
         self.weights = {name: layer.kind(layer.weight) for layer, name in linears(block)}
         self.heads = [block.attention.n_heads, *[block.attention.n_kv_heads] * 2]
-        self.norms = block.attention_norm, block.ffn_norm
-        self.p = next((path.dropout for path in adapters.values()), 0.0) if block.training else 0.0
-        self.factors = {
-            name: Factors(
-                path.a.detach().to(dtype),
-                path.b.detach().to(dtype),
-                path.scale,
-                draw_seed(x.device) if self.p else None,
-            )
-            for name, path in adapters.items()
-        }
-        self.grads_a: dict[str, torch.Tensor] = {}
-        self.grads_b: dict[str, torch.Tensor] = {}
+        self.norms = {QKV: block.attention_norm, GATE_UP: block.ffn_norm}
+        """By the layers that read them."""
+        self.adapted = Adapted(adapters, block.training, x)
+        self.tiled = False
 
     # Forward
 
     def forward(self, saved: Saved, kept: Kept) -> torch.Tensor:
+        self.tiled = tiles.in_tiles(kept, len(saved.x))
         qkv = self._project(saved)
         if kept >= Kept.ATTENTION:
             saved.attended = Attended(qkv, self.documents, kept >= Kept.FFN_INPUTS)
@@ -138,100 +127,87 @@ class _Run:
         del qkv
         middle, y = self._after_attention(saved, out)
         del out
-        self._see(GATE_UP, y, saved)
-        gate, up = (self.weights[name].times(y) for name in GATE_UP)
-        del y
+        if self.tiled:
+            return tiles.forward(self, middle, y)
         if kept >= Kept.MIDDLE:
             saved.middle = middle
-        h = self._gated(gate, up, saved)
-        if kept >= Kept.ALL:
-            saved.gate, saved.up = gate, up
-        del gate, up
-        return self._linear("w2", h, saved).add_(middle)
+        return self._feed_forward(saved, middle, y, kept)
+
+    def ffn_of_tile(self, middle: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """As `Tiled` says."""
+        return self._feed_forward(Saved(middle), middle, y, Kept.INPUT)
 
     def _project(self, saved: Saved) -> tuple[torch.Tensor, ...]:
         """q, k and v, turned: `[T, H or K, E]`."""
-        norm = self.norms[0]
+        norm, hidden = self.norms[QKV], saved.hidden
         y, saved.scales[QKV] = kernels.normed(saved.x, norm.weight, norm.eps)
-        self._see(QKV, y, saved)
+        self.adapted.see(QKV, y, hidden)
         q, k, v = (self.weights[name].times(y) for name in QKV)
-        self._add_path("wv", v, saved)
+        self.adapted.add_to("wv", v, hidden)
         q, k, v = (
             x.unflatten(-1, (heads, -1)) for x, heads in zip((q, k, v), self.heads, strict=True)
         )
-        paths, scales = self._paths(QKV[:2], saved)
-        return *kernels.rotate_both(q, k, *self.rotation.angles, paths, scales), v
+        of_paths = self.adapted.paths(QKV[:2], hidden)
+        return *kernels.rotate_both(q, k, *self.rotation.angles, *of_paths), v
 
     def _after_attention(
         self, saved: Saved, out: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The residual stream after the attention, and its norm."""
-        norm = self.norms[1]
-        self._see(("wo",), out, saved)
-        update = self._linear("wo", out, saved)
+        norm = self.norms[GATE_UP]
+        self.adapted.see(("wo",), out, saved.hidden)
+        update = self.adapted.add_to("wo", self.weights["wo"].times(out), saved.hidden)
         middle, y, saved.scales[GATE_UP] = kernels.add_norm(saved.x, update, norm.weight, norm.eps)
         return middle, y
 
-    def _gated(self, gate: torch.Tensor, up: torch.Tensor, saved: Saved) -> torch.Tensor:
-        """The feed-forward's inside, `[T, F]`, of the frozen layers' outputs."""
-        down = self._with_adapter(("w2",))
-        matrices = tuple(self.factors[name].a for name in down)
-        h, *hidden = gated(
-            gate, up, *self._paths(GATE_UP, saved), matrices, self._seeds(down), self.p
-        )
+    def _feed_forward(
+        self, saved: Saved, middle: torch.Tensor, y: torch.Tensor, kept: Kept
+    ) -> torch.Tensor:
+        """The block's output, of the residual stream after the attention and its norm."""
+        gate, up = self._gate_up(saved, y)
+        del y
+        h = self._gated(saved, gate, up)
+        if kept >= Kept.ALL:
+            saved.gate, saved.up = gate, up
+        del gate, up
+        out = self.adapted.add_to("w2", self.weights["w2"].times(h), saved.hidden)
+        return out.add_(middle)
+
+    def _gate_up(self, saved: Saved, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The frozen layers' outputs; their adapters see `y`."""
+        self.adapted.see(GATE_UP, y, saved.hidden)
+        gate, up = (self.weights[name].times(y) for name in GATE_UP)
+        return gate, up
+
+    def _gated(self, saved: Saved, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """The feed-forward's inside, `[T, F]`; the adapter of the layer after it sees that."""
+        down = self.adapted.on(("w2",))
+        matrices, seeds = self.adapted.matrices(down), self.adapted.seeds(down)
+        of_paths = self.adapted.paths(GATE_UP, saved.hidden)
+        h, *hidden = gated(gate, up, *of_paths, matrices, seeds, self.adapted.p)
         saved.hidden.update(zip(down, hidden, strict=True))
         return h
-
-    def _see(self, names: tuple[str, ...], x: torch.Tensor, saved: Saved) -> None:
-        """Have the adapters of `names` see their input `x`, if they have not yet."""
-        new = tuple(name for name in self._with_adapter(names) if name not in saved.hidden)
-        if new:
-            matrices = tuple(self.factors[name].a for name in new)
-            hidden = hidden_each(x, matrices, self._seeds(new), self.p)
-            saved.hidden.update(zip(new, hidden, strict=True))
-
-    def _linear(self, name: str, x: torch.Tensor, saved: Saved) -> torch.Tensor:
-        return self._add_path(name, self.weights[name].times(x), saved)
-
-    def _add_path(self, name: str, y: torch.Tensor, saved: Saved) -> torch.Tensor:
-        if name in self.factors:
-            factors = self.factors[name]
-            y.addmm_(saved.hidden[name], factors.b.t(), alpha=factors.scale)
-        return y
-
-    def _with_adapter(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(name for name in names if name in self.factors)
-
-    def _paths(
-        self, names: tuple[str, ...], saved: Saved
-    ) -> tuple[tuple[Path, ...], tuple[float, ...]]:
-        """What is added to the outputs of `names` by whoever reads them next, and the scales."""
-        found = [self.factors.get(name) for name in names]
-        paths = tuple(
-            (saved.hidden[name], factors.b) if factors else ()
-            for name, factors in zip(names, found, strict=True)
-        )
-        return paths, tuple(factors.scale if factors else 1.0 for factors in found)
-
-    def _seeds(self, names: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
-        found = (self.factors[name].seed for name in names)
-        return tuple(seed for seed in found if seed is not None)
 
     # Backward
 
     def backward(self, saved: Saved, grad: torch.Tensor, to_input: bool) -> torch.Tensor | None:
         self._restore(saved)
         assert saved.attended is not None and saved.middle is not None
-        grad = self._ffn_backward(saved, grad)
+        if self.tiled:
+            grad = tiles.backward(self, saved.middle, grad)
+            saved.middle = None
+        else:
+            grad = self._ffn_backward(saved, grad)
         grad_out = self._attention_output_backward(saved, grad)
         grad_q, grad_k, grad_v = saved.attended.backward(grad_out)
         saved.attended = None
         del grad_out
+        if saved.ahead is not None:
+            saved.ahead()
         grad_q, grad_k = kernels.rotate_both(grad_q, grad_k, *self.rotation.back)
         grads = tuple(g.flatten(1) for g in (grad_q, grad_k, grad_v))
         del grad_q, grad_k, grad_v
-        parts = self._output_gradients(QKV, grads, saved)
-        return self._norm_backward(0, QKV, grads, parts, saved.x, grad, saved, to_input)
+        return self._norm_backward(QKV, grads, saved.x, grad, saved, to_input)
 
     def _restore(self, saved: Saved) -> None:
         """Compute again what `kept` left out."""
@@ -242,61 +218,67 @@ class _Run:
         y = None
         if saved.middle is None:
             saved.middle, y = self._after_attention(saved, saved.attended.out())
-        if saved.gate is None:
-            if y is None:
-                norm = self.norms[1]
-                y, _ = kernels.normed(saved.middle, norm.weight, norm.eps)
-            saved.gate, saved.up = (self.weights[name].times(y) for name in GATE_UP)
+        if saved.gate is None and not self.tiled:
+            self._restore_gate_up(saved, saved.middle, y)
+
+    def _restore_gate_up(self, saved: Saved, middle: torch.Tensor, y: torch.Tensor | None) -> None:
+        norm = self.norms[GATE_UP]
+        if y is None:
+            y, saved.scales[GATE_UP] = kernels.normed(middle, norm.weight, norm.eps)
+        assert y is not None
+        gate, up = saved.gate, saved.up = self._gate_up(saved, y)
+        if self.adapted.on(("w2",)) and "w2" not in saved.hidden:
+            self._gated(saved, gate, up)
+
+    def ffn_of_tile_backward(self, middle: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+        """As `Tiled` says."""
+        saved = Saved(middle, middle=middle)
+        self._restore_gate_up(saved, middle, None)
+        return self._ffn_backward(saved, grad)
 
     def _ffn_backward(self, saved: Saved, grad: torch.Tensor) -> torch.Tensor:
         gate, up, middle = saved.gate, saved.up, saved.middle
         saved.gate = saved.up = saved.middle = None
         assert gate is not None and up is not None and middle is not None
-        down, seeds = (), ()
-        if "w2" in self.factors:
-            down = *self._output_gradients(("w2",), (grad,), saved), self.factors["w2"].a
-            seeds = self._seeds(("w2",))
+        adapted, name = self.adapted, ("w2",)
+        down = adapted.output_gradients(name, (grad,), saved.hidden)
+        down += adapted.matrices(adapted.on(name))
         grad_h = self.weights["w2"].times_transposed(grad)
+        of_paths, seeds = adapted.paths(GATE_UP, saved.hidden), adapted.seeds(adapted.on(name))
         to_gate, to_up, *found = gated_backward_(
-            grad_h, gate, up, *self._paths(GATE_UP, saved), down, seeds, self.p
+            grad_h, gate, up, *of_paths, down, seeds, adapted.p
         )
-        grads = to_gate, to_up
         del gate, up, grad_h
-        self.grads_a.update(zip(("w2",), found, strict=False))
-        parts = self._output_gradients(GATE_UP, grads, saved)
-        result = self._norm_backward(1, GATE_UP, grads, parts, middle, grad, saved, True)
+        adapted.grads_a.update(zip(adapted.on(name), found, strict=True))
+        result = self._norm_backward(GATE_UP, (to_gate, to_up), middle, grad, saved, True)
         assert result is not None
         return result
 
     def _attention_output_backward(self, saved: Saved, grad: torch.Tensor) -> torch.Tensor:
         """From the gradient of the residual stream after the attention to that of its output."""
         assert saved.attended is not None
-        parts = self._output_gradients(("wo",), (grad,), saved)
+        parts = self.adapted.output_gradients(("wo",), (grad,), saved.hidden)
         grad_out = self.weights["wo"].times_transposed(grad)
-        if parts:
-            self._input_gradients(("wo",), saved.attended.out(), (grad_out,), (), parts)
+        self.adapted.input_gradients(("wo",), saved.attended.out(), (grad_out,), (), parts)
         return grad_out
 
     def _norm_backward(
         self,
-        number: int,
         names: tuple[str, ...],
         grads: tuple[torch.Tensor, ...],
-        parts: tuple[torch.Tensor, ...],
         x: torch.Tensor,
         residual: torch.Tensor,
         saved: Saved,
         to_input: bool,
     ) -> torch.Tensor | None:
         """Through the layers `names`, whose input is the norm of `x`: `residual` and their
-        gradient to `x`; None where nothing below needs it. `parts`: the gradients of what their
-        adapters made of that input."""
-        norm = self.norms[number]
+        gradient to `x`; None where nothing below needs it."""
+        norm = self.norms[names]
+        parts = self.adapted.output_gradients(names, grads, saved.hidden)
         onto = (self._frozen_backward(names, grads),) if to_input else ()
         del grads
-        if parts:
-            scale = saved.scales[names], norm.weight
-            self._input_gradients(self._with_adapter(names), x, onto, scale, parts)
+        scale = saved.scales[names], norm.weight
+        self.adapted.input_gradients(names, x, onto, scale, parts)
         return kernels.norm_backward(residual, *onto, x, norm.weight, norm.eps) if onto else None
 
     def _frozen_backward(
@@ -307,25 +289,3 @@ class _Run:
         for name, grad in zip(names[1:], grads[1:], strict=True):
             self.weights[name].times_transposed(grad, onto=total)
         return total
-
-    def _output_gradients(
-        self, names: tuple[str, ...], grads: tuple[torch.Tensor, ...], saved: Saved
-    ) -> Path:
-        """The gradient of each adapter's `A x`, `[T, R]`; leaves that of its B."""
-        parts = []
-        for name, grad in zip(names, grads, strict=True):
-            if name in self.factors:
-                factors = self.factors[name]
-                part, self.grads_b[name] = output_gradients(
-                    grad, saved.hidden.pop(name), factors.b, factors.scale
-                )
-                parts.append(part)
-        return tuple(parts)
-
-    def _input_gradients(
-        self, names: tuple[str, ...], x: torch.Tensor, onto: Path, norm: Path, parts: Path
-    ) -> None:
-        """Leaves the gradient of each adapter's A; adds those to the input to `onto`."""
-        matrices = tuple(self.factors[name].a for name in names)
-        found = input_gradients_(x, onto, norm, parts, matrices, self._seeds(names), self.p)
-        self.grads_a.update(zip(names, found[len(onto) :], strict=True))

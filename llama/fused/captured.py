@@ -246,7 +246,7 @@ class RunCaptured:
     ) -> torch.Tensor:
         training = model.training and torch.is_grad_enabled() and labels is not None
         watched = any(block._forward_hooks for block in model.layers)
-        if not training or watched or labels is None:
+        if not training or watched or labels is None or Kept.HOST in model.kept:
             return self._run(model, tokens_T, positions_T, documents, labels, cache, last)
         shape = shape_of(documents, len(labels.index_N), model.kept)
         self._forget_if_moved()
@@ -321,4 +321,6 @@ def _uncaptured(model: Transformer) -> str | None:
         return "attention to documents of several lengths is not one kernel in float32"
     if is_sharded(model.tok_embeddings.weight):
         return "the base is sharded over ranks"
+    if Kept.HOST in model.kept:
+        return "block inputs are copied to host memory"
     return None

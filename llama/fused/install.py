@@ -14,6 +14,7 @@ from torch import nn
 
 from llama.base.kinds import KINDS
 from llama.fused.block import fused_block, linears
+from llama.fused.offload import HostInputs
 from llama.model.attention import Attention, document_attention
 from llama.model.documents import Documents
 from llama.model.kv_cache import KVCache
@@ -92,6 +93,7 @@ class RunFused:
 
     def __init__(self, covered: frozenset[nn.Module]) -> None:
         self.covered = covered
+        self.host = HostInputs()
 
     def __call__(
         self,
@@ -105,5 +107,5 @@ class RunFused:
         parts, which the fused form does not have."""
         training = block.training and torch.is_grad_enabled() and cache is None
         if training and block in self.covered and not block._forward_hooks:
-            return fused_block(block, x_TD, rotation, documents, block.kept)
+            return fused_block(block, x_TD, rotation, documents, block.kept, self.host)
         return run_block(block, x_TD, rotation, documents, cache)

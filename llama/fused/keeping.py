@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from llama.fused.block import GATE_UP, QKV
 from llama.model.config import LINEARS, ModelConfig
@@ -19,6 +19,7 @@ from llama.model.kept import Kept
 PLAIN = (Kept.INPUT, Kept.FFN_INPUTS, Kept.ALL)
 """What the plain path knows: `block`, `ffn` and `none`."""
 AGAIN = {
+    Kept.HOST: (*QKV, "wo", *GATE_UP),
     Kept.INPUT: (*QKV, "wo", *GATE_UP),
     Kept.ATTENTION: (*QKV, "wo", *GATE_UP),
     Kept.MIDDLE: (*QKV, *GATE_UP),
@@ -34,17 +35,38 @@ class Sizes:
 
     kept: Mapping[Kept, int]
     """What one block keeps under each level that there is, in rising order of both."""
-    beside: int
-    """The most that lives beyond what the blocks keep, wherever in the step that is."""
+    beside: Mapping[Kept, int]
+    """The most that lives beyond what the blocks keep, wherever in a step of such blocks that
+    is. Over long rows it is more where the middle of a block is whole (`tiles`)."""
 
 
 def choose(sizes: Sizes, blocks: int, available: int) -> list[Kept]:
     """What each of `blocks` keeps, so that a step takes at most `available` bytes; the least
     everywhere where even that does not fit."""
-    least, *_ = sizes.kept
-    kept = [least] * blocks
-    left = available - sizes.beside - blocks * sizes.kept[least]
-    for below, level in pairwise(sizes.kept):
+    levels = list(sizes.kept)
+    beside = list(accumulate((sizes.beside[level] for level in levels), max))
+    kept = [levels[0]] * blocks
+    for most in range(len(levels), 0, -1):  # with less at the most, there may be room for more
+        kept = _filled(sizes, levels[:most], blocks, available - beside[most - 1])
+        if kept[-1] == levels[most - 1]:
+            break
+    return kept
+
+
+def within_host(kept: Sequence[Kept], each: int, room: int) -> list[Kept]:
+    """The same where the inputs of no more blocks lie in host memory than it has `room` for, `each`
+    being of so many bytes: those of the last blocks stay on the device."""
+    found, over = list(kept), kept.count(Kept.HOST) - max(0, room) // each
+    on_host = [block for block, level in enumerate(kept) if level == Kept.HOST]
+    for block in on_host[len(on_host) - max(0, over) :]:
+        found[block] = Kept.INPUT
+    return found
+
+
+def _filled(sizes: Sizes, levels: Sequence[Kept], blocks: int, available: int) -> list[Kept]:
+    kept = [levels[0]] * blocks
+    left = available - blocks * sizes.kept[levels[0]]
+    for below, level in pairwise(levels):
         more = sizes.kept[level] - sizes.kept[below]
         fit = min(kept.count(below), max(0, left) // max(more, 1))
         for block in range(blocks - fit, blocks):

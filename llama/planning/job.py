@@ -123,7 +123,8 @@ class Job:
     def captured(self) -> bool:
         """Whether passes are CUDA graphs (`llama/fused/captured.py`)."""
         half = self.precision != "fp32" and not self.shares_base
-        return self.blocks_are_fused and self.device == "cuda" and half
+        on_device = Kept.HOST not in self.kept
+        return self.blocks_are_fused and self.device == "cuda" and half and on_device
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -141,6 +142,12 @@ class Job:
         if isinstance(self.checkpointing, str):
             return (KEPT[self.checkpointing],) * self.config.n_layers
         return self.checkpointing
+
+
+def host_bytes(job: Job) -> int:
+    """Of block inputs in host memory, at most."""
+    each = job.tokens * job.config.dim * job.dtype.itemsize
+    return each * job.kept.count(Kept.HOST) if job.blocks_are_fused else 0
 
 
 def settings_of(resolved: Resolved) -> dict[str, Any]:

@@ -20,12 +20,14 @@ and the last may in what comes after it; one is between them."""
 @lru_cache(maxsize=16)
 def sizes_of(job: Job) -> Sizes:
     """The sizes of a micro-batch of `job`, whatever it says of checkpointing."""
-    levels = list(Kept) if job.fused and job.device == "cuda" else list(PLAIN)
+    levels = list(PLAIN)
+    if job.fused and job.device == "cuda":
+        levels = [level for level in Kept if level > Kept.HOST or job.blocks_are_fused]
     short = replace(job, config=job.config.with_layers(BLOCKS), accumulation=1)
     traced = {level: trace(replace(short, checkpointing=(level,) * BLOCKS)) for level in levels}
     return Sizes(
         {level: found.kept[1] for level, found in traced.items()},
-        max(max(found.loss_beside, found.backward_beside) for found in traced.values()),
+        {level: max(found.loss_beside, found.backward_beside) for level, found in traced.items()},
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from llama.metrics.hardware import GIB
 from llama.model.kept import Kept
 from llama.planning.fit import largest_micro_batch, largest_seq_len
-from llama.planning.job import Job
+from llama.planning.job import Job, host_bytes
 from llama.planning.memory import Memory, memory
 from llama.planning.time import Place, StepTime, mfu, step_time, tokens_per_second
 from llama.planning.work import Traffic, Work, traffic, work
@@ -86,6 +86,11 @@ class Plan:
         ]
         if job.zero.offload_param:
             lines.append("too much memory: weights in host memory are counted as the GPU's")
+        if on_host := host_bytes(job):
+            lines.append(
+                f"the host has {on_host / GIB:.2f} GiB for the block inputs of each GPU, and the "
+                "copies take no time of their own"
+            )
         if job.documents is None:
             lines.append(f"rows: each full, one document of {job.seq_len} tokens, all supervised")
         if job.tensor_parallel > 1 or job.data_parallel > 1:
@@ -120,6 +125,7 @@ class Plan:
             "available_bytes": self.available,
             "peak_bytes": self.memory.peak_bytes,
             "used_bytes": self.memory.used_bytes,
+            "host_bytes": host_bytes(job),
             "terms": {term.name: term.bytes for term in self.memory.terms},
             "beside": {term.name: term.bytes for term in self.memory.beside},
             "largest_micro_batch": self.micro_batch,

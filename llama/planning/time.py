@@ -177,7 +177,7 @@ def host_seconds(job: Job) -> float:
     for level in job.kept:
         known = level if level in way.again else Kept.INPUT
         total += way.start + way.again[known] + targets * way.target
-        total += targets * way.target_again if level == Kept.INPUT else 0.0
+        total += targets * way.target_again if level <= Kept.INPUT else 0.0
     if job.zero.stage == 3 and job.data_parallel > 1:
         total += GATHER * 2 * 7 * job.config.n_layers
     return total

@@ -123,7 +123,7 @@ def _attention_forward(job: Job) -> float:
 
 def _attention_passes(level: Kept) -> float:
     """The backward pass is five products for the forward's two (Dao, "FlashAttention-2", 2023)."""
-    return 3.5 + (1.0 if level == Kept.INPUT else 0.0)
+    return 3.5 + (1.0 if level <= Kept.INPUT else 0.0)
 
 
 def _targets(job: Job) -> tuple[str, ...]:
@@ -136,7 +136,7 @@ def _adapters(job: Job) -> float:
         return 0.0
     shapes = _shapes(job.config)
     elements = sum(width(job.lora) * sum(shapes[name]) for name in job.lora.targets)
-    again = sum(2.0 for level in job.kept if level == Kept.INPUT)
+    again = sum(2.0 for level in job.kept if level <= Kept.INPUT)
     products = elements * job.tokens * (6.0 * job.config.n_layers + again)
     read = _weights_read(job) * 2.0 * job.lora.rank
     return (products + read) / job.tensor_parallel
@@ -147,7 +147,7 @@ def _weights_read(job: Job) -> float:
     if job.lora is None or not kind_of(job.lora).READS_WEIGHT:
         return 0.0
     sizes = {name: rows * columns for name, (rows, columns) in _shapes(job.config).items()}
-    passes = sum(2 if level == Kept.INPUT else 1 for level in job.kept)
+    passes = sum(2 if level <= Kept.INPUT else 1 for level in job.kept)
     return float(passes * sum(sizes[name] for name in job.lora.targets))
 
 
@@ -165,7 +165,7 @@ def _element_bytes(job: Job) -> float:
     total = 0.0
     for level in job.kept:
         total += forward + backward
-        if level == Kept.INPUT:
+        if level <= Kept.INPUT:
             total += 2 * width + 2 * heads + 4 * width
         elif level == Kept.FFN_INPUTS:
             total += 2 * width

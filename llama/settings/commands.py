@@ -106,8 +106,8 @@ class TrainOptions(RowOptions):
     first values from --seed."""
     checkpointing: Checkpointing = "block"
     """What is recomputed in the backward pass to save memory: nothing, the feed-forward layers, or
-    whole blocks; auto keeps as much as the device's free memory holds, and less from a step on that
-    turns out to need more."""
+    whole blocks; host too, with the blocks' inputs in host memory, for long rows on a GPU; auto
+    keeps as much as the device's free memory holds, and less from a step on that needs more."""
     shard_base: str = field(default=WHOLE, metadata=BARE)
     """Whether a data-parallel rank keeps a share of the frozen base in place of all of it, and
     gathers one block ahead of the one it computes: memory for traffic, to the last digit the same

@@ -46,7 +46,7 @@ def test_fused_equals_plain_whatever_is_kept(
     calls: list[Kept] = []
     run = fused_block.fused_block
     monkeypatch.setattr(
-        fused_install, "fused_block", lambda *args: (calls.append(args[-1]), run(*args))[1]
+        fused_install, "fused_block", lambda *args: (calls.append(args[4]), run(*args))[1]
     )
     made, lengths = model(dtype, torch.bfloat16), PACKINGS[packing]
     # What is computed again is the same, but for torch's kernel for documents of unlike lengths,

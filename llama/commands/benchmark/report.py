@@ -62,6 +62,7 @@ def arithmetic(
             "ffn": 2.0 * ffn * step.tokens,
             "block": operations / (3 if weight_gradients else 2),
         }
+        again["host"] = again["block"]
         again["auto"] = operations_again(config, kept) * step.tokens
         needed.append(operations / taken / 1e12)
         done.append((operations + again[checkpointing]) / taken / 1e12)

@@ -11,7 +11,7 @@ from llama.assembly.memory import free_bytes
 from llama.errors import UserError
 from llama.kernels.compiled import is_wanted
 from llama.metrics.hardware import GIB, gpu_of_device
-from llama.model.kept import Kept
+from llama.model.kept import Checkpointing, Kept
 from llama.parallel.agreement import on_main
 from llama.parallel.mesh import Mesh
 from llama.planning.constants import CONSTANTS
@@ -106,7 +106,7 @@ def _judge(job: Job, inputs: Inputs, device: torch.device, available: int) -> Ve
         raise UserError(_refusal(weights, "its weights alone", job, inputs, available, room))
     found = planned(job, room)
     on_cuda, auto = job.device == "cuda", inputs.options.checkpointing == "auto"
-    if on_cuda and auto and needed_bytes(job, found) <= room:
+    if on_cuda and auto and (needed_bytes(job, found) <= room or job.blocks_are_fused):
         with_context = available + CONSTANTS.context  # which is there by now
         job = replace(job, checkpointing=kept_within(job, with_context))
         found = memory(job)
@@ -170,9 +170,12 @@ def _help(job: Job, inputs: Inputs, room: int) -> list[str]:
             lines.append(f"a micro-batch of {min(rows, job.micro_batch - 1)} rows fits")
         if length := largest_seq_len(replace(job, micro_batch=1), room):
             lines.append(f"one row of {length:,} tokens fits (--seq_len)")
-        block = replace(job, checkpointing="block")
-        if max(job.kept) > Kept.INPUT and memory(block).used_bytes <= room:
-            lines.insert(0, "--checkpointing block fits")
+        ways: list[Checkpointing] = ["block"] if max(job.kept) > Kept.INPUT else []
+        if job.blocks_are_fused and job.device == "cuda" and max(job.kept) > Kept.HOST:
+            ways.append("host")
+        fitting = (way for way in ways if _fits(job, way, room))
+        if way := next(fitting, None):
+            lines.insert(0, f"--checkpointing {way} fits")
         if lines:
             return lines
     lines = ["not even its weights fit" if job.zero.stage < 3 else "no row is short enough"]
@@ -194,6 +197,10 @@ def _help(job: Job, inputs: Inputs, room: int) -> list[str]:
         f"llama-lora plan --model {inputs.options.model} --gpu GPU --gpus N --suggest finds a way"
     )
     return lines
+
+
+def _fits(job: Job, checkpointing: Checkpointing, room: int) -> bool:
+    return memory(replace(job, checkpointing=checkpointing)).used_bytes <= room
 
 
 def _gib(count: float) -> str:

@@ -22,8 +22,13 @@ from tests.parity.test_packing import documents
 from tests.support.closeness import assert_close, sums_of
 from tests.support.model_files import TINY, random_state
 
-SIZES = Sizes({Kept.INPUT: 10, Kept.FFN_INPUTS: 60, Kept.ALL: 100}, 7)
+BYTES = {Kept.INPUT: 10, Kept.FFN_INPUTS: 60, Kept.ALL: 100}
+SIZES = Sizes(BYTES, dict.fromkeys(BYTES, 7))
 ROOM = 7 + TINY.n_layers * 100
+
+
+def choice(room: int) -> list[Kept]:
+    return choose(SIZES, TINY.n_layers, room)
 
 
 @pytest.fixture
@@ -38,13 +43,13 @@ def model() -> Transformer:
     made.load_state_dict(random_state(TINY))
     attach(made, LoRAOptions(4, 8.0, 0.0, ("wq", "wv")))
     initialise(made, 0, torch.device("cpu"))
-    made.keep(choose(SIZES, TINY.n_layers, ROOM))
+    made.keep(choice(ROOM))
     return made
 
 
 def test_each_call_keeps_less_until_the_loss_is_in_small_parts(notes: list[str]) -> None:
     made = model()
-    keep_less = Lessening(made, SIZES, ROOM)
+    keep_less = Lessening(made, choice, ROOM)
     kept, failures = [made.kept], 0
     while keep_less(failures := failures + 1):
         kept.append(made.kept)
@@ -63,7 +68,7 @@ def test_recorded_passes_go_first_and_alone(notes: list[str]) -> None:
     captured = RunCaptured(made.run_model, {})
     made.run_model = captured
     before = made.kept
-    keep_less = Lessening(made, SIZES, ROOM)
+    keep_less = Lessening(made, choice, ROOM)
     captured._results = object()  # type: ignore[assignment]  # as after a recording
     assert keep_less(1) and made.kept == before and captured._results is None
     assert "recorded" in notes[-1]

@@ -14,7 +14,7 @@ from llama.assembly.lessening import Lessening
 from llama.assembly.model import build_model
 from llama.data.batches import make_batch
 from llama.engine import Engine, start_processes
-from llama.fused.keeping import Sizes
+from llama.fused.keeping import Sizes, choose
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
 from llama.model.kept import Kept
@@ -27,10 +27,15 @@ from tests.support.tiny_runs import CONFIG, resolved_json
 from tests.support.tiny_runs import deepspeed_json as settings
 
 STEPS = 3
-SIZES = Sizes({Kept.INPUT: 1, Kept.FFN_INPUTS: 10, Kept.ALL: 100}, 0)
+BYTES = {Kept.INPUT: 1, Kept.FFN_INPUTS: 10, Kept.ALL: 100}
+SIZES = Sizes(BYTES, dict.fromkeys(BYTES, 0))
 FORWARD, BACKWARD = (1, 6), (3, 10)
 """Calls of the model, retries among them, in whose passes memory runs out: with two micro-batches a
 step that is the second's forward pass, the second's backward, and so on."""
+
+
+def choice(room: int) -> list[Kept]:
+    return choose(SIZES, CONFIG.n_layers, room)
 
 
 class RunsOut:
@@ -68,7 +73,7 @@ def steps(folder: str, stage: int, precision: str, runs_out: bool) -> dict[str, 
     if runs_out:
         assert isinstance(engine.model, Transformer)
         engine.model.run_model = run
-        engine.add_up_gradients(Lessening(engine.model, SIZES, 200))
+        engine.add_up_gradients(Lessening(engine.model, choice, 200))
     taken = [
         engine.step([make_batch(rows, stream) for stream, rows in enumerate(window)])
         for window in windows()[:STEPS]

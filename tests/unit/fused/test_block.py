@@ -134,7 +134,8 @@ def test_more_is_kept_at_each_level(result: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(fused_block._Run, "forward", measured)
     made = model(("wq", "wv"))
     for kept in Kept:
-        result(made, [8, 8], kept)
+        if kept > Kept.HOST:
+            result(made, [8, 8], kept)
     heads, kv_heads, size = TINY.n_heads * TINY.head_dim, TINY.n_kv_heads * TINY.head_dim, 4
     steps = [TINY.dim, heads, TINY.dim, heads + 2 * kv_heads, 2 * TINY.ffn_dim]
     assert list(held.values()) == [size * sum(steps[: n + 1]) for n in range(len(steps))]
