@@ -26,7 +26,7 @@ from llama.engine.parts import Parts
 from llama.engine.rates import with_lists, with_rates
 from llama.engine.replicas import differing
 from llama.engine.state import MOMENTS, EngineState, Tensors
-from llama.engine.step import Step, dropout_seed
+from llama.engine.step import Step, dropout_seed, seed_generators
 from llama.engine.window import Apart, ByDeepSpeed, Window
 from llama.engine.zero3 import gathered
 from llama.errors import TrainingError
@@ -144,7 +144,7 @@ class Engine:
 
     def _loss(self, model: Callable[..., torch.Tensor], batch: Batch) -> torch.Tensor:
         """The summed loss of one micro-batch, with the dropout that belongs to it."""
-        torch.manual_seed(dropout_seed(self.seed, self.steps, batch.stream))
+        seed_generators(dropout_seed(self.seed, self.steps, batch.stream), self.device)
         return self._objective.loss(model, batch, self.device)
 
     def _scale(self) -> float | None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from llama.engine.again import begun_again
+from llama.model.kept import Kept
 from tests.support.model_files import ROOT
 from tests.support.tiny_runs import of_one_thread, write_model
 
@@ -68,6 +69,6 @@ def test_steps_that_ran_out_of_memory_are_the_same_to_the_last_digit(tmp_path: P
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(found) == 5
     for case, (plain, again) in found.items():
-        assert again.pop("failures") == 4 and again.pop("kept") == [0, 0]
-        assert plain.pop("failures") == 0 and plain.pop("kept") == [4, 4]
+        assert again.pop("failures") == 4 and again.pop("kept") == [Kept.INPUT] * 2
+        assert plain.pop("failures") == 0 and plain.pop("kept") == [Kept.ALL] * 2
         assert again == plain, case
