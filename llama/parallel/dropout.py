@@ -1,9 +1,9 @@
 """Dropout that draws the same mask however the model is sharded.
 
-There are two ways to the same end. Uncompiled, each rank draws random numbers for all tokens in the
-full width and uses those of its own rows and columns. Compiled on CUDA, a mask is no drawn tensor
-but a function of one seed and of each element's place (`keep_mask`), which a kernel evaluates where
-it needs it.
+There are two ways to the same end. On a CPU each rank draws random numbers for all tokens in the
+full width and uses those of its own rows and columns. On CUDA a mask is no drawn tensor but a
+function of one seed and of each element's place (`keep_mask`), which a kernel evaluates where it
+needs it: compiled or not, it is the same.
 
 Shapes: T tokens, I in_features; with tensor parallelism over p ranks a slice is I/p wide; with
 sequence parallelism T are this rank's.
@@ -17,9 +17,8 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from llama.kernels.compiled import compiled, kernel
+from llama.kernels.compiled import kernel
 from llama.kernels.paths import on_cuda, run
 from llama.parallel.mesh import TensorParallel
 from llama.parallel.sequence import WHOLE, Span
@@ -40,16 +39,11 @@ def dropout(
         return x
     tokens, width = x.shape
     shards, rank = (tp.size, tp.rank) if sharded else (1, 0)
+    start = span.start, rank * width
+    if on_cuda(x):
+        return _Dropped.apply(x, draw_seed(x.device), p, start)  # type: ignore[return-value]
     whole, full = span.whole or tokens, width * shards
     own = slice(span.start, span.start + tokens), slice(rank * width, (rank + 1) * width)
-    if on_cuda(x) and compiled():
-        start = span.start, rank * width
-        return _Dropped.apply(x, draw_seed(x.device), p, start)  # type: ignore[return-value]
-    if on_cuda(x) and (whole, full) == (tokens, width):
-        return run(F.dropout, x, p)  # one fused kernel
-    if on_cuda(x):  # the same kernel over as many elements draws the same mask
-        mask = run(F.dropout, x.new_ones(whole, full), p)
-        return x * mask[own]
     # Uniform numbers are drawn several times faster on CPU than Bernoulli ones.
     keep = torch.rand((whole, full), device=x.device)[own] >= p
     return x * (keep.to(x.dtype) * (1.0 / (1.0 - p)))

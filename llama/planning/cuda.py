@@ -54,15 +54,9 @@ class _FusedRMSNorm(torch.autograd.Function):
         return torch.empty_like(x), torch.empty_like(weight) if ctx.needs_input_grad[1] else None
 
 
-def _dropout(x: torch.Tensor, p: float) -> torch.Tensor:
-    """One kernel, which keeps its mask, a byte for each element."""
-    return torch.native_dropout(x, p, True)[0]
-
-
 OPERATORS: Operators = {
     F.scaled_dot_product_attention: _attention,
     F.rms_norm: _rms_norm,
-    F.dropout: _dropout,
     torch.Tensor.item: lambda _: 0,  # the dropout's seed, which the host draws
 }
 

@@ -37,6 +37,8 @@ class Blocks:
     """For each adapter of a block."""
     target_again: float
     """For each, where the block keeps only its input."""
+    adapters: float = 0.034
+    """The share of a GPU's product rate in products as thin as an adapter's rank."""
 
 
 PLAIN = Blocks(
@@ -52,21 +54,23 @@ FUSED = Blocks(
     {**dict.fromkeys((Kept.INPUT, Kept.ATTENTION, Kept.MIDDLE), 0.4e-3)}
     | {Kept.FFN_INPUTS: 0.25e-3, Kept.ALL: 0.0},
     *(0.52e-3, 0.2e-3),
+    adapters=0.045,
 )
 
-PRODUCTS, ATTENTION, ADAPTERS, BANDWIDTH = 0.73, 0.42, 0.034, 0.74
-"""Shares: of a GPU's product rate in large products, in attention, in products as thin as an
-adapter's rank; of its memory's in functions of single elements."""
+PRODUCTS, ATTENTION, BANDWIDTH = 0.73, 0.42, 0.74
+"""Shares: of a GPU's product rate in large products and in attention; of its memory's in functions
+of single elements."""
+OF_HALF = {"fp8": 0.62}
+"""What products of a base take, quantising and all, of those of `half`; 1 where it is not said."""
 EVENNESS = 4.0
 """Host and device work side by side, and a micro-batch takes the longer of both: the fourth root of
 the sum of fourth powers, since neither is the longer one throughout."""
 MICRO_BATCH, STEP = 10e-3, 15e-3
 """Seconds of the host for each micro-batch and for each step, whatever the model's size."""
-GRAPH, GRAPH_STEP = 2e-3, 7e-3
+GRAPH, GRAPH_STEP = 2e-3, 3.5e-3
 """The same where passes are CUDA graphs."""
-ADDED, GIVEN, STEPPED = 0.012e-3, 0.13e-3, 0.015e-3
-"""Of those, for each trained tensor: in a micro-batch whose gradients are added up, in the one with
-which they are given to DeepSpeed, and in the optimizer's step."""
+STEPPED = 0.006e-3
+"""Of the latter, for each trained tensor."""
 ADAM_BYTES = 32
 """For each parameter that trains: gradient, master and two moments, read and written."""
 HOST_ADAM = 1e9
@@ -153,13 +157,13 @@ def way_of(job: Job) -> Blocks:
 
 def device_seconds(job: Job, gpu: GPU, done: Work) -> dict[str, float]:
     """Of one micro-batch, by kind of work."""
-    rate = gpu.rate(job.precision)
+    rate, of_half = gpu.rate(job.precision), OF_HALF.get(job.base, 1.0)
     return {
-        "products": done.products / (PRODUCTS * rate),
-        "products again": done.again / (PRODUCTS * rate),
+        "products": of_half * done.products / (PRODUCTS * rate),
+        "products again": of_half * done.again / (PRODUCTS * rate),
         "weights made dense": done.dense_bytes / (BANDWIDTH * gpu.bandwidth),
         "attention": done.attention / (ATTENTION * rate),
-        "adapters": done.adapters / (ADAPTERS * rate),
+        "adapters": done.adapters / (way_of(job).adapters * rate),
         "element by element": way_of(job).bytes_moved
         * done.element_bytes
         / (BANDWIDTH * gpu.bandwidth),
@@ -167,11 +171,9 @@ def device_seconds(job: Job, gpu: GPU, done: Work) -> dict[str, float]:
 
 
 def host_seconds(job: Job) -> float:
-    """That the host needs to start one micro-batch; the same for any number of tokens. Of graphs a
-    mean over the micro-batches of a step."""
+    """That the host needs to start one micro-batch; the same for any number of tokens."""
     if job.captured:
-        k = job.accumulation
-        return GRAPH + _trained_tensors(job) * ((k - 1) * ADDED + GIVEN) / k
+        return GRAPH
     way, targets = way_of(job), len(job.lora.targets) if job.lora else 0
     total = MICRO_BATCH
     for level in job.kept:

@@ -57,6 +57,14 @@ def test_greedy_text_in_float32_is_the_published_one() -> None:
     assert succeeded(done)["text"].encode() == (folder / "golden.txt").read_bytes()
 
 
+@pytest.mark.parametrize("way", ["auto", "false"])
+def test_the_program_s_own_proof_agrees(way: str) -> None:
+    """Its reference is launched operation by operation, whatever the run's kernels are."""
+    asked = ("--deepspeed", "ds_configs/lora_bf16.json", "--model", "random:llama-3.2-1b")
+    done = launched("python", "verify.py", *asked, "--layers", "1", "--compile", way, "--json")
+    assert len(succeeded(done)["runs"]) == 2
+
+
 # Losses
 
 

@@ -29,20 +29,15 @@ def test_every_token_is_one_rank_s(tokens: int, size: int) -> None:
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-PATHS = {"on a CPU": (False, False), "on a GPU": (True, False), "compiled on a GPU": (True, True)}
-
-
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("on_cuda", [False, True], ids=["on a CPU", "on a GPU"])
 @pytest.mark.parametrize("shards", [1, 2])
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_shares_of_tokens_drop_what_one_process_would(
-    size: int, shards: int, path: str, monkeypatch: pytest.MonkeyPatch
+    size: int, shards: int, on_cuda: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever part of the width they have; and the generators stay in step. A GPU's paths are
     taken here too, their kernels as they are written."""
-    on_cuda, compiled = PATHS[path]
     monkeypatch.setattr("llama.parallel.dropout.on_cuda", lambda _: on_cuda)
-    monkeypatch.setattr("llama.parallel.dropout.compiled", lambda: compiled)
     x = torch.randn(sum(LENGTHS), 48)
     torch.manual_seed(7)
     expected = dropout(x, 0.3, SINGLE, sharded=False)
