@@ -21,6 +21,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from llama.files.json_text import json_text
+
 RANK, ALPHA, RATE, CLIPPING = 16, 32, 1e-3, 1.0
 IGNORE = -100
 PACKAGES = ("torch", "triton", "transformers", "peft", "liger_kernel", "unsloth", "bitsandbytes")
@@ -293,9 +295,9 @@ def main() -> None:
     given = options()
     if given.kind == "weights":
         write_weights(given.folder)
-        print(json.dumps({"folder": str(given.folder)}))
+        print(json_text({"folder": str(given.folder)}))
     else:
-        print(json.dumps(measured(given)))
+        print(json_text(measured(given)))
 
 
 if __name__ == "__main__":

@@ -254,7 +254,7 @@ class Session:
             assert data is not None
             rows = [[(list(e.input_ids), list(e.labels)) for e in row] for row in data.packed]
             file = self._rows[work.length] = self.scratch / f"rows-{work.length}.json"
-            file.write_text(json.dumps(rows))
+            file.write_text(json_text(rows))
         return self._rows[work.length]
 
     def _tokenizer(self) -> Path:

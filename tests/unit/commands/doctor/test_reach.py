@@ -103,13 +103,19 @@ def test_an_environment_file_that_would_break_the_command(
 def test_marked_lines_are_told_from_a_greeting(monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         "import sys; print('Welcome!'); print(sys.argv[1] + '{\"a\": 1}');"
-        "print(sys.argv[1] + 'oops'); print('\\x1b[2Jbye', file=sys.stderr); sys.exit(3)"
+        "print(sys.argv[1] + 'oops'); sys.exit(3)"
     )
     before = time.time()
     (reply,) = reach.ask([[sys.executable, "-c", code, MARK]], 60)
     (record,) = reply.records
     assert record["a"] == 1 and before <= record["received"] <= time.time()
-    assert reply.status == 3 and reply.said == "[2Jbye"
+    assert reply.status == 3 and reply.said == f"{MARK}oops"
+
+
+def test_what_a_terminal_would_act_on_is_left_out_of_what_was_said() -> None:
+    code = "import sys; print('\\x1b[2Jbye', file=sys.stderr)"
+    (reply,) = reach.ask([[sys.executable, "-c", code]], 60)
+    assert reply.status == 0 and reply.said == "[2Jbye"
 
 
 def test_a_host_that_hangs_is_cut_off_with_what_it_had_said() -> None:
