@@ -39,7 +39,7 @@ def build_engine(
     """Load the weights, have those parameters train that are to, and hand all to DeepSpeed.
     UserError, on every rank, where any rank finds its weights damaged."""
     on_cuda = device.type == "cuda"
-    compiles = is_wanted(options.compile, on_cuda)
+    compiles = is_wanted(options.compile, on_cuda, resolved.precision)
     if compiles and on_cuda and (lacking := missing()):
         note(f"kernels are not compiled, and small steps wait for the host: {lacking}")
         compiles = False

@@ -54,9 +54,11 @@ def rounds(starts: range) -> list[int]:
     return every if _plan.get() is None or len(every) < 4 else [*every[:2], every[-1]]
 
 
-def is_wanted(choice: str, on_cuda: bool) -> bool:
-    """Whether kernels are to be compiled, by `--compile` and the kind of device."""
-    return choice == "true" or (choice == "auto" and on_cuda)
+def is_wanted(choice: str, on_cuda: bool, precision: str) -> bool:
+    """Whether kernels are to be compiled, by `--compile`, the kind of device and what is computed
+    in. Who asks for `fp32` asks for torch's own arithmetic: exponentials and roots in a GPU's
+    compiled kernels are the fast ones, which are a few roundings off."""
+    return choice == "true" or (choice == "auto" and on_cuda and precision != "fp32")
 
 
 def missing() -> str | None:

@@ -115,9 +115,9 @@ class TrainOptions(RowOptions):
     between hosts; all: with all data-parallel ranks; a number: with so many in a row. For adapters
     under ZeRO 0 to 2."""
     compile: Compile = "auto"
-    """How a step runs: auto, the fastest way of the device (on a GPU each block as one function of
-    compiled kernels, in half precision as CUDA graphs); true compiles on a CPU too; false is the
-    plain path."""
+    """How a step runs: auto, the fastest way of the device (on a GPU, in half precision, each block
+    as one function of compiled kernels and passes as CUDA graphs); true compiles in float32 and on
+    a CPU too; false is the plain path."""
     seed: int = field(default=0, metadata=BY_VALUE)
     """Seed of the adapters, the order of rows and the dropout."""
     save_every: int | None = None

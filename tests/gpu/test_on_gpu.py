@@ -59,7 +59,8 @@ def test_greedy_text_in_float32_is_the_published_one() -> None:
 
 @pytest.mark.parametrize("way", ["auto", "false"])
 def test_the_program_s_own_proof_agrees(way: str) -> None:
-    """Its reference is launched operation by operation, whatever the run's kernels are."""
+    """Its reference is launched operation by operation, whatever the run's kernels are. Of those of
+    float32 nothing is asked here: `auto` takes none."""
     asked = ("--deepspeed", "ds_configs/lora_bf16.json", "--model", "random:llama-3.2-1b")
     done = launched("python", "verify.py", *asked, "--layers", "1", "--compile", way, "--json")
     assert len(succeeded(done)["runs"]) == 2

@@ -261,7 +261,7 @@ def describe(job: Job, resolved: Resolved, mesh: Mesh, device: torch.device) -> 
         "seq_len": job.row_length,
         "precision": resolved.precision,
         "checkpointing": options.checkpointing,
-        "compile": is_wanted(options.compile, device.type == "cuda"),
+        "compile": is_wanted(options.compile, device.type == "cuda", resolved.precision),
         "method": options.method,
         "lora": asdict(options.lora) if options.method == "lora" else None,
         "deepspeed": resolved.engine,

@@ -139,7 +139,7 @@ def plan_of(inputs: Inputs, deepspeed: dict[str, Any], options: PlanOptions) -> 
         base=options.base,
         seq_len=options.seq_len,
         checkpointing="block" if options.checkpointing == "auto" else options.checkpointing,
-        fused=is_wanted(options.compile, on_cuda=True),
+        fused=is_wanted(options.compile, True, resolved.precision),
         tensor_parallel=options.tensor_parallel,
         sequence_parallel=options.sequence_parallel,
         data_parallel=data_parallel,

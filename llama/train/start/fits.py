@@ -68,7 +68,7 @@ def job_of(inputs: Inputs, plan: Schedule, mesh: Mesh, device: torch.device) -> 
         documents=documents,
         supervised=supervised,
         checkpointing="block" if options.checkpointing == "auto" else options.checkpointing,
-        fused=is_wanted(options.compile, on_cuda),
+        fused=is_wanted(options.compile, on_cuda, plan.resolved.precision),
         tensor_parallel=mesh.tensor_parallel.size,
         sequence_parallel=mesh.sequence_parallel.size,
         data_parallel=mesh.data_parallel_size,

@@ -54,7 +54,9 @@ def topology(
         "zero_stage": schedule.resolved.zero_stage,
         "micro_batch": schedule.resolved.micro_batch,
         "accumulation": schedule.resolved.accumulation,
-        "compile": is_wanted(inputs.options.compile, device.type == "cuda"),
+        "compile": is_wanted(
+            inputs.options.compile, device.type == "cuda", schedule.resolved.precision
+        ),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "torch": torch.__version__,
     }

@@ -70,6 +70,19 @@ def test_a_step_on_the_card_of_the_constants(row: dict[str, Any]) -> None:
     assert step.total == pytest.approx(measured, rel=limit)
 
 
+GRAPHS = json.loads((ROOT / "docs/benchmarks/h100-graphs.json").read_text())["steps"]
+
+
+@pytest.mark.parametrize("row", GRAPHS, ids=lambda row: f"{row['model']}-{row['milliseconds']}")
+def test_a_step_of_graphs(row: dict[str, Any]) -> None:
+    """Whatever form the base is held in."""
+    names = ("seq_len", "checkpointing", "base")
+    asked = {name: row[name] for name in names} | {"micro_batch": row["rows"], "fused": True}
+    lora = LoRAOptions(targets=LINEARS if row["targets"] == len(LINEARS) else ("wq", "wv"))
+    planned = step_time(Job(PRESETS[row["model"]], lora, **asked, zero=Zero(1)), H100).total
+    assert planned == pytest.approx(row["milliseconds"] / 1e3, rel=0.15)
+
+
 def job(model: str, rows: int, seq_len: int, checkpointing: Any, **more: Any) -> Job:
     return Job(
         PRESETS[model], micro_batch=rows, seq_len=seq_len, checkpointing=checkpointing, **more
