@@ -47,8 +47,9 @@ class Mirrored:
         """Go back through `loss`, adding its gradients: here, or already by what takes `leaf`."""
         leaves = (self.leaf, *self._tensors)
         _, *found = torch.autograd.grad(loss, leaves, allow_unused=True)
-        if found[0] is not None:
-            _FOREACH_ADD(self.parts, found)
+        there = [(at, more) for at, more in zip(self.parts, found, strict=True) if more is not None]
+        if there:
+            _FOREACH_ADD(*map(list, zip(*there, strict=True)))
 
     def add_(self, other: Mirrored) -> None:
         """Add what lies in another of the same tensors."""

@@ -47,7 +47,7 @@ def mask(p: float) -> tuple[int, float]:
     return int(p * 2**32) - 2**31, 1.0 / (1.0 - p)
 
 
-def _dense(x: torch.Tensor) -> torch.Tensor:
+def dense(x: torch.Tensor) -> torch.Tensor:
     """`x`, or a copy of it where its last dimension is not laid out side by side."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
@@ -61,6 +61,18 @@ def _three(given: Tensors, filler: torch.Tensor) -> list[torch.Tensor]:
 def _room(rank: int) -> int:
     """What the matrix units take for `rank`."""
     return max(16, triton.next_power_of_2(rank))
+
+
+def _sizes(tile: tuple[int, int, int], rank: int) -> dict[str, int]:
+    """What a kernel of tiles is compiled for."""
+    rows, columns, warps = tile
+    return {"RANK": _room(rank), "ROWS": rows, "COLUMNS": columns, "num_warps": warps}
+
+
+def _taking_part(paths: tuple[Tensors, Tensors], down: Tensors, p: float) -> dict[str, bool]:
+    """Which adapters of a feed-forward there are, and whether they drop."""
+    gate, up = map(bool, paths)
+    return {"GATE": gate, "UP": up, "DOWN": bool(down), "DROP": p > 0}
 
 
 def _share(size: int, step: int, others: int, programs: int) -> tuple[int, int]:
@@ -104,9 +116,9 @@ def hidden_each(x: torch.Tensor, matrices: Tensors, seeds: Tensors, p: float) ->
     if len({a.shape for a in matrices}) > 1:
         each = (hidden_each(x, (a,), seeds[n : n + 1], p) for n, a in enumerate(matrices))
         return tuple(found for (found,) in each)
-    x = _dense(x)
+    x = dense(x)
     (tokens, width), rank, count = x.shape, matrices[0].shape[0], len(matrices)
-    rows, columns, warps = HIDDEN
+    rows, columns, _ = tile = HIDDEN
     blocks = triton.cdiv(tokens, rows)
     steps, splits = _share(width, columns, blocks, BY_ROWS)
     parts = _empty(x, splits, count, tokens, rank)
@@ -116,10 +128,7 @@ def hidden_each(x: torch.Tensor, matrices: Tensors, seeds: Tensors, p: float) ->
         *(tokens, width, rank, x.stride(0), least, steps),
         COUNT=count,
         DROP=p > 0,
-        RANK=_room(rank),
-        ROWS=rows,
-        COLUMNS=columns,
-        num_warps=warps,
+        **_sizes(tile, rank),
     )
     return _summed(x.dtype, kept_scale, parts)[0].unbind(0)
 
@@ -127,19 +136,16 @@ def hidden_each(x: torch.Tensor, matrices: Tensors, seeds: Tensors, p: float) ->
 def output_gradients(
     grad: torch.Tensor, hidden: torch.Tensor, b: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    grad = _dense(grad)
+    grad = dense(grad)
     (tokens, width), rank = grad.shape, b.shape[1]
-    rows, columns, warps = OUTPUT
+    rows, columns, _ = tile = OUTPUT
     blocks = triton.cdiv(width, columns)
     steps, splits = _share(tokens, rows, blocks, BY_COLUMNS)
     part, grad_b = _empty(grad, blocks, tokens, rank), _empty(grad, splits, width, rank)
     output_parts[(blocks, splits)](
         *(grad, hidden.contiguous(), b.contiguous(), part, grad_b),
         *(tokens, width, rank, grad.stride(0), steps),
-        RANK=_room(rank),
-        ROWS=rows,
-        COLUMNS=columns,
-        num_warps=warps,
+        **_sizes(tile, rank),
     )
     part, grad_b = _summed(grad.dtype, scale, part, grad_b)
     return part, grad_b
@@ -160,9 +166,9 @@ def input_gradients_(
             given = (part,), (a,), seeds[n : n + 1]
             found.append(input_gradients_(x, onto, norm, *given, p)[-1])
         return *onto, *found
-    x = _dense(x)
+    x = dense(x)
     (tokens, width), rank, count = x.shape, matrices[0].shape[0], len(matrices)
-    rows, columns, warps = INPUT
+    rows, columns, _ = tile = INPUT
     blocks = triton.cdiv(width, columns)
     steps, splits = _share(tokens, rows, blocks, BY_COLUMNS)
     grad_a = _empty(x, splits, count, rank, width)
@@ -178,10 +184,7 @@ def input_gradients_(
         NORM=bool(norm),
         ONTO=bool(onto),
         DROP=p > 0,
-        RANK=_room(rank),
-        ROWS=rows,
-        COLUMNS=columns,
-        num_warps=warps,
+        **_sizes(tile, rank),
     )
     return *onto, *_summed(x.dtype, kept_scale, grad_a)[0].unbind(0)
 
@@ -195,10 +198,10 @@ def gated(
     seeds: Tensors,
     p: float,
 ) -> Tensors:
-    gate, up = _dense(gate), _dense(up)
+    gate, up = dense(gate), dense(up)
     tokens, width = gate.shape
     rank = _rank(paths, down)
-    rows, columns, warps = GATED if any(paths) or down else UNGATED
+    rows, columns, _ = tile = GATED if any(paths) or down else UNGATED
     blocks = triton.cdiv(tokens, rows)
     steps, splits = _share(width, columns, blocks, BY_ROWS)
     h = torch.empty((tokens, width), dtype=gate.dtype, device=gate.device)
@@ -208,14 +211,8 @@ def gated(
         *(gate, up, h, *(paths[0] or (h, h)), *(paths[1] or (h, h))),
         *(down[0].contiguous() if down else h, seeds[0] if seeds else h, parts),
         *(tokens, width, rank, gate.stride(0), up.stride(0), *scales, least, steps),
-        GATE=bool(paths[0]),
-        UP=bool(paths[1]),
-        DOWN=bool(down),
-        DROP=p > 0,
-        RANK=_room(rank),
-        ROWS=rows,
-        COLUMNS=columns,
-        num_warps=warps,
+        **_taking_part(paths, down, p),
+        **_sizes(tile, rank),
     )
     return (h, *_summed(h.dtype, kept_scale, parts)) if down else (h,)
 
@@ -230,11 +227,11 @@ def gated_backward_(
     seeds: Tensors,
     p: float,
 ) -> Tensors:
-    grad = _dense(grad)
+    grad = dense(grad)
     assert gate.stride(1) == up.stride(1) == 1
     tokens, width = gate.shape
     rank = _rank(paths, down[1:])
-    rows, columns, warps = GATED_BACKWARD if any(paths) or down else UNGATED
+    rows, columns, _ = tile = GATED_BACKWARD if any(paths) or down else UNGATED
     blocks = triton.cdiv(width, columns)
     steps, splits = _share(tokens, rows, blocks, BY_COLUMNS)
     grad_a = _empty(gate, splits, rank, width) if down else gate
@@ -245,14 +242,8 @@ def gated_backward_(
         *(*(x.contiguous() for x in down or filler), seeds[0] if seeds else gate),
         *(grad_a, tokens, width, rank),
         *(grad.stride(0), gate.stride(0), up.stride(0), *scales, least, kept_scale, steps),
-        GATE=bool(paths[0]),
-        UP=bool(paths[1]),
-        DOWN=bool(down),
-        DROP=p > 0,
-        RANK=_room(rank),
-        ROWS=rows,
-        COLUMNS=columns,
-        num_warps=warps,
+        **_taking_part(paths, down, p),
+        **_sizes(tile, rank),
     )
     return gate, up, *(_summed(gate.dtype, kept_scale, grad_a) if down else ())
 
@@ -271,7 +262,7 @@ def rotate(
     path: Tensors = (),
     scale: float = 1.0,
 ) -> torch.Tensor:
-    x = _dense(x)
+    x = dense(x)
     tokens, heads, width = x.shape
     out = torch.empty((tokens, heads, width), dtype=x.dtype, device=x.device)
     rank = path[1].shape[1] if path else 1

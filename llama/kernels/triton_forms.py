@@ -23,7 +23,7 @@ import torch
 import triton
 
 from llama.kernels import triton_eight_bits
-from llama.kernels.path_forms import PATH_FORMS, mask
+from llama.kernels.path_forms import PATH_FORMS, dense, mask
 from llama.kernels.triton_kernels import (
     dropped_columns,
     losses_rows,
@@ -39,11 +39,6 @@ _VOCABULARY = 4096
 """Logits that a program holds at a time."""
 
 
-def _dense(x: torch.Tensor) -> torch.Tensor:
-    """`x`, or a copy of it where its last dimension is not laid out side by side."""
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
 def _warps(block: int) -> int:
     return min(16, max(1, block // 512))
 
@@ -52,12 +47,12 @@ def _normed(
     x: torch.Tensor, weight: torch.Tensor, eps: float, update: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The sum with `update`, or `x` as it is, its norm, and the norm's scale."""
-    x = _dense(x)
+    x = dense(x)
     rows, width = x.shape
     y = torch.empty((rows, width), dtype=x.dtype, device=x.device)
     total = x if update is None else torch.empty_like(y)
     scale = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
-    more = x if update is None else _dense(update)
+    more = x if update is None else dense(update)
     block = triton.next_power_of_2(width)
     norm_rows[(rows,)](
         *(x, more, weight, total, y, scale, width, x.stride(0), more.stride(0), eps),
@@ -89,8 +84,8 @@ def _through_norm(
     scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The gradient to `x`, and `residual` with it; the norm's scale is given or found by `eps`."""
-    grad, x = _dense(grad), _dense(x)
-    before = x if residual is None else _dense(residual)
+    grad, x = dense(grad), dense(x)
+    before = x if residual is None else dense(residual)
     rows, width = x.shape
     out = torch.empty((rows, width), dtype=x.dtype, device=x.device)
     block = triton.next_power_of_2(width)
@@ -120,7 +115,7 @@ def rms_norm_backward(
 def dropped(
     x: torch.Tensor, seed: torch.Tensor, p: float, start: tuple[int, int] = (0, 0)
 ) -> torch.Tensor:
-    x = _dense(x)
+    x = dense(x)
     rows, width = x.shape
     out = torch.empty((rows, width), dtype=x.dtype, device=x.device)
     grid = (rows, triton.cdiv(width, _COLUMNS))
@@ -151,7 +146,7 @@ def swiglu_backward(
 def losses_and_gradient(
     logits: torch.Tensor, labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = _dense(logits)
+    logits = dense(logits)
     rows, vocabulary = logits.shape
     losses = torch.empty((rows, 1), dtype=torch.float32, device=logits.device)
     out = torch.empty((rows, vocabulary), dtype=logits.dtype, device=logits.device)

@@ -9,22 +9,16 @@ from typing import Any
 
 import torch
 
-from llama.adapters.attach import attach, initialise
 from llama.assembly.lessening import Lessening
-from llama.assembly.model import build_model
 from llama.data.batches import make_batch
-from llama.engine import Engine, start_processes
 from llama.fused.keeping import Sizes, choose
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
 from llama.model.kept import Kept
 from llama.model.transformer import Transformer, run_model
-from llama.parallel.mesh import create_mesh
-from llama.settings import LoRAOptions
-from llama.weights.open_model import open_model
-from tests.parity.training_case import ADAM, windows
-from tests.support.tiny_runs import CONFIG, resolved_json
-from tests.support.tiny_runs import deepspeed_json as settings
+from tests.parity.training_case import windows
+from tests.support.tiny_runs import CONFIG
+from tests.unit.engine.window_steps import engine_of
 
 STEPS = 3
 BYTES = {Kept.INPUT: 1, Kept.FFN_INPUTS: 10, Kept.ALL: 100}
@@ -59,21 +53,13 @@ class RunsOut:
 
 
 def steps(folder: str, stage: int, precision: str, runs_out: bool) -> dict[str, Any]:
-    device = start_processes()
-    mesh = create_mesh(1)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    model = build_model(open_model(folder), dtype, device)
-    attach(model, LoRAOptions(4, 8.0, 0.1))
-    initialise(model, 0, device)
-    document = settings(stage, **ADAM) | {"gradient_clipping": 0.5}
-    if precision == "bf16":
-        document["bf16"] = {"enabled": True}
-    engine = Engine(model, resolved_json(document, 1, CONFIG), mesh, device, seed=0)
+    engine = engine_of(folder, stage, precision)
+    model = engine.model
+    assert isinstance(model, Transformer)
     run = RunsOut()
     if runs_out:
-        assert isinstance(engine.model, Transformer)
-        engine.model.run_model = run
-        engine.add_up_gradients(Lessening(engine.model, choice, 200))
+        model.run_model = run
+        engine.add_up_gradients(Lessening(model, choice, 200))
     taken = [
         engine.step([make_batch(rows, stream) for stream, rows in enumerate(window)])
         for window in windows()[:STEPS]

@@ -25,7 +25,8 @@ from tests.support.tiny_runs import deepspeed_json as settings
 STEPS = 4
 
 
-def steps(folder: str, stage: int, precision: str, together: bool) -> dict[str, Any]:
+def engine_of(folder: str, stage: int, precision: str) -> Engine:
+    """Of the model in `folder`, with adapters that drop."""
     device = start_processes()
     mesh = create_mesh(1)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -35,7 +36,11 @@ def steps(folder: str, stage: int, precision: str, together: bool) -> dict[str, 
     document = settings(stage, **ADAM) | {"gradient_clipping": 0.5}
     if precision == "bf16":
         document["bf16"] = {"enabled": True}
-    engine = Engine(model, resolved_json(document, mesh.readers, CONFIG), mesh, device, seed=0)
+    return Engine(model, resolved_json(document, mesh.readers, CONFIG), mesh, device, seed=0)
+
+
+def steps(folder: str, stage: int, precision: str, together: bool) -> dict[str, Any]:
+    engine = engine_of(folder, stage, precision)
     if together:
         engine.add_up_gradients()
     taken = [

@@ -120,6 +120,13 @@ def test_a_pass_adds_its_gradients_where_it_is_told(monkeypatch: pytest.MonkeyPa
     assert torch.equal(seen[-1], run.onto.parts[0])  # the first is the stand-in's own
 
 
+def test_a_tensor_that_takes_no_part_in_a_loss_hides_no_other() -> None:
+    tensors = [torch.ones(3, requires_grad=True) for _ in range(3)]
+    mirrored = Mirrored(tensors)
+    mirrored.add_gradients((2 * tensors[1]).sum() + tensors[2].sum())
+    assert [part.tolist() for part in mirrored.parts] == [[0.0] * 3, [2.0] * 3, [1.0] * 3]
+
+
 def test_mirrors_of_what_lies_in_one_piece_do_too() -> None:
     flat = torch.zeros(20)
     tensors = [flat[4:10].view(2, 3), torch.zeros(5), flat[12:16]]
