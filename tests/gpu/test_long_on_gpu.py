@@ -4,6 +4,8 @@ places of elements beyond 32 bits."""
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from llama.fused import install as fused_install
 from llama.fused import offload, tiles
 from llama.model.kept import Kept
 from tests.gpu.test_fused_block_on_gpu import result
-from tests.gpu.test_kernels_on_gpu import CUDA, GRADIENTS, LOSS, difference, model
+from tests.gpu.test_kernels_on_gpu import CUDA, FUSED, GRADIENTS, LOSS, difference, model
+from tests.support.kernel_arguments import apart
 from tests.support.skips import needs_gpus
 
 pytestmark = [
@@ -75,37 +78,71 @@ def test_inputs_take_no_memory_of_the_device_between_the_passes() -> None:
     assert peak <= 3.6 * each, peak / each  # two in use, one on its way; half of one to compare
 
 
-@pytest.mark.parametrize("name", ["swiglu", "swiglu_backward_", "norm", "norm_dropped", "rotate"])
-def test_kernels_reach_elements_beyond_32_bits(name: str, compiled: None) -> None:
-    """The last rows of a tensor that is longer than 32 bits can number are as they are alone."""
-    from llama.kernels.triton_forms import FORMS
-    from llama.parallel.dropout import from_row
+WIDTH, FEW, RANK, P = 4096, 64, 16, 0.2
+BY_ROWS = (
+    *("add_norm", "dropped", "gated", "gated_backward_", "hidden_each", "input_gradients_"),
+    *("norm_backward", "output_gradients", "quantised_rows", "rms_norm", "rms_norm_backward"),
+    *("rotate", "swiglu", "swiglu_backward"),
+)
+"""Kernels of which a row's results are of that row's elements alone, apart from what they sum over
+the rows."""
 
-    width, few = 4096, 64
-    rows = BEYOND // width + few
-    heads = (rows, 32, 128)
-    x = torch.randn(few, width, device=CUDA, dtype=DTYPE)
-    long = torch.zeros(rows, width, device=CUDA, dtype=DTYPE)
-    long[-few:] = x
-    weight = torch.rand(width, device=CUDA, dtype=DTYPE)
-    seed = torch.tensor([2**40 + 77, 0], device=CUDA)
-    if name == "swiglu":
-        found, expected = FORMS[name](long, long), FORMS[name](x, x)
-    elif name == "swiglu_backward_":
-        other, own = long.clone(), x.clone()
-        expected = FORMS[name](x, x.clone(), own)[1]
-        found = FORMS[name](long, long, other)[1]
-    elif name == "norm":
-        found, expected = FORMS[name](long, weight, 1e-5), FORMS[name](x, weight, 1e-5)
-    elif name == "norm_dropped":
-        found = FORMS[name](long, weight, 1e-5, (seed,), 0.2)[1]
-        expected = FORMS[name](x, weight, 1e-5, (from_row(seed, rows - few),), 0.2)[1]
-    else:
-        angles = torch.randn(rows, 1, 128, device=CUDA, dtype=DTYPE)
-        found = FORMS[name](long.view(heads), angles, angles).flatten(1)
-        last = angles[-few:]
-        expected = FORMS[name](x.view(few, 32, 128), last, last).flatten(1)
-    assert torch.equal(found[-few:], expected) and expected.abs().sum() > 0
-    del long, found
+
+@pytest.mark.parametrize("name", BY_ROWS)
+def test_kernels_reach_elements_beyond_32_bits(name: str, compiled: None) -> None:
+    """The last rows of a tensor that is longer than 32 bits can number are as they are alone, but
+    for the order of what is summed over columns."""
+    from llama.kernels.triton_forms import FORMS
+
+    rows = BEYOND // WIDTH + FEW
+    few = _results(FORMS[name], name, FEW, 0)
+    many = _results(FORMS[name], name, rows, rows - FEW)
+    last = [found[-FEW:].double() for found in many]
+    del many
+    for found, expected in zip(last, few, strict=True):
+        assert expected.double().norm() > 0
+        assert apart(found, expected) <= FUSED[DTYPE]
     gc.collect()
     torch.cuda.empty_cache()
+
+
+def _results(form: Callable[..., Any], name: str, rows: int, before: int) -> list[torch.Tensor]:
+    """What `form` gives by rows, of `before` rows of zeros and the same others whatever `rows`."""
+    generator = torch.Generator().manual_seed(0)
+
+    def by_rows(*shape: int, dtype: torch.dtype = DTYPE) -> torch.Tensor:
+        drawn = torch.randn(rows - before, *shape, generator=generator).to(CUDA, dtype)
+        if not before:
+            return drawn
+        long = torch.zeros(rows, *shape, device=CUDA, dtype=dtype)
+        long[before:] = drawn
+        return long
+
+    def factor(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(CUDA, DTYPE)
+
+    weight, a, b = factor(WIDTH), factor(RANK, WIDTH), factor(WIDTH, RANK)
+    # The mask of the last rows, by either way to them:
+    seed = torch.tensor([2**40 + 77, 0 if before else BEYOND // WIDTH], device=CUDA)
+    x, part = by_rows(WIDTH), by_rows(RANK)
+    paths, scales = ((part, b), (part, b)), (0.5, 2.0)
+    calls: dict[str, Callable[[], Any]] = {
+        "add_norm": lambda: form(x, x, weight, 1e-5),
+        "dropped": lambda: form(x, seed, P),
+        "gated": lambda: form(x, x, paths, scales, (a,), (seed,), P),
+        "gated_backward_": lambda: form(
+            x, x.clone(), x.clone(), paths, scales, (part, a), (seed,), P
+        )[:2],
+        "hidden_each": lambda: form(x, (a,), (seed,), P),
+        "input_gradients_": lambda: form(x, (x.clone(),), (), (part,), (a,), (seed,), P)[:1],
+        "norm_backward": lambda: form(x, x, x, weight, 1e-5),
+        "output_gradients": lambda: form(x, part, b, 0.5)[:1],
+        "quantised_rows": lambda: form(x, None, torch.int8),
+        "rms_norm": lambda: form(x, weight, 1e-5),
+        "rms_norm_backward": lambda: form(x, x, weight, by_rows(1, dtype=torch.float32)),
+        "rotate": lambda: form(x.view(rows, 32, 128), by_rows(1, 128), by_rows(1, 128)),
+        "swiglu": lambda: form(x, x),
+        "swiglu_backward": lambda: form(x, x, x),
+    }
+    found = calls[name]()
+    return list(found) if isinstance(found, tuple) else [found]

@@ -61,7 +61,8 @@ def _of_eight_bits(
         yield "turned", (quantised_rows(wider, None, kind)[0],)
         yield "turned", (quantised_rows(wider, None, kind)[0][:, :-3].contiguous(),)
     for rows in (x, wider):
-        codes, scales = quantised_rows(rows, None, torch.int8)
+        # Of sums that float16 holds: a row meets its own codes.
+        codes, scales = quantised_rows(rows / rows.shape[1] ** 0.5, None, torch.int8)
         weight = torch.cat([codes, codes.flip(1)])[:, : rows.shape[1]].contiguous()
         after = torch.linspace(0.1, 2.0, len(weight), device=rows.device)
         yield "grouped_product", (codes, scales, weight, None, rows.dtype)
