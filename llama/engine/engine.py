@@ -16,7 +16,7 @@ from llama.data.batches import own_part
 from llama.data.types import Batch
 from llama.engine.again import KeepLess
 from llama.engine.backend import LOGGER
-from llama.engine.configuration import configuration
+from llama.engine.configuration import configuration, with_fused_adam
 from llama.engine.gradients import check_all_at_once, norm_of
 from llama.engine.hand_over import hand_over_to
 from llama.engine.nonfinite import Finding, advice_on, first_nonfinite
@@ -79,7 +79,7 @@ class Engine:
         self._engine, self._optimizer, _, self._schedule = initialize(
             model=model,
             model_parameters=with_rates(groups, resolved.engine["optimizer"]["params"]["lr"]),
-            config=with_lists(groups, configuration(resolved, mesh)),
+            config=with_lists(groups, with_fused_adam(configuration(resolved, mesh), device)),
             mpu=DeepSpeedTopology(mesh),
             dist_init_required=False,
         )

@@ -1,4 +1,4 @@
-"""The norm of all gradients, and whether any overflowed, each in a few kernels.
+"""The norm of all gradients, and whether any overflowed, in a few kernels and one wait.
 
 DeepSpeed's ZeRO-1 and 2 visit the gradients one by one: adapters on two layers of each of 32 blocks
 are 128 tensors, and take over a thousand small kernels a step while the device has nothing else to
@@ -24,10 +24,13 @@ _FOREACH_NORM: Any = torch._foreach_norm  # type: ignore[attr-defined]
 
 def check_all_at_once(optimizer: Any) -> None:
     """Have DeepSpeed's optimizer of ZeRO-1 or 2 use `has_overflow` and the norm below in place of
-    its own two methods. Any other optimizer, and one whose states are offloaded to the CPU, is left
-    as it is."""
+    its own two methods. Where it takes the norm, which is not finite if one element of any rank's
+    is not, it need not look for such elements before: it skips the step in either case. Any other
+    optimizer, and one whose states are offloaded to the CPU, is left as it is."""
     if isinstance(optimizer, DeepSpeedZeroOptimizer) and not optimizer.cpu_offload:
         hooks: Any = optimizer
+        if hooks.compute_grad_norm:
+            hooks.check_overflow = lambda partition_gradients=True: None
         hooks.has_overflow_partitioned_grads_serial = lambda: has_overflow(
             (gradient for group in hooks.averaged_gradients.values() for gradient in group or ()),
             hooks.device,
@@ -75,7 +78,10 @@ def _norm_of(optimizer: Any, one_by_one: Callable[..., torch.Tensor]) -> Callabl
         norms of the tensors that count here are then given to DeepSpeed's own function as if they
         were one gradient: their norm is the norm of all, and it alone knows over which ranks the
         squares are to be summed. Norms other than the Euclidean one are left to it wholly, and so
-        is a rank on which nothing counts, since it must take part in that sum."""
+        is a rank on which nothing counts, since it must take part in that sum.
+
+        The norm is given on the CPU: what DeepSpeed makes of it, to see whether it is finite and
+        what to clip by, is 20 kernels of one number each on a GPU, which is waited for twice."""
         counted = [
             gradient
             for gradient, parameter in zip(
@@ -86,9 +92,9 @@ def _norm_of(optimizer: Any, one_by_one: Callable[..., torch.Tensor]) -> Callabl
             if is_model_parallel_parameter(parameter) or optimizer.model_parallel_rank == 0
         ]
         if not counted or float(norm_type) != 2.0:
-            return one_by_one(gradients, parameters, norm_type)
+            return one_by_one(gradients, parameters, norm_type).cpu()
         norms = _FOREACH_NORM(counted, 2, dtype=get_norm_dtype())
-        return one_by_one([torch.stack(norms)], [_Counted()], norm_type)
+        return one_by_one([torch.stack(norms)], [_Counted()], norm_type).cpu()
 
     return norm
 

@@ -24,6 +24,7 @@ KNOWN: tuple[tuple[type, str, tuple[str, ...]], ...] = (
             "process_group",
         ),
     ),
+    (DeepSpeedZeroOptimizer, "check_overflow", ("self", "partition_gradients")),
     (DeepSpeedZeroOptimizer, "get_grad_norm_direct", ("self", "gradients", "params", "norm_type")),
     (DeepSpeedZeroOptimizer, "has_overflow_partitioned_grads_serial", ("self",)),
     (DeepSpeedZeroOptimizer, "_add_to_grad_partition_buffer", ("output", "source")),

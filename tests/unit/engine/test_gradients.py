@@ -21,6 +21,7 @@ class Optimizer(DeepSpeedZeroOptimizer):
     def __init__(self, gradients: list[torch.Tensor], rank: int) -> None:
         self.averaged_gradients = {0: gradients}
         self.cpu_offload = False
+        self.compute_grad_norm = True
         self.model_parallel_rank = rank
         self.model_parallel_group = None
         self.dp_process_group = None
