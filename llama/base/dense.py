@@ -16,6 +16,7 @@ class Dense:
     BY_ROWS: ClassVar[bool] = True
     MADE_DENSE: ClassVar[bool] = False
     ROUNDS_INPUT: ClassVar[bool] = False
+    ADDS: ClassVar[bool] = True
     CAPABILITY: ClassVar[tuple[int, int]] = (0, 0)
 
     def __init__(self, parameter: nn.Parameter) -> None:
@@ -40,7 +41,10 @@ class Dense:
     def nbytes(self) -> int:
         return getattr(self.parameter, "ds_tensor", self.parameter).nbytes  # ZeRO-3: the share
 
-    def times(self, x_TI: torch.Tensor) -> torch.Tensor:
+    def taken(self, x_TI: torch.Tensor) -> None:
+        return None
+
+    def times(self, x_TI: torch.Tensor, taken: None = None) -> torch.Tensor:
         return products.times(x_TI, self.parameter)
 
     def times_transposed(

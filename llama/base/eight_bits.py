@@ -21,6 +21,7 @@ from llama.base import packed
 from llama.base.packed import Matrix, Packed
 from llama.kernels import eight_bits
 from llama.kernels.codes import quantised
+from llama.kernels.eight_bits import Quantised, quantised_rows
 
 ALIGNED = 16
 """Bytes: the scales begin at a multiple of them."""
@@ -35,6 +36,7 @@ class EightBits(Packed):
     """Whether the scales are those of the dimension that ranks share, else of the rows."""
     MADE_DENSE: ClassVar[bool] = False
     ROUNDS_INPUT: ClassVar[bool] = True
+    ADDS: ClassVar[bool] = False
     CAPABILITY: ClassVar[tuple[int, int]]
 
     @classmethod
@@ -59,9 +61,18 @@ class EightBits(Packed):
             codes[some] = found
             scales[some] = scale.squeeze(1)
 
-    def times(self, x_TI: torch.Tensor) -> torch.Tensor:
+    def taken(self, x_TI: torch.Tensor) -> Quantised | None:
+        """`q(x)`, where no scale of the weight's is in it."""
+        _, columns = self._by_side()
+        return quantised_rows(x_TI, None, self.CODES) if columns is None else None
+
+    def times(self, x_TI: torch.Tensor, taken: Quantised | None = None) -> torch.Tensor:
         rows, columns = self._by_side()
-        return eight_bits.times(x_TI, self._codes(), columns, rows)
+        if taken is None or columns is not None:
+            factor: Quantised = quantised_rows(x_TI, columns, self.CODES)
+        else:
+            factor = taken
+        return eight_bits.product(factor, self._codes(), rows, x_TI.dtype)
 
     def times_transposed(
         self, g_TO: torch.Tensor, onto: torch.Tensor | None = None

@@ -8,6 +8,7 @@ Shapes: T tokens, I in_features, O out_features.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -23,6 +24,9 @@ class FrozenWeight(Protocol):
     ROUNDS_INPUT: ClassVar[bool]
     """Whether a product rounds what it is given too, by some percent: else it is that with `dense`,
     but for the order of sums."""
+
+    ADDS: ClassVar[bool]
+    """Whether a product adds itself to what is there; else that is another pass over both."""
 
     CAPABILITY: ClassVar[tuple[int, int]]
     """CUDA's compute capability from which on there are such products."""
@@ -59,8 +63,14 @@ class FrozenWeight(Protocol):
         """Bytes that this rank holds."""
         ...
 
-    def times(self, x_TI: torch.Tensor) -> torch.Tensor:
-        """`x W^T`, `[T, O]`, in the type of `x`."""
+    def taken(self, x_TI: torch.Tensor) -> Any:
+        """What `times` makes of `x` ahead of its product, where weights of this kind that read one
+        input all make the same of it; else None."""
+        ...
+
+    def times(self, x_TI: torch.Tensor, taken: Any = None) -> torch.Tensor:
+        """`x W^T`, `[T, O]`, in the type of `x`; `taken` may be what another weight's `taken`
+        gave."""
         ...
 
     def times_transposed(
@@ -72,6 +82,12 @@ class FrozenWeight(Protocol):
     def dense(self) -> torch.Tensor:
         """`W`, `[O, I]`, in a floating-point type."""
         ...
+
+
+def times_each(x_TI: torch.Tensor, weights: Sequence[FrozenWeight]) -> tuple[torch.Tensor, ...]:
+    """`x W^T` of weights of one kind that read one input."""
+    taken = weights[0].taken(x_TI)
+    return tuple(weight.times(x_TI, taken) for weight in weights)
 
 
 def frozen_product(x_TI: torch.Tensor, weight: FrozenWeight) -> torch.Tensor:

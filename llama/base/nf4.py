@@ -42,6 +42,7 @@ class NF4(Packed):
 
     MADE_DENSE: ClassVar[bool] = True
     ROUNDS_INPUT: ClassVar[bool] = False
+    ADDS: ClassVar[bool] = True
     CAPABILITY: ClassVar[tuple[int, int]] = (0, 0)
 
     @classmethod
@@ -68,7 +69,10 @@ class NF4(Packed):
         parts.absmax.copy_(codes)
         parts.scales.copy_(scales)
 
-    def times(self, x_TI: torch.Tensor) -> torch.Tensor:
+    def taken(self, x_TI: torch.Tensor) -> None:
+        return None
+
+    def times(self, x_TI: torch.Tensor, taken: None = None) -> torch.Tensor:
         return products.times(x_TI, self._as(x_TI.dtype))
 
     def times_transposed(

@@ -37,15 +37,26 @@ def times(
 ) -> torch.Tensor:
     """`(x diag(before)) codes^T diag(after)`, `[T, N]` in the type of `x`: the first factor is
     quantised to the type of the codes, a token at a time."""
-    codes_TK, scales_TG = quantised_rows(x_TK, before_K, codes_NK.dtype)
-    if not on_cuda(x_TK):
-        return _in_float32(codes_TK, scales_TG, codes_NK, after_N, x_TK.dtype)
+    return product(quantised_rows(x_TK, before_K, codes_NK.dtype), codes_NK, after_N, x_TK.dtype)
+
+
+Quantised = tuple[torch.Tensor, torch.Tensor]
+"""Codes and scales, of `quantised_rows`."""
+
+
+def product(
+    x: Quantised, codes_NK: torch.Tensor, after_N: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """`x codes^T diag(after)`, `[T, N]` in `dtype`, of a first factor that is quantised already."""
+    codes_TK, scales_TG = x
+    if not on_cuda(codes_TK):
+        return _in_float32(codes_TK, scales_TG, codes_NK, after_N, dtype)
     # The tensor cores of Hopper read a second factor of eight bits along the sum alone.
     rows = codes_NK if codes_NK.is_contiguous() else turned(codes_NK.t())
     outputs = codes_NK.shape[0]
     if codes_NK.dtype == torch.int8:
-        return grouped_product(codes_TK, scales_TG, rows[:outputs], after_N, x_TK.dtype)
-    y_TN = _float8_product(codes_TK, scales_TG, _tiled(rows), after_N).to(x_TK.dtype)
+        return grouped_product(codes_TK, scales_TG, rows[:outputs], after_N, dtype)
+    y_TN = _float8_product(codes_TK, scales_TG, _tiled(rows), after_N).to(dtype)
     # No view, since others add in place to what leaves an autograd function.
     return y_TN if y_TN.shape[1] == outputs else y_TN[:, :outputs].contiguous()
 
