@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from llama.base.frozen import times_each
 from llama.fused import kernels, tiles
 from llama.fused.attended import Attended
 from llama.fused.factors import Adapted
@@ -28,8 +29,8 @@ from llama.model.rope import Rotation
 from llama.parallel.side_path import LowRank
 
 QKV, GATE_UP = ("wq", "wk", "wv"), ("w1", "w3")
-ORDER = (*QKV, "wo", *GATE_UP, "w2")
-"""In which a block calls its layers, and its adapters draw their masks."""
+INPUTS = (QKV, ("wo",), GATE_UP, ("w2",))
+"""What a block's layers read, by the layers that read it, in the order in which it calls them."""
 
 
 @dataclass
@@ -50,8 +51,9 @@ class Saved:
 
 
 def linears(block: Any) -> list[tuple[Any, str]]:
-    """The linear layers of a block with their names, in `ORDER`."""
-    return [(getattr(getattr(block, PART_OF[name]), name), name) for name in ORDER]
+    """The linear layers of a block with their names, in the order in which it calls them."""
+    names = (name for readers in INPUTS for name in readers)
+    return [(getattr(getattr(block, PART_OF[name]), name), name) for name in names]
 
 
 def fused_block(
@@ -109,7 +111,7 @@ class _Run:
         self.heads = [block.attention.n_heads, *[block.attention.n_kv_heads] * 2]
         self.norms = {QKV: block.attention_norm, GATE_UP: block.ffn_norm}
         """By the layers that read them."""
-        self.adapted = Adapted(adapters, block.training, x)
+        self.adapted = Adapted(adapters, INPUTS, block.training, x)
         self.tiled = False
 
     # Forward
@@ -142,7 +144,7 @@ class _Run:
         norm, hidden = self.norms[QKV], saved.hidden
         y, saved.scales[QKV] = kernels.normed(saved.x, norm.weight, norm.eps)
         self.adapted.see(QKV, y, hidden)
-        q, k, v = (self.weights[name].times(y) for name in QKV)
+        q, k, v = times_each(y, [self.weights[name] for name in QKV])
         self.adapted.add_to("wv", v, hidden)
         q, k, v = (
             x.unflatten(-1, (heads, -1)) for x, heads in zip((q, k, v), self.heads, strict=True)
@@ -156,8 +158,13 @@ class _Run:
         """The residual stream after the attention, and its norm."""
         norm = self.norms[GATE_UP]
         self.adapted.see(("wo",), out, saved.hidden)
-        update = self.adapted.add_to("wo", self.weights["wo"].times(out), saved.hidden)
-        middle, y, saved.scales[GATE_UP] = kernels.add_norm(saved.x, update, norm.weight, norm.eps)
+        update = self.weights["wo"].times(out)
+        if self.adapted.on(("wo",)):
+            middle = self.adapted.add_to_sum("wo", update, saved.x, saved.hidden)
+            y, scale = kernels.normed(middle, norm.weight, norm.eps)
+        else:
+            middle, y, scale = kernels.add_norm(saved.x, update, norm.weight, norm.eps)
+        saved.scales[GATE_UP] = scale
         return middle, y
 
     def _feed_forward(
@@ -170,21 +177,20 @@ class _Run:
         if kept >= Kept.ALL:
             saved.gate, saved.up = gate, up
         del gate, up
-        out = self.adapted.add_to("w2", self.weights["w2"].times(h), saved.hidden)
-        return out.add_(middle)
+        return self.adapted.add_to_sum("w2", self.weights["w2"].times(h), middle, saved.hidden)
 
     def _gate_up(self, saved: Saved, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The frozen layers' outputs; their adapters see `y`."""
         self.adapted.see(GATE_UP, y, saved.hidden)
-        gate, up = (self.weights[name].times(y) for name in GATE_UP)
+        gate, up = times_each(y, [self.weights[name] for name in GATE_UP])
         return gate, up
 
     def _gated(self, saved: Saved, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         """The feed-forward's inside, `[T, F]`; the adapter of the layer after it sees that."""
         down = self.adapted.on(("w2",))
-        matrices, seeds = self.adapted.matrices(down), self.adapted.seeds(down)
+        matrices, seed = self.adapted.matrices(down), self.adapted.seed(down)
         of_paths = self.adapted.paths(GATE_UP, saved.hidden)
-        h, *hidden = gated(gate, up, *of_paths, matrices, seeds, self.adapted.p)
+        h, *hidden = gated(gate, up, *of_paths, matrices, seed, self.adapted.p)
         saved.hidden.update(zip(down, hidden, strict=True))
         return h
 
@@ -244,10 +250,8 @@ class _Run:
         down = adapted.output_gradients(name, (grad,), saved.hidden)
         down += adapted.matrices(adapted.on(name))
         grad_h = self.weights["w2"].times_transposed(grad)
-        of_paths, seeds = adapted.paths(GATE_UP, saved.hidden), adapted.seeds(adapted.on(name))
-        to_gate, to_up, *found = gated_backward_(
-            grad_h, gate, up, *of_paths, down, seeds, adapted.p
-        )
+        of_paths, seed = adapted.paths(GATE_UP, saved.hidden), adapted.seed(adapted.on(name))
+        to_gate, to_up, *found = gated_backward_(grad_h, gate, up, *of_paths, down, seed, adapted.p)
         del gate, up, grad_h
         adapted.grads_a.update(zip(adapted.on(name), found, strict=True))
         result = self._norm_backward(GATE_UP, (to_gate, to_up), middle, grad, saved, True)
@@ -275,17 +279,23 @@ class _Run:
         gradient to `x`; None where nothing below needs it."""
         norm = self.norms[names]
         parts = self.adapted.output_gradients(names, grads, saved.hidden)
-        onto = (self._frozen_backward(names, grads),) if to_input else ()
+        onto = self._frozen_backward(names, grads) if to_input else ()
         del grads
         scale = saved.scales[names], norm.weight
         self.adapted.input_gradients(names, x, onto, scale, parts)
-        return kernels.norm_backward(residual, *onto, x, norm.weight, norm.eps) if onto else None
+        if not onto:
+            return None
+        return kernels.norm_backward(residual, onto[0], x, norm.weight, norm.eps)
 
     def _frozen_backward(
         self, names: tuple[str, ...], grads: tuple[torch.Tensor, ...]
-    ) -> torch.Tensor:
-        """The sum of `g W` over the layers, summed by the products themselves."""
-        total = self.weights[names[0]].times_transposed(grads[0])
-        for name, grad in zip(names[1:], grads[1:], strict=True):
-            self.weights[name].times_transposed(grad, onto=total)
-        return total
+    ) -> tuple[torch.Tensor, ...]:
+        """The `g W` of the layers: summed by the products themselves where these add, else each."""
+        found: tuple[torch.Tensor, ...] = ()
+        for name, grad in zip(names, grads, strict=True):
+            weight = self.weights[name]
+            if found and weight.ADDS:
+                weight.times_transposed(grad, onto=found[0])
+            else:
+                found += (weight.times_transposed(grad),)
+        return found

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from llama.fused.block import linears
+from llama.fused.block import INPUTS
 from llama.fused.install import is_installed
 from llama.fused.mirrored import Mirrored
 from llama.model.documents import Documents
@@ -166,8 +166,7 @@ class _Recorded:
         pool: Any,
     ) -> None:
         self.inputs, self.results = inputs, results
-        paths = [layer.lora for block in model.layers for layer, _ in linears(block)]
-        self.seeds = Seeds(sum(path is not None for path in paths), inputs.tokens_T.device)
+        self.seeds = Seeds(len(INPUTS) * len(model.layers), inputs.tokens_T.device)
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         # The parameters' own nodes in autograd's graph belong to the stream that they were made on,
         # which cannot be captured and would be waited for. The same memory under other names:

@@ -11,7 +11,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from llama.fused.paths import Path, hidden_each, input_gradients_, output_gradients
+from llama.fused.paths import (
+    Path,
+    add_with_path_,
+    hidden_each,
+    input_gradients_,
+    output_gradients,
+)
 from llama.parallel.dropout import draw_seed, from_row
 from llama.parallel.side_path import LowRank
 
@@ -22,7 +28,8 @@ Hidden = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Factors:
-    """An adapter's tensors in the type of the activations, and the seed of its mask."""
+    """An adapter's tensors in the type of the activations, and the seed of the mask that its
+    layer's input is under."""
 
     a: torch.Tensor
     b: torch.Tensor
@@ -33,19 +40,24 @@ class Factors:
 class Adapted:
     """By the names of the layers that they are on."""
 
-    def __init__(self, adapters: Mapping[str, LowRank], training: bool, x: torch.Tensor) -> None:
-        """For activations like `x`; draws the seeds of the masks, in the order of `adapters`."""
+    def __init__(
+        self,
+        adapters: Mapping[str, LowRank],
+        inputs: tuple[Names, ...],
+        training: bool,
+        x: torch.Tensor,
+    ) -> None:
+        """For activations like `x`. Draws the seeds of the masks, one for each of `inputs` that has
+        adapters: the names of the layers that read it, in the order in which they are called."""
         dropout = next((path.dropout for path in adapters.values()), 0.0)
         self.p = dropout if training else 0.0
-        self.factors = {
-            name: Factors(
-                path.a.detach().to(x.dtype),
-                path.b.detach().to(x.dtype),
-                path.scale,
-                draw_seed(x.device) if self.p else None,
-            )
-            for name, path in adapters.items()
-        }
+        self.factors: dict[str, Factors] = {}
+        for readers in inputs:
+            found = {name: adapters[name] for name in readers if name in adapters}
+            seed = draw_seed(x.device) if found and self.p else None
+            for name, path in found.items():
+                a, b = (factor.detach().to(x.dtype) for factor in (path.a, path.b))
+                self.factors[name] = Factors(a, b, path.scale, seed)
         self.grads_a: dict[str, torch.Tensor] = {}
         self.grads_b: dict[str, torch.Tensor] = {}
 
@@ -57,15 +69,16 @@ class Adapted:
         """The A of each."""
         return tuple(self.factors[name].a for name in names)
 
-    def seeds(self, names: Names) -> Path:
-        found = (self.factors[name].seed for name in names)
-        return tuple(seed for seed in found if seed is not None)
+    def seed(self, names: Names) -> Path:
+        """That of the one input of those on `names`, where it is under a mask."""
+        found = next((self.factors[name].seed for name in names), None)
+        return () if found is None else (found,)
 
     def see(self, names: Names, x: torch.Tensor, hidden: Hidden) -> None:
         """Have those on `names` see their input `x`, if they have not yet."""
         new = tuple(name for name in self.on(names) if name not in hidden)
         if new:
-            found = hidden_each(x, self.matrices(new), self.seeds(new), self.p)
+            found = hidden_each(x, self.matrices(new), self.seed(new), self.p)
             hidden.update(zip(new, found, strict=True))
 
     def add_to(self, name: str, y: torch.Tensor, hidden: Hidden) -> torch.Tensor:
@@ -74,6 +87,15 @@ class Adapted:
             factors = self.factors[name]
             y.addmm_(hidden[name], factors.b.t(), alpha=factors.scale)
         return y
+
+    def add_to_sum(
+        self, name: str, y: torch.Tensor, x: torch.Tensor, hidden: Hidden
+    ) -> torch.Tensor:
+        """The sum of `x` and `add_to(name, y, hidden)`, in the place of `y`."""
+        if name not in self.factors:
+            return y.add_(x)
+        factors = self.factors[name]
+        return add_with_path_(y, x, (hidden[name], factors.b), factors.scale)
 
     def paths(self, names: Names, hidden: Hidden) -> tuple[tuple[Path, ...], tuple[float, ...]]:
         """What is added to the outputs of `names` by whoever reads them next, and the scales."""
@@ -100,12 +122,15 @@ class Adapted:
     def input_gradients(
         self, names: Names, x: torch.Tensor, onto: Path, norm: Path, parts: Path
     ) -> None:
-        """Leaves the gradient of each A; adds those to the input to `onto`. As `input_gradients_`,
-        where some of `names` have adapters."""
+        """Leaves the gradient of each A; adds those to the input, and what else is in `onto`, to
+        its first tensor. As `input_gradients_`, where some of `names` have adapters."""
         if names := self.on(names):
-            matrices, seeds = self.matrices(names), self.seeds(names)
-            found = input_gradients_(x, onto, norm, parts, matrices, seeds, self.p)
-            self.grads_a.update(zip(names, found[len(onto) :], strict=True))
+            matrices, seed = self.matrices(names), self.seed(names)
+            found = input_gradients_(x, onto, norm, parts, matrices, seed, self.p)
+            self.grads_a.update(zip(names, found[len(onto[:1]) :], strict=True))
+        else:
+            for other in onto[1:]:
+                onto[0].add_(other)
 
     def gradients(self) -> Iterator[torch.Tensor]:
         """Those of A and B of each, in order."""

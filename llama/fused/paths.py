@@ -1,6 +1,7 @@
 """The low-rank paths of a fused block's adapters, each function one kernel, once compiled.
 
-An adapter adds `scale (m x / (1 - p)) A^T B^T` to a layer's output, `m` the mask of its dropout.
+An adapter adds `scale (m x / (1 - p)) A^T B^T` to a layer's output, `m` the mask of its dropout,
+which is one for all layers that read `x`.
 Its factors are thin, so that what it costs is to read and write what it is multiplied by: each of
 these functions reads its large operands once, for all that is made of them. No mask, no dropped
 input and no path is ever stored; a mask is found again from its seed (`llama/parallel/dropout.py`).
@@ -26,15 +27,24 @@ def with_path(y_TO: torch.Tensor, path: Path, scale: float) -> torch.Tensor:
     return torch.addmm(y_TO, path[0], path[1].t(), alpha=scale) if path else y_TO
 
 
-def _under_mask(x: torch.Tensor, seeds: Path, number: int, p: float) -> torch.Tensor:
-    return dropped(x, seeds[number], p) if p else x
+@kernel
+def add_with_path_(
+    y_TO: torch.Tensor, x_TO: torch.Tensor, path: Path, scale: float
+) -> torch.Tensor:
+    """`x`, `y` and what the adapter adds to `y`, summed in the place of `y`."""
+    return y_TO.copy_(x_TO + with_path(y_TO, path, scale))
+
+
+def _under_mask(x: torch.Tensor, seed: Path, p: float) -> torch.Tensor:
+    return dropped(x, seed[0], p) if p else x
 
 
 @kernel
-def hidden_each(x: torch.Tensor, matrices: Path, seeds: Path, p: float) -> tuple[torch.Tensor, ...]:
-    """`(m x / (1 - p)) A^T`, `[T, R]`, of each A, `[R, I]`, in `matrices`, under the mask of its
-    seed; without seeds where `p` is 0."""
-    return tuple(_under_mask(x, seeds, n, p) @ a.t() for n, a in enumerate(matrices))
+def hidden_each(x: torch.Tensor, matrices: Path, seed: Path, p: float) -> tuple[torch.Tensor, ...]:
+    """`(m x / (1 - p)) A^T`, `[T, R]`, of each A, `[R, I]`, in `matrices`, all under the mask of
+    the one seed; without a seed where `p` is 0."""
+    kept = _under_mask(x, seed, p)
+    return tuple(kept @ a.t() for a in matrices)
 
 
 @kernel
@@ -48,23 +58,20 @@ def output_gradients(
 
 @kernel
 def input_gradients_(
-    x: torch.Tensor, onto: Path, norm: Path, parts: Path, matrices: Path, seeds: Path, p: float
+    x: torch.Tensor, onto: Path, norm: Path, parts: Path, matrices: Path, seed: Path, p: float
 ) -> tuple[torch.Tensor, ...]:
-    """From the gradients `parts` of `A x` of adapters with one input: to each A, `[R, I]`. The sum
-    of those to the input is added to the one tensor of `onto`, if it is there, in place, and that
-    comes first. The input is `x`, or with `norm`, a scale for each token and the weight, the norm
-    of `x`."""
-    total = onto[0].float() if onto else None
+    """From the gradients `parts` of `A x` of adapters with one input: to each A, `[R, I]`. Where
+    there is an `onto`, the sum of those to the input and of all that is in it takes the place of
+    its first tensor, and that comes first. The input is `x`, or with `norm`, a scale for each token
+    and the weight, the norm of `x`."""
     if norm:
         x = (x.float() * norm[0]).to(x.dtype) * norm[1].to(x.dtype)
-    found = []
-    for number, (part, a) in enumerate(zip(parts, matrices, strict=True)):
-        found.append(part.t() @ _under_mask(x, seeds, number, p))
-        if total is not None:
-            total = total + _under_mask((part @ a).float(), seeds, number, p)
-    if total is not None:
-        onto[0].copy_(total)
-    return *onto, *found
+    kept = _under_mask(x, seed, p)
+    if onto:
+        added = [(part @ a).float() for part, a in zip(parts, matrices, strict=True)]
+        total = _under_mask(sum(added[1:], start=added[0]), seed, p)
+        onto[0].copy_(sum((other.float() for other in onto), start=total))
+    return *onto[:1], *(part.t() @ kept for part in parts)
 
 
 @kernel
@@ -74,13 +81,13 @@ def gated(
     paths: tuple[Path, Path],
     scales: tuple[float, float],
     down: Path,
-    seeds: Path,
+    seed: Path,
     p: float,
 ) -> tuple[torch.Tensor, ...]:
     """SwiGLU of `gate` and `up`, `[T, F]`, with what their adapters add; and as `hidden_each` what
     the adapter of the layer after it, whose A is in `down` if there is one, makes of that."""
     h = formulas.swiglu(with_path(gate, paths[0], scales[0]), with_path(up, paths[1], scales[1]))
-    return h, *(_under_mask(h, seeds, n, p) @ a.t() for n, a in enumerate(down))
+    return h, *(_under_mask(h, seed, p) @ a.t() for a in down)
 
 
 @kernel
@@ -91,7 +98,7 @@ def gated_backward_(
     paths: tuple[Path, Path],
     scales: tuple[float, float],
     down: Path,
-    seeds: Path,
+    seed: Path,
     p: float,
 ) -> tuple[torch.Tensor, ...]:
     """Back through `gated`, from the gradient that came through the frozen weight after it, and,
@@ -104,7 +111,7 @@ def gated_backward_(
     total, found = grad.float(), ()
     if down:
         part, a = down
-        found = (part.t() @ _under_mask(formulas.swiglu(wide_gate, wide_up), seeds, 0, p),)
-        total = total + _under_mask((part @ a).float(), seeds, 0, p)
+        found = (part.t() @ _under_mask(formulas.swiglu(wide_gate, wide_up), seed, p),)
+        total = total + _under_mask((part @ a).float(), seed, p)
     grads = formulas.swiglu_backward(total, wide_gate.float(), wide_up.float())
     return gate.copy_(grads[0]), up.copy_(grads[1]), *found

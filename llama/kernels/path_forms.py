@@ -11,12 +11,13 @@ Shapes: T tokens, I inputs, O outputs, F feed-forward width, R rank, H heads, E 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 
 from llama.kernels.triton_paths import (
+    add_tiles,
     gated_backward_parts,
     gated_parts,
     hidden_parts,
@@ -31,15 +32,36 @@ Tensors = tuple[torch.Tensor, ...]
 LARGEST_RANK = 64
 """Above it a tile's sums no longer fit beside it in the registers: the functions are then taken as
 they are written, operation by operation."""
-BY_ROWS, BY_COLUMNS = 256, 512
-"""Programs that share a sum over columns, each with rows of its own, and over rows: as many as a
-GPU of some hundred processors has at a time, and of the smaller ones several times as many."""
 _SUMMED = 16, 256
 """Parts that a program of `sum_parts` reads at a time, and how many elements of each it has."""
-HIDDEN, OUTPUT, INPUT = (64, 64, 4), (64, 128, 4), (16, 128, 4)
-GATED, GATED_BACKWARD, UNGATED = (64, 64, 4), (32, 64, 4), (32, 128, 4)
-"""Of each kernel, the rows and columns of a tile, and how many warps hold it; of the gated ones
-`UNGATED` where no adapter takes part."""
+
+
+class Tile(NamedTuple):
+    """How a kernel is cut up; measured on an H100 with 1024 and 8192 tokens."""
+
+    rows: int
+    columns: int
+    warps: int
+    programs: int = 1
+    """That share a sum, over columns with rows of their own, or over rows: as many as a GPU of some
+    hundred processors has at a time, and of the smaller ones several times as many."""
+    stages: int = 3
+    """Of its loop, that are under way at once."""
+
+    def sizes(self, rank: int) -> dict[str, int]:
+        """What the kernel is compiled for."""
+        shape = {"ROWS": self.rows, "COLUMNS": self.columns, "RANK": _room(rank)}
+        return {**shape, "num_warps": self.warps, "num_stages": self.stages}
+
+
+ADDED = Tile(32, 128, 4)
+HIDDEN = Tile(64, 64, 4, 256)
+OUTPUT = Tile(64, 128, 4, 512, 2)
+INPUT, INPUT_OF_SEVERAL = Tile(64, 64, 4, 1024), Tile(64, 64, 4, 1024, 2)
+"""The second where several gradients to the input are added up."""
+GATED, GATED_ALONE = Tile(64, 64, 4, 256), Tile(32, 128, 4, 256)
+GATED_BACKWARD, GATED_BACKWARD_ALONE = Tile(16, 128, 4, 1024, 2), Tile(32, 128, 4, 512)
+"""The second of both where no adapter takes part."""
 
 
 def mask(p: float) -> tuple[int, float]:
@@ -61,12 +83,6 @@ def _three(given: Tensors, filler: torch.Tensor) -> list[torch.Tensor]:
 def _room(rank: int) -> int:
     """What the matrix units take for `rank`."""
     return max(16, triton.next_power_of_2(rank))
-
-
-def _sizes(tile: tuple[int, int, int], rank: int) -> dict[str, int]:
-    """What a kernel of tiles is compiled for."""
-    rows, columns, warps = tile
-    return {"RANK": _room(rank), "ROWS": rows, "COLUMNS": columns, "num_warps": warps}
 
 
 def _taking_part(paths: tuple[Tensors, Tensors], down: Tensors, p: float) -> dict[str, bool]:
@@ -112,23 +128,36 @@ def _up_to_its_rank(form: Callable[..., Any], factors: Callable[..., Tensors]) -
     return call
 
 
-def hidden_each(x: torch.Tensor, matrices: Tensors, seeds: Tensors, p: float) -> Tensors:
+def add_with_path_(y: torch.Tensor, x: torch.Tensor, path: Tensors, scale: float) -> torch.Tensor:
+    x = dense(x)
+    assert y.stride(1) == 1
+    (tokens, width), rank = y.shape, path[1].shape[1]
+    tile = ADDED
+    add_tiles[(triton.cdiv(tokens, tile.rows), triton.cdiv(width, tile.columns))](
+        *(y, x, path[0].contiguous(), path[1].contiguous()),
+        *(tokens, width, rank, y.stride(0), x.stride(0), scale),
+        **tile.sizes(rank),
+    )
+    return y
+
+
+def hidden_each(x: torch.Tensor, matrices: Tensors, seed: Tensors, p: float) -> Tensors:
     if len({a.shape for a in matrices}) > 1:
-        each = (hidden_each(x, (a,), seeds[n : n + 1], p) for n, a in enumerate(matrices))
+        each = (hidden_each(x, (a,), seed, p) for a in matrices)
         return tuple(found for (found,) in each)
     x = dense(x)
     (tokens, width), rank, count = x.shape, matrices[0].shape[0], len(matrices)
-    rows, columns, _ = tile = HIDDEN
-    blocks = triton.cdiv(tokens, rows)
-    steps, splits = _share(width, columns, blocks, BY_ROWS)
+    tile = HIDDEN
+    blocks = triton.cdiv(tokens, tile.rows)
+    steps, splits = _share(width, tile.columns, blocks, tile.programs)
     parts = _empty(x, splits, count, tokens, rank)
     least, kept_scale = mask(p)
     hidden_parts[(blocks, splits)](
-        *(x, *_three(tuple(a.contiguous() for a in matrices), x), *_three(seeds, x), parts),
+        *(x, *_three(tuple(a.contiguous() for a in matrices), x), *(seed or (x,)), parts),
         *(tokens, width, rank, x.stride(0), least, steps),
         COUNT=count,
         DROP=p > 0,
-        **_sizes(tile, rank),
+        **tile.sizes(rank),
     )
     return _summed(x.dtype, kept_scale, parts)[0].unbind(0)
 
@@ -138,14 +167,14 @@ def output_gradients(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     grad = dense(grad)
     (tokens, width), rank = grad.shape, b.shape[1]
-    rows, columns, _ = tile = OUTPUT
-    blocks = triton.cdiv(width, columns)
-    steps, splits = _share(tokens, rows, blocks, BY_COLUMNS)
+    tile = OUTPUT
+    blocks = triton.cdiv(width, tile.columns)
+    steps, splits = _share(tokens, tile.rows, blocks, tile.programs)
     part, grad_b = _empty(grad, blocks, tokens, rank), _empty(grad, splits, width, rank)
     output_parts[(blocks, splits)](
         *(grad, hidden.contiguous(), b.contiguous(), part, grad_b),
         *(tokens, width, rank, grad.stride(0), steps),
-        **_sizes(tile, rank),
+        **tile.sizes(rank),
     )
     part, grad_b = _summed(grad.dtype, scale, part, grad_b)
     return part, grad_b
@@ -157,36 +186,37 @@ def input_gradients_(
     norm: Tensors,
     parts: Tensors,
     matrices: Tensors,
-    seeds: Tensors,
+    seed: Tensors,
     p: float,
 ) -> Tensors:
     if len({a.shape for a in matrices}) > 1:
         found = []
-        for n, (part, a) in enumerate(zip(parts, matrices, strict=True)):
-            given = (part,), (a,), seeds[n : n + 1]
-            found.append(input_gradients_(x, onto, norm, *given, p)[-1])
+        for part, a in zip(parts, matrices, strict=True):
+            found.append(input_gradients_(x, onto, norm, (part,), (a,), seed, p)[-1])
+            onto = onto[:1]
         return *onto, *found
     x = dense(x)
     (tokens, width), rank, count = x.shape, matrices[0].shape[0], len(matrices)
-    rows, columns, _ = tile = INPUT
-    blocks = triton.cdiv(width, columns)
-    steps, splits = _share(tokens, rows, blocks, BY_COLUMNS)
+    tile = INPUT_OF_SEVERAL if len(onto) > 1 else INPUT
+    blocks = triton.cdiv(width, tile.columns)
+    steps, splits = _share(tokens, tile.rows, blocks, tile.programs)
     grad_a = _empty(x, splits, count, rank, width)
     least, kept_scale = mask(p)
-    target = onto[0] if onto else x
+    target, *others = onto or (x,)
     assert target.stride(1) == 1
+    others = _three(tuple(other.contiguous() for other in others), x)[:2]
     input_parts[(blocks, splits)](
         *(x, *(norm or (x, x)), target),
         *_three(tuple(part.contiguous() for part in parts), x),
-        *(*_three(tuple(a.contiguous() for a in matrices), x), *_three(seeds, x), grad_a),
+        *(*_three(tuple(a.contiguous() for a in matrices), x), *(seed or (x,)), grad_a, *others),
         *(tokens, width, rank, x.stride(0), target.stride(0), least, kept_scale, steps),
         COUNT=count,
         NORM=bool(norm),
-        ONTO=bool(onto),
+        ONTO=len(onto),
         DROP=p > 0,
-        **_sizes(tile, rank),
+        **tile.sizes(rank),
     )
-    return *onto, *_summed(x.dtype, kept_scale, grad_a)[0].unbind(0)
+    return *onto[:1], *_summed(x.dtype, kept_scale, grad_a)[0].unbind(0)
 
 
 def gated(
@@ -195,24 +225,24 @@ def gated(
     paths: tuple[Tensors, Tensors],
     scales: tuple[float, float],
     down: Tensors,
-    seeds: Tensors,
+    seed: Tensors,
     p: float,
 ) -> Tensors:
     gate, up = dense(gate), dense(up)
     tokens, width = gate.shape
     rank = _rank(paths, down)
-    rows, columns, _ = tile = GATED if any(paths) or down else UNGATED
-    blocks = triton.cdiv(tokens, rows)
-    steps, splits = _share(width, columns, blocks, BY_ROWS)
+    tile = GATED if any(paths) or down else GATED_ALONE
+    blocks = triton.cdiv(tokens, tile.rows)
+    steps, splits = _share(width, tile.columns, blocks, tile.programs)
     h = torch.empty((tokens, width), dtype=gate.dtype, device=gate.device)
     parts = _empty(gate, splits, tokens, rank) if down else h
     least, kept_scale = mask(p)
     gated_parts[(blocks, splits)](
         *(gate, up, h, *(paths[0] or (h, h)), *(paths[1] or (h, h))),
-        *(down[0].contiguous() if down else h, seeds[0] if seeds else h, parts),
+        *(down[0].contiguous() if down else h, *(seed or (h,)), parts),
         *(tokens, width, rank, gate.stride(0), up.stride(0), *scales, least, steps),
         **_taking_part(paths, down, p),
-        **_sizes(tile, rank),
+        **tile.sizes(rank),
     )
     return (h, *_summed(h.dtype, kept_scale, parts)) if down else (h,)
 
@@ -224,26 +254,26 @@ def gated_backward_(
     paths: tuple[Tensors, Tensors],
     scales: tuple[float, float],
     down: Tensors,
-    seeds: Tensors,
+    seed: Tensors,
     p: float,
 ) -> Tensors:
     grad = dense(grad)
     assert gate.stride(1) == up.stride(1) == 1
     tokens, width = gate.shape
     rank = _rank(paths, down[1:])
-    rows, columns, _ = tile = GATED_BACKWARD if any(paths) or down else UNGATED
-    blocks = triton.cdiv(width, columns)
-    steps, splits = _share(tokens, rows, blocks, BY_COLUMNS)
+    tile = GATED_BACKWARD if any(paths) or down else GATED_BACKWARD_ALONE
+    blocks = triton.cdiv(width, tile.columns)
+    steps, splits = _share(tokens, tile.rows, blocks, tile.programs)
     grad_a = _empty(gate, splits, rank, width) if down else gate
     least, kept_scale = mask(p)
     filler = gate, gate
     gated_backward_parts[(blocks, splits)](
         *(grad, gate, up, *(paths[0] or filler), *(paths[1] or filler)),
-        *(*(x.contiguous() for x in down or filler), seeds[0] if seeds else gate),
+        *(*(x.contiguous() for x in down or filler), *(seed or (gate,))),
         *(grad_a, tokens, width, rank),
         *(grad.stride(0), gate.stride(0), up.stride(0), *scales, least, kept_scale, steps),
         **_taking_part(paths, down, p),
-        **_sizes(tile, rank),
+        **tile.sizes(rank),
     )
     return gate, up, *(_summed(gate.dtype, kept_scale, grad_a) if down else ())
 
@@ -303,6 +333,7 @@ def _of_rotated(*args: Any) -> Tensors:
 
 
 PATH_FORMS: Mapping[str, Callable[..., Any]] = {
+    "add_with_path_": _up_to_its_rank(add_with_path_, lambda *args: args[2][1:]),
     "gated": _up_to_its_rank(gated, _of_gated),
     "gated_backward_": _up_to_its_rank(gated_backward_, _of_gated),
     "hidden_each": _up_to_its_rank(hidden_each, lambda *args: args[1]),

@@ -91,7 +91,7 @@ def sum_parts(
 
 @triton.jit
 def hidden_parts(
-    x_ptr, a_0, a_1, a_2, seed_0, seed_1, seed_2, out_ptr,
+    x_ptr, a_0, a_1, a_2, seed_ptr, out_ptr,
     tokens, width, rank, x_stride, least, steps,
     COUNT: tl.constexpr, DROP: tl.constexpr, RANK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -104,14 +104,12 @@ def hidden_parts(
     for step in range(steps):
         columns = (split * steps + step) * COLUMNS + tl.arange(0, COLUMNS)
         x = _tile(x_ptr, rows, columns, x_stride, tokens, width)
-        a = tl.trans(_tile(a_0, ranks, columns, width, rank, width))
-        first = _dot(_kept(x, seed_0, rows, columns, least, DROP), a, first)
+        x = _kept(x, seed_ptr, rows, columns, least, DROP)
+        first = _dot(x, tl.trans(_tile(a_0, ranks, columns, width, rank, width)), first)
         if COUNT > 1:
-            a = tl.trans(_tile(a_1, ranks, columns, width, rank, width))
-            second = _dot(_kept(x, seed_1, rows, columns, least, DROP), a, second)
+            second = _dot(x, tl.trans(_tile(a_1, ranks, columns, width, rank, width)), second)
         if COUNT > 2:
-            a = tl.trans(_tile(a_2, ranks, columns, width, rank, width))
-            third = _dot(_kept(x, seed_2, rows, columns, least, DROP), a, third)
+            third = _dot(x, tl.trans(_tile(a_2, ranks, columns, width, rank, width)), third)
     size = tokens * rank
     out = out_ptr + split.to(tl.int64) * COUNT * size
     _put(out, first, rows, ranks, rank, tokens, rank)
@@ -143,28 +141,17 @@ def output_parts(
 
 
 @triton.jit
-def _one_input(
-    x, total, part_ptr, a, seed_ptr, grad_a, rows, columns, ranks, tokens, rank, least, kept_scale,
-    ONTO: tl.constexpr, DROP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """One adapter's part in `input_parts`: its gradient to A, and to the input in `total`."""
-    part = _tile(part_ptr, rows, ranks, rank, tokens, rank)
+def _added(total, added, stays, kept_scale, DROP: tl.constexpr):
+    """`total` and the gradient to the input, where its mask has that stay."""
     if DROP:
-        stays = _stays(seed_ptr, rows, columns, least)
-        grad_a = _dot(tl.trans(part), tl.where(stays, x, 0.0).to(x.dtype), grad_a)
-        if ONTO:
-            total += tl.where(stays, _product(part, a, ROWS, COLUMNS) * kept_scale, 0.0)
-    else:
-        grad_a = _dot(tl.trans(part), x, grad_a)
-        if ONTO:
-            total += _product(part, a, ROWS, COLUMNS)
-    return total, grad_a
+        added = tl.where(stays, added * kept_scale, 0.0)
+    return total + added
 
 
 @triton.jit
 def input_parts(
     x_ptr, scale_ptr, weight_ptr, onto_ptr, part_0, part_1, part_2, a_0, a_1, a_2,
-    seed_0, seed_1, seed_2, grad_a_ptr,
+    seed_ptr, grad_a_ptr, other_1, other_2,
     tokens, width, rank, x_stride, onto_stride, least, kept_scale, steps,
     COUNT: tl.constexpr, NORM: tl.constexpr, ONTO: tl.constexpr, DROP: tl.constexpr,
     RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -190,24 +177,30 @@ def input_parts(
         if NORM:
             scale = tl.load(scale_ptr + rows, mask=rows < tokens, other=0.0)[:, None]
             x = ((x.to(tl.float32) * scale).to(kind).to(tl.float32) * weight).to(kind)
-        total = tl.zeros((ROWS, COLUMNS), tl.float32)
+        stays = _stays(seed_ptr, rows, columns, least) if DROP else True
+        if DROP:
+            x = tl.where(stays, x, 0.0).to(kind)
+        part = _tile(part_0, rows, ranks, rank, tokens, rank)
+        first = _dot(tl.trans(part), x, first)
+        if ONTO:
+            added = _product(part, first_a, ROWS, COLUMNS)
+        if COUNT > 1:
+            part = _tile(part_1, rows, ranks, rank, tokens, rank)
+            second = _dot(tl.trans(part), x, second)
+            if ONTO:
+                added = _dot(part, second_a, added)
+        if COUNT > 2:
+            part = _tile(part_2, rows, ranks, rank, tokens, rank)
+            third = _dot(tl.trans(part), x, third)
+            if ONTO:
+                added = _dot(part, third_a, added)
         if ONTO:
             total = _tile(onto_ptr, rows, columns, onto_stride, tokens, width).to(tl.float32)
-        total, first = _one_input(
-            x, total, part_0, first_a, seed_0, first, rows, columns, ranks, tokens, rank, least,
-            kept_scale, ONTO, DROP, ROWS, COLUMNS,
-        )  # fmt: skip
-        if COUNT > 1:
-            total, second = _one_input(
-                x, total, part_1, second_a, seed_1, second, rows, columns, ranks, tokens, rank,
-                least, kept_scale, ONTO, DROP, ROWS, COLUMNS,
-            )  # fmt: skip
-        if COUNT > 2:
-            total, third = _one_input(
-                x, total, part_2, third_a, seed_2, third, rows, columns, ranks, tokens, rank,
-                least, kept_scale, ONTO, DROP, ROWS, COLUMNS,
-            )  # fmt: skip
-        if ONTO:
+            if ONTO > 1:
+                total += _tile(other_1, rows, columns, width, tokens, width).to(tl.float32)
+            if ONTO > 2:
+                total += _tile(other_2, rows, columns, width, tokens, width).to(tl.float32)
+            total = _added(total, added, stays, kept_scale, DROP)
             _put(onto_ptr, total, rows, columns, onto_stride, tokens, width)
     size = rank * width
     out = grad_a_ptr + split.to(tl.int64) * COUNT * size
@@ -224,6 +217,22 @@ def _with_path(x, hidden_ptr, b, rows, ranks, tokens, rank, scale, kind: tl.cons
     hidden = _tile(hidden_ptr, rows, ranks, rank, tokens, rank)
     added = tl.dot(hidden, tl.trans(b), input_precision="ieee")
     return (x + scale * added).to(kind).to(tl.float32)
+
+
+@triton.jit
+def add_tiles(
+    y_ptr, x_ptr, hidden_ptr, b_ptr, tokens, width, rank, y_stride, x_stride, scale,
+    RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    ranks = tl.arange(0, RANK)
+    kind: tl.constexpr = y_ptr.dtype.element_ty
+    b = _tile(b_ptr, columns, ranks, rank, width, rank)
+    y = _tile(y_ptr, rows, columns, y_stride, tokens, width).to(tl.float32)
+    y = _with_path(y, hidden_ptr, b, rows, ranks, tokens, rank, scale, kind)
+    x = _tile(x_ptr, rows, columns, x_stride, tokens, width).to(tl.float32)
+    _put(y_ptr, x + y, rows, columns, y_stride, tokens, width)
 
 
 @triton.jit
@@ -289,10 +298,12 @@ def gated_backward_parts(
         sigmoid = tl.sigmoid(gate)
         if DOWN:
             h = ((gate * sigmoid).to(kind).to(tl.float32) * up).to(kind)
-            grad, grad_a = _one_input(
-                h, grad, down_ptr, a, seed_ptr, grad_a, rows, columns, ranks, tokens, rank, least,
-                kept_scale, True, DROP, ROWS, COLUMNS,
-            )  # fmt: skip
+            stays = _stays(seed_ptr, rows, columns, least) if DROP else True
+            if DROP:
+                h = tl.where(stays, h, 0.0).to(kind)
+            part = _tile(down_ptr, rows, ranks, rank, tokens, rank)
+            grad_a = _dot(tl.trans(part), h, grad_a)
+            grad = _added(grad, _product(part, a, ROWS, COLUMNS), stays, kept_scale, DROP)
         to_gate = grad * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))
         _put(gate_ptr, to_gate, rows, columns, gate_stride, tokens, width)
         _put(up_ptr, gate * sigmoid * grad, rows, columns, up_stride, tokens, width)

@@ -22,7 +22,7 @@ from llama.model.config import ModelConfig
 from llama.model.documents import Documents
 from llama.model.kv_cache import KVCache
 from llama.model.rope import Rotation
-from llama.parallel.layers import ColumnParallelLinear, RowParallelLinear, copy_to_shards
+from llama.parallel.layers import ColumnParallelLinear, RowParallelLinear, each_of
 from llama.parallel.mesh import TensorParallel
 
 _HOPPER_ORDER = [
@@ -167,12 +167,11 @@ class Attention(nn.Module):
         cache: KVCache | None,
         layer: int,
     ) -> torch.Tensor:
-        shared_TD = copy_to_shards(x_TD, self.tp)
         heads = x_TD.shape[0], self.n_heads, self.head_dim
         kv_heads = x_TD.shape[0], self.n_kv_heads, self.head_dim
-        q_THE = rotation(self.wq.on(x_TD, shared_TD).view(heads))
-        k_TKE = rotation(self.wk.on(x_TD, shared_TD).view(kv_heads))
-        v_TKE = self.wv.on(x_TD, shared_TD).view(kv_heads)
+        q, k, v = each_of((self.wq, self.wk, self.wv), x_TD, self.tp)
+        q_THE, k_TKE, v_TKE = rotation(q.view(heads)), rotation(k.view(kv_heads)), v.view(kv_heads)
+        del q, k, v
         if cache is None:
             out_THE = self.attend(q_THE, k_TKE, v_TKE, documents)
         else:

@@ -26,7 +26,7 @@ from llama.parallel.layers import (
     ColumnParallelLinear,
     RowParallelLinear,
     VocabParallelEmbedding,
-    copy_to_shards,
+    each_of,
     gather_from_shards,
     linear,
     real_rows,
@@ -65,8 +65,7 @@ class FeedForward(nn.Module):
         self.w3 = ColumnParallelLinear(config.dim, config.ffn_dim, bias, tp)
 
     def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
-        shared_TD = copy_to_shards(x_TD, self.tp)
-        return self.w2(swiglu(self.w1.on(x_TD, shared_TD), self.w3.on(x_TD, shared_TD)))
+        return self.w2(swiglu(*each_of((self.w1, self.w3), x_TD, self.tp)))
 
 
 def _recomputed(function: Callable[..., torch.Tensor], *args: object) -> torch.Tensor:

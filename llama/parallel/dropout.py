@@ -11,7 +11,7 @@ sequence parallelism T are this rank's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -41,12 +41,41 @@ def dropout(
     shards, rank = (tp.size, tp.rank) if sharded else (1, 0)
     start = span.start, rank * width
     if on_cuda(x):
-        return _Dropped.apply(x, draw_seed(x.device), p, start)  # type: ignore[return-value]
+        seed = _once(lambda: draw_seed(x.device))
+        return _Dropped.apply(x, seed, p, start)  # type: ignore[return-value]
     whole, full = span.whole or tokens, width * shards
     own = slice(span.start, span.start + tokens), slice(rank * width, (rank + 1) * width)
-    # Uniform numbers are drawn several times faster on CPU than Bernoulli ones.
-    keep = torch.rand((whole, full), device=x.device)[own] >= p
-    return x * (keep.to(x.dtype) * (1.0 / (1.0 - p)))
+
+    def draw() -> torch.Tensor:
+        # Uniform numbers are drawn several times faster on CPU than Bernoulli ones.
+        keep = torch.rand((whole, full), device=x.device)[own] >= p
+        return keep.to(x.dtype) * (1.0 / (1.0 - p))
+
+    return x * _once(draw)
+
+
+_drawn: ContextVar[list[torch.Tensor] | None] = ContextVar("drawn", default=None)
+
+
+@contextmanager
+def one_mask() -> Iterator[None]:
+    """Within, `dropout` draws one mask for all that call it: layers that read one input see it
+    under the same, as in the merged layers of LoRA's authors (`MergedLinear` in
+    github.com/microsoft/LoRA, loralib/layers.py)."""
+    before = _drawn.set([])
+    try:
+        yield
+    finally:
+        _drawn.reset(before)
+
+
+def _once(draw: Callable[[], torch.Tensor]) -> torch.Tensor:
+    drawn = _drawn.get()
+    if drawn is None:
+        return draw()
+    if not drawn:
+        drawn.append(draw())
+    return drawn[0]
 
 
 class Seeds:
@@ -65,7 +94,10 @@ class Seeds:
 
     def draw(self) -> None:
         """Put in what `draw_seed` would have drawn."""
-        self._values[: self._taken, 0].copy_(torch.randint(2**62, (self._taken,)))
+        cuda = self._values.is_cuda
+        drawn = torch.zeros(self._taken, 2, dtype=torch.int64, pin_memory=cuda)
+        drawn[:, 0] = torch.randint(2**62, (self._taken,))
+        self._values[: self._taken].copy_(drawn, non_blocking=True)
 
 
 _seeds: ContextVar[Seeds | None] = ContextVar("seeds", default=None)

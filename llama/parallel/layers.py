@@ -16,6 +16,7 @@ from torch import nn
 
 from llama.base.dense import Dense
 from llama.base.frozen import FrozenWeight, frozen_product
+from llama.parallel.dropout import one_mask
 from llama.parallel.mesh import TensorParallel
 from llama.parallel.side_path import SidePath
 
@@ -129,9 +130,9 @@ class ParallelLinear(nn.Module):
 class ColumnParallelLinear(ParallelLinear):
     """`y[T, O/p] = x[T, I] W[O/p, I]^T + b[O/p]`: each rank computes some of the outputs.
 
-    Layers with the same input are called by `on`, with one `shared = copy_to_shards(x)`, so that
-    its gradient is summed over the ranks once for all of them. An adapter takes x as it is: the
-    gradient from there is whole on every rank."""
+    Layers with the same input are called by `each_of`, with one `shared = copy_to_shards(x)`, so
+    that its gradient is summed over the ranks once for all of them. An adapter takes x as it is:
+    the gradient from there is whole on every rank."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool, tp: TensorParallel) -> None:
         super().__init__(in_features, out_features, tp)
@@ -153,6 +154,15 @@ class ColumnParallelLinear(ParallelLinear):
             shared = input_ if copied else copy_to_shards(input_, self.tp)
         output = linear(shared, self.weight, self.bias, self.kind)
         return output if self.lora is None else self.lora(input_, output)
+
+
+def each_of(
+    layers: tuple[ColumnParallelLinear, ...], x: torch.Tensor, tp: TensorParallel
+) -> tuple[torch.Tensor, ...]:
+    """The outputs of layers that read one input; their adapters see it under one mask."""
+    shared = copy_to_shards(x, tp)
+    with one_mask():
+        return tuple(layer.on(x, shared) for layer in layers)
 
 
 class RowParallelLinear(ParallelLinear):

@@ -80,7 +80,15 @@ def test_inputs_take_no_memory_of_the_device_between_the_passes() -> None:
 
 WIDTH, FEW, RANK, P = 4096, 64, 16, 0.2
 BY_ROWS = (
-    *("add_norm", "dropped", "gated", "gated_backward_", "hidden_each", "input_gradients_"),
+    *(
+        "add_norm",
+        "add_with_path_",
+        "dropped",
+        "gated",
+        "gated_backward_",
+        "hidden_each",
+        "input_gradients_",
+    ),
     *("norm_backward", "output_gradients", "quantised_rows", "rms_norm", "rms_norm_backward"),
     *("rotate", "swiglu", "swiglu_backward"),
 )
@@ -128,6 +136,7 @@ def _results(form: Callable[..., Any], name: str, rows: int, before: int) -> lis
     paths, scales = ((part, b), (part, b)), (0.5, 2.0)
     calls: dict[str, Callable[[], Any]] = {
         "add_norm": lambda: form(x, x, weight, 1e-5),
+        "add_with_path_": lambda: form(x.clone(), x, (part, b), 0.5),
         "dropped": lambda: form(x, seed, P),
         "gated": lambda: form(x, x, paths, scales, (a,), (seed,), P),
         "gated_backward_": lambda: form(

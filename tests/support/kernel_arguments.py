@@ -29,21 +29,20 @@ def calls(
 
     x, update, grad = (random(tokens, width) for _ in range(3))
     weight = random(width)
-    numbers = (2**61 + 12345, 77, 2**40 + 9)
-    seeds = tuple(torch.tensor([n, 3], device=device) for n in numbers)  # from a third row on
+    seed = torch.tensor([2**61 + 12345, 3], device=device)  # from a third row on
     scale = (x.float().square().mean(dim=-1, keepdim=True) + EPS).rsqrt()
     yield "rms_norm", (x, weight, EPS)
     yield "rms_norm_backward", (grad, x, weight, scale)
     yield "add_norm", (x, update, weight, EPS)
     yield "norm_backward", (update, grad, x, weight, EPS)
-    yield "dropped", (x, seeds[0], P, (5, width))
+    yield "dropped", (x, seed, P, (5, width))
     yield "swiglu", (x, update)
     yield "swiglu_backward", (grad, x, update)
     q, k = random(tokens, 6, 20), random(2, tokens, 20).transpose(0, 1)
     cos, sin = random(tokens, 1, 20), random(tokens, 1, 20)
     yield "rotate", (k, cos, sin)
     yield "rotate_both", (q, k, cos, sin)
-    yield from _paths(random, seeds, tokens, width)
+    yield from _paths(random, seed, tokens, width)
     labels = torch.randint(-1, vocabulary, (tokens, 1), generator=generator).to(device)
     labels[:2] = torch.tensor([[-1], [vocabulary - 1]], device=device)
     yield "losses_and_gradient", (3 * random(tokens, vocabulary), labels)
@@ -70,25 +69,27 @@ def _of_eight_bits(
 
 
 def _paths(
-    random: Callable[..., torch.Tensor], seeds: tuple[torch.Tensor, ...], tokens: int, width: int
+    random: Callable[..., torch.Tensor], seed: torch.Tensor, tokens: int, width: int
 ) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Calls of `llama/fused/paths.py`: with one adapter and more, of several ranks, with dropout
     and without."""
     x, grad, up = (random(tokens, width) for _ in range(3))
     norm = (x.float().square().mean(dim=-1, keepdim=True) + EPS).rsqrt(), random(width)
     for count, rank, p in ((1, 4, P), (2, 16, 0.0), (3, 20, P), (1, 40, P)):
-        drawn = seeds[:count] if p else ()
+        drawn = (seed,) if p else ()
         a = tuple(random(rank, width) / width**0.5 for _ in range(count))
         b = tuple(random(width, rank) for _ in range(count))
         hidden = tuple(random(tokens, rank) for _ in range(count))
         yield "hidden_each", (x, a, drawn, p)
+        yield "add_with_path_", (up, x, (hidden[0], b[0]), 0.5)
         yield "output_gradients", (grad, hidden[0], b[0], 0.5)
         yield "input_gradients_", (x, (up,), norm, hidden, a, drawn, p)
+        yield "input_gradients_", (x, (up, grad, x)[:count], (), hidden, a, drawn, p)
         yield "input_gradients_", (x, (), (), hidden, a, drawn, p)
         both = (hidden[0], b[0]), (hidden[-1], b[-1]) if count > 1 else ()
         scales = 0.5, 2.0
         for paths, down in ((both, ()), (((), both[0]), a[:1]), (((), ()), a[:1]), (both, a[:1])):
-            masks = drawn[: len(down)]
+            masks = drawn if down else ()
             yield "gated", (x, up, paths, scales, down, masks, p)
             down = (hidden[0], *down) if down else ()
             yield "gated_backward_", (grad, x, up, paths, scales, down, masks, p)

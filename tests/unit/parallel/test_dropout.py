@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llama.parallel.dropout import _Dropped, draw_seed, dropout, dropped, from_row, keep_mask
+from llama.parallel.dropout import (
+    _Dropped,
+    draw_seed,
+    dropout,
+    dropped,
+    from_row,
+    keep_mask,
+    one_mask,
+)
 from llama.parallel.mesh import SINGLE, TensorParallel
 from tests.support.closeness import assert_close, sums_of
 
@@ -145,3 +153,15 @@ def test_activation_checkpointing_draws_the_same_seed_again() -> None:
     first, second = draw_seed(CPU), draw_seed(CPU)
     torch.set_rng_state(state)
     assert torch.equal(draw_seed(CPU), first) and not torch.equal(first, second)
+
+
+def test_layers_that_read_one_input_see_one_mask() -> None:
+    """As long as they are called together, and no others. ZeRO-3 gives each a tensor of its own."""
+    x = torch.ones(TOKENS, WIDTH)
+    torch.manual_seed(7)
+    with one_mask():
+        first, second = (dropout(t, 0.3, SINGLE, sharded=False) for t in (x, x.clone()))
+    assert torch.equal(first, second)
+    assert not torch.equal(dropout(x, 0.3, SINGLE, sharded=False), first)
+    torch.manual_seed(7)
+    assert torch.equal(dropout(x, 0.3, SINGLE, sharded=False), first)
