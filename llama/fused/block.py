@@ -3,6 +3,12 @@ path, with element-wise work fused, gradients summed inside the products, and a 
 kept for the backward pass and what is computed again there.
 
 For what `llama/fused/install.py` lists; all else takes the plain path.
+
+Over tensor-parallel ranks each computes its own heads and its own part of the feed-forward. A sum
+is taken of the outputs of `wo` and of `w2`, and on the way back of the gradients to the two norms,
+with what adapters add in it: they are linear, so that a share of what they are given makes a share
+of what they give. The gradients of the factors that all ranks have are the only other sum.
+
 Shapes: T tokens, D dim, H query heads, K kv heads, E head_dim, F feed-forward width, R rank.
 """
 
@@ -31,6 +37,8 @@ from llama.parallel.side_path import LowRank
 QKV, GATE_UP = ("wq", "wk", "wv"), ("w1", "w3")
 INPUTS = (QKV, ("wo",), GATE_UP, ("w2",))
 """What a block's layers read, by the layers that read it, in the order in which it calls them."""
+OUTPUT, DOWN = "wo", "w2"
+"""Those that read what is cut over tensor-parallel ranks, and give shares of a sum."""
 
 
 @dataclass
@@ -92,6 +100,7 @@ class _FusedBlock(torch.autograd.Function):
             if not stored.late:
                 stored.ahead()
         grad_x = run.backward(saved, grad_outputs[0], ctx.needs_input_grad[3])
+        run.adapted.add_up_shares((*QKV, *GATE_UP), (OUTPUT, DOWN))
         return None, None, None, grad_x, *run.adapted.gradients()
 
 
@@ -111,7 +120,10 @@ class _Run:
         self.heads = [block.attention.n_heads, *[block.attention.n_kv_heads] * 2]
         self.norms = {QKV: block.attention_norm, GATE_UP: block.ffn_norm}
         """By the layers that read them."""
-        self.adapted = Adapted(adapters, INPUTS, block.training, x)
+        self.tp = block.attention.tp
+        first = {name: layer.first_input for layer, name in linears(block)}
+        starts = {readers: first[readers[0]] for readers in INPUTS}
+        self.adapted = Adapted(adapters, starts, block.training, x, self.tp)
         self.tiled = False
 
     # Forward
@@ -159,8 +171,8 @@ class _Run:
         norm = self.norms[GATE_UP]
         self.adapted.see(("wo",), out, saved.hidden)
         update = self.weights["wo"].times(out)
-        if self.adapted.on(("wo",)):
-            middle = self.adapted.add_to_sum("wo", update, saved.x, saved.hidden)
+        if self.tp.size > 1 or self.adapted.on(("wo",)):
+            middle = self._added("wo", update, saved.x, saved.hidden)
             y, scale = kernels.normed(middle, norm.weight, norm.eps)
         else:
             middle, y, scale = kernels.add_norm(saved.x, update, norm.weight, norm.eps)
@@ -177,7 +189,18 @@ class _Run:
         if kept >= Kept.ALL:
             saved.gate, saved.up = gate, up
         del gate, up
-        return self.adapted.add_to_sum("w2", self.weights["w2"].times(h), middle, saved.hidden)
+        return self._added("w2", self.weights["w2"].times(h), middle, saved.hidden)
+
+    def _added(
+        self, name: str, y: torch.Tensor, x: torch.Tensor, hidden: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """`x` and the output of a layer that gives shares of a sum, of which `y` is the frozen
+        weight's; in the place of `y`."""
+        if self.tp.size == 1:
+            return self.adapted.add_to_sum(name, y, x, hidden)
+        y = self.adapted.add_to(name, y, hidden)
+        self.tp.all_reduce_(y)
+        return y.add_(x)
 
     def _gate_up(self, saved: Saved, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The frozen layers' outputs; their adapters see `y`."""
@@ -285,6 +308,7 @@ class _Run:
         self.adapted.input_gradients(names, x, onto, scale, parts)
         if not onto:
             return None
+        self.tp.all_reduce_(onto[0])
         return kernels.norm_backward(residual, onto[0], x, norm.weight, norm.eps)
 
     def _frozen_backward(

@@ -18,7 +18,8 @@ from llama.fused.paths import (
     input_gradients_,
     output_gradients,
 )
-from llama.parallel.dropout import draw_seed, from_row
+from llama.parallel.dropout import draw_seed, further
+from llama.parallel.mesh import SINGLE, TensorParallel
 from llama.parallel.side_path import LowRank
 
 Names = tuple[str, ...]
@@ -43,18 +44,23 @@ class Adapted:
     def __init__(
         self,
         adapters: Mapping[str, LowRank],
-        inputs: tuple[Names, ...],
+        inputs: Mapping[Names, int],
         training: bool,
         x: torch.Tensor,
+        tp: TensorParallel = SINGLE,
     ) -> None:
         """For activations like `x`. Draws the seeds of the masks, one for each of `inputs` that has
-        adapters: the names of the layers that read it, in the order in which they are called."""
+        adapters: by the names of the layers that read it, in the order in which they are called,
+        at which column of the whole input this rank's share begins."""
+        self.tp = tp
         dropout = next((path.dropout for path in adapters.values()), 0.0)
         self.p = dropout if training else 0.0
         self.factors: dict[str, Factors] = {}
-        for readers in inputs:
+        for readers, column in inputs.items():
             found = {name: adapters[name] for name in readers if name in adapters}
             seed = draw_seed(x.device) if found and self.p else None
+            if seed is not None and column:
+                seed = further(seed, column=column)
             for name, path in found.items():
                 a, b = (factor.detach().to(x.dtype) for factor in (path.a, path.b))
                 self.factors[name] = Factors(a, b, path.scale, seed)
@@ -132,6 +138,21 @@ class Adapted:
             for other in onto[1:]:
                 onto[0].add_(other)
 
+    def add_up_shares(self, shared_a: Names, shared_b: Names) -> None:
+        """Sum over tensor-parallel ranks the gradients of which each has a share so far: those of
+        A of the layers `shared_a`, which read one input and have each some of the outputs, and of B
+        of `shared_b`, whose `A x` is a share of a sum."""
+        if self.tp.size == 1:
+            return
+        shares = [self.grads_a[name] for name in self.on(shared_a)]
+        shares += [self.grads_b[name] for name in self.on(shared_b)]
+        if shares:
+            flat = torch.cat([share.flatten() for share in shares])
+            self.tp.all_reduce_(flat)
+            sizes = [share.numel() for share in shares]
+            for share, whole in zip(shares, flat.split(sizes), strict=True):
+                share.copy_(whole.view_as(share))
+
     def gradients(self) -> Iterator[torch.Tensor]:
         """Those of A and B of each, in order."""
         for name in self.factors:
@@ -145,7 +166,7 @@ class Adapted:
         found.factors = {
             name: factors
             if factors.seed is None
-            else replace(factors, seed=from_row(factors.seed, row))
+            else replace(factors, seed=further(factors.seed, row=row))
             for name, factors in self.factors.items()
         }
         return found

@@ -1,8 +1,8 @@
 """Which blocks of a model run as one fused function, and giving them that form.
 
 The fused form repeats the arithmetic of the types listed here and of no others. A block that holds
-anything else (a subclass of a part, another adapter, a weight held otherwise, a shard) is called as
-it is, and a note says why.
+anything else (a subclass of a part, another adapter, a weight held otherwise) is called as it is,
+and a note says why.
 """
 
 from __future__ import annotations
@@ -73,8 +73,6 @@ def _low_rank(layer_and_name: tuple[Any, str]) -> Any:
 def _uncovered_linear(layer: Any) -> str | None:
     if type(layer) not in LINEARS:
         return f"is a {type(layer).__name__}"
-    if layer.tp.size > 1:
-        return "is sharded over tensor-parallel ranks"
     if layer.bias is not None:
         return "has a bias"
     if layer.weight.requires_grad:

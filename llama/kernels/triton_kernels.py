@@ -24,15 +24,17 @@ def _keys(places, low, high):
 @triton.jit
 def row_keys(seed_ptr, rows):
     """Of the mask of a seed, what `dropout.keep_mask` multiplies by the keys of columns."""
-    number, further = tl.load(seed_ptr), tl.load(seed_ptr + 1).to(tl.int32)
-    return _keys(rows + further, number.to(tl.int32), (number >> 32).to(tl.int32))
+    number, place = tl.load(seed_ptr), tl.load(seed_ptr + 1)
+    return _keys(rows + place.to(tl.int32), number.to(tl.int32), (number >> 32).to(tl.int32))
 
 
 @triton.jit
 def column_keys(seed_ptr, columns):
     """See `row_keys`."""
-    number = tl.load(seed_ptr)
-    return _keys(columns, (number >> 32).to(tl.int32), number.to(tl.int32))
+    number, place = tl.load(seed_ptr), tl.load(seed_ptr + 1)
+    return _keys(
+        columns + (place >> 32).to(tl.int32), (number >> 32).to(tl.int32), number.to(tl.int32)
+    )
 
 
 @triton.jit

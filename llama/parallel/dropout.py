@@ -114,7 +114,7 @@ def seeds_from(seeds: Seeds) -> Iterator[None]:
 
 
 def draw_seed(device: torch.device) -> torch.Tensor:
-    """A seed for `keep_mask`, int64 `[2]` on `device`: the number, and 0 for the first row. The
+    """A seed for `keep_mask`, int64 `[2]` on `device`: the number, and 0 for its first place. The
     CPU's default generator gives it: to read a number back from a GPU's would mean waiting for the
     GPU. Activation checkpointing restores that generator before it computes a block again."""
     if (seeds := _seeds.get()) is not None:
@@ -125,11 +125,11 @@ def draw_seed(device: torch.device) -> torch.Tensor:
     return seed
 
 
-def from_row(seed: torch.Tensor, row: int) -> torch.Tensor:
-    """The seed of the same mask without its first `row` rows: a tile of the tokens is dropped by
-    it as it would be as a part of the whole."""
+def further(seed: torch.Tensor, row: int = 0, column: int = 0) -> torch.Tensor:
+    """The seed of the same mask without its first `row` rows and `column` columns: a tile of the
+    tokens, or a rank's share of a width, is dropped by it as it would be as a part of the whole."""
     moved = seed.clone()
-    moved[1:].add_(row)
+    moved[1:].add_((column << 32) + row)
     return moved
 
 
@@ -137,9 +137,9 @@ def keep_mask(
     seed: torch.Tensor, shape: torch.Size, p: float, start: tuple[int, int] = (0, 0)
 ) -> torch.Tensor:
     """Which elements stay, boolean `[T, I]` for `shape = [T, I]`: so many rows and columns of a
-    mask, from `start` on. `seed`, int64 `[2]`, is a number and by how many rows more the first one
-    here lies further down. So no mask is stored between the passes, and a rank or a tile computes
-    its own part of the whole.
+    mask, from `start` on. `seed`, int64 `[2]`, is a number and by how many rows (in its lower half)
+    and columns more the first place here lies further on. So no mask is stored between the passes,
+    and a rank or a tile computes its own part of the whole.
 
     A row and a column have a key each, an odd number that the seed and its place are hashed to, and
     an element's fate is the product of the two keys compared with `p`: multiplicative hashing
@@ -149,10 +149,10 @@ def keep_mask(
     device = seed.device
     rows = torch.arange(shape[0], dtype=torch.int32, device=device)
     columns = torch.arange(shape[1], dtype=torch.int32, device=device)
-    number, further = seed[:1], seed[1:].to(torch.int32)
+    number, place = seed[:1], seed[1:]
     low, high = number.to(torch.int32), (number >> 32).to(torch.int32)
-    row_keys = _keys(rows + (further + start[0]), low, high)
-    column_keys = _keys(columns + start[1], high, low)
+    row_keys = _keys(rows + (place.to(torch.int32) + start[0]), low, high)
+    column_keys = _keys(columns + ((place >> 32).to(torch.int32) + start[1]), high, low)
     return row_keys.unsqueeze(1) * column_keys >= int(p * 2**32) - 2**31
 
 

@@ -116,6 +116,9 @@ class ParallelLinear(nn.Module):
     shard_shape: tuple[int, int]
     """`(O, I)` of this rank's weight. The weight's own shape does not say it under ZeRO-3."""
 
+    first_input: int
+    """Which of all inputs is the first of this rank's."""
+
     def __init__(self, in_features: int, out_features: int, tp: TensorParallel) -> None:
         super().__init__()
         self.in_features = in_features
@@ -138,6 +141,7 @@ class ColumnParallelLinear(ParallelLinear):
         super().__init__(in_features, out_features, tp)
         rows = tp.divide(out_features, "the outputs of a linear layer")
         self.shard_shape = rows, in_features
+        self.first_input = 0
         self.weight = sharded_parameter(rows, in_features, dim=0)
         self.bias = sharded_parameter(rows, dim=0) if bias else None
 
@@ -172,6 +176,7 @@ class RowParallelLinear(ParallelLinear):
         super().__init__(in_features, out_features, tp)
         columns = tp.divide(in_features, "the inputs of a linear layer")
         self.shard_shape = out_features, columns
+        self.first_input = tp.rank * columns
         self.weight = sharded_parameter(out_features, columns, dim=1)
         self.bias = sharded_parameter(out_features, dim=None) if bias else None
 

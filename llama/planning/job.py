@@ -115,14 +115,14 @@ class Job:
     @property
     def blocks_are_fused(self) -> bool:
         """Whether each block is one function, on a CUDA device (`llama/fused/install.py`)."""
-        whole = self.tensor_parallel == self.sequence_parallel == 1 and self.zero.stage < 3
+        whole = self.sequence_parallel == 1 and self.zero.stage < 3
         covered = self.lora is not None and kind_of(self.lora).FUSED
         return self.fused and whole and covered
 
     @property
     def captured(self) -> bool:
         """Whether passes are CUDA graphs (`llama/fused/captured.py`)."""
-        half = self.precision != "fp32" and not self.shares_base
+        half = self.precision != "fp32" and not self.shares_base and self.tensor_parallel == 1
         on_device = Kept.HOST not in self.kept
         return self.blocks_are_fused and self.device == "cuda" and half and on_device
 

@@ -23,7 +23,6 @@ from llama.model.documents import Documents
 from llama.model.kept import Kept
 from llama.model.transformer import Transformer, run_block
 from llama.parallel import dropout
-from llama.parallel.mesh import TensorParallel
 from tests.parity.test_packing import documents, loss_and_gradients, trained_model
 from tests.support.closeness import SMALL_MODEL, assert_close
 from tests.support.model_files import TINY
@@ -150,14 +149,12 @@ def test_attention_goes_back_from_inputs_given_later() -> None:
         assert torch.equal(found, expected) and found.abs().sum() > 0
 
 
-@pytest.mark.parametrize("what", ["sharded", "trainable base", "bias", "partitioned", "other"])
+@pytest.mark.parametrize("what", ["trainable base", "bias", "partitioned", "other"])
 def test_what_the_fused_path_does_not_know_goes_the_plain_way(what: str) -> None:
     block = model().layers[0]
     assert uncovered(block) is None
     layer: Any = block.attention.wk  # type: ignore[union-attr]
-    if what == "sharded":
-        layer.tp = TensorParallel(0, 2)
-    elif what == "trainable base":
+    if what == "trainable base":
         layer.weight.requires_grad_(True)
     elif what == "bias":
         layer.bias = torch.nn.Parameter(torch.zeros(4))

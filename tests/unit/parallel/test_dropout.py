@@ -10,7 +10,7 @@ from llama.parallel.dropout import (
     draw_seed,
     dropout,
     dropped,
-    from_row,
+    further,
     keep_mask,
     one_mask,
 )
@@ -124,15 +124,20 @@ def test_shards_compute_their_part_of_the_mask(size: int) -> None:
         keep_mask(seed, torch.Size((TOKENS, width)), 0.3, (0, rank * width)) for rank in range(size)
     ]
     assert torch.equal(torch.cat(parts, dim=1), whole)
+    for row, rank in ((0, 1), (5, size - 1), (2**31 - 100, 1)):  # by the seed alone
+        shape = torch.Size((TOKENS, width))
+        expected = keep_mask(seed, shape, 0.3, (row, rank * width))
+        moved = further(further(seed, column=rank * width), row=row)
+        assert torch.equal(keep_mask(moved, shape, 0.3), expected)
 
 
 def test_tiles_of_the_tokens_compute_their_part_of_the_mask() -> None:
     """Far rows too."""
     for first in (0, 400_000):
-        seed = from_row(draw_seed(CPU), first)
+        seed = further(draw_seed(CPU), row=first)
         whole = keep_mask(seed, torch.Size((TOKENS, WIDTH)), 0.3)
         parts = [
-            keep_mask(from_row(seed, row), torch.Size((min(3, TOKENS - row), WIDTH)), 0.3)
+            keep_mask(further(seed, row=row), torch.Size((min(3, TOKENS - row), WIDTH)), 0.3)
             for row in range(0, TOKENS, 3)
         ]
         assert torch.equal(torch.cat(parts), whole) and 0 < whole.sum() < whole.numel()

@@ -1,0 +1,96 @@
+"""The ranks of `test_tensor_parallel`: `torchrun ... -m tests.unit.fused.tensor_parallel_ranks`."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+
+from llama.adapters.attach import adapters, attach, initialise
+from llama.assembly.model import build_model
+from llama.data.batches import make_batch
+from llama.data.feed import model_inputs
+from llama.engine import start_processes
+from llama.fused import tiles
+from llama.fused.captured import capture
+from llama.fused.install import install
+from llama.launch.processes import stop_processes
+from llama.launch.program import run_program
+from llama.model.config import LINEARS
+from llama.model.kept import Kept
+from llama.model.transformer import Transformer, run_block
+from llama.parallel import dropout
+from llama.parallel.layers import shard_dim
+from llama.parallel.mesh import create_mesh
+from llama.settings import LoRAOptions
+from llama.weights.open_model import ModelSource
+from llama.weights.random_init import RandomReader
+from tests.parity.test_packing import documents, loss_and_gradients
+from tests.support.closeness import SMALL_MODEL, assert_close
+from tests.support.model_files import TINY
+
+CPU = torch.device("cpu")
+TARGETS = (LINEARS, ("wq", "wv"), ("wo",), ("w1", "w2"))
+PACKINGS = ([8, 8, 8], [5, 9, 3])
+
+
+def model_of(targets: tuple[str, ...], p: float, base: str) -> Transformer:
+    mesh = create_mesh(dist.get_world_size())
+    source = ModelSource("tiny", RandomReader(TINY), None)
+    model = build_model(source, torch.float32, CPU, mesh.tensor_parallel, base=base)
+    attach(model, LoRAOptions(4, 8.0, p, targets))
+    initialise(model, 0, CPU)
+    for number, (_, adapter) in enumerate(adapters(model)):
+        b: Any = adapter.b
+        rank = 0 if shard_dim(b) is None else dist.get_rank()
+        generator = torch.Generator().manual_seed(100 * rank + number)
+        with torch.no_grad():
+            b.normal_(std=0.1, generator=generator)
+    return model.train()
+
+
+def result(model: Transformer, lengths: list[int], kept: Kept | None) -> Any:
+    """By the fused block where `kept` is given."""
+    model.run_block = run_block
+    if kept is not None:
+        assert install(model) is None
+        assert "tensor-parallel" in str(capture(model))
+    model.keep([Kept.ALL if kept is None else kept] * TINY.n_layers)
+    torch.manual_seed(3)
+    inputs = model_inputs(make_batch([documents(lengths)], 0), CPU)
+    loss, gradients = loss_and_gradients(model, [inputs])
+    return loss.item(), {name: gradient.clone() for name, gradient in gradients.items()}
+
+
+def check_equal_to_plain(targets: tuple[str, ...], p: float, lengths: list[int], base: str) -> None:
+    """Whatever is kept; what every rank has whole is the same on each, to the last digit."""
+    model = model_of(targets, p, base)
+    loss, plain = result(model, lengths, None)
+    for kept in Kept:
+        found, gradients = result(model, lengths, kept)
+        assert_close(found, loss, SMALL_MODEL)
+        for name, gradient in gradients.items():
+            assert_close(gradient, plain[name], SMALL_MODEL)
+            if shard_dim(model.get_parameter(name)) is None:
+                others = [torch.empty_like(gradient) for _ in range(dist.get_world_size())]
+                dist.all_gather(others, gradient.contiguous())
+                assert all(torch.equal(other, gradient) for other in others), name
+
+
+def main() -> None:
+    start_processes()
+    with mock.patch.object(dropout, "on_cuda", lambda _: True):  # by one form of masks
+        for targets, p, lengths in product(TARGETS, (0.0, 0.3), PACKINGS):
+            check_equal_to_plain(targets, p, lengths, "half")
+        for base in ("fp8", "nf4"):
+            check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], base)
+        with mock.patch.object(tiles, "TOKENS", 7):
+            check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], "half")
+    stop_processes()
+
+
+if __name__ == "__main__":
+    run_program(main)
