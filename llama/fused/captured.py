@@ -316,7 +316,7 @@ def add_gradients(model: Transformer, onto: Mirrored) -> None:
 def _uncaptured(model: Transformer) -> str | None:
     if not is_installed(model) or len(model.run_block.covered) < len(model.layers):  # type: ignore
         return "not all blocks are fused"
-    if model.layers[0].attention.tp.size > 1:
+    if model.tok_embeddings.tp.size > 1:
         return "tensor-parallel ranks exchange within a pass"
     if model.tok_embeddings.weight.dtype == torch.float32:
         return "attention to documents of several lengths is not one kernel in float32"

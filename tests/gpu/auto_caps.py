@@ -38,7 +38,8 @@ from llama.commands.benchmark.sub_run import GIB
 from llama.data.batches import make_batch
 from llama.data.types import Batch, Example
 from llama.engine import Engine, start_processes
-from llama.fused.captured import RunCaptured
+from llama.engine.again import KeepLess
+from llama.fused.captured import RunCaptured, add_gradients
 from llama.fused.keeping import Sizes, summary
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
@@ -150,6 +151,11 @@ def drawn(dice: random.Random, fp8: bool) -> Case:
     )
 
 
+def unhelped(_: int) -> bool:
+    """Of a fixed setting: where memory runs out it has nothing to do without."""
+    return False
+
+
 class Configuration:
     """One case on its engine."""
 
@@ -162,13 +168,17 @@ class Configuration:
         self.model = cast(Transformer, self.engine.model)
         self.windows = case.windows(source.config.vocab_size)
         self.cap: float | None = None
+        self.keep_less: KeepLess = unhelped
+        onto = self.engine.add_up_gradients(lambda failures: self.keep_less(failures))
+        if isinstance(self.model.run_model, RunCaptured):
+            add_gradients(self.model, onto)
 
     def limit(self) -> None:
         """Cap the memory that this process may take, by what its plan says of the longest rows."""
         shape = self.case.rows, self.case.length
         sizes: Sizes = sizes_of(job_of(self.model, *shape, self.mesh, self.device))
         least, most = (
-            LONGER * (sizes.beside + len(self.model.kept) * sizes.kept[level])
+            LONGER * (sizes.beside[level] + len(self.model.kept) * sizes.kept[level])
             for level in (Kept.INPUT, Kept.ALL)
         )
         activations = least + self.case.share * (most - least)
@@ -185,14 +195,14 @@ class Configuration:
             run.forget()
         model.output.elements = None
         free()
-        engine.keep_less = lambda failures: False
+        self.keep_less = unhelped
         if setting == "auto":
             shape = self.case.rows, self.case.length
             to_come = engine.first_step_bytes()
             if isinstance(run, RunCaptured):  # a run is planned before its passes are recorded
                 model.run_model = run._run
             found = keep_what_fits(model, *shape, self.mesh, self.device, to_come)
-            model.run_model, engine.keep_less = run, found or engine.keep_less
+            model.run_model, self.keep_less = run, found or unhelped
         else:
             model.keep([KEPT[setting]] * len(model.kept))  # type: ignore[index]
 

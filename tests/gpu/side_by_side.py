@@ -1,7 +1,7 @@
 """Ours and transformers + PEFT on one CUDA device, all shapes and placements in one process: built
 once a model, so that a table costs minutes.
 
-    PYTHONPATH=.:tests/support python tests/gpu/side_by_side.py --profile 2x4096:none
+    python -m tests.gpu.side_by_side --profile 2x4096:none
 
 Ours (compiled) and each peer take turns, pair by pair, as in tests/support/peer_benchmark.py, whose
 sides and checks these are. What was measured goes to side_by_side.json (in $OUT, or --output),
@@ -20,17 +20,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peer_benchmark import (
-    LOSS_TOLERANCE,
-    Facts,
-    Measured,
-    Ours,
-    PeerOptions,
-    Ready,
-    Theirs,
-    _free,
-    make_work,
-)
 
 from llama.assembly.memory import keep_what_fits
 from llama.commands.benchmark import command as own
@@ -43,6 +32,17 @@ from llama.metrics.speed import step_flops
 from llama.model.kept import KEPT, Kept
 from llama.model.transformer import Transformer
 from llama.parallel.mesh import Mesh, create_mesh
+from tests.support.peer_benchmark import (
+    LOSS_TOLERANCE,
+    Facts,
+    Measured,
+    Ours,
+    PeerOptions,
+    Ready,
+    Theirs,
+    _free,
+    make_work,
+)
 
 GIB = 2**30
 PEERS = {"HF+PEFT": "bf16-adapters", "+liger": "bf16-adapters+liger"}

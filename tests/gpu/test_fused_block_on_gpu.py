@@ -26,10 +26,9 @@ PACKINGS = {"uniform": [256, 256], "mixed": [9, 300, 2, 170, 31]}
 def result(
     made: Transformer, lengths: list[int], kept: Kept, p: float
 ) -> tuple[float, torch.Tensor]:
-    for block in made.layers:
-        block.kept = kept
+    made.keep([kept] * len(made.layers))
     for _, adapter in adapters(made):
-        adapter.dropout = p
+        adapter.dropout = p  # type: ignore[assignment]
     torch.manual_seed(3)
     batch = model_inputs(make_batch([documents(lengths)], 0), CUDA)
     loss, gradients = loss_and_gradients(made, [batch])

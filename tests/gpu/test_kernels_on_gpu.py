@@ -99,7 +99,7 @@ def model(dtype: torch.dtype, rounded_to: torch.dtype) -> Transformer:
     generator = torch.Generator().manual_seed(1)
     for _, adapter in adapters(made):
         with torch.no_grad():
-            adapter.b.normal_(std=0.05, generator=generator)
+            adapter.b.normal_(std=0.05, generator=generator)  # type: ignore[operator]
     return made.to(CUDA, rounded_to).to(dtype).train()
 
 
