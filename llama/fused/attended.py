@@ -34,9 +34,11 @@ class Attended:
 
         def pack(x: torch.Tensor) -> Any:
             """What the graph is to save for `x`: a kernel saves views of q, k and v as well, told
-            by the memory that they lie in."""
+            by the memory that they lie in; and its output, whose own graph would hold itself."""
             lies_in = _place(x)
-            return (memory.index(lies_in), x.size(), x.stride()) if lies_in in memory else x
+            if lies_in in memory:
+                return memory.index(lies_in), x.size(), x.stride()
+            return x.detach()
 
         # It refers to the list and not to self: the graph hangs on self, and a circle of references
         # would hold the memory until Python's collector comes by.
