@@ -60,7 +60,7 @@ def build_engine(
     keep_less = None
     if options.checkpointing == "auto":
         length = options.seq_len or LONGEST_ROW
-        to_come = engine.first_step_bytes() + (shared.most_room_bytes() if shared else 0)
+        to_come = engine.step_bytes() + (shared.most_room_bytes() if shared else 0)
         shape = resolved.micro_batch, length
         keep_less = keep_what_fits(model, *shape, mesh, device, to_come)
     if fast and (plain := plain or capture(model)):

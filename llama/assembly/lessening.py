@@ -13,6 +13,10 @@ from llama.notes import note
 
 LESS = 0.9
 """The step down after a plan that failed, as a share of what it was made for."""
+WORTH = 32
+"""Passes that recordings must have served for it to be enough that they are given up. Where they
+have served fewer, memory does not hold them beside what is kept, and each step would record anew,
+which takes the time of a few passes."""
 FEWEST_LOGITS = CHUNK_ELEMENTS // 16
 
 
@@ -29,8 +33,8 @@ class Lessening:
         """To be called with the number of times that this step has run out of memory; False where
         there is nothing left to do without."""
         run = self._model.run_model
-        forgot = isinstance(run, RunCaptured) and run.forget()
-        if forgot and failures == 1:
+        served = run.forget() if isinstance(run, RunCaptured) else 0
+        if served >= WORTH and failures == 1:
             done = "recorded passes are given up and recorded anew"
         elif self._keep_less():
             done = summary(self._model.kept)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -17,6 +18,18 @@ KeepLess = Callable[[int], bool]
 """Is told how often a step has run out of memory by now; has less kept and gives True, or False
 where no less can be."""
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory that comes to be taken once passes are through, when no step can be taken again."""
+
+    nbytes: Callable[[], int]
+    device: torch.device
+
+    def check(self) -> None:
+        """`torch.OutOfMemoryError` where there is none."""
+        torch.empty(self.nbytes(), dtype=torch.uint8, device=self.device)
 
 
 def begun_again(attempt: Callable[[], T], keep_less: KeepLess) -> T:

@@ -14,7 +14,7 @@ from torch import nn
 from llama.adapters.attach import fixed_parameters, parameter_groups, trainable_parameters
 from llama.data.batches import own_part
 from llama.data.types import Batch
-from llama.engine.again import KeepLess
+from llama.engine.again import KeepLess, Room
 from llama.engine.backend import LOGGER
 from llama.engine.configuration import configuration, with_fused_adam
 from llama.engine.gradients import check_all_at_once, norm_of
@@ -99,7 +99,8 @@ class Engine:
         place where passes may add theirs by themselves."""
         trained, shards = self.trainable.values(), self.mesh.tensor_parallel.size
         hand_over = hand_over_to(self._engine, trained, shards)
-        self._window = window = Apart(self.model, trained, hand_over, keep_less)
+        room = Room(self.step_bytes, self.device)
+        self._window = window = Apart(self.model, trained, hand_over, keep_less, room)
         return window.sum
 
     def step(self, window: Sequence[Batch]) -> Step:
@@ -293,13 +294,14 @@ class Engine:
         """torch's own, which DeepSpeed's steps."""
         return self._state.inner
 
-    def first_step_bytes(self) -> int:
-        """Bytes that this rank is still to take in its first step: two float32 moments of what it
-        optimizes; and for each gradient 4, and 4 for the buffer it is summed in, of the whole
-        adapter, or under ZeRO-3, which cuts gradients up as they come, of its own share."""
+    def step_bytes(self) -> int:
+        """Bytes that this rank takes in a step beside its passes: for each gradient 4, and 4 for
+        the buffer it is summed in, of the whole adapter, or under ZeRO-3, which cuts gradients up
+        as they come, of its own share; and in the first one two float32 moments of what it
+        optimizes, which stay."""
         own = self.optimized_elements
         gradients = own if self.zero_stage == 3 else whole_elements(self.trainable.values())
-        return 8 * own + 8 * gradients
+        return 8 * gradients + (0 if self._state.has_moments else 8 * own)
 
     def close(self) -> None:
         """Let go of the model and of what DeepSpeed keeps of it, for another to be built."""

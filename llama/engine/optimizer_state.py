@@ -79,7 +79,7 @@ class OptimizerState:
 
     def moments(self, key: str) -> Tensors:
         """`exp_avg` or `exp_avg_sq`; zeros before the first step."""
-        if not self._has_moments():
+        if not self.has_moments:
             return {name: torch.zeros(_shape(p)) for name, p in self.trainable.items()}
         found = {}
         self._link()
@@ -119,7 +119,7 @@ class OptimizerState:
         """The master (no key) or a moment over `own_range`, flat, float32. It may be the very
         memory that the optimizer steps."""
         start, end = self.own_range(parameter)
-        if start == end or (key is not None and not self._has_moments()):
+        if start == end or (key is not None and not self.has_moments):
             return torch.zeros(end - start)
         if self.stage == 0:
             value = parameter.detach() if key is None else self.inner.state[parameter][key]
@@ -156,7 +156,9 @@ class OptimizerState:
             if hasattr(scaler, key):
                 setattr(scaler, key, value)
 
-    def _has_moments(self) -> bool:
+    @property
+    def has_moments(self) -> bool:
+        """Whether Adam's moments are there: torch makes them in its first step."""
         return any("exp_avg" in state for state in self.inner.state.values())
 
     def _make_moments(self, step: int) -> None:

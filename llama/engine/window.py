@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from llama.data.types import Batch
-from llama.engine.again import KeepLess, begun_again
+from llama.engine.again import KeepLess, Room, begun_again
 from llama.fused.mirrored import Mirrored
 
 LossOf = Callable[[Callable[..., torch.Tensor], Batch], torch.Tensor]
@@ -58,8 +58,9 @@ class ByDeepSpeed:
 
 class Apart:
     """DeepSpeed goes through none. Gradients are added up in `sum`, in the order and the type in
-    which it would have done so, and handed over at the end; where memory runs out before that, the
-    passes are taken again if `keep_less` finds something to do without."""
+    which it would have done so, and handed over at the end; where memory runs out before that, or
+    `room` is then wanting, the passes are taken again if `keep_less` finds something to do
+    without."""
 
     def __init__(
         self,
@@ -67,8 +68,10 @@ class Apart:
         trained: Iterable[nn.Parameter],
         hand_over: HandOver,
         keep_less: KeepLess | None,
+        room: Room,
     ) -> None:
         self._model, self._hand_over, self._keep_less = model, hand_over, keep_less
+        self._room = room
         self.sum = Mirrored(list(trained))
 
     def run(
@@ -81,6 +84,8 @@ class Apart:
                 loss = loss_of(self._model, batch)
                 losses.append(loss.detach())
                 self.sum.add_gradients(loss * (weight * (scale or 1.0)))
+            if keep_less is not None:
+                self._room.check()
             return torch.stack(losses).sum()
 
         keep_less = self._keep_less

@@ -261,14 +261,14 @@ class RunCaptured:
             return _Pass.apply(recorded, self.onto, self.onto.leaf)  # type: ignore[return-value]
         return _Pass.apply(recorded, None, *trained)  # type: ignore[return-value]
 
-    def forget(self) -> bool:
-        """Let go of all that is recorded, with its memory; whether there was any. Shapes are then
-        new again: what comes next may be another way through the model."""
-        had = self._results is not None
+    def forget(self) -> int:
+        """Let go of all that is recorded, with its memory, and say how many passes it has served.
+        Shapes are then new again: what comes next may be another way through the model."""
+        served = self._results.passes if self._results is not None else 0
         self._recorded.clear()
         self._seen.clear()
         self._results = self._pool = None
-        return had
+        return served
 
     def _is_due(self, shape: Shape) -> bool:
         self._seen[shape] += 1

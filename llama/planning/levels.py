@@ -35,7 +35,7 @@ def kept_within(job: Job, available: int) -> tuple[Kept, ...]:
     """What `--checkpointing auto` has each block of `job` keep on a device with `available` bytes
     for this process. On a CUDA device a run may still keep less, where a trial fails."""
     least = trace(replace(job, checkpointing="block", accumulation=1))
-    # As `Engine.first_step_bytes`: a gradient of what trains, and the buffer it is summed in.
+    # As `Engine.step_bytes`: a gradient of what trains, and the buffer it is summed in.
     room = available - least.before - 2 * least.trained_elements * 4
     if job.device == "cuda":
         room = for_activations(room - CONSTANTS.context)

@@ -182,7 +182,7 @@ class Configuration:
             for level in (Kept.INPUT, Kept.ALL)
         )
         activations = least + self.case.share * (most - least)
-        fixed = torch.cuda.memory_allocated() + self.engine.first_step_bytes()
+        fixed = torch.cuda.memory_allocated() + self.engine.step_bytes()
         room = activations / (1 - CONSTANTS.fragments) + CONSTANTS.cublas_workspace
         total = torch.cuda.get_device_properties(self.device).total_memory
         self.cap = min(fixed + room, total)
@@ -198,7 +198,7 @@ class Configuration:
         self.keep_less = unhelped
         if setting == "auto":
             shape = self.case.rows, self.case.length
-            to_come = engine.first_step_bytes()
+            to_come = engine.step_bytes()
             if isinstance(run, RunCaptured):  # a run is planned before its passes are recorded
                 model.run_model = run._run
             found = keep_what_fits(model, *shape, self.mesh, self.device, to_come)

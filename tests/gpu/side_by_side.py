@@ -76,7 +76,7 @@ class Case:
                 _free()
                 own.limit_memory(self.cap, device)
                 shape = self.resolved.micro_batch, self.job.row_length
-                to_come = side.engine.first_step_bytes()
+                to_come = side.engine.step_bytes()
                 keep_what_fits(model, *shape, side.engine.mesh, device, to_come)
                 self.result["kept"] = summary(model.kept)
             else:

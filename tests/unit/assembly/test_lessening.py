@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from llama.adapters.attach import attach, initialise
 from llama.assembly import lessening
-from llama.assembly.lessening import FEWEST_LOGITS, Lessening
+from llama.assembly.lessening import FEWEST_LOGITS, WORTH, Lessening
 from llama.data.batches import make_batch
 from llama.data.feed import model_inputs
 from llama.fused.captured import RunCaptured
@@ -63,18 +64,27 @@ def test_each_call_keeps_less_until_the_loss_is_in_small_parts(notes: list[str])
 
 
 def test_recorded_passes_go_first_and_alone(notes: list[str]) -> None:
-    """Once a step: where that did not help, less is kept."""
+    """Once a step, where they have served for long: where that does not help, less is kept."""
     made = model()
     captured = RunCaptured(made.run_model, {})
     made.run_model = captured
     before = made.kept
     keep_less = Lessening(made, choice, ROOM)
-    captured._results = object()  # type: ignore[assignment]  # as after a recording
+
+    def after(passes: int) -> None:
+        captured._results = SimpleNamespace(passes=passes)  # type: ignore[assignment]
+
+    after(WORTH)
     assert keep_less(1) and made.kept == before and captured._results is None
     assert "recorded" in notes[-1]
-    captured._results = object()  # type: ignore[assignment]
+    after(WORTH)
     assert keep_less(2) and made.kept != before and captured._results is None
-    assert keep_less(1) and len(notes) == 3, "with nothing recorded, less is kept at once"
+    after(WORTH - 1)
+    middle = made.kept
+    assert keep_less(1) and made.kept != middle and captured._results is None, "little use"
+    last = made.kept
+    assert keep_less(1) and len(notes) == 4, "with nothing recorded, less is kept at once"
+    assert made.kept != last or made.output.elements is not None
 
 
 def test_the_loss_in_smaller_parts_is_the_same() -> None:

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from llama.engine.again import begun_again
+from llama.engine.window import Apart
 from llama.model.kept import Kept
 from tests.support.model_files import ROOT
 from tests.support.tiny_runs import of_one_thread, write_model
@@ -55,6 +57,35 @@ def test_another_error_is_nobodys_to_hide() -> None:
 
     with pytest.raises(RuntimeError, match="something else"):
         begun_again(attempt, lambda failures: pytest.fail("memory did not run out"))
+
+
+class Wanting:
+    """A `Room` that is wanting once."""
+
+    def __init__(self) -> None:
+        self.checks = 0
+
+    def check(self) -> None:
+        self.checks += 1
+        if self.checks == 1:
+            raise torch.OutOfMemoryError("no room")
+
+
+def test_room_for_what_comes_after_the_passes_is_looked_for_before_they_are_over() -> None:
+    weight = torch.nn.Parameter(torch.tensor([2.0, 3.0]))
+    handed: list[torch.Tensor] = []
+    failures: list[int] = []
+    window = Apart(
+        lambda batch: (weight * batch).sum(),
+        [weight],
+        lambda gradients: handed.extend(part.clone() for part in gradients.parts),
+        lambda failed: failures.append(failed) is None,
+        Wanting(),  # type: ignore[arg-type]
+    )
+    batches: Any = [torch.tensor([1.0, 0.0]), torch.tensor([5.0, 7.0])]
+    loss = window.run(batches, lambda model, batch: model(batch), 0.5, None)
+    assert loss == 2 + 31 and failures == [1]
+    assert len(handed) == 1 and handed[0].tolist() == [3.0, 3.5], "once, and of one attempt"
 
 
 @pytest.mark.slow
