@@ -4,10 +4,11 @@ kept for the backward pass and what is computed again there.
 
 For what `llama/fused/install.py` lists; all else takes the plain path.
 
-Over tensor-parallel ranks each computes its own heads and its own part of the feed-forward. A sum
-is taken of the outputs of `wo` and of `w2`, and on the way back of the gradients to the two norms,
-with what adapters add in it: they are linear, so that a share of what they are given makes a share
-of what they give. The gradients of the factors that all ranks have are the only other sum.
+Over tensor-parallel ranks each computes its own heads and its own part of the feed-forward. Sums
+are taken of the outputs of `wo` and of `w2`, with what adapters add in them, and on the way back of
+the frozen layers' gradients to the two norms, part by part of the rows (`sums.py`). What adapters
+take part in beside that is narrow: the gradients to `A x` of the layers that read the norms, and to
+B of `wo` and `w2`.
 
 Shapes: T tokens, D dim, H query heads, K kv heads, E head_dim, F feed-forward width, R rank.
 """
@@ -27,6 +28,7 @@ from llama.fused.attended import Attended
 from llama.fused.factors import Adapted
 from llama.fused.offload import HostInputs, Stored
 from llama.fused.paths import gated, gated_backward_
+from llama.fused.sums import summed
 from llama.model.attention import document_attention
 from llama.model.config import PART_OF
 from llama.model.documents import Documents
@@ -37,7 +39,7 @@ from llama.parallel.side_path import LowRank
 QKV, GATE_UP = ("wq", "wk", "wv"), ("w1", "w3")
 INPUTS = (QKV, ("wo",), GATE_UP, ("w2",))
 """What a block's layers read, by the layers that read it, in the order in which it calls them."""
-OUTPUT, DOWN = "wo", "w2"
+SHARES = ("wo", "w2")
 """Those that read what is cut over tensor-parallel ranks, and give shares of a sum."""
 
 
@@ -100,7 +102,7 @@ class _FusedBlock(torch.autograd.Function):
             if not stored.late:
                 stored.ahead()
         grad_x = run.backward(saved, grad_outputs[0], ctx.needs_input_grad[3])
-        run.adapted.add_up_shares((*QKV, *GATE_UP), (OUTPUT, DOWN))
+        run.adapted.add_up_shares(SHARES)
         return None, None, None, grad_x, *run.adapted.gradients()
 
 
@@ -170,11 +172,11 @@ class _Run:
         """The residual stream after the attention, and its norm."""
         norm = self.norms[GATE_UP]
         self.adapted.see(("wo",), out, saved.hidden)
-        update = self.weights["wo"].times(out)
         if self.tp.size > 1 or self.adapted.on(("wo",)):
-            middle = self._added("wo", update, saved.x, saved.hidden)
+            middle = self._added("wo", out, saved.x, saved.hidden)
             y, scale = kernels.normed(middle, norm.weight, norm.eps)
         else:
+            update = self.weights["wo"].times(out)
             middle, y, scale = kernels.add_norm(saved.x, update, norm.weight, norm.eps)
         saved.scales[GATE_UP] = scale
         return middle, y
@@ -189,18 +191,23 @@ class _Run:
         if kept >= Kept.ALL:
             saved.gate, saved.up = gate, up
         del gate, up
-        return self._added("w2", self.weights["w2"].times(h), middle, saved.hidden)
+        return self._added("w2", h, middle, saved.hidden)
 
     def _added(
-        self, name: str, y: torch.Tensor, x: torch.Tensor, hidden: dict[str, torch.Tensor]
+        self, name: str, read: torch.Tensor, x: torch.Tensor, hidden: dict[str, torch.Tensor]
     ) -> torch.Tensor:
-        """`x` and the output of a layer that gives shares of a sum, of which `y` is the frozen
-        weight's; in the place of `y`."""
+        """`x` and the output of the layer `name`, one of `SHARES`, of what it reads."""
+        weight, adapted = self.weights[name], self.adapted
         if self.tp.size == 1:
-            return self.adapted.add_to_sum(name, y, x, hidden)
-        y = self.adapted.add_to(name, y, hidden)
-        self.tp.all_reduce_(y)
-        return y.add_(x)
+            return adapted.add_to_sum(name, weight.times(read), x, hidden)
+
+        def share(rows: slice) -> torch.Tensor:
+            return adapted.add_to(name, weight.times(read[rows]), hidden, rows)
+
+        y = torch.empty_like(x)
+        for rows, update in summed(self.tp, len(x), share):
+            torch.add(x[rows], update, out=y[rows])
+        return y
 
     def _gate_up(self, saved: Saved, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The frozen layers' outputs; their adapters see `y`."""
@@ -301,14 +308,14 @@ class _Run:
         """Through the layers `names`, whose input is the norm of `x`: `residual` and their
         gradient to `x`; None where nothing below needs it."""
         norm = self.norms[names]
-        parts = self.adapted.output_gradients(names, grads, saved.hidden)
-        onto = self._frozen_backward(names, grads) if to_input else ()
+        parts = self.adapted.begin_sum(self.adapted.output_gradients(names, grads, saved.hidden))
+        back = self._frozen_backward if self.tp.size == 1 else self._shares_backward
+        onto = back(names, grads) if to_input else ()
         del grads
         scale = saved.scales[names], norm.weight
-        self.adapted.input_gradients(names, x, onto, scale, parts)
+        self.adapted.input_gradients(names, x, onto, scale, parts())
         if not onto:
             return None
-        self.tp.all_reduce_(onto[0])
         return kernels.norm_backward(residual, onto[0], x, norm.weight, norm.eps)
 
     def _frozen_backward(
@@ -323,3 +330,19 @@ class _Run:
             else:
                 found += (weight.times_transposed(grad),)
         return found
+
+    def _shares_backward(
+        self, names: tuple[str, ...], grads: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, ...]:
+        """The same in one, and summed over tensor-parallel ranks, which each have some outputs."""
+        inputs = self.norms[names].weight.numel()
+        found = torch.zeros(len(grads[0]), inputs, dtype=grads[0].dtype, device=grads[0].device)
+
+        def share(rows: slice) -> torch.Tensor:
+            for name, grad in zip(names, grads, strict=True):
+                self.weights[name].times_transposed(grad[rows], onto=found[rows])
+            return found[rows]
+
+        for _ in summed(self.tp, len(found), share):
+            pass
+        return (found,)

@@ -5,7 +5,7 @@ Shapes: T tokens, R rank, I inputs, O outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 
@@ -22,6 +22,7 @@ from llama.parallel.dropout import draw_seed, further
 from llama.parallel.mesh import SINGLE, TensorParallel
 from llama.parallel.side_path import LowRank
 
+ALL_ROWS = slice(None)
 Names = tuple[str, ...]
 Hidden = dict[str, torch.Tensor]
 """By the layer's name, what its adapter makes of the layer's input: `A x`, `[T, R]`."""
@@ -87,11 +88,13 @@ class Adapted:
             found = hidden_each(x, self.matrices(new), self.seed(new), self.p)
             hidden.update(zip(new, found, strict=True))
 
-    def add_to(self, name: str, y: torch.Tensor, hidden: Hidden) -> torch.Tensor:
-        """`y`, the layer's output, and in it what the adapter adds, if there is one."""
+    def add_to(
+        self, name: str, y: torch.Tensor, hidden: Hidden, rows: slice = ALL_ROWS
+    ) -> torch.Tensor:
+        """`y`, `rows` of the layer's output, and in it what the adapter adds, if there is one."""
         if name in self.factors:
             factors = self.factors[name]
-            y.addmm_(hidden[name], factors.b.t(), alpha=factors.scale)
+            y.addmm_(hidden[name][rows], factors.b.t(), alpha=factors.scale)
         return y
 
     def add_to_sum(
@@ -125,6 +128,20 @@ class Adapted:
                 parts.append(part)
         return tuple(parts)
 
+    def begin_sum(self, parts: Path) -> Callable[[], Path]:
+        """Begin to sum over tensor-parallel ranks the `parts` of `output_gradients` of layers that
+        read one input and have each some of the outputs; what gives the sums when it is called."""
+        if not parts or self.tp.size == 1:
+            return lambda: parts
+        stacked = torch.stack(parts)
+        wait = self.tp.begin_all_reduce_(stacked)
+
+        def sums() -> Path:
+            wait()
+            return stacked.unbind()
+
+        return sums
+
     def input_gradients(
         self, names: Names, x: torch.Tensor, onto: Path, norm: Path, parts: Path
     ) -> None:
@@ -138,15 +155,11 @@ class Adapted:
             for other in onto[1:]:
                 onto[0].add_(other)
 
-    def add_up_shares(self, shared_a: Names, shared_b: Names) -> None:
-        """Sum over tensor-parallel ranks the gradients of which each has a share so far: those of
-        A of the layers `shared_a`, which read one input and have each some of the outputs, and of B
-        of `shared_b`, whose `A x` is a share of a sum."""
-        if self.tp.size == 1:
-            return
-        shares = [self.grads_a[name] for name in self.on(shared_a)]
-        shares += [self.grads_b[name] for name in self.on(shared_b)]
-        if shares:
+    def add_up_shares(self, names: Names) -> None:
+        """Sum over tensor-parallel ranks the gradients of B of `names`, layers whose `A x` is a
+        share of a sum."""
+        shares = [self.grads_b[name] for name in self.on(names)]
+        if shares and self.tp.size > 1:
             flat = torch.cat([share.flatten() for share in shares])
             self.tp.all_reduce_(flat)
             sizes = [share.numel() for share in shares]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -52,6 +53,12 @@ class TensorParallel:
         """Reduce `tensor` in place over the group; `op` defaults to the sum."""
         if self.group is not None:
             dist.all_reduce(tensor, op=op or dist.ReduceOp.SUM, group=self.group)
+
+    def begin_all_reduce_(self, tensor: torch.Tensor) -> Callable[[], object]:
+        """Begin to sum `tensor` in place over the group. What is computed after a call of what this
+        gives comes after the sum; until then `tensor` must be left alone."""
+        work = dist.all_reduce(tensor, group=self.group, async_op=True) if self.group else None
+        return work.wait if work is not None else lambda: None
 
     def join(self, shard: torch.Tensor, dim: int | None) -> torch.Tensor:
         """The whole of a tensor cut along `dim` (None: it is whole already). Every rank of the

@@ -14,7 +14,7 @@ from llama.assembly.model import build_model
 from llama.data.batches import make_batch
 from llama.data.feed import model_inputs
 from llama.engine import start_processes
-from llama.fused import tiles
+from llama.fused import sums, tiles
 from llama.fused.captured import capture
 from llama.fused.install import install
 from llama.launch.processes import stop_processes
@@ -87,6 +87,10 @@ def main() -> None:
             check_equal_to_plain(targets, p, lengths, "half")
         for base in ("fp8", "nf4"):
             check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], base)
+        with mock.patch.object(sums, "ROWS", 6):  # in four parts, the last one shorter
+            for base in ("half", "fp8"):
+                check_equal_to_plain(LINEARS, 0.3, PACKINGS[0], base)
+            check_equal_to_plain(("wo", "w1"), 0.3, [11, 2, 10], "half")
         with mock.patch.object(tiles, "TOKENS", 7):
             check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], "half")
     stop_processes()
