@@ -202,17 +202,19 @@ import sys, os
 from pathlib import Path
 from llama.data.store import tokenised, making
 from llama.data.prepare import Reading, prepare
+from llama.tokenizer.load import load_tokenizer
 from llama.tokenizer.templates import load_template
-from tests.support.tokenizer_files import byte_tokenizer
 tokenised.SMALL, making.PART_ROWS = 0, 7
-tokenizer = byte_tokenizer(Path(sys.argv[2]))
+tokenizer = load_tokenizer(Path(sys.argv[2]))
 made = prepare([Path(sys.argv[1])], load_template("chatml", tokenizer), tokenizer, Reading(600))
 print(made.packed.digest)
 """
 
 
-def started(path: Path, tokenizer_folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", _KILLED, str(path), str(tokenizer_folder)]
+def started(path: Path, folder: Path) -> subprocess.Popen[str]:
+    """A process that prepares `path`, with the tokenizer that is in `folder` already: several that
+    each wrote it would read one another's unfinished file."""
+    command = [sys.executable, "-c", _KILLED, str(path), str(folder / "tokenizer.json")]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
