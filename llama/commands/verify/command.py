@@ -48,6 +48,8 @@ from llama.weights.random_init import RandomReader
 
 WINDOWS_PER_EPOCH = 2.5
 """So that the comparison includes a window with fewer micro-batches than the others."""
+NUDGE = 2.0**-21
+"""Relative; a float32 is rounded by 2**-24 at most."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,8 @@ def reference_run(
     case: Case, document: dict[str, Any], mesh: Mesh, device: torch.device
 ) -> Outcome | None:
     """The same steps on the first rank alone, in float32, by plain torch; None on the others, which
-    wait. Each window is one forward after another and one backward of their summed mean."""
+    wait. Each window is one forward after another and one backward of their summed mean. They are
+    taken twice: from the first values, and from ones that are off by some roundings."""
     outcome = None
     if mesh.is_main:
         plain = next(_precisions(document, "float32"))
@@ -192,11 +195,17 @@ def reference_run(
             plain, mesh, case.options.steps, case.source.config, case.options.method
         )
         outcome = _plain_training(case, resolved, mesh.readers, device)
+        outcome = replace(
+            outcome, nudged=_plain_training(case, resolved, mesh.readers, device, NUDGE)
+        )
     mesh.wait()
     return outcome
 
 
-def _plain_training(case: Case, resolved: Resolved, readers: int, device: torch.device) -> Outcome:
+def _plain_training(
+    case: Case, resolved: Resolved, readers: int, device: torch.device, nudge: float = 0.0
+) -> Outcome:
+    """`nudge`: the largest relative change of a value that trains, before the first step."""
     options = case.options
     held = KINDS[options.base]
     reader = AsHeld(case.source.reader, held, options.tensor_parallel, device)
@@ -207,6 +216,8 @@ def _plain_training(case: Case, resolved: Resolved, readers: int, device: torch.
     fixed = {name: p.detach().cpu() for name, p in fixed_parameters(model).items()}
     initial = {name: p.detach().cpu().clone() for name, p in trainable.items()}
     initial = _learnt(initial, fixed, options)
+    if nudge:
+        _nudge(parameters, nudge)
     optimizer = _plain_optimizer(parameter_groups(model), resolved.engine["optimizer"])
     losses, norms = [], []
     epochs = case.epochs(resolved.accumulation * readers, 0, 1)
@@ -230,6 +241,14 @@ def _plain_training(case: Case, resolved: Resolved, readers: int, device: torch.
         norms.append(float(norm))
     adapter = {name: p.detach().cpu() for name, p in trainable.items()}
     return Outcome(losses, norms, _learnt(adapter, fixed, options), initial)
+
+
+@torch.no_grad()
+def _nudge(parameters: list[torch.nn.Parameter], most: float) -> None:
+    for seed, parameter in enumerate(parameters):
+        generator = torch.Generator().manual_seed(seed)
+        change = torch.rand(parameter.shape, generator=generator).mul_(2 * most).sub_(most)
+        parameter.addcmul_(parameter, change.to(parameter.device))
 
 
 def _learnt(values: Tensors, fixed: Tensors, options: VerifyOptions) -> Tensors:
