@@ -11,9 +11,10 @@ import torch
 from llama.kernels.compiled import rounds
 from llama.parallel.mesh import TensorParallel
 
-ROWS, MOST = 2048, 4
-"""Rows of a part at least, of which a product still fills a GPU; and parts at most, as the first
-product and the last sum have nothing beside them."""
+ROWS, MOST = 8192, 4
+"""Rows of a part at least, so that the host, which launches each part's product and sum, stays
+ahead of the GPU (docs/benchmarks/graphs.md has what smaller ones cost); and parts at most, as the
+first product and the last sum have nothing beside them."""
 
 
 def summed(

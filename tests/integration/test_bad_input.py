@@ -49,17 +49,23 @@ def test_torchrun_says_it_too(arguments: list[str], tmp_path: Path) -> None:
     assert not os.path.exists(tmp_path / "out")
 
 
+NOT_THE_SAME = [
+    (["--override", "gradient_clipping=2"], "DeepSpeed JSON: gradient_clipping is not the"),
+    (["--model", "other"], "contents of --model is not the same on every rank: "),
+]
+"""What one of two ranks is given otherwise, and what is said of it."""
+NEITHER = [
+    (["--seed", "1"], "--seed is not the same on every rank: 0 on rank 0 ("),
+    (["--data", "other.json"], "contents of --data is not the same on every rank: "),
+    (["--template", "alpaca"], '--template is not the same on every rank: "chatml" on rank 0'),
+    (["--data", "bad.json"], "bad.json: holds no rows"),
+]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
-    [
-        (["--seed", "1"], "--seed is not the same on every rank: 0 on rank 0 ("),
-        (["--override", "gradient_clipping=2"], "DeepSpeed JSON: gradient_clipping is not the"),
-        (["--data", "other.json"], "contents of --data is not the same on every rank: "),
-        (["--template", "alpaca"], '--template is not the same on every rank: "chatml" on rank 0'),
-        (["--model", "other"], "contents of --model is not the same on every rank: "),
-        (["--data", "bad.json"], "bad.json: holds no rows"),
-    ],
+    [*NOT_THE_SAME, *(pytest.param(*case, marks=pytest.mark.long) for case in NEITHER)],
 )
 def test_ranks_that_were_not_given_the_same(
     change: list[str], said: str, arguments: list[str], tmp_path: Path

@@ -81,6 +81,7 @@ def test_the_card_says_what_it_began_with(case: Case) -> None:
     assert card.count("### Prompt") == sum(sample["rows"] == "held-out" for sample in samples) > 0
 
 
+@pytest.mark.long
 def test_spread_over_ranks_it_begins_the_same(case: Case) -> None:
     """Under ZeRO-3 each rank's share is put in before it is partitioned; cut by tensor parallelism
     each takes its own."""

@@ -137,6 +137,7 @@ def test_a_shared_base_goes_on_from_a_whole_one_and_back(case: Case) -> None:
         assert_the_same(case.out(name), case.out("two-ranks"))
 
 
+@pytest.mark.long
 def test_a_base_shared_by_twos_goes_on_by_all_and_a_whole_one_by_twos(case: Case) -> None:
     """Four ranks, to the last digit; the groups are those of numbers in a row."""
     kind, twos, every = settings("zero1-fp32", 1), ("--shard_base", "2"), ("--shard_base", "all")

@@ -222,7 +222,7 @@ def test_summary_says_how_it_ended(runs: Runs) -> None:
     assert summary["tokens_per_second"] > 0
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_a_rank_that_has_no_row_is_no_fault(stage: int, runs: Runs) -> None:
     """Two ranks and one row: one of them sees a gradient in no step, and what trains trains."""
     name = f"one-row-{stage}"

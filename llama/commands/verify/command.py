@@ -187,7 +187,7 @@ def reference_run(
 ) -> Outcome | None:
     """The same steps on the first rank alone, in float32, by plain torch; None on the others, which
     wait. Each window is one forward after another and one backward of their summed mean. They are
-    taken twice: from the first values, and from ones that are off by some roundings."""
+    taken twice: with the weights, and with ones that are off by some roundings."""
     outcome = None
     if mesh.is_main:
         plain = next(_precisions(document, "float32"))
@@ -205,7 +205,7 @@ def reference_run(
 def _plain_training(
     case: Case, resolved: Resolved, readers: int, device: torch.device, nudge: float = 0.0
 ) -> Outcome:
-    """`nudge`: the largest relative change of a value that trains, before the first step."""
+    """`nudge`: the largest relative change of each weight before the first step."""
     options = case.options
     held = KINDS[options.base]
     reader = AsHeld(case.source.reader, held, options.tensor_parallel, device)
@@ -217,7 +217,7 @@ def _plain_training(
     initial = {name: p.detach().cpu().clone() for name, p in trainable.items()}
     initial = _learnt(initial, fixed, options)
     if nudge:
-        _nudge(parameters, nudge)
+        _nudge(list(model.parameters()), nudge)
     optimizer = _plain_optimizer(parameter_groups(model), resolved.engine["optimizer"])
     losses, norms = [], []
     epochs = case.epochs(resolved.accumulation * readers, 0, 1)
@@ -245,10 +245,12 @@ def _plain_training(
 
 @torch.no_grad()
 def _nudge(parameters: list[torch.nn.Parameter], most: float) -> None:
+    """Of every weight, the frozen too: so all that is computed from them is off by roundings, as it
+    is where sums are taken in another order."""
     for seed, parameter in enumerate(parameters):
-        generator = torch.Generator().manual_seed(seed)
-        change = torch.rand(parameter.shape, generator=generator).mul_(2 * most).sub_(most)
-        parameter.addcmul_(parameter, change.to(parameter.device))
+        generator = torch.Generator(parameter.device).manual_seed(seed)
+        change = torch.empty_like(parameter).uniform_(-most, most, generator=generator)
+        parameter.addcmul_(parameter, change)
 
 
 def _learnt(values: Tensors, fixed: Tensors, options: VerifyOptions) -> Tensors:

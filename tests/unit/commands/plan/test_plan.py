@@ -38,6 +38,7 @@ def planned(capsys: pytest.CaptureFixture[str], **given: Any) -> tuple[int, dict
     return status, json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.long
 def test_a_plan_adds_up_and_says_what_fits(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

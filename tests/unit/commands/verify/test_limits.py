@@ -52,6 +52,7 @@ def test_half_precision_and_eight_bits_have_limits_of_their_own(precision: str) 
 
 def test_a_nudge_is_some_roundings_of_each_value() -> None:
     values = torch.nn.Parameter(torch.randn(1000, generator=torch.Generator().manual_seed(0)))
+    values.requires_grad_(False)
     before = values.detach().clone()
     command._nudge([values], command.NUDGE)
     change = ((values.detach() - before) / before).abs()
