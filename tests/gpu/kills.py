@@ -163,12 +163,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--kills", type=int, default=5, help="runs with one kill each")
     parser.add_argument("--steps", type=int, default=48)
     parser.add_argument("--model", help="a folder; default: SmolLM2-135M's shape")
+    parser.add_argument("--shard_base", action="store_true", help="all ranks share one base")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the ranks")
     given = parser.parse_args(argv)
     draw = random.Random(given.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         argv = arguments(folder, given.model, given.steps)
+        argv += ["--shard_base", "all"] * given.shard_base
         names = ["uninterrupted", "again", *(f"kill {i + 1}" for i in range(given.kills))]
         first, again, *killed = [Run(argv, folder / name, given.ranks) for name in names]
         with ThreadPoolExecutor(max(1, given.kills)) as pool:

@@ -15,7 +15,8 @@ VERIFY_HEAD = [
     "verdict",
 ]
 SPEED_HEAD = [
-    *("placement", "GPUs", "tokens/s (min - max)", "a GPU", "of linear", "TFLOP/s a GPU, 4N"),
+    *("work", "placement", "GPUs", "tokens/s (min - max)", "a GPU", "share", "to reach"),
+    *("TFLOP/s a GPU, 4N",),
     *("peak GiB a GPU", "loading peak GiB", "first loss"),
 ]
 KILLS_HEAD = [
@@ -26,6 +27,8 @@ COMMUNICATION_HEAD = [
     *("placement", "ZeRO", "overlap_comm", "tokens/s", "ms a step", "collectives a step"),
     *("ms in collectives", "ms lost to them", "lost", "overlapping gave"),
 ]
+BESIDE_WHOLE = ("DP, base sharded", "ZeRO-3")
+"""Placements of data-parallel ranks that do not each hold the base."""
 
 
 @dataclass
@@ -39,6 +42,10 @@ class Measure(SubRun):
     """Seconds after which it is given up."""
     skip: bool = False
     """It would not fit."""
+    work: str = ""
+    """Which step is timed, where one is."""
+    reach: float | None = None
+    """The share that it is to reach of what it is put beside."""
 
 
 def tables(runs: list[Measure]) -> str:
@@ -53,7 +60,7 @@ def _table(part: str, runs: list[Measure]) -> str:
     found: list[list[str]] = []
     for run in own:
         if run.result is None:
-            found.append([run.name, str(run.error)])
+            found.append([*([run.work] if run.work else []), run.name, str(run.error)])
         else:
             found += rows(run, own)
     return markdown(head, found)
@@ -90,17 +97,28 @@ def _topologies_row(name: str, result: dict[str, Any]) -> list[str]:
     return [name, "fp32", *shown, "yes" if same else "NO", verdict]
 
 
+def beside(run: Measure, runs: list[Measure]) -> float | None:
+    """Tokens a second of what `run` is put beside: where data-parallel ranks share a base, as many
+    that each hold it; else one GPU, times the number of GPUs. None where that was not timed."""
+    count = run.gpus if run.name in BESIDE_WHOLE else 1
+    for other in runs:
+        of = (other.work, other.name, other.gpus)
+        if other is not run and other.result and of == (run.work, "DP", count):
+            return other.result["tokens_per_second"]["median"] * run.gpus / count
+    return None
+
+
 def speed_rows(run: Measure, runs: list[Measure]) -> list[list[str]]:
     found = run.result
     assert found is not None
-    rate = found["tokens_per_second"]
-    one = next((r.result for r in runs if r.name == "DP" and r.gpus == 1 and r.result), None)
-    linear = run.gpus * one["tokens_per_second"]["median"] if one else None
+    rate, base = found["tokens_per_second"], beside(run, runs)
     shown = f"{rate['median']:,.0f} ({rate['min']:,.0f} - {rate['max']:,.0f})"
-    share = f"{rate['median'] / linear:.1%}" if linear else "-"
-    each = [f"{rate['median'] / run.gpus:,.0f}", share, f"{found['tflops'] / run.gpus:.1f}"]
+    share = f"{rate['median'] / base:.1%}" if base else "-"
+    reach = "-" if run.reach is None else f"{run.reach:.0%}"
+    each = [f"{rate['median'] / run.gpus:,.0f}", share, reach, f"{found['tflops'] / run.gpus:.1f}"]
     peaks = [gib(found[f"{name}_memory_bytes"]) for name in ("peak", "loading_peak")]
-    return [[run.name, str(run.gpus), shown, *each, *peaks, f"{found['loss_first']:.4f}"]]
+    head = [run.work, run.name, str(run.gpus), shown]
+    return [[*head, *each, *peaks, f"{found['loss_first']:.4f}"]]
 
 
 def kills_rows(run: Measure, _: list[Measure]) -> list[list[str]]:
@@ -155,6 +173,7 @@ TABLES: dict[str, tuple[list[str], Rows]] = {
     "verify": (VERIFY_HEAD, verify_rows),
     "speed": (SPEED_HEAD, speed_rows),
     "large": (SPEED_HEAD, speed_rows),
+    "long": (SPEED_HEAD, speed_rows),
     "kills": (KILLS_HEAD, kills_rows),
     "communication": (COMMUNICATION_HEAD, communication_rows),
 }

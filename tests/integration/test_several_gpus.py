@@ -13,8 +13,10 @@ import pytest
 
 from llama.commands.benchmark import sub_run
 from tests.gpu.communication import spent
-from tests.gpu.several_gpus import Plan, Session, large_runs, needed, speed_runs
-from tests.gpu.several_tables import Measure, tables
+from tests.gpu.several_gpus import PARTS, Session
+from tests.gpu.several_tables import TABLES, Measure, beside, tables
+from tests.gpu.several_works import SEVENTY, SHARDED, Plan, Work, large_runs, needed, speed_runs
+from tests.support.tiny_runs import write_model
 
 GIB = 2**30
 
@@ -84,23 +86,61 @@ def test_a_proof_that_fails_tells_what_it_found(tmp_path: Path) -> None:
 
 
 def test_what_a_card_cannot_hold_is_not_started(tmp_path: Path) -> None:
-    """70B is 128.5 GiB of weights: two cards of 79.6 GiB hold it at 2 x 2048 where each has half of
-    every block, at 1 x 2048 where it gathers whole ones; one card does not, nor two of 40."""
-    assert 128.5 * GIB < needed("llama-2-70b", 1, "TP", 1, 2048) < 140 * GIB
-    fits = [run.name for run in large_runs(Plan(2, tmp_path, 79.6 * GIB)) if not run.skip]
-    assert fits == ["TP, 2 x 2048", "ZeRO-3, 1 x 2048"]
-    (tensor, zero) = large_runs(Plan(2, tmp_path, 40 * GIB))
-    assert tensor.skip and zero.skip
-    found = measured(tmp_path, tensor, zero)
-    assert [run["seconds"] for run in found] == [None, None]
-    assert found[0]["error"] == "needs about 71 GiB of each GPU, which has 40"
+    """70B is 131.4 GiB of weights: two cards of 79.6 GiB hold their halves and a short step, and in
+    eight bits a whole one; two of 24 hold none of them."""
+    work = Work(SEVENTY, 1, 2048)
+    assert 131.4 * GIB < needed(work, 1, "TP") < 143 * GIB
+    fits = [(run.name, run.work) for run in large_runs(Plan(2, tmp_path, 79.6 * GIB))]
+    name = "llama-3-70b, "
+    assert fits == [
+        ("TP", name + "2 x 2048, block"),
+        (SHARDED, name + "1 x 2048, block"),
+        ("TP", name + "2 x 4096, block, fp8"),
+        (SHARDED, name + "2 x 4096, block, fp8"),
+    ]
+    none = list(large_runs(Plan(2, tmp_path, 24 * GIB)))
+    assert all(run.skip for run in none)
+    found = measured(tmp_path, *none)
+    assert [run["seconds"] for run in found] == [None] * 4
+    assert found[0]["error"] == "needs about 73 GiB of each GPU, which has 24"
+    assert "| llama-3-70b, 1 x 2048, block | TP | needs about 73 GiB" in tables(none)
 
 
-def test_every_number_of_gpus_is_timed_the_ends_first(tmp_path: Path) -> None:
+def test_every_number_of_gpus_is_timed_at_last(tmp_path: Path) -> None:
     runs = [(run.name, run.gpus) for run in speed_runs(Plan(8, tmp_path))]
-    assert runs[:4] == [("DP", 1), ("DP", 8), ("TP", 8), ("ZeRO-3", 8)]
-    assert runs[4] == ("DP, base sharded", 8)
-    assert set(runs[5:]) == {("DP", 2), ("DP", 4), ("TP", 2), ("TP", 4)}
+    assert runs[:3] == [("DP", 1), ("DP", 8), (SHARDED, 8)]
+    assert runs[-2:] == [("DP", 2), ("DP", 4)]
+
+
+def test_each_is_put_beside_what_it_is_told_to_reach(tmp_path: Path) -> None:
+    """A shared base beside as many whole ones, what one GPU could do alone beside one."""
+    runs = list(speed_runs(Plan(4, tmp_path)))
+    for number, run in enumerate(runs, 1):
+        rate = {name: 1000.0 * number for name in ("median", "min", "max")}
+        sizes = {"peak_memory_bytes": GIB, "loading_peak_memory_bytes": GIB}
+        run.result = {"tokens_per_second": rate, "tflops": 8.0, "loss_first": 1.0, **sizes}
+    places = {(run.work, run.name, run.gpus): number for number, run in enumerate(runs, 1)}
+    for run in runs:
+        alone = run.name == "DP" and run.gpus == 1
+        base = beside(run, runs)
+        if run.reach is None:
+            continue
+        assert base is not None and not alone, run
+        count = run.gpus if run.name == SHARDED else 1
+        assert base == 1000.0 * places[run.work, "DP", count] * run.gpus / count
+    table = tables(runs)
+    assert "| 4 | 3,000 (3,000 - 3,000) | 750 | 150.0% | 96% | 2.0 |" in table
+
+
+def test_every_part_has_a_table_and_names_what_it_runs(tmp_path: Path) -> None:
+    """Tiny ones are the same runs: none lacks what the whole has."""
+    assert PARTS.keys() == TABLES.keys()
+    tiny = Plan(2, tmp_path, tiny=write_model(tmp_path / "model"))
+    for part, runs in PARTS.items():
+        names = [
+            [(run.part, run.name, run.gpus) for run in runs(p)] for p in (tiny, Plan(2, tmp_path))
+        ]
+        assert names[0] == names[1] and {name[0] for name in names[0]} == {part}
 
 
 def test_time_lost_is_that_in_which_only_a_collective_runs() -> None:
