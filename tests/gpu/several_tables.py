@@ -20,7 +20,7 @@ SPEED_HEAD = [
     *("peak GiB a GPU", "loading peak GiB", "first loss"),
 ]
 KILLS_HEAD = [
-    *("run", "killed after step", "rank", "resumed from", "steps", "loss", "adapter"),
+    *("placement", "run", "killed after step", "rank", "resumed from", "steps", "loss", "adapter"),
     *("bit for bit", "verdict"),
 ]
 COMMUNICATION_HEAD = [
@@ -77,7 +77,7 @@ def verify_rows(run: Measure, _: list[Measure]) -> list[list[str]]:
     found = []
     for comparison in run.result["runs"]:
         rows = {row["what"]: row for row in comparison["rows"]}
-        precision = comparison["run"].split(", ")[3]
+        precision = comparison["run"].split(", ")[-2]
         names = ("loss", "gradient norm", "updated adapter")
         deviations = [_small(rows[name]["deviation"]) if name in rows else "-" for name in names]
         same = "yes" if rows["replicas, by hash"]["agrees"] else "NO"
@@ -124,19 +124,19 @@ def speed_rows(run: Measure, runs: list[Measure]) -> list[list[str]]:
 def kills_rows(run: Measure, _: list[Measure]) -> list[list[str]]:
     assert run.result is not None
     if run.result["error"]:
-        return [["uninterrupted", run.result["error"]]]
+        return [[run.name, "uninterrupted", run.result["error"]]]
     rows = []
     for found in run.result["runs"]:
         step, rank = found["killed"] or ("-", "-")
         if found["error"]:
-            rows.append([found["run"], str(step), str(rank), found["error"]])
+            rows.append([run.name, found["run"], str(step), str(rank), found["error"]])
             continue
         resumed = ", ".join(map(str, found["resumed_from"])) or "-"
         apart = [_small(found.get(f"{name}_deviation")) for name in ("loss", "adapter")]
         equal = "yes" if found.get("bit_for_bit") else "no"
         verdict = "agrees" if found.get("agrees") else "DIFFERS"
         shown = [str(step), str(rank), resumed, str(found["steps"]), *apart, equal, verdict]
-        rows.append([found["run"], *shown])
+        rows.append([run.name, found["run"], *shown])
     return rows
 
 

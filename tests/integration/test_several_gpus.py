@@ -78,7 +78,7 @@ time.sleep(600)
 def test_a_proof_that_fails_tells_what_it_found(tmp_path: Path) -> None:
     names = ("loss", "gradient norm", "updated adapter", "replicas, by hash")
     rows = [{"what": name, "deviation": 0.25, "agrees": False} for name in names]
-    title = "tensor parallel 2 x data parallel 1, ZeRO-1, accumulation 2, bf16, against one"
+    title = "data parallel 2, ZeRO-1, base sharded over 2, accumulation 2, bf16, against one"
     verdict = {"agrees": False, "runs": [{"run": title, "agrees": False, "rows": rows}]}
     run = python(f"print({json.dumps(verdict)!r}); raise SystemExit(1)", part="verify")
     assert measured(tmp_path, run)[0]["error"].startswith("exit status 1")
