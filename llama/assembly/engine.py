@@ -66,7 +66,7 @@ def build_engine(
     if fast and (plain := plain or capture(model)):
         note(plain)
     captured = fast and plain is None
-    if captured or keep_less is not None:
+    if captured or keep_less is not None or (fast and shared is not None):
         onto = engine.add_up_gradients(keep_less)
         if captured:
             add_gradients(model, onto)

@@ -94,9 +94,9 @@ class Engine:
 
     def add_up_gradients(self, keep_less: KeepLess | None = None) -> Mirrored:
         """From now on add up the gradients of a step's micro-batches before DeepSpeed has them: for
-        passes that are graphs, which a host that follows each tensor would hold up, and for such as
-        are to be taken again where memory runs out, for which `keep_less` makes room. Gives the
-        place where passes may add theirs by themselves."""
+        passes that are graphs or gather their weights, which a host that follows each tensor would
+        hold up, and for such as are to be taken again where memory runs out, for which `keep_less`
+        makes room. Gives the place where passes may add theirs by themselves."""
         trained, shards = self.trainable.values(), self.mesh.tensor_parallel.size
         hand_over = hand_over_to(self._engine, trained, shards)
         room = Room(self.step_bytes, self.device)

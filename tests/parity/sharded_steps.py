@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -53,6 +54,9 @@ CASES: dict[str, dict[str, Any]] = {
     "two blocks": {"n_layers": 2, "checkpointing": "none"},
 }
 """What differs from LoRA of all layers with dropout, ZeRO-1, one micro-batch."""
+ADDED_UP = ("blocks recomputed", "accumulated", "without ZeRO")
+"""Those that are also compared as a GPU takes them: gradients added up before DeepSpeed has them,
+over either base."""
 NOT_A_NUMBER = "NaN on one rank"
 
 
@@ -100,6 +104,16 @@ def case(
         settings[precision] = {"enabled": True}
     resolved = resolved_json(settings, mesh.data_parallel_size, config)
     return replace(given, options=options, source=source), resolved
+
+
+def added_up(name: str) -> str:
+    return f"{name}, added up"
+
+
+def adding_up(*given: Any) -> Engine:
+    engine = build_engine(*given)
+    engine.add_up_gradients()
+    return engine
 
 
 def is_equal(case: Case, resolved: Resolved, mesh: Mesh, device: torch.device) -> bool:
@@ -186,6 +200,9 @@ def main() -> None:
     assembly.ShardedBase = CountingBase  # type: ignore[misc]
     cases = [given.only] if given.only else list(CASES)
     found = {name: is_equal(*case(mesh, **CASES[name]), mesh, device) for name in cases}
+    with patch("llama.commands.verify.command.build_engine", adding_up):
+        for name in filter(ADDED_UP.__contains__, cases):
+            found[added_up(name)] = is_equal(*case(mesh, **CASES[name]), mesh, device)
     found[NOT_A_NUMBER] = is_skipped_alike(mesh, device)
     result = {"equal": found, "steps": of_steps(mesh, device)}
     given.out.with_suffix(f".{mesh.rank}").write_text(json.dumps(result))
