@@ -127,6 +127,11 @@ class Job:
         return self.blocks_are_fused and self.device == "cuda" and half and on_device
 
     @property
+    def added_up(self) -> bool:
+        """Whether gradients are added up before DeepSpeed has them (`Engine.add_up_gradients`)."""
+        return self.captured or (self.fused and self.device == "cuda" and self.shares_base)
+
+    @property
     def lengths(self) -> tuple[int, ...]:
         """Of the documents of one micro-batch."""
         return self.documents or (self.seq_len,) * self.micro_batch

@@ -87,6 +87,8 @@ def memory(job: Job) -> Memory:
         found[_OF_KIND.get(kind, kind)] += size
     if job.captured:  # where the graphs leave gradients, and where those of a window are added up
         found[GRADIENTS] += found[TRAINED] * (2 if job.accumulation > 1 else 1)
+    elif job.added_up:
+        found[GRADIENTS] += found[TRAINED]
     beside: dict[str, int] = {}
     if job.device == "cuda":
         found[LIBRARIES] = CONSTANTS.cublas_workspace
