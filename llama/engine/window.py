@@ -58,9 +58,9 @@ class ByDeepSpeed:
 
 class Apart:
     """DeepSpeed goes through none. Gradients are added up in `sum`, in the order and the type in
-    which it would have done so, and handed over at the end; where memory runs out before that, or
-    `room` is then wanting, the passes are taken again if `keep_less` finds something to do
-    without."""
+    which it would have done so (but ZeRO-2 sums each micro-batch over the ranks first), and handed
+    over at the end; where memory runs out before that, or `room` is then wanting, the passes are
+    taken again if `keep_less` finds something to do without."""
 
     def __init__(
         self,

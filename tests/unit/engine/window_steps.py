@@ -43,13 +43,15 @@ def steps(folder: str, stage: int, precision: str, together: bool) -> dict[str, 
     engine = engine_of(folder, stage, precision)
     if together:
         engine.add_up_gradients()
+    rank = torch.distributed.get_rank()
+    own = windows()[rank * STEPS : (rank + 1) * STEPS]
     taken = [
         engine.step([make_batch(rows, stream) for stream, rows in enumerate(window)])
-        for window in windows()[:STEPS]
+        for window in own
     ]
     values = engine.whole_adapter()
     return {
-        "micro_batches": [len(window) for window in windows()[:STEPS]],
+        "micro_batches": [len(window) for window in own],
         "losses": [step.loss for step in taken],
         "grad_norms": [step.grad_norm for step in taken],
         "adapter": {name: value.tolist() for name, value in values.items()},
