@@ -12,9 +12,8 @@ from llama.kernels.compiled import rounds
 from llama.parallel.mesh import TensorParallel
 
 ROWS, MOST = 8192, 4
-"""Rows of a part at least, so that the host, which launches each part's product and sum, stays
-ahead of the GPU (docs/benchmarks/graphs.md has what smaller ones cost); and parts at most, as the
-first product and the last sum have nothing beside them."""
+"""Rows of a part at least: parts of 2,048 took longer than whole sums (docs/benchmarks/h100x2.md);
+and parts at most, as the first product and the last sum have nothing beside them."""
 
 
 def summed(

@@ -56,8 +56,8 @@ def verify_runs(plan: Plan) -> Iterator[Measure]:
     all of a topology in one start."""
 
     def proof(what: str, options: str, stage: int = 1) -> Measure:
-        model = f"--deepspeed {plan.settings(stage, 1, 2)} --model {plan.model(SEVEN)} --json"
-        command = [*torchrun(plan.gpus), "launcher/verify.py", *model.split(), *options.split()]
+        files = ["--deepspeed", plan.settings(stage, 1, 2), "--model", plan.model(SEVEN)]
+        command = [*torchrun(plan.gpus), "launcher/verify.py", *files, "--json", *options.split()]
         return Measure("verify", f"{what}, ZeRO-{stage}", plan.gpus, limit=200, command=command)
 
     degrees, n = plan.degrees()[::-1], plan.gpus

@@ -4,6 +4,7 @@ what that is put."""
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -167,7 +168,7 @@ def needed(work: Work, gpus: int, placement: str) -> float:
     from llama.weights.shapes import expected_shapes
 
     config = PRESETS[work.model.removeprefix("random:")]
-    sizes = {name: _product(size) for name, size in expected_shapes(config).items()}
+    sizes = {name: math.prod(size) for name, size in expected_shapes(config).items()}
     blocks = sum(size for name, size in sizes.items() if name.startswith("layers."))
     bytes_of = 1 if work.base == "fp8" else 2
     weights = bytes_of * blocks + 2 * (sum(sizes.values()) - blocks)
@@ -176,13 +177,6 @@ def needed(work: Work, gpus: int, placement: str) -> float:
     of_a_token = 2 * (config.n_layers * config.dim + inside)
     gathered = 3 * bytes_of * blocks / config.n_layers if placement == SHARDED else 0
     return weights / gpus + work.rows * work.tokens * of_a_token + gathered + ROOM_GIB * GIB
-
-
-def _product(size: tuple[int, ...]) -> int:
-    result = 1
-    for number in size:
-        result *= number
-    return result
 
 
 def large_runs(plan: Plan) -> Iterator[Measure]:

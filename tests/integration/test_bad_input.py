@@ -54,7 +54,7 @@ NOT_THE_SAME = [
     (["--model", "other"], "contents of --model is not the same on every rank: "),
 ]
 """What one of two ranks is given otherwise, and what is said of it."""
-NEITHER = [
+MORE = [
     (["--seed", "1"], "--seed is not the same on every rank: 0 on rank 0 ("),
     (["--data", "other.json"], "contents of --data is not the same on every rank: "),
     (["--template", "alpaca"], '--template is not the same on every rank: "chatml" on rank 0'),
@@ -65,7 +65,7 @@ NEITHER = [
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
-    [*NOT_THE_SAME, *(pytest.param(*case, marks=pytest.mark.long) for case in NEITHER)],
+    [*NOT_THE_SAME, *(pytest.param(*case, marks=pytest.mark.long) for case in MORE)],
 )
 def test_ranks_that_were_not_given_the_same(
     change: list[str], said: str, arguments: list[str], tmp_path: Path

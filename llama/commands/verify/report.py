@@ -34,8 +34,8 @@ class Outcome:
     rounds_input: bool = False
     """Whether the products with frozen weights round what they are given."""
     nudged: Outcome | None = None
-    """Of the reference: what the same run gave whose first values were each off by a few roundings
-    of a float32."""
+    """Of the reference: what the same run gave with every weight off by a few roundings of a
+    float32; None where no limit follows from it."""
 
 
 @dataclass(frozen=True)

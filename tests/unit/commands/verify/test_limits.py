@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ import torch
 from llama.commands.verify import command, report
 from llama.commands.verify.report import MARGIN, TOLERANCES, WIDEST, Outcome
 
-RESOLVED: Any = SimpleNamespace(precision="fp32")
 AT_FIRST = {"a": torch.zeros(4)}
 ALONE = Outcome([2.0], [1.0], {"a": torch.ones(4)}, AT_FIRST)
 
@@ -52,7 +50,6 @@ def test_half_precision_and_eight_bits_have_limits_of_their_own(precision: str) 
 
 def test_a_nudge_is_some_roundings_of_each_value() -> None:
     values = torch.nn.Parameter(torch.randn(1000, generator=torch.Generator().manual_seed(0)))
-    values.requires_grad_(False)
     before = values.detach().clone()
     command._nudge([values], command.NUDGE)
     change = ((values.detach() - before) / before).abs()
