@@ -88,7 +88,7 @@ def shared_base(
         note(f"--shard_base: has no effect on {one}")
         return None
     config = source.config
-    sharers = Sharers.of_group(mesh.base_group)
+    sharers = Sharers.of_group(mesh.base_group, device)
     return ShardedBase(sharers, device, config.n_layers, config.tied_embedding)
 
 

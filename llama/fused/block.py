@@ -102,7 +102,6 @@ class _FusedBlock(torch.autograd.Function):
             if not stored.late:
                 stored.ahead()
         grad_x = run.backward(saved, grad_outputs[0], ctx.needs_input_grad[3])
-        run.adapted.add_up_shares(SHARES)
         return None, None, None, grad_x, *run.adapted.gradients()
 
 
@@ -205,7 +204,7 @@ class _Run:
             return adapted.add_to(name, weight.times(read[rows]), hidden, rows)
 
         y = torch.empty_like(x)
-        for rows, update in summed(self.tp, len(x), share):
+        for rows, update in summed(self.tp, x, share):
             torch.add(x[rows], update, out=y[rows])
         return y
 
@@ -235,6 +234,7 @@ class _Run:
         else:
             grad = self._ffn_backward(saved, grad)
         grad_out = self._attention_output_backward(saved, grad)
+        shares = self.adapted.begin_sum_of_shares(SHARES)
         grad_q, grad_k, grad_v = saved.attended.backward(grad_out)
         saved.attended = None
         del grad_out
@@ -243,7 +243,9 @@ class _Run:
         grad_q, grad_k = kernels.rotate_both(grad_q, grad_k, *self.rotation.back)
         grads = tuple(g.flatten(1) for g in (grad_q, grad_k, grad_v))
         del grad_q, grad_k, grad_v
-        return self._norm_backward(QKV, grads, saved.x, grad, saved, to_input)
+        grad_x = self._norm_backward(QKV, grads, saved.x, grad, saved, to_input)
+        shares()
+        return grad_x
 
     def _restore(self, saved: Saved) -> None:
         """Compute again what `kept` left out."""
@@ -343,6 +345,6 @@ class _Run:
                 self.weights[name].times_transposed(grad[rows], onto=found[rows])
             return found[rows]
 
-        for _ in summed(self.tp, len(found), share):
+        for _ in summed(self.tp, found, share):
             pass
         return (found,)

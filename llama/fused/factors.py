@@ -155,16 +155,22 @@ class Adapted:
             for other in onto[1:]:
                 onto[0].add_(other)
 
-    def add_up_shares(self, names: Names) -> None:
-        """Sum over tensor-parallel ranks the gradients of B of `names`, layers whose `A x` is a
-        share of a sum."""
+    def begin_sum_of_shares(self, names: Names) -> Callable[[], None]:
+        """Begin to sum over tensor-parallel ranks the gradients of B of `names`, layers whose `A x`
+        is a share of a sum; what puts the sums in their place when it is called."""
         shares = [self.grads_b[name] for name in self.on(names)]
-        if shares and self.tp.size > 1:
-            flat = torch.cat([share.flatten() for share in shares])
-            self.tp.all_reduce_(flat)
+        if not shares or self.tp.size == 1:
+            return lambda: None
+        flat = torch.cat([share.flatten() for share in shares])
+        wait = self.tp.begin_all_reduce_(flat)
+
+        def put() -> None:
+            wait()
             sizes = [share.numel() for share in shares]
             for share, whole in zip(shares, flat.split(sizes), strict=True):
                 share.copy_(whole.view_as(share))
+
+        return put
 
     def gradients(self) -> Iterator[torch.Tensor]:
         """Those of A and B of each, in order."""

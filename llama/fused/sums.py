@@ -10,18 +10,23 @@ import torch
 
 from llama.kernels.compiled import rounds
 from llama.parallel.mesh import TensorParallel
+from llama.parallel.peers import PARTS
 
 ROWS, MOST = 8192, 4
 """Rows of a part at least: parts of 2,048 took longer than whole sums (docs/benchmarks/h100x2.md);
 and parts at most, as the first product and the last sum have nothing beside them."""
+ROWS_BY_COPIES = 2048
+"""Rows at least of the parts of a sum that is made by copies."""
 
 
 def summed(
-    tp: TensorParallel, rows: int, product: Callable[[slice], torch.Tensor]
+    tp: TensorParallel, like: torch.Tensor, product: Callable[[slice], torch.Tensor]
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """For each part of `rows`, in order, which rows it is of and the sum over the ranks of their
-    `product`s. Every rank must take all of them."""
-    each = -(-rows // max(1, min(MOST, rows // ROWS)))
+    """For each part of the rows of `like`, in order, which rows it is of and the sum over the ranks
+    of their `product`s. Every rank must take all of them."""
+    rows = len(like)
+    least, most = (ROWS_BY_COPIES, PARTS) if tp.sums_by_copies(like.device) else (ROWS, MOST)
+    each = -(-rows // max(1, min(most, rows // least)))
     begun: deque[tuple[slice, torch.Tensor, Callable[[], object]]] = deque()
     for start in rounds(range(0, rows, each)):
         part = slice(start, start + each)

@@ -11,6 +11,7 @@ import torch
 
 from llama.metrics.hardware import gpu_of_device
 from llama.model.config import LINEARS, ModelConfig
+from llama.parallel.peers import outside_bytes
 
 
 class Stopwatch:
@@ -34,7 +35,7 @@ class Stopwatch:
 def peak_memory_bytes(device: torch.device) -> int:
     """The most that was held so far: on CUDA by tensors, else by the whole process."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_allocated(device) + outside_bytes()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

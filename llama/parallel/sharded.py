@@ -22,6 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from llama.parallel.peers import by_copies, peers_of
+
 ALIGNED = 256
 """Bytes: each parameter begins at a multiple of them, as kernels for matrices want it."""
 ROOMS = 3
@@ -39,19 +41,32 @@ class Pending(Protocol):
 
 Gather = Callable[[torch.Tensor, torch.Tensor], Pending]
 """Begins to fill the first tensor with what all ranks give as the second, in the order of ranks."""
+Room = Callable[[int, torch.device], torch.Tensor]
+"""Zeros for the share of a unit, so many bytes of a device, uint8."""
+
+
+def plain_room(nbytes: int, device: torch.device) -> torch.Tensor:
+    """In memory of torch's own."""
+    return torch.zeros(nbytes, dtype=torch.uint8, device=device)
 
 
 @dataclass(frozen=True)
 class Sharers:
-    """Ranks that share a base: the place of this one, their number, how shares come together."""
+    """Ranks that share a base: the place of this one, their number, how shares come together, and
+    where they lie."""
 
     rank: int
     count: int
     gather: Gather
+    room: Room = plain_room
 
     @classmethod
-    def of_group(cls, group: dist.ProcessGroup) -> Sharers:
-        """By the collective of the group's own backend."""
+    def of_group(cls, group: dist.ProcessGroup, device: torch.device) -> Sharers:
+        """By copies from device to device where these reach one another, else by the collective of
+        the group's own backend. Every rank must call it."""
+        peers = peers_of(group, device)
+        if peers is not None:
+            return cls(peers.rank, peers.count, by_copies(peers), lambda size, _: peers.zeros(size))
 
         def gather(whole: torch.Tensor, share: torch.Tensor) -> Pending:
             work = dist.all_gather_into_tensor(whole, share, group=group, async_op=True)
@@ -109,7 +124,7 @@ class Unit:
     def share(self) -> torch.Tensor:
         """This rank's, uint8."""
         if self._share is None:
-            self._share = torch.zeros(self.share_size, dtype=torch.uint8, device=self.base.device)
+            self._share = self.base.sharers.room(self.share_size, self.base.device)
         return self._share
 
     def nbytes(self, name: str) -> int:

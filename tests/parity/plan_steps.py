@@ -82,7 +82,7 @@ def engine_of(case: Case, mesh: Mesh, device: torch.device) -> Engine:
     base = None
     if case.base_sharers > 1:
         assert mesh.base_group is not None
-        sharers = Sharers.of_group(mesh.base_group)
+        sharers = Sharers.of_group(mesh.base_group, device)
         base = ShardedBase(sharers, device, case.config.n_layers, case.config.tied_embedding)
         placement = ShardedPlacement(base)
     tp, mode = mesh.tensor_parallel, case.checkpointing
