@@ -24,8 +24,18 @@ PATIENCE_MS = 600_000
 """How long a GPU waits for what another one is to write, as long as NCCL does for a collective."""
 PARTS = 2
 """Sums of a `PairSums` that may be under way at a time."""
+RANKS_OF_PAIR = 2
 WORTH = 2**22
 """Bytes from which on a tensor is summed by copies: what is smaller takes no longer by a kernel."""
+
+
+ALIGNED = 256
+"""Bytes: each tensor begins at a multiple of them, as kernels want it."""
+
+
+def aligned(size: int) -> int:
+    """`size` bytes, filled up."""
+    return -(-size // ALIGNED) * ALIGNED
 
 
 _outside = 0
@@ -210,16 +220,22 @@ class PairSums:
 
     def _take_room(self, nbytes: int) -> None:
         """For shares of `nbytes`; both ranks come here with the same."""
-        self._room = -(-nbytes // 256) * 256
+        self._room = aligned(nbytes)
         self._shared = self._peers.shared(self._peers.zeros(2 * PARTS * self._room))
         self._begun = 0
+
+
+def room_of_sums(nbytes: int) -> int:
+    """Bytes that a `PairSums` of tensors of `nbytes` takes on each device, each summed in `PARTS`
+    parts."""
+    return 2 * PARTS * aligned(-(-nbytes // PARTS))
 
 
 @lru_cache(maxsize=16)
 def pair_sums(group: dist.ProcessGroup, device: torch.device) -> PairSums | None:
     """Of the two ranks of `group`; None where they are more, or do not reach one another. Every
     rank must call it."""
-    if device.type != "cuda" or dist.get_world_size(group) != 2:
+    if device.type != "cuda" or dist.get_world_size(group) != RANKS_OF_PAIR:
         return None
     peers = peers_of(group, device)
     return None if peers is None else PairSums(peers)

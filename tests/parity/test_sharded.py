@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from llama.parallel.sharded import ALIGNED, ROOMS
+from llama.parallel.peers import ALIGNED
+from llama.parallel.sharded import ROOMS
 from tests.parity.sharded_steps import (
     ADDED_UP,
     CASES,
