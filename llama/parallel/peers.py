@@ -171,24 +171,27 @@ def by_copies(peers: Peers) -> Callable[[torch.Tensor, torch.Tensor], Begun]:
 class PairSums:
     """Sums over two ranks: each copies its share to the other, and adds up both.
 
-    There is room for those under way and as many before them. Before a piece of it is written to
-    again, what the other rank sent since has come, which it began to send after it had read what
-    lay there: so nobody has to say that something was read."""
+    Sums that are under way at a time make a round, and rounds take turns in two halves of the room
+    for them. What comes from the other rank in one round it sent once it had read what came before
+    that round: the half of the room that the next round writes to. So nobody has to say that
+    something was read."""
 
     def __init__(self, peers: Peers) -> None:
         self._peers = peers
         self._other = 1 - peers.rank
         self._shared: Shared | None = None
         self._room = 0
-        self._begun = self._under_way = 0
+        self._half = self._begun = self._under_way = 0
 
     def begin_(self, share: torch.Tensor) -> Callable[[], None]:
-        """As `TensorParallel.begin_all_reduce_`; at most `PARTS` at a time."""
+        """As `TensorParallel.begin_all_reduce_`; at most `PARTS` in one round."""
+        if not self._under_way:
+            self._half, self._begun = 1 - self._half, 0
         there, here = self._places(share)
-        channel = self._begun % (2 * PARTS)
+        channel = self._channel()
         self._begun += 1
         self._under_way += 1
-        assert self._under_way <= PARTS
+        assert self._begun <= PARTS
         assert self._shared is not None
         handle = self._shared.handle
         with self._peers.aside():
@@ -204,12 +207,23 @@ class PairSums:
 
         return wait
 
+    def settle(self) -> None:
+        """Between rounds: until the other rank has come here too, and so has read all that was
+        sent, wherever the rounds before and after this take their turns from."""
+        if self._shared is not None:
+            self._shared.handle.put_signal(self._other, 2 * PARTS, PATIENCE_MS)
+            self._shared.handle.wait_signal(self._other, 2 * PARTS, PATIENCE_MS)
+
+    def _channel(self) -> int:
+        """The place of the next sum in the room, and its signal's."""
+        return PARTS * self._half + self._begun
+
     def _places(self, share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Where the next share goes, the other rank's memory, and where the other's comes to."""
         if share.nbytes > self._room:
             self._take_room(share.nbytes)
         assert self._shared is not None
-        start = self._begun % (2 * PARTS) * self._room
+        start = self._channel() * self._room
         there, here = (
             self._shared.of_ranks[rank][start : start + share.nbytes]
             .view(share.dtype)
@@ -222,7 +236,6 @@ class PairSums:
         """For shares of `nbytes`; both ranks come here with the same."""
         self._room = aligned(nbytes)
         self._shared = self._peers.shared(self._peers.zeros(2 * PARTS * self._room))
-        self._begun = 0
 
 
 def room_of_sums(nbytes: int) -> int:

@@ -196,16 +196,23 @@ class ShardedBase:
         """Have `unit` whole for what is computed from now on, until another one is in use; begin to
         gather `then`, which is to come next."""
         self._leave(unit)
-        room = self._begin(unit)
-        assert room is not None
+        begun = self._begin(unit)
+        assert begun is not None
         if then is not None:
             self._begin(then)
-        if room.pending is not None:
-            room.pending.wait()
-            room.pending = None
-            if unit not in room.views:
-                room.views[unit] = unit.views(room.buffer)
-            unit.show(room.views[unit])
+        self._arrived(unit)
+
+    def settle(self) -> None:
+        """Have nothing on its way: what is computed from now on comes after it."""
+        for unit in self._held:
+            self._arrived(unit)
+
+    def forget(self) -> None:
+        """Have no unit whole, and no room for any. What was computed with them may go on."""
+        self.settle()
+        for unit in list(self._held):
+            self._evict(unit)
+        self._current = None
 
     def held_bytes(self) -> int:
         """Of the shares on this rank, without the rooms."""
@@ -219,6 +226,16 @@ class ShardedBase:
     def room_bytes(self) -> int:
         """Of the rooms that are taken now."""
         return sum(room.buffer.nbytes for room in self._held.values())
+
+    def _arrived(self, unit: Unit) -> None:
+        """`unit`, if it was on its way, is there for what is computed from now on."""
+        room = self._held[unit]
+        if room.pending is not None:
+            room.pending.wait()
+            room.pending = None
+            if unit not in room.views:
+                room.views[unit] = unit.views(room.buffer)
+            unit.show(room.views[unit])
 
     def _leave(self, unit: Unit) -> None:
         """`unit` is to be current; what was is read by no kernel that is started later."""

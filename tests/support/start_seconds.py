@@ -1,5 +1,5 @@
-"""Where the seconds go between a command and its first step: `start_seconds.py` and the options of
-train, under a launcher or none; docs/benchmarks/start.md has what it printed.
+"""Where the seconds of a run go: `start_seconds.py` and the options of train, under a launcher or
+none; docs/benchmarks/start.md has what it printed.
 
 Each part is timed by what it takes of the clock and of the CPUs, all threads of this process; the
 former of a busy machine says little. START may hold the time at which the command was given, by
@@ -47,7 +47,9 @@ def main() -> None:
     importing("torch")
     importing("llama.engine")
     loop = importing("llama.train.loop")
-    inputs = sys.modules["llama.train.start.inputs"]
+    inputs, engine = (
+        sys.modules[f"llama.{name}"] for name in ("train.start.inputs", "assembly.engine")
+    )
     for owner, name, what in [
         (loop, "start_processes", "ranks meet"),
         (inputs, "open_model", "  the model's header"),
@@ -56,13 +58,16 @@ def main() -> None:
         (loop, "require_fit", "the plan: does it fit"),
         (loop, "Resumer", "hashes, the run's folder"),
         (loop, "build_engine", "weights loaded, DeepSpeed's engine"),
+        (engine, "build_model", "  the weights"),
+        (engine, "Engine", "  DeepSpeed's engine"),
         (loop.Run, "_write_record", "run.json"),
         (loop.Run, "_evaluate", "evaluation of held-out rows"),
-        (loop.Run, "_answers", "answers to the sample prompts"),
+        (loop.samples.Comparison, "both", "answers, before and after"),
+        (loop.Run, "_finish", "the end: answers, adapter, report"),
     ]:
         setattr(owner, name, timed(getattr(owner, name), what))
-    engine = sys.modules["llama.engine.engine"].Engine
-    engine.step = timed(engine.step, "a step")
+    of_steps = sys.modules["llama.engine.engine"].Engine
+    of_steps.step = timed(of_steps.step, "a step")
     from llama.commands.start import program
 
     program("train", "start_seconds.py")
