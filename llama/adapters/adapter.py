@@ -72,9 +72,6 @@ class Adapter(SidePath):
     PEFT_REFUSED: ClassVar[tuple[str, ...]]
     """Fields of `adapter_config.json` under which the same tensors are applied in another way."""
 
-    scale: float
-    """What is added to the layer's output is times this; at 0 the layer is as without it."""
-
     def __init__(self, base: ParallelLinear, options: LoRAOptions) -> None:
         """Empty tensors, on the default device, for the layer `base`."""
         super().__init__()

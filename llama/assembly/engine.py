@@ -10,6 +10,7 @@ from llama.assembly.model import build_model
 from llama.assembly.sharded import ShardedPlacement, run_sharded
 from llama.engine import Engine, ZeRO3Placement
 from llama.fused.captured import add_gradients, capture
+from llama.fused.captured_decoding import capture_decoding
 from llama.fused.install import install
 from llama.kernels.compiled import compile_kernels, is_wanted, missing
 from llama.methods.kinds import method_of
@@ -56,7 +57,10 @@ def build_engine(
     run_on_share(model, mesh.sequence_parallel)
     engine = Engine(model, resolved, mesh, device, options.seed)
     fast = compiles and on_cuda
-    plain = install(model) if fast else None
+    plain = None
+    if fast:
+        plain = install(model)
+        capture_decoding(model)
     keep_less = None
     if options.checkpointing == "auto":
         length = options.seq_len or LONGEST_ROW

@@ -15,6 +15,7 @@ from llama.adapters.peft_config import read_description
 from llama.assembly.limits import check_tokenizer
 from llama.base.kinds import KINDS, lacking
 from llama.errors import UserError, raise_if
+from llama.fused.captured_decoding import capture_decoding
 from llama.kernels.products import cpu_has_bf16
 from llama.model.config import ModelConfig
 from llama.model.kept import Checkpointing
@@ -112,6 +113,7 @@ def ready_model(
     model = build_model(source, default_dtype(precision), default_device(), tp, base=base)
     if adapter is not None:
         load_adapter(model, adapter)
+    capture_decoding(model)
     return model.eval()
 
 

@@ -1,19 +1,19 @@
-"""A training pass over a micro-batch as CUDA graphs, which the host starts and does not perform.
+"""A pass over a micro-batch, of training or of an evaluation, as CUDA graphs, which the host starts
+and does not perform.
 
 A pass launches thousands of kernels, and to launch one takes a host about as long as to compute it
 takes a GPU that has a thousand tokens: with small micro-batches the GPU waits for its host. A CUDA
 graph is the record of such launches, repeated by one call, on the same addresses. So inputs are put
 into tensors that stay where they are, of sizes that are rounded up; what a rounded size has too
-much is one more document, of which no position is supervised.
+much is one more document, of which no position is supervised (`captured_inputs.py`).
 
-Shapes: T tokens, N supervised positions, both with their rounding up.
+Shapes: T tokens.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch import nn
 from torch.func import functional_call
 
 from llama.fused.block import INPUTS
+from llama.fused.captured_inputs import Inputs, Shape, is_watched, mode_of, shape_of, side_paths
 from llama.fused.install import is_installed
 from llama.fused.mirrored import Mirrored
 from llama.model.documents import Documents
@@ -31,102 +32,17 @@ from llama.parallel.dropout import Seeds, seeds_from
 from llama.parallel.sharded import is_sharded
 
 _FOREACH_COPY: Any = torch._foreach_copy_  # type: ignore[attr-defined]
-TILE = 128
-"""Sizes are multiples of it: rows of the products' and the attention's tiles."""
-PARTS = 8
-"""A size above `PARTS` tiles is rounded up by at most an eighth; the supervised positions to a
-multiple of an eighth of the tokens, so that there are few pairs of the two."""
-FEWEST_DOCUMENTS = 16
 MOST = 32
-"""Shapes that are captured; others run kernel by kernel. Each takes some megabytes of its own."""
-IGNORED = -1
-"""A label that counts for nothing."""
+"""Shapes of training that are captured, and as many of evaluations; others run kernel by kernel.
+Each takes some megabytes of its own."""
+CAPTURE: dict[str, Any] = {"capture_error_mode": "thread_local"}
+"""DeepSpeed's watchdogs may ask the device something meanwhile: only this thread is bound."""
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What two micro-batches must have in common for one graph to serve both."""
-
-    tokens: int
-    supervised: int
-    documents: int
-    """Room for so many, the one that fills up among them; of a plain batch of rows of one length
-    that is a multiple of the tiles, how many there are."""
-    length: int | None
-    """Of such a row."""
-    kept: tuple[Kept, ...]
-
-
-def rounded(size: int) -> int:
-    """`size` or the next larger one that is captured."""
-    step = TILE
-    while size > 2 * PARTS * step:
-        step *= 2
-    return _up(size, step)
-
-
-def shape_of(documents: Documents, supervised: int, kept: Sequence[Kept]) -> Shape:
-    tokens, length, number = documents.boundaries[-1], documents.longest, len(documents)
-    if not documents.uniform or length % (2 * TILE):
-        tokens, length, needed, number = rounded(tokens), None, number + 1, FEWEST_DOCUMENTS
-        while number < needed:
-            number *= 2
-    return Shape(tokens, _up(supervised, -(-tokens // PARTS)), number, length, tuple(kept))
-
-
-def _up(size: int, step: int) -> int:
-    """The next multiple of `step`, and at least one of it."""
-    return -(-max(size, 1) // step) * step
-
-
-class _Placed(Documents):
-    """Documents whose bounds are read from a tensor that is written anew for each pass."""
-
-    def __init__(self, shape: Shape, ends: torch.Tensor) -> None:
-        super().__init__((0, 1, shape.tokens))  # of unlike lengths, whatever they are
-        self.longest = shape.tokens
-        self._ends = ends
-
-
-class Inputs:
-    """A micro-batch in tensors that stay where they are."""
-
-    def __init__(self, shape: Shape, device: torch.device) -> None:
-        self.shape = shape
-        self.tokens_T = torch.zeros(shape.tokens, dtype=torch.int64, device=device)
-        self.positions_T = torch.zeros_like(self.tokens_T)
-        self.index_N = torch.zeros(shape.supervised, dtype=torch.int64, device=device)
-        self.labels_N = torch.full_like(self.index_N, IGNORED)
-        self.ends = torch.zeros(shape.documents + 1, dtype=torch.int32, device=device)
-        if shape.length is None:
-            self.documents: Documents = _Placed(shape, self.ends)
-        else:
-            self.documents = Documents(range(0, shape.tokens + 1, shape.length))
-
-    def fill(
-        self,
-        tokens_T: torch.Tensor,
-        positions_T: torch.Tensor,
-        documents: Documents,
-        labels: Supervision,
-    ) -> None:
-        """Put in another micro-batch of the same `Shape`. What it leaves of the tokens is whatever
-        lay there: one more document, which is attended to by itself and supervised nowhere."""
-        tokens, supervised = len(tokens_T), len(labels.index_N)
-        self.tokens_T[:tokens].copy_(tokens_T)
-        self.positions_T[:tokens].copy_(positions_T)
-        self.index_N[:supervised].copy_(labels.index_N)
-        self.labels_N[:supervised].copy_(labels.labels_N)
-        self.labels_N[supervised:].fill_(IGNORED)
-        if self.shape.length is None:
-            free = len(self.ends) - len(documents.boundaries)
-            bounds = (*documents.boundaries, *[self.shape.tokens] * free)
-            self.ends.copy_(torch.tensor(bounds, dtype=torch.int32))
-
-    def arguments(self) -> tuple[Any, ...]:
-        """Those of a `RunModel`, after the model."""
-        labels = Supervision(self.index_N, self.labels_N)
-        return self.tokens_T, self.positions_T, self.documents, labels, None, False
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a recording ended so: one that memory broke off may not end well either."""
+    kind = torch.OutOfMemoryError
+    return isinstance(error, kind) or isinstance(error.__context__, kind)
 
 
 class _Results:
@@ -171,13 +87,11 @@ class _Recorded:
         # The parameters' own nodes in autograd's graph belong to the stream that they were made on,
         # which cannot be captured and would be waited for. The same memory under other names:
         leaves = {f"model.{name}": p.detach().requires_grad_() for name, p in trained.items()}
-        # DeepSpeed's watchdogs may ask the device something meanwhile: only this thread is bound.
-        mode = {"pool": pool, "capture_error_mode": "thread_local"}
         with torch.enable_grad(), seeds_from(self.seeds):
-            with torch.cuda.graph(self._forward, **mode):
+            with torch.cuda.graph(self._forward, pool=pool, **CAPTURE):
                 loss = functional_call(_Called(model, run), leaves, inputs.arguments())
                 results.loss.copy_(loss.detach())
-            with torch.cuda.graph(self._backward, **mode):
+            with torch.cuda.graph(self._backward, pool=pool, **CAPTURE):
                 found = torch.autograd.grad(loss, list(leaves.values()), results.upstream)
                 _FOREACH_COPY(results.gradients.parts, list(found))
 
@@ -191,6 +105,24 @@ class _Recorded:
         self.results.upstream.copy_(upstream)
         self._backward.replay()
         return self.results.gradients
+
+
+class _RecordedLoss:
+    """The graph of one shape of an evaluation. It lies in the memory of training's: one pass's
+    activations have no use once another has begun, and `_Pass` sees that none has."""
+
+    def __init__(
+        self, model: Transformer, run: RunModel, inputs: Inputs, results: _Results, pool: Any
+    ) -> None:
+        self.inputs, self.results = inputs, results
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=pool, **CAPTURE):
+            results.loss.copy_(run(model, *inputs.arguments()))
+
+    def forward(self) -> torch.Tensor:
+        self.results.passes += 1
+        self._graph.replay()
+        return self.results.loss.clone()
 
 
 class _Pass(torch.autograd.Function):
@@ -218,17 +150,21 @@ class _Pass(torch.autograd.Function):
 
 
 class RunCaptured:
-    """Calls a model as `run` does. A shape of training batches is captured when it comes for the
-    second time: the first has made all kernels that are compiled when they are called."""
+    """Calls a model as `run_model` did. A shape of batches is captured when it comes for the second
+    time: the first has made all kernels that are compiled when they are called."""
 
-    def __init__(self, run: RunModel, trained: Mapping[str, nn.Parameter]) -> None:
-        self._run = run
+    def __init__(self, model: Transformer, trained: Mapping[str, nn.Parameter]) -> None:
+        self._run = model.run_model
         self._trained = dict(trained)
+        self._paths = side_paths(model)
         self._seen: Counter[Shape] = Counter()
         self._recorded: dict[Shape, _Recorded] = {}
+        self._losses: dict[Shape, _RecordedLoss] = {}
         self._results: _Results | None = None
         self._pool: Any = None
         self._places: list[int] = []
+        self._evaluates = True
+        """Whether evaluations are captured: until memory did not hold one."""
         self.onto: Mirrored | None = None
         """Where gradients are added up, past autograd; None, and wherever a hook of a tensor waits
         for its gradient: autograd is given them."""
@@ -243,67 +179,95 @@ class RunCaptured:
         cache: KVCache | None,
         last: bool,
     ) -> torch.Tensor:
-        training = model.training and torch.is_grad_enabled() and labels is not None
-        watched = any(block._forward_hooks for block in model.layers)
-        if not training or watched or labels is None or Kept.HOST in model.kept:
+        mode = mode_of(model, self._paths)
+        asked = cache is None and model.training == torch.is_grad_enabled()
+        if labels is None or not asked or is_watched(model) or Kept.HOST in mode.kept:
             return self._run(model, tokens_T, positions_T, documents, labels, cache, last)
-        shape = shape_of(documents, len(labels.index_N), model.kept)
+        shape = shape_of(documents, len(labels.index_N), mode)
         self._forget_if_moved()
-        recorded = self._recorded.get(shape)
-        if recorded is None and self._is_due(shape):
-            recorded = self._record(model, shape, tokens_T.device)
-        if recorded is None:
+        found = self._training(model, shape) if mode.trains else self._evaluation(model, shape)
+        if found is None:
             return self._run(model, tokens_T, positions_T, documents, labels, cache, last)
-        recorded.inputs.fill(tokens_T, positions_T, documents, labels)
-        recorded.seeds.draw()
+        found.inputs.fill(tokens_T, positions_T, documents, labels)
+        if isinstance(found, _RecordedLoss):
+            return found.forward()
+        found.seeds.draw()
         trained = self._trained.values()
         if self.onto is not None and not any(p._backward_hooks for p in trained):
-            return _Pass.apply(recorded, self.onto, self.onto.leaf)  # type: ignore[return-value]
-        return _Pass.apply(recorded, None, *trained)  # type: ignore[return-value]
+            return _Pass.apply(found, self.onto, self.onto.leaf)  # type: ignore[return-value]
+        return _Pass.apply(found, None, *trained)  # type: ignore[return-value]
 
     def forget(self) -> int:
         """Let go of all that is recorded, with its memory, and say how many passes it has served.
         Shapes are then new again: what comes next may be another way through the model."""
         served = self._results.passes if self._results is not None else 0
         self._recorded.clear()
+        self._losses.clear()
         self._seen.clear()
         self._results = self._pool = None
         return served
-
-    def _is_due(self, shape: Shape) -> bool:
-        self._seen[shape] += 1
-        return self._seen[shape] > 1 and len(self._recorded) < MOST
 
     def _forget_if_moved(self) -> None:
         """A graph goes by addresses: where a parameter was given other memory, it is of no use."""
         places = [p.data_ptr() for p in self._trained.values()]
         if places != self._places:
             self._recorded.clear()
+            self._losses.clear()
             self._places = places
 
-    def _record(self, model: Transformer, shape: Shape, device: torch.device) -> _Recorded:
-        if self._results is None:
-            self._results = _Results(list(self._trained.values()), device)
-            self._pool = torch.cuda.graph_pool_handle()
-        inputs = Inputs(shape, device)
-        places = (self._trained, self._results, self._pool)
+    def _training(self, model: Transformer, shape: Shape) -> _Recorded | None:
+        """What is recorded of `shape`, now if it is due. OutOfMemoryError where there is no room:
+        what is kept is then to be less."""
+        if shape in self._recorded or not self._is_due(shape, len(self._recorded)):
+            return self._recorded.get(shape)
+        inputs, results, pool = self._room(model, shape)
         try:
-            recorded = _Recorded(model, self._run, inputs, *places)
-        except RuntimeError as error:  # a recording that memory broke off may not end well either
+            recorded = _Recorded(model, self._run, inputs, self._trained, results, pool)
+        except RuntimeError as error:
             if isinstance(error.__context__, torch.OutOfMemoryError):
                 raise error.__context__ from None
             raise
         self._recorded[shape] = recorded
         return recorded
 
+    def _evaluation(self, model: Transformer, shape: Shape) -> _RecordedLoss | None:
+        """The same without a backward pass. Nothing is recorded before a training pass is: its
+        memory, which holds more than an evaluation, serves both, and a first step that is launched
+        has what memory it was planned with. Where there is no room evaluations go on without."""
+        if shape in self._losses or not self._is_due(shape, len(self._losses)):
+            return self._losses.get(shape)
+        if not self._evaluates or not self._recorded:
+            return None
+        try:
+            inputs, results, pool = self._room(model, shape)
+            self._losses[shape] = _RecordedLoss(model, self._run, inputs, results, pool)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self._evaluates = False
+        if not self._evaluates:
+            self.forget()  # what the pool took for this recording is free only with the pool
+        return self._losses.get(shape)
+
+    def _is_due(self, shape: Shape, recorded: int) -> bool:
+        self._seen[shape] += 1
+        return self._seen[shape] > 1 and recorded < MOST
+
+    def _room(self, model: Transformer, shape: Shape) -> tuple[Inputs, _Results, Any]:
+        device = model.tok_embeddings.weight.device
+        if self._results is None:
+            self._results = _Results(list(self._trained.values()), device)
+            self._pool = torch.cuda.graph_pool_handle()
+        return Inputs(shape, device), self._results, self._pool
+
 
 def capture(model: Transformer) -> str | None:
-    """Have the training passes of `model` captured, and a note why not where they cannot be. Call
-    it after `install`, once the model keeps what it is to keep."""
+    """Have the passes of `model` over micro-batches captured, and a note why not where they cannot
+    be. Call it after `install`, once the model keeps what it is to keep."""
     if reason := _uncaptured(model):
         return f"steps are not captured as CUDA graphs: {reason}"
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    model.run_model = RunCaptured(model.run_model, trained)
+    model.run_model = RunCaptured(model, trained)
     return None
 
 

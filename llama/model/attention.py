@@ -84,7 +84,7 @@ def cached_attention(
     if added.begins:
         return document_attention(q_THE, k_TKE, v_TKE, added.documents)
     if added.one_each:
-        return _next_tokens(q_THE, k_MLKE, v_MLKE, added.mask_M11L)
+        return _next_tokens(q_THE, k_MLKE, v_MLKE, added.mask)
     sequences = zip(q_THE.split(added.documents.lengths), added.ends, k_MLKE, v_MLKE, strict=True)
     return torch.cat([_continued(q, k[:end], v[:end]) for q, end, k, v in sequences])
 

@@ -19,6 +19,9 @@ from llama.model.transformer import Transformer
 READ_AT_ONCE = 8192
 """Tokens of prompts that one forward pass reads, so that many long ones do not need memory for all
 at a time. A longer prompt is read alone."""
+ROOM_AHEAD = 256
+"""Tokens to be written that the cache has room for from the beginning: with more room passes that
+are recorded for it (`SteppedCache`) read more of it, with less it grows more often."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Session:
         common = _common(self._held, ids[:-1])  # the last is read for what follows it
         self._writing.cache.keep(0, common)
         self._held = self._held[:common]
+        self._writing.cache.reserve(1, len(ids) + min(max_new_tokens, ROOM_AHEAD))
         text = self._writing.text(0, ids[common:], sampling)
         for _ in range(max_new_tokens):
             read = list(text.unread)
@@ -122,6 +126,8 @@ def decode_together(
     how many a product is taken of, so that two tokens as likely as one another to the last digits
     may be chosen differently. `agreed` is as in `decode`."""
     writing = _Writing(model, agreed)
+    longest = max(map(len, prompts[:batch]), default=0)
+    writing.cache.reserve(min(batch, len(prompts)), longest + min(max_new_tokens, ROOM_AHEAD))
     waiting = deque(writing.text(i, prompt, sampling) for i, prompt in enumerate(prompts))
     texts: list[_Text] = []
     """In the order of the cache's sequences."""
@@ -181,14 +187,21 @@ class _Writing:
         logits_MV = self._model(
             tokens_T, added.positions_T, added.documents, cache=self.cache, last=True
         )
-        choices = [
-            choose(logits_V, text.sampling, text.generator)
-            for logits_V, text in zip(logits_MV.float(), texts, strict=True)
-        ]
-        tokens = self._agreed(choices)
+        tokens = self._agreed(_chosen(logits_MV, texts))
         for text, token in zip(texts, tokens, strict=True):
             text.unread = [token]
         return tokens
+
+
+def _chosen(logits_MV: torch.Tensor, texts: Sequence[_Text]) -> list[int]:
+    """The token that follows each of `texts`. The likeliest are found and brought to the host all
+    at once: the wait for a GPU is as long as one for a single token."""
+    if all(text.sampling.temperature == 0.0 for text in texts):
+        return logits_MV.argmax(dim=-1).tolist()
+    return [
+        choose(logits_V, text.sampling, text.generator)
+        for logits_V, text in zip(logits_MV.float(), texts, strict=True)
+    ]
 
 
 def _first(waiting: deque[_Text], most: int) -> list[_Text]:

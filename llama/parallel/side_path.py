@@ -24,6 +24,9 @@ class SidePath(nn.Module):
     """A trained module beside a frozen weight: takes the layer's input and its output, gives the
     layer's output. Kinds: `llama/adapters`."""
 
+    scale: float
+    """What is added to the layer's output is times this; at 0 the layer is as without it."""
+
     def forward(self, x: torch.Tensor, base_output: torch.Tensor) -> torch.Tensor:
         """`x[T, I]` and `base_output[T, O]` to `[T, O]`, each this rank's share of it."""
         raise NotImplementedError

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -15,16 +14,15 @@ from llama.model.transformer import RunBlock, Transformer, TransformerBlock
 
 def show_life(model: Transformer, beat: Callable[[], None]) -> None:
     """Have `beat` called as `model` is, and as each of its blocks is begun, forwards and backwards,
-    in whatever form it runs. No hook is put on a module: a fused block calls none of its modules,
-    and a pass that was recorded calls none of its blocks."""
+    in whatever form it runs. No hook is put on a block: a fused one calls none of its modules, and
+    a pass that was recorded calls none of its blocks. What `model.run_model` is stays to be seen:
+    who frees memory asks it to forget what it has recorded."""
     model.run_block = _Beating(model.run_block, beat)
-    run_model = model.run_model
 
-    def beaten(*args: Any) -> torch.Tensor:
+    def called(*_: object) -> None:
         beat()
-        return run_model(*args)
 
-    model.run_model = beaten
+    model.register_forward_pre_hook(called)
 
 
 class _Beating:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 
-from llama.adapters.attach import adapters
+from llama.adapters.attach import adapters, switched_off
+from llama.assembly.use import summed_loss
 from llama.data.batches import make_batch
 from llama.data.feed import model_inputs
-from llama.fused.captured import RunCaptured, add_gradients, capture, shape_of
+from llama.fused.captured import RunCaptured, add_gradients, capture
+from llama.fused.captured_inputs import Mode, Shape, mode_of, shape_of, side_paths
 from llama.fused.install import install
 from llama.fused.mirrored import Mirrored
 from llama.model.kept import Kept
@@ -37,6 +40,14 @@ BATCHES = [
 
 def inputs(lengths: list[int]) -> dict[str, Any]:
     return model_inputs(make_batch([documents(lengths)], 0), CUDA)
+
+
+def shapes_of(mode: Mode) -> set[Shape]:
+    """Of `BATCHES`."""
+    return {
+        shape_of(batch["documents"], len(batch["labels"].index_N), mode)
+        for batch in map(inputs, BATCHES)
+    }
 
 
 def results(made: Transformer, seed: int) -> list[tuple[float, torch.Tensor]]:
@@ -72,10 +83,7 @@ def test_captured_passes_give_what_launched_ones_do(
             apart = abs(loss - loss_as) / abs(loss_as), difference(gradients, gradients_as)
             print(f"\n  {dtype} {p} {kept.name}: {apart[0]:.1e} {apart[1]:.1e}", end="")
             assert apart[0] <= LOSS[dtype] / 5 and apart[1] <= GRADIENTS[dtype]
-    shapes = {
-        shape_of(batch["documents"], len(batch["labels"].index_N), made.kept)
-        for batch in map(inputs, BATCHES)
-    }
+    shapes = shapes_of(mode_of(made, side_paths(made)))
     assert shapes == set(run._recorded) and len(shapes) < len(BATCHES)
     if p:  # the masks are those of the seed
         other, same = results(made, 70), results(made, 7)
@@ -121,3 +129,53 @@ def test_activations_that_were_written_over_are_not_gone_back_through(compiled: 
     first, _second = made(**batch), made(**batch)
     with pytest.raises(RuntimeError, match="another pass"):
         first.backward()
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_captured_evaluations_give_what_launched_ones_do(
+    dtype: torch.dtype, compiled: None
+) -> None:
+    """With adapters and without; between passes of training, which go on as they were."""
+    made = model(dtype, torch.bfloat16)
+    for _, adapter in adapters(made):
+        vars(adapter)["dropout"] = 0.2
+    assert install(made) is None
+    batches = [make_batch([documents(lengths)], 0) for lengths in BATCHES]
+
+    def losses() -> list[float]:
+        both = []
+        for as_ in (nullcontext(), switched_off(made)):
+            with as_:
+                both += [summed_loss(made, [batch], CUDA)[0] for batch in batches]
+        return both
+
+    expected, trained = losses(), results(made, 7)
+    for loss, without in zip(expected, expected[len(batches) :], strict=False):
+        assert loss != pytest.approx(without, rel=LOSS[dtype]), "else it would show nothing"
+    assert capture(made) is None
+    run = made.run_model
+    assert isinstance(run, RunCaptured)
+    losses()
+    assert not run._losses, "nothing before training has been recorded"
+    results(made, 7)
+    for _ in range(3):
+        found = losses()
+        for loss, loss_as in zip(found, expected, strict=True):
+            print(f"\n  {dtype}: {abs(loss - loss_as) / loss_as:.1e}", end="")
+            assert loss == pytest.approx(loss_as, rel=LOSS[dtype] / 5)
+        for (loss, _), (loss_as, _) in zip(results(made, 7), trained, strict=True):
+            assert loss == pytest.approx(loss_as, rel=LOSS[dtype] / 5)
+    on = [path.scale for path in side_paths(made)]
+    modes = [Mode(False, (), tuple(scales)) for scales in (on, [0.0] * len(on))]
+    assert set(run._losses) == set().union(*map(shapes_of, modes))
+
+
+def test_an_evaluation_between_the_passes_of_a_step_is_noticed(compiled: None) -> None:
+    made, batch = recorded()
+    row = make_batch([documents([256, 256])], 0)
+    for _ in range(2):
+        summed_loss(made, [row], CUDA)
+    loss = made(**batch)
+    summed_loss(made, [row], CUDA)
+    with pytest.raises(RuntimeError, match="another pass"):
+        loss.backward()

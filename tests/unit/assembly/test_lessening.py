@@ -66,7 +66,7 @@ def test_each_call_keeps_less_until_the_loss_is_in_small_parts(notes: list[str])
 def test_recorded_passes_go_first_and_alone(notes: list[str]) -> None:
     """Once a step, where they have served for long: where that does not help, less is kept."""
     made = model()
-    captured = RunCaptured(made.run_model, {})
+    captured = RunCaptured(made, {})
     made.run_model = captured
     before = made.kept
     keep_less = Lessening(made, choice, ROOM)

@@ -3,18 +3,23 @@ themselves are for a GPU (tests/gpu/test_captured_on_gpu.py)."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 
+from llama.adapters.attach import switched_off, trainable_parameters
+from llama.assembly.use import summed_loss
 from llama.data.batches import make_batch
 from llama.data.feed import model_inputs
+from llama.data.types import Batch
 from llama.fused import captured
-from llama.fused.captured import IGNORED, Inputs, rounded, shape_of
+from llama.fused.captured_inputs import IGNORED, Inputs, Mode, mode_of, rounded, shape_of
 from llama.fused.mirrored import Mirrored
 from llama.model.documents import Documents
 from llama.model.kept import Kept
+from llama.model.transformer import Transformer
 from llama.parallel.dropout import Seeds, draw_seed, seeds_from
 from tests.parity.test_packing import documents, loss_and_gradients, trained_model
 from tests.support.closeness import assert_close, sums_of
@@ -31,10 +36,21 @@ def test_sizes_are_rounded_up_by_little() -> None:
 
 def test_one_graph_serves_what_is_nearly_alike() -> None:
     bounds = [(0, 900), (0, 400, 1000), (0, 10, 20, 930)]  # of 7.1, 7.8 and 7.3 tiles
-    assert len({shape_of(Documents(b), 300, [Kept.ALL]) for b in bounds}) == 1
-    assert len({shape_of(Documents(bounds[0]), 300, [kept]) for kept in Kept}) == len(Kept)
-    assert shape_of(Documents((0, 512, 1024)), 1022, []).length == 512
-    assert shape_of(Documents((0, 500, 1000)), 998, []).length is None
+    modes = [Mode(True, (kept,), (2.0,)) for kept in Kept]
+    others = [Mode(True, modes[0].kept, (0.0,)), Mode(False, (), (2.0,)), Mode(False, (), (0.0,))]
+    assert len({shape_of(Documents(b), 300, modes[0]) for b in bounds}) == 1
+    shapes = {shape_of(Documents(bounds[0]), 300, mode) for mode in (*modes, *others)}
+    assert len(shapes) == len(Kept) + len(others)
+    assert shape_of(Documents((0, 512, 1024)), 1022, modes[0]).length == 512
+    assert shape_of(Documents((0, 500, 1000)), 998, modes[0]).length is None
+
+
+def read_arguments(inputs: Inputs) -> tuple[Any, ...]:
+    """Those of a pass. On a GPU it reads the bounds from the tensor."""
+    tokens, positions, documents, *rest = inputs.arguments()
+    if inputs.shape.length is None:
+        documents = Documents(tuple(dict.fromkeys(inputs.ends.tolist())))
+    return tokens, positions, documents, *rest
 
 
 @pytest.mark.parametrize("lengths", [[9, 30, 2, 17], [256], [5] * 40], ids=str)
@@ -42,15 +58,13 @@ def test_a_filled_up_micro_batch_has_the_same_loss_and_gradients(lengths: list[i
     """Whatever lay there before."""
     model = trained_model(0.0)
     batch = model_inputs(make_batch([documents(lengths)], 0), CPU)
-    shape = shape_of(batch["documents"], len(batch["labels"].index_N), model.kept)
+    shape = shape_of(batch["documents"], len(batch["labels"].index_N), mode_of(model, []))
     inputs = Inputs(shape, CPU)
     inputs.tokens_T.random_(0, 16)
     inputs.labels_N.fill_(3)
     inputs.fill(**batch)
     assert int((inputs.labels_N != IGNORED).sum()) == len(batch["labels"].index_N)
-    tokens, positions, bounds, labels, *_ = inputs.arguments()
-    if shape.length is None:  # on a GPU the bounds are read from the tensor
-        bounds = Documents(tuple(dict.fromkeys(inputs.ends.tolist())))
+    tokens, positions, bounds, labels, *_ = read_arguments(inputs)
     filled = {"tokens_T": tokens, "positions_T": positions, "documents": bounds, "labels": labels}
     (loss, gradients), (as_is, gradients_as_is) = (
         loss_and_gradients(model, [given]) for given in (filled, batch)
@@ -104,7 +118,7 @@ def test_a_pass_adds_its_gradients_where_it_is_told(monkeypatch: pytest.MonkeyPa
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     batch = model_inputs(make_batch([documents([256, 256])], 0), CPU)
     _, expected = loss_and_gradients(model, [batch])
-    run = captured.RunCaptured(model.run_model, trained)
+    run = captured.RunCaptured(model, trained)
     model.run_model, run.onto = run, Mirrored(list(trained.values()))
     for number in range(3):  # launched, recorded, repeated
         run.onto.zero_()
@@ -118,6 +132,136 @@ def test_a_pass_adds_its_gradients_where_it_is_told(monkeypatch: pytest.MonkeyPa
     run.onto.zero_()
     run.onto.add_gradients(model(**batch))
     assert torch.equal(seen[-1], run.onto.parts[0])  # the first is the stand-in's own
+
+
+class _LaunchedLoss:
+    """The same of a pass of an evaluation."""
+
+    made = 0
+
+    def __init__(self, model: Any, run: Any, inputs: Inputs, results: Any, _: Any) -> None:
+        self.inputs, self.results = inputs, results
+        self._call = lambda: run(model, *read_arguments(inputs))
+        _LaunchedLoss.made += 1
+
+    def forward(self) -> torch.Tensor:
+        self.results.passes += 1
+        return self._call()
+
+
+@pytest.fixture
+def evaluated(monkeypatch: pytest.MonkeyPatch) -> tuple[Transformer, captured.RunCaptured]:
+    """A model whose passes are captured, with no graphs, and a training pass that is recorded."""
+    monkeypatch.setattr(captured, "_Recorded", _Launched)
+    monkeypatch.setattr(captured, "_RecordedLoss", _LaunchedLoss)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    _LaunchedLoss.made = 0
+    model = trained_model(0.3)
+    run = captured.RunCaptured(model, trainable_parameters(model))
+    model.run_model = run
+    for _ in range(2):
+        model(**model_inputs(batches()[1], CPU)).backward()
+    assert len(run._recorded) == 1
+    return model, run
+
+
+ROWS = [[9, 30, 2, 17], [256], [31, 29], [256], [5] * 10]
+"""Lengths of documents."""
+
+
+def batches() -> list[Batch]:
+    return [make_batch([documents(lengths)], 0) for lengths in ROWS]
+
+
+def test_evaluations_are_captured_and_give_the_plain_loss(
+    evaluated: tuple[Transformer, captured.RunCaptured],
+) -> None:
+    """Nothing is dropped, and a model that trains is not taken for one that does not."""
+    model, run = evaluated
+    plain, mode = trained_model(0.3), Mode(False, (), ())
+    bounds = [(Documents(batch.boundaries), batch.supervised) for batch in batches()]
+    shapes = {shape_of(*of_batch, mode) for of_batch in bounds}
+    assert len(shapes) < len(ROWS)
+    losses = []
+    for off in (False, False, True, True, False):
+        with switched_off(plain) if off else nullcontext():
+            expected = summed_loss(plain, batches(), CPU)
+        with switched_off(model) if off else nullcontext():
+            found = summed_loss(model, batches(), CPU)
+        assert found[1] == expected[1] == sum(batch.supervised for batch in batches())
+        assert_close(found[0], expected[0], sums_of(4 * 256))
+        losses.append(len(run._losses))
+    assert losses[1] == len(shapes) and losses[3:] == [2 * len(shapes)] * 2
+    assert model.training and len(run._recorded) == 1 and _LaunchedLoss.made == losses[-1]
+    with torch.no_grad():
+        for batch in batches():  # a pass of neither kind: it drops, and has no backward pass
+            model(**model_inputs(batch, CPU))
+    assert len(run._losses) == losses[-1] and len(run._recorded) == 1
+
+
+def test_evaluations_wait_for_the_memory_of_training(
+    evaluated: tuple[Transformer, captured.RunCaptured],
+) -> None:
+    """Which is not there before the first step, and gone where a step ran out of it."""
+    model, run = evaluated
+    run.forget()
+    for _ in range(3):
+        summed_loss(model, batches(), CPU)
+    assert not run._losses
+    for _ in range(2):
+        model(**model_inputs(batches()[1], CPU)).backward()
+    summed_loss(model, batches(), CPU)
+    assert run._losses
+
+
+def test_an_evaluation_takes_the_memory_of_a_training_pass(
+    evaluated: tuple[Transformer, captured.RunCaptured],
+) -> None:
+    """So that such a pass is not gone back through."""
+    model, run = evaluated
+    batch = batches()[1]
+    for _ in range(2):
+        loss = model(**model_inputs(batch, CPU))
+        summed_loss(model, [batch], CPU)
+    assert run._recorded and run._losses
+    with pytest.raises(RuntimeError, match="another pass"):
+        loss.backward()
+
+
+def test_evaluations_leave_training_its_number_of_shapes(
+    evaluated: tuple[Transformer, captured.RunCaptured], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(captured, "MOST", 1)
+    model, run = evaluated
+    for _ in range(2):
+        summed_loss(model, batches(), CPU)
+    assert len(run._losses) == len(run._recorded) == 1
+    monkeypatch.setattr(captured, "MOST", 2)
+    for _ in range(2):
+        model(**model_inputs(batches()[0], CPU)).backward()
+    assert len(run._losses) == 1 and len(run._recorded) == 2
+
+
+def test_memory_that_holds_no_evaluation_ends_their_recording(
+    evaluated: tuple[Transformer, captured.RunCaptured], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All graphs go, with the memory that was taken for one more; training's come again."""
+    tried: list[int] = []
+
+    class Full(_LaunchedLoss):
+        def __init__(self, *_: Any) -> None:
+            tried.append(1)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(captured, "_RecordedLoss", Full)
+    model, run = evaluated
+    batch = batches()[1]
+    expected = summed_loss(trained_model(0.3), [batch] * 4, CPU)
+    assert_close(summed_loss(model, [batch] * 4, CPU)[0], expected[0], sums_of(4 * 256))
+    assert tried == [1] and not run._recorded
+    for _ in range(2):
+        model(**model_inputs(batch, CPU)).backward()
+    assert run._recorded
 
 
 def test_a_tensor_that_takes_no_part_in_a_loss_hides_no_other() -> None:

@@ -172,8 +172,8 @@ def test_a_sequence_that_leaves_gives_its_place_to_the_last() -> None:
     added = cache.begin([1, 1, 1])
     keys, _ = cache.extend(0, new[:3] * 10, new[:3])
     assert keys[..., 0, 0].tolist() == [[9.0, 9.0, 70.0], [8.0, 70.0, 0.0], [70.0, 0.0, 0.0]]
-    assert added.mask_M11L is not None
-    assert (added.mask_M11L[:, 0, 0] == 0).tolist() == [
+    assert added.mask is not None
+    assert (added.mask[:, 0, 0] == 0).tolist() == [
         [True, True, True],
         [True, True, False],
         [True, False, False],

@@ -27,7 +27,9 @@ def test_every_block_shows_life_forwards_and_backwards(fused: bool, kept: Kept) 
     if fused:
         assert install(model) is None
     beats: list[int] = []
+    run_model = model.run_model
     show_life(model, lambda: beats.append(1))
+    assert model.run_model is run_model, "which may be one that can forget"
     loss = model(**INPUTS)
     assert len(beats) == 1 + LAYERS
     loss.backward()

@@ -1,0 +1,142 @@
+"""Micro-batches in tensors that stay where they are, of sizes that are rounded up, so that one CUDA
+graph serves many of them; and what of a model decides which kernels a graph has.
+
+Shapes: T tokens, N supervised positions, both with their rounding up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from llama.model.documents import Documents
+from llama.model.kept import Kept
+from llama.model.transformer import Supervision, Transformer
+from llama.parallel.side_path import SidePath
+
+TILE = 128
+"""Sizes are multiples of it: rows of the products' and the attention's tiles."""
+PARTS = 8
+"""A size above `PARTS` tiles is rounded up by at most an eighth; the supervised positions to a
+multiple of an eighth of the tokens, so that there are few pairs of the two."""
+FEWEST_DOCUMENTS = 16
+IGNORED = -1
+"""A label that counts for nothing."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """What of a model, beside sizes, decides which kernels a pass launches, and with which numbers
+    that the host gives them."""
+
+    trains: bool
+    """Whether there is a backward pass; else nothing is dropped, and nothing kept."""
+    kept: tuple[Kept, ...]
+    """For the backward pass, of each block."""
+    scales: tuple[float, ...]
+    """Of its adapters: those that are switched off have 0."""
+
+
+def mode_of(model: Transformer, paths: Sequence[SidePath]) -> Mode:
+    """That of a pass which `model`, whose adapters are `paths`, would be asked for now."""
+    trains = model.training and torch.is_grad_enabled()
+    return Mode(trains, tuple(model.kept) if trains else (), tuple(path.scale for path in paths))
+
+
+def side_paths(model: Transformer) -> list[SidePath]:
+    """All adapters of `model`: to be asked for once, as it visits every module."""
+    return [module for module in model.modules() if isinstance(module, SidePath)]
+
+
+def is_watched(model: Transformer) -> bool:
+    """Whether something waits for what blocks give, which a graph calls none of."""
+    return any(block._forward_hooks for block in model.layers)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What two micro-batches must have in common for one graph to serve both."""
+
+    tokens: int
+    supervised: int
+    documents: int
+    """Room for so many, the one that fills up among them; of a plain batch of rows of one length
+    that is a multiple of the tiles, how many there are."""
+    length: int | None
+    """Of such a row."""
+    mode: Mode
+
+
+def rounded(size: int) -> int:
+    """`size` or the next larger one that is captured."""
+    step = TILE
+    while size > 2 * PARTS * step:
+        step *= 2
+    return _up(size, step)
+
+
+def shape_of(documents: Documents, supervised: int, mode: Mode) -> Shape:
+    tokens, length, number = documents.boundaries[-1], documents.longest, len(documents)
+    if not documents.uniform or length % (2 * TILE):
+        tokens, length, needed, number = rounded(tokens), None, number + 1, FEWEST_DOCUMENTS
+        while number < needed:
+            number *= 2
+    return Shape(tokens, _up(supervised, -(-tokens // PARTS)), number, length, mode)
+
+
+def _up(size: int, step: int) -> int:
+    """The next multiple of `step`, and at least one of it."""
+    return -(-max(size, 1) // step) * step
+
+
+class _Placed(Documents):
+    """Documents whose bounds are read from a tensor that is written anew for each pass."""
+
+    def __init__(self, shape: Shape, ends: torch.Tensor) -> None:
+        super().__init__((0, 1, shape.tokens))  # of unlike lengths, whatever they are
+        self.longest = shape.tokens
+        self._ends = ends
+
+
+class Inputs:
+    """A micro-batch in tensors that stay where they are."""
+
+    def __init__(self, shape: Shape, device: torch.device) -> None:
+        self.shape = shape
+        self.tokens_T = torch.zeros(shape.tokens, dtype=torch.int64, device=device)
+        self.positions_T = torch.zeros_like(self.tokens_T)
+        self.index_N = torch.zeros(shape.supervised, dtype=torch.int64, device=device)
+        self.labels_N = torch.full_like(self.index_N, IGNORED)
+        self.ends = torch.zeros(shape.documents + 1, dtype=torch.int32, device=device)
+        if shape.length is None:
+            self.documents: Documents = _Placed(shape, self.ends)
+        else:
+            self.documents = Documents(range(0, shape.tokens + 1, shape.length))
+
+    def fill(
+        self,
+        tokens_T: torch.Tensor,
+        positions_T: torch.Tensor,
+        documents: Documents,
+        labels: Supervision,
+    ) -> None:
+        """Put in another micro-batch of the same `Shape`. What it leaves of the tokens is whatever
+        lay there: one more document, which is attended to by itself and supervised nowhere."""
+        tokens, supervised = len(tokens_T), len(labels.index_N)
+        self.tokens_T[:tokens].copy_(tokens_T)
+        self.positions_T[:tokens].copy_(positions_T)
+        self.index_N[:supervised].copy_(labels.index_N)
+        self.labels_N[:supervised].copy_(labels.labels_N)
+        self.labels_N[supervised:].fill_(IGNORED)
+        if self.shape.length is None:
+            free = len(self.ends) - len(documents.boundaries)
+            bounds = (*documents.boundaries, *[self.shape.tokens] * free)
+            self.ends.copy_(torch.tensor(bounds, dtype=torch.int32))
+
+    def arguments(self) -> tuple[Any, ...]:
+        """Those of a `RunModel`, after the model."""
+        labels = Supervision(self.index_N, self.labels_N)
+        return self.tokens_T, self.positions_T, self.documents, labels, None, False
