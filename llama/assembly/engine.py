@@ -73,7 +73,7 @@ def build_engine(
     if captured or keep_less is not None or (fast and shared is not None):
         onto = engine.add_up_gradients(keep_less)
         if captured:
-            add_gradients(model, onto)
+            add_gradients(model, onto, may_do_with_less=keep_less is not None)
     if shared is not None:
         run_sharded(model, shared)
     return engine

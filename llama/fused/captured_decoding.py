@@ -21,8 +21,8 @@ from weakref import WeakKeyDictionary
 import torch
 
 from llama.base.kinds import KINDS
-from llama.fused.captured import CAPTURE, is_out_of_memory
 from llama.fused.captured_inputs import Mode, is_watched, mode_of, side_paths
+from llama.fused.recorded import CAPTURE, is_out_of_memory
 from llama.model.attention import document_attention
 from llama.model.documents import Documents
 from llama.model.kv_cache import KVCache, SteppedCache

@@ -22,7 +22,9 @@ TILE = 128
 PARTS = 8
 """A size above `PARTS` tiles is rounded up by at most an eighth; the supervised positions to a
 multiple of an eighth of the tokens, so that there are few pairs of the two."""
-FEWEST_DOCUMENTS = 16
+FEWEST_DOCUMENTS, SHORTEST = 16, 256
+"""The least room for documents, and the least bound of their length. Both grow fourfold: to have
+many costs little, and attention is launched for all of them as if each were of the bound."""
 IGNORED = -1
 """A label that counts for nothing."""
 
@@ -63,11 +65,27 @@ class Shape:
     tokens: int
     supervised: int
     documents: int
-    """Room for so many, the one that fills up among them; of a plain batch of rows of one length
+    """Room for so many, those that fill up among them; of a plain batch of rows of one length
     that is a multiple of the tiles, how many there are."""
-    length: int | None
-    """Of such a row."""
+    longest: int
+    """None is longer; of such rows the length of each."""
+    uniform: bool
+    """Whether it is such a batch."""
     mode: Mode
+
+    def serves(self, other: Shape) -> bool:
+        """Whether a graph of this shape takes micro-batches of `other` as well, for little more
+        than one of their own would take."""
+        if self == other:
+            return True
+        same = (self.tokens, self.uniform, self.mode) == (other.tokens, False, other.mode)
+        room = self.supervised - other.supervised
+        return (
+            same
+            and 0 <= room <= -(-self.tokens // PARTS)
+            and other.documents <= self.documents <= 4 * other.documents
+            and other.longest <= self.longest <= 4 * other.longest
+        )
 
 
 def rounded(size: int) -> int:
@@ -79,12 +97,22 @@ def rounded(size: int) -> int:
 
 
 def shape_of(documents: Documents, supervised: int, mode: Mode) -> Shape:
-    tokens, length, number = documents.boundaries[-1], documents.longest, len(documents)
-    if not documents.uniform or length % (2 * TILE):
-        tokens, length, needed, number = rounded(tokens), None, number + 1, FEWEST_DOCUMENTS
-        while number < needed:
-            number *= 2
-    return Shape(tokens, _up(supervised, -(-tokens // PARTS)), number, length, mode)
+    tokens, longest, number = documents.boundaries[-1], documents.longest, len(documents)
+    uniform = documents.uniform and longest % (2 * TILE) == 0
+    if not uniform:
+        whole = rounded(tokens)
+        longest = min(whole, _fourfold(SHORTEST, longest))
+        needed = number + -(-(whole - tokens) // longest)
+        tokens, number = whole, _fourfold(FEWEST_DOCUMENTS, needed)
+    supervised = _up(supervised, -(-tokens // PARTS))
+    return Shape(tokens, supervised, number, longest, uniform, mode)
+
+
+def _fourfold(size: int, least: int) -> int:
+    """`size`, or the first of its products with 4, 16, ... that is `least` or more."""
+    while size < least:
+        size *= 4
+    return size
 
 
 def _up(size: int, step: int) -> int:
@@ -97,7 +125,7 @@ class _Placed(Documents):
 
     def __init__(self, shape: Shape, ends: torch.Tensor) -> None:
         super().__init__((0, 1, shape.tokens))  # of unlike lengths, whatever they are
-        self.longest = shape.tokens
+        self.longest = shape.longest
         self._ends = ends
 
 
@@ -111,10 +139,10 @@ class Inputs:
         self.index_N = torch.zeros(shape.supervised, dtype=torch.int64, device=device)
         self.labels_N = torch.full_like(self.index_N, IGNORED)
         self.ends = torch.zeros(shape.documents + 1, dtype=torch.int32, device=device)
-        if shape.length is None:
-            self.documents: Documents = _Placed(shape, self.ends)
+        if shape.uniform:
+            self.documents = Documents(range(0, shape.tokens + 1, shape.longest))
         else:
-            self.documents = Documents(range(0, shape.tokens + 1, shape.length))
+            self.documents = _Placed(shape, self.ends)
 
     def fill(
         self,
@@ -124,16 +152,17 @@ class Inputs:
         labels: Supervision,
     ) -> None:
         """Put in another micro-batch of the same `Shape`. What it leaves of the tokens is whatever
-        lay there: one more document, which is attended to by itself and supervised nowhere."""
+        lay there: more documents, each attended to by itself and supervised nowhere."""
         tokens, supervised = len(tokens_T), len(labels.index_N)
         self.tokens_T[:tokens].copy_(tokens_T)
         self.positions_T[:tokens].copy_(positions_T)
         self.index_N[:supervised].copy_(labels.index_N)
         self.labels_N[:supervised].copy_(labels.labels_N)
         self.labels_N[supervised:].fill_(IGNORED)
-        if self.shape.length is None:
-            free = len(self.ends) - len(documents.boundaries)
-            bounds = (*documents.boundaries, *[self.shape.tokens] * free)
+        if not self.shape.uniform:
+            end = self.shape.tokens
+            bounds = [*documents.boundaries, *range(tokens, end, self.shape.longest)[1:]]
+            bounds += [end] * (len(self.ends) - len(bounds))
             self.ends.copy_(torch.tensor(bounds, dtype=torch.int32))
 
     def arguments(self) -> tuple[Any, ...]:

@@ -70,7 +70,7 @@ class HostInputs:
         """Begin to copy `x`, which its block may go on reading, to the host."""
         if self._copies is None:
             self._copies = copies_of(x.device)
-        self._settle()
+        self.settle()
         room = self._room(x.nbytes)
         self._leaving = x, self._copies.to_host(x, room)
         before = self._last() if self._last is not None else None
@@ -84,7 +84,7 @@ class HostInputs:
         if self._coming is not None and self._coming[0] is stored:
             return
         assert self._copies is not None
-        self._settle()
+        self.settle()
         x = torch.empty(stored.shape, dtype=stored.dtype, device=stored.device)
         self._coming = stored, x, self._copies.to_device(stored.room, x)
 
@@ -93,16 +93,23 @@ class HostInputs:
         self.fetch(stored)
         assert self._coming is not None
         x = self._coming[1]
-        self._settle()
+        self.settle()
         return x
 
-    def _settle(self) -> None:
-        """Let go of what is on its way, either way."""
-        assert self._copies is not None
+    def forget(self) -> None:
+        """Let go of what is on its way, and wait for none of it."""
+        self._leaving = self._coming = None
+
+    def settle(self) -> None:
+        """Let go of what is on its way, either way: what is computed from here on comes after."""
         for moving in (self._leaving, self._coming):
-            if moving is not None:
+            if moving is not None and self._copies is not None:
                 self._copies.wait(moving[-1])
         self._leaving = self._coming = None
+
+    def held(self) -> list[Any]:
+        """The memory that serves passes, while none is between its forward and its backward one."""
+        return list(self._free)
 
     def _room(self, nbytes: int) -> Any:
         assert self._copies is not None

@@ -25,7 +25,7 @@ def summed(
     """For each part of the rows of `like`, in order, which rows it is of and the sum over the ranks
     of their `product`s. Every rank must take all of them."""
     rows = len(like)
-    least, most = (ROWS_BY_COPIES, PARTS) if tp.sums_by_copies(like.device) else (ROWS, MOST)
+    least, most = (ROWS_BY_COPIES, PARTS) if tp.by_copies(like.device) else (ROWS, MOST)
     each = -(-rows // max(1, min(most, rows // least)))
     begun: deque[tuple[slice, torch.Tensor, Callable[[], object]]] = deque()
     for start in rounds(range(0, rows, each)):

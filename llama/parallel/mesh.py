@@ -14,7 +14,7 @@ from fairscale.nn.model_parallel import initialize as fairscale_groups
 from fairscale.nn.model_parallel import mappings
 
 from llama.errors import TrainingError, UserError
-from llama.parallel.peers import WORTH, pair_sums
+from llama.parallel.peers import WORTH, PairSums, pair_sums
 from llama.parallel.sequence import ALONE, SequenceParallel
 
 PATIENCE = timedelta(hours=2)
@@ -60,16 +60,17 @@ class TensorParallel:
         gives comes after the sum; until then `tensor` must be left alone."""
         if self.group is None:
             return lambda: None
-        if tensor.nbytes >= WORTH and (pair := pair_sums(self.group, tensor.device)):
+        if tensor.nbytes >= WORTH and (pair := self.by_copies(tensor.device)):
             return pair.begin_(tensor)
         work = dist.all_reduce(tensor, group=self.group, async_op=True)
         assert work is not None
         return work.wait
 
-    def sums_by_copies(self, device: torch.device) -> bool:
-        """Whether large sums are made by copies between devices, which leave what is computed
-        beside them alone. Every rank of the group must call it."""
-        return self.group is not None and pair_sums(self.group, device) is not None
+    def by_copies(self, device: torch.device) -> PairSums | None:
+        """What sums large tensors by copies between devices, which leave what is computed beside
+        them alone; None where that is not how they are summed. Every rank of the group must call
+        it."""
+        return None if self.group is None else pair_sums(self.group, device)
 
     def join(self, shard: torch.Tensor, dim: int | None) -> torch.Tensor:
         """The whole of a tensor cut along `dim` (None: it is whole already). Every rank of the

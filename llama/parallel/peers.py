@@ -187,11 +187,11 @@ class PairSums:
         """As `TensorParallel.begin_all_reduce_`; at most `PARTS` in one round."""
         if not self._under_way:
             self._half, self._begun = 1 - self._half, 0
+        assert self._begun < PARTS
         there, here = self._places(share)
         channel = self._channel()
         self._begun += 1
         self._under_way += 1
-        assert self._begun <= PARTS
         assert self._shared is not None
         handle = self._shared.handle
         with self._peers.aside():
@@ -213,6 +213,14 @@ class PairSums:
         if self._shared is not None:
             self._shared.handle.put_signal(self._other, 2 * PARTS, PATIENCE_MS)
             self._shared.handle.wait_signal(self._other, 2 * PARTS, PATIENCE_MS)
+
+    def forget(self) -> None:
+        """Sums that nobody waits for are none."""
+        self._under_way = 0
+
+    def held(self) -> Shared | None:
+        """The room that there is now."""
+        return self._shared
 
     def _channel(self) -> int:
         """The place of the next sum in the room, and its signal's."""

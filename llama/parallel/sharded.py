@@ -57,6 +57,8 @@ class Sharers:
     count: int
     gather: Gather
     room: Room = plain_room
+    by_copies: bool = False
+    """From device to device: no rank waits for another."""
 
     @classmethod
     def of_group(cls, group: dist.ProcessGroup, device: torch.device) -> Sharers:
@@ -64,14 +66,15 @@ class Sharers:
         the group's own backend. Every rank must call it."""
         peers = peers_of(group, device)
         if peers is not None:
-            return cls(peers.rank, peers.count, by_copies(peers), lambda size, _: peers.zeros(size))
+            gather, room = by_copies(peers), lambda size, _: peers.zeros(size)
+            return cls(peers.rank, peers.count, gather, room, True)
 
-        def gather(whole: torch.Tensor, share: torch.Tensor) -> Pending:
+        def collected(whole: torch.Tensor, share: torch.Tensor) -> Pending:
             work = dist.all_gather_into_tensor(whole, share, group=group, async_op=True)
             assert work is not None
             return work
 
-        return cls(dist.get_rank(group), dist.get_world_size(group), gather)
+        return cls(dist.get_rank(group), dist.get_world_size(group), collected)
 
 
 @dataclass(frozen=True)
@@ -208,11 +211,15 @@ class ShardedBase:
             self._arrived(unit)
 
     def forget(self) -> None:
-        """Have no unit whole, and no room for any. What was computed with them may go on."""
-        self.settle()
-        for unit in list(self._held):
+        """Have no unit whole, no room for any, and wait for none. What was computed with them may
+        go on."""
+        for unit, room in list(self._held.items()):
+            room.pending = None
             self._evict(unit)
         self._current = None
+
+    def held(self) -> None:
+        """The shares stay as long as the model, and rooms as long as their units."""
 
     def held_bytes(self) -> int:
         """Of the shares on this rank, without the rooms."""
@@ -297,6 +304,11 @@ def share_bytes(sizes: Iterable[int], ranks: int) -> int:
 def rooms(blocks: int) -> int:
     """How many blocks are whole at a time: never all of them."""
     return min(ROOMS, max(1, blocks - 1))
+
+
+def base_of(parameter: nn.Parameter) -> ShardedBase | None:
+    """That which holds `parameter`, or None."""
+    return parameter.base_unit.base if is_sharded(parameter) else None  # type: ignore[attr-defined]
 
 
 def is_sharded(parameter: nn.Parameter) -> bool:

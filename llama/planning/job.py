@@ -8,8 +8,10 @@ from typing import Any, Literal
 import torch
 
 from llama.adapters.kinds import kind_of
+from llama.fused.captured import LONG
 from llama.model.config import ModelConfig
 from llama.model.kept import KEPT, Checkpointing, Kept
+from llama.parallel.peers import RANKS_OF_PAIR
 from llama.settings import LoRAOptions
 from llama.settings.deepspeed_json import Resolved
 
@@ -122,9 +124,9 @@ class Job:
     @property
     def captured(self) -> bool:
         """Whether passes are CUDA graphs (`llama/fused/captured.py`)."""
-        half = self.precision != "fp32" and not self.shares_base and self.tensor_parallel == 1
-        on_device = Kept.HOST not in self.kept
-        return self.blocks_are_fused and self.device == "cuda" and half and on_device
+        if self.device != "cuda" or not self.blocks_are_fused or self.precision == "fp32":
+            return False
+        return self.tokens <= LONG and self.tensor_parallel in (1, RANKS_OF_PAIR)
 
     @property
     def added_up(self) -> bool:

@@ -86,8 +86,8 @@ def memory(job: Job) -> Memory:
     found = dict.fromkeys(NAMES, 0)
     for kind, size in trace(job).at_peak.items():
         found[_OF_KIND.get(kind, kind)] += size
-    if job.captured:  # where the graphs leave gradients, and where those of a window are added up
-        found[GRADIENTS] += found[TRAINED] * (2 if job.accumulation > 1 else 1)
+    if job.captured:  # added up as they come
+        found[GRADIENTS] = found[TRAINED]
     elif job.added_up:
         found[GRADIENTS] += found[TRAINED]
     if job.fused and job.device == "cuda" and job.tensor_parallel == RANKS_OF_PAIR:

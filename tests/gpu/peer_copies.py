@@ -1,4 +1,5 @@
-"""Two ranks, each with a GPU: sums and gathering by copies against NCCL's, and how long each takes.
+"""Ranks with a GPU each: gathering by copies, and of two ranks sums, against NCCL's, launched and
+within graphs; and how long each takes.
 
     torchrun --nproc_per_node 2 -m tests.gpu.peer_copies
 
@@ -64,9 +65,50 @@ def sums_agree(group: Any, device: torch.device) -> bool:
     return agree
 
 
+def graphs_agree(group: Any, device: torch.device) -> bool:
+    """Sums within a graph that is repeated, others launched in between, an odd number of each, and
+    ranks that take unlike times."""
+    pair, rank = pair_sums(group, device), dist.get_rank(group)
+    assert pair is not None
+    x = shares(rank, 0, device)[0][:1024]
+    found = torch.empty_like(x)
+
+    def rounds(number: int) -> None:
+        found.copy_(x)
+        for _ in range(number):
+            halves = list(found.chunk(2))
+            waits = [pair.begin_(half) for half in halves]
+            for wait in waits:
+                wait()
+            found.mul_(0.5)
+
+    rounds(1)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        pair.settle()
+        rounds(3)
+        pair.settle()
+    agree = True
+    for number in range(20):
+        x.copy_(shares(rank, number, device)[0][:1024])
+        expected = x.clone()
+        for _ in range(3):
+            dist.all_reduce(expected, group=group)
+            expected.mul_(0.5)
+        if (number + rank) % 2:
+            torch.cuda._sleep(3_000_000)
+        graph.replay()
+        agree = agree and torch.equal(found, expected)
+        if number % 3 == 0:
+            rounds(1)
+            pair.settle()
+    return agree
+
+
 def gathering_agrees(group: Any, device: torch.device, nbytes: int) -> tuple[bool, float, float]:
     sharers = Sharers.of_group(group, device)
     rank, agree = dist.get_rank(group), True
+    assert sharers.by_copies
     units = [sharers.room(nbytes, device) for _ in range(3)]
     for number, unit in enumerate(units):
         generator = torch.Generator(device).manual_seed(10 * number + rank)
@@ -79,6 +121,14 @@ def gathering_agrees(group: Any, device: torch.device, nbytes: int) -> tuple[boo
             sharers.gather(whole, unit).wait()
             dist.all_gather_into_tensor(expected, unit, group=group)
             agree = agree and torch.equal(whole, expected)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        sharers.gather(whole, units[1]).wait()
+    dist.all_gather_into_tensor(expected, units[1], group=group)
+    for _ in range(3):
+        whole.zero_()
+        graph.replay()
+        agree = agree and torch.equal(whole, expected)
     by_copies = seconds(lambda: sharers.gather(whole, units[0]).wait())
     by_nccl = seconds(lambda: dist.all_gather_into_tensor(expected, units[0], group=group))
     return agree, by_copies, by_nccl
@@ -90,7 +140,7 @@ def main() -> int:
     found: dict[str, Any] = {"outside_bytes_before": outside_bytes()}
     agree = []
     if dist.get_world_size() == 2:
-        agree.append(sums_agree(group, device))
+        agree += [sums_agree(group, device), graphs_agree(group, device)]
         pair = pair_sums(group, device)
         assert pair is not None
         x = shares(0, 0, device)[0]

@@ -4,6 +4,8 @@ themselves are for a GPU (tests/gpu/test_captured_on_gpu.py)."""
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,8 +17,9 @@ from llama.data.batches import make_batch
 from llama.data.feed import model_inputs
 from llama.data.types import Batch
 from llama.fused import captured
-from llama.fused.captured_inputs import IGNORED, Inputs, Mode, mode_of, rounded, shape_of
+from llama.fused.captured_inputs import IGNORED, Inputs, Mode, Shape, mode_of, rounded, shape_of
 from llama.fused.mirrored import Mirrored
+from llama.fused.recorded import TOGETHER, add_as_they_come
 from llama.model.documents import Documents
 from llama.model.kept import Kept
 from llama.model.transformer import Transformer
@@ -41,14 +44,19 @@ def test_one_graph_serves_what_is_nearly_alike() -> None:
     assert len({shape_of(Documents(b), 300, modes[0]) for b in bounds}) == 1
     shapes = {shape_of(Documents(bounds[0]), 300, mode) for mode in (*modes, *others)}
     assert len(shapes) == len(Kept) + len(others)
-    assert shape_of(Documents((0, 512, 1024)), 1022, modes[0]).length == 512
-    assert shape_of(Documents((0, 500, 1000)), 998, modes[0]).length is None
+    plain, other = (Documents((0, size, 2 * size)) for size in (512, 500))
+    plain, other = (shape_of(documents, 998, modes[0]) for documents in (plain, other))
+    assert (plain.uniform, plain.documents, plain.longest) == (True, 2, 512)
+    assert (other.uniform, other.documents, other.longest) == (False, 16, 1024)
+
+
+PLACED = Inputs.arguments
 
 
 def read_arguments(inputs: Inputs) -> tuple[Any, ...]:
     """Those of a pass. On a GPU it reads the bounds from the tensor."""
-    tokens, positions, documents, *rest = inputs.arguments()
-    if inputs.shape.length is None:
+    tokens, positions, documents, *rest = PLACED(inputs)
+    if not inputs.shape.uniform:
         documents = Documents(tuple(dict.fromkeys(inputs.ends.tolist())))
     return tokens, positions, documents, *rest
 
@@ -91,7 +99,7 @@ def test_seeds_are_those_that_would_have_been_drawn() -> None:
 class _Launched:
     """In the place of a recorded pass, which only a GPU has: launched anew each time."""
 
-    def __init__(self, model: Any, run: Any, inputs: Inputs, trained: Any, results: Any, _: Any):
+    def __init__(self, model: Any, run: Any, inputs: Inputs, trained: Any, results: Any, *_: Any):
         self.inputs, self.results = inputs, results
         self.seeds = Seeds(1, CPU)
         self._call = lambda: run(model, *inputs.arguments())
@@ -103,16 +111,16 @@ class _Launched:
             self._loss = self._call()
         return self._loss.detach()
 
-    def backward(self, upstream: torch.Tensor) -> Mirrored:
+    def backward(self, upstream: torch.Tensor) -> None:
         found = torch.autograd.grad(self._loss, self._trained, upstream)
         for place, gradient in zip(self.results.gradients.parts, found, strict=True):
-            place.copy_(gradient)
-        return self.results.gradients
+            place.add_(gradient)
 
 
 def test_a_pass_adds_its_gradients_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which autograd must not take for nothing to do; and a hook on a tensor sees its gradient."""
-    monkeypatch.setattr(captured, "_Recorded", _Launched)
+    monkeypatch.setattr(captured, "Recorded", _Launched)
+    monkeypatch.setattr(Inputs, "arguments", read_arguments)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     model = trained_model(0.0)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -139,9 +147,9 @@ class _LaunchedLoss:
 
     made = 0
 
-    def __init__(self, model: Any, run: Any, inputs: Inputs, results: Any, _: Any) -> None:
+    def __init__(self, model: Any, run: Any, inputs: Inputs, results: Any, *_: Any) -> None:
         self.inputs, self.results = inputs, results
-        self._call = lambda: run(model, *read_arguments(inputs))
+        self._call = lambda: run(model, *inputs.arguments())
         _LaunchedLoss.made += 1
 
     def forward(self) -> torch.Tensor:
@@ -152,8 +160,9 @@ class _LaunchedLoss:
 @pytest.fixture
 def evaluated(monkeypatch: pytest.MonkeyPatch) -> tuple[Transformer, captured.RunCaptured]:
     """A model whose passes are captured, with no graphs, and a training pass that is recorded."""
-    monkeypatch.setattr(captured, "_Recorded", _Launched)
-    monkeypatch.setattr(captured, "_RecordedLoss", _LaunchedLoss)
+    monkeypatch.setattr(captured, "Recorded", _Launched)
+    monkeypatch.setattr(captured, "RecordedLoss", _LaunchedLoss)
+    monkeypatch.setattr(Inputs, "arguments", read_arguments)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     _LaunchedLoss.made = 0
     model = trained_model(0.3)
@@ -253,7 +262,7 @@ def test_memory_that_holds_no_evaluation_ends_their_recording(
             tried.append(1)
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(captured, "_RecordedLoss", Full)
+    monkeypatch.setattr(captured, "RecordedLoss", Full)
     model, run = evaluated
     batch = batches()[1]
     expected = summed_loss(trained_model(0.3), [batch] * 4, CPU)
@@ -262,6 +271,143 @@ def test_memory_that_holds_no_evaluation_ends_their_recording(
     for _ in range(2):
         model(**model_inputs(batch, CPU)).backward()
     assert run._recorded
+
+
+class Watched:
+    """What a recording is told to leave as it found it."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def settle(self) -> None:
+        self.said.append("settle")
+
+    def forget(self) -> None:
+        self.said.append("forget")
+
+    def held(self) -> None:
+        self.said.append("held")
+
+
+def failing(error: RuntimeError) -> type[_Launched]:
+    class Failing(_Launched):
+        def __init__(self, *_: Any) -> None:
+            raise error
+
+    return Failing
+
+
+@pytest.fixture
+def recording(monkeypatch: pytest.MonkeyPatch) -> captured.RunCaptured:
+    """Of a model's passes, none of which has been recorded."""
+    monkeypatch.setattr(captured, "Recorded", _Launched)
+    monkeypatch.setattr(Inputs, "arguments", read_arguments)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    model = trained_model(0.0)
+    run = captured.RunCaptured(model, trainable_parameters(model), [Watched()])
+    model.run_model = run
+    run.model = model  # type: ignore[attr-defined]
+    return run
+
+
+def take_a_pass(run: Any, lengths: list[int] = ROWS[0]) -> torch.Tensor:
+    batch = model_inputs(make_batch([documents(lengths)], 0), CPU)
+    loss = run.model(**batch)
+    loss.backward()
+    return loss.detach()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("operation not permitted"), torch.OutOfMemoryError("CUDA out of memory")],
+    ids=["refused", "no memory"],
+)
+def test_a_pass_that_cannot_be_recorded_is_launched(
+    recording: captured.RunCaptured,
+    error: RuntimeError,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(captured, "Recorded", failing(error))
+    losses = [take_a_pass(recording) for _ in range(4)]
+    assert capsys.readouterr().err.count("not captured as CUDA graphs: ") == 1
+    assert not recording._recorded and recording._pool is None
+    assert max(losses) - min(losses) <= sums_of(100) * losses[0]
+    assert recording._beside[0].said == ["settle", "forget", "forget"]  # type: ignore
+
+
+def test_who_can_do_with_less_is_told_of_memory(
+    recording: captured.RunCaptured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = torch.OutOfMemoryError("CUDA out of memory")
+    monkeypatch.setattr(captured, "Recorded", failing(full))
+    recording.may_do_with_less = True
+    take_a_pass(recording)
+    with pytest.raises(torch.OutOfMemoryError):
+        take_a_pass(recording)
+    monkeypatch.setattr(captured, "Recorded", _Launched)
+    take_a_pass(recording)
+    assert recording._recorded
+
+
+def test_ranks_record_together_or_not_at_all(recording: captured.RunCaptured) -> None:
+    recording._every = lambda _: False
+    for _ in range(3):
+        take_a_pass(recording)
+    assert not recording._recorded
+
+
+def test_long_passes_are_launched(
+    recording: captured.RunCaptured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(captured, "LONG", 255)
+    for _ in range(3):
+        take_a_pass(recording, [256])
+    assert not recording._recorded
+    take_a_pass(recording, [255])
+    take_a_pass(recording, [255])
+    assert recording._recorded
+
+
+@pytest.mark.parametrize("lengths", [[200] * 15, [200] * 16, [130], [2, 1030], [300] * 70], ids=str)
+def test_documents_that_fill_up_are_no_longer_than_the_others_may_be(lengths: list[int]) -> None:
+    """And are as many as there is room for, however much is left."""
+    batch = model_inputs(make_batch([documents(lengths)], 0), CPU)
+    shape = shape_of(batch["documents"], len(batch["labels"].index_N), Mode(True, (), ()))
+    inputs = Inputs(shape, CPU)
+    inputs.fill(**batch)
+    ends = inputs.ends.tolist()
+    assert len(ends) == shape.documents + 1 and ends[-1] == shape.tokens
+    found = [b - a for a, b in pairwise(ends)]
+    assert found[: len(lengths)] == lengths
+    assert max(found) <= shape.longest and min(found) >= 0
+
+
+def test_packed_rows_of_one_kind_have_few_shapes() -> None:
+    """Rows of short answers, 64 of them in a micro-batch or 65, of which about half is learnt."""
+    mode, generator = Mode(True, (), ()), torch.Generator().manual_seed(0)
+    recorded: dict[Shape, int] = {}
+    for number in range(60):
+        lengths = torch.randint(40, 216, (80,), generator=generator).tolist()
+        bounds = [0]
+        while bounds[-1] + lengths[-1] <= 8192:
+            bounds.append(bounds[-1] + lengths.pop())
+        shape = shape_of(Documents(bounds), int(0.51 * bounds[-1]), mode)
+        if captured.serving(recorded, shape) is None:
+            recorded[shape] = number
+    assert len(recorded) <= 3 and max(recorded.values()) < 10
+    assert not any(shape.serves(replace(shape, tokens=2 * shape.tokens)) for shape in recorded)
+
+
+def test_gradients_are_added_as_they_come() -> None:
+    leaves = [torch.full((3,), float(n), requires_grad=True) for n in range(2 * TOGETHER + 5)]
+    parts = [torch.full((3,), 0.5) for _ in leaves]
+    add = add_as_they_come(leaves, parts)
+    for factor in (1.0, 2.0):
+        (factor * torch.stack(leaves).pow(2).sum()).backward()
+        add()
+    for n, (leaf, part) in enumerate(zip(leaves, parts, strict=True)):
+        assert leaf.grad is None and part.eq(0.5 + 3 * 2 * n).all()
 
 
 def test_a_tensor_that_takes_no_part_in_a_loss_hides_no_other() -> None:

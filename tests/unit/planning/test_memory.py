@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from llama.errors import UserError
+from llama.fused.captured import LONG
 from llama.model.config import LINEARS, ROW_PARALLEL
 from llama.model.kept import Kept
 from llama.model.presets import PRESETS
@@ -161,7 +162,8 @@ def test_inputs_in_host_memory_are_planned_as_the_hosts() -> None:
     assert memory(block).peak_bytes - memory(host).peak_bytes >= 4 * each
     assert (host_bytes(host), host_bytes(block)) == (6 * each, 0)
     assert host_bytes(replace(host, fused=False)) == 0
-    assert block.captured and not host.captured
+    assert block.captured and host.captured
+    assert not replace(host, seq_len=LONG + 1).captured
 
 
 def test_the_feed_forward_of_long_rows_is_never_whole() -> None:

@@ -1,0 +1,175 @@
+"""A pass recorded as CUDA graphs, and repeated.
+
+A graph goes by addresses, so what it reads and writes stays where it is. All graphs lie in one
+memory, and leave what they find in one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from llama.fused.block import INPUTS
+from llama.fused.captured_inputs import Inputs
+from llama.fused.mirrored import Mirrored
+from llama.model.transformer import RunModel, Transformer
+from llama.parallel.dropout import Seeds, seeds_from
+
+_FOREACH_ADD: Any = torch._foreach_add_  # type: ignore[attr-defined]
+TOGETHER = 32
+"""Gradients that are added at once: some blocks' of adapters."""
+CAPTURE: dict[str, Any] = {"capture_error_mode": "thread_local"}
+"""DeepSpeed's watchdogs may ask the device something meanwhile: only this thread is bound."""
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a recording ended so: one that memory broke off may not end well either."""
+    kind = torch.OutOfMemoryError
+    return isinstance(error, kind) or isinstance(error.__context__, kind)
+
+
+class Beside(Protocol):
+    """What has work of a pass beside what is computed. A graph waits for none that was begun before
+    it, and leaves none under way; and what it has found is good within the pass alone."""
+
+    def settle(self) -> None:
+        """Have nothing under way for what is computed from here on."""
+        ...
+
+    def forget(self) -> None:
+        """Let go of what was found, and of what a recording that failed has left under way."""
+        ...
+
+    def held(self) -> Any:
+        """What a graph has the addresses of, to be held for as long as it is."""
+        ...
+
+
+class Results:
+    """What the graphs of all shapes leave, one after the other, in the same place."""
+
+    def __init__(self, gradients: Mirrored, device: torch.device) -> None:
+        self.loss = torch.zeros((), dtype=torch.float32, device=device)
+        self.upstream = torch.ones((), dtype=torch.float32, device=device)
+        """The gradient of the loss, which the backward pass begins from."""
+        self.gradients = gradients
+        """Where those of every pass are added."""
+        self.passes = 0
+        """Forward passes so far: whose activations the memory holds."""
+
+
+class _Called(nn.Module):
+    """`run(model, ...)` as a module's call, whose parameters others may stand for."""
+
+    def __init__(self, model: Transformer, run: RunModel) -> None:
+        super().__init__()
+        self.model = model
+        self._run = run
+
+    def forward(self, *arguments: Any) -> torch.Tensor:
+        return self._run(self.model, *arguments)
+
+
+@contextmanager
+def _graph(graph: torch.cuda.CUDAGraph, pool: Any, beside: Sequence[Beside]) -> Iterator[None]:
+    with torch.cuda.graph(graph, pool=pool, **CAPTURE):
+        for other in beside:
+            other.settle()
+        yield
+        for other in beside:
+            other.settle()
+
+
+def add_as_they_come(
+    leaves: Sequence[torch.Tensor], parts: Sequence[torch.Tensor]
+) -> Callable[[], None]:
+    """Have the gradients of a backward pass to `leaves` added to `parts`, some at a time, so that
+    never all of them are there. Gives what is to be called after the pass."""
+    waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def add() -> None:
+        if waiting:
+            _FOREACH_ADD(*map(list, zip(*waiting, strict=True)))
+            waiting.clear()
+
+    def came(part: torch.Tensor, leaf: torch.Tensor) -> None:
+        assert leaf.grad is not None
+        waiting.append((part, leaf.grad))
+        leaf.grad = None
+        if len(waiting) == TOGETHER:
+            add()
+
+    for leaf, part in zip(leaves, parts, strict=True):
+        leaf.register_post_accumulate_grad_hook(partial(came, part))
+    return add
+
+
+class Recorded:
+    """The two graphs of one shape: a forward and a backward pass."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        run: RunModel,
+        inputs: Inputs,
+        trained: Mapping[str, nn.Parameter],
+        results: Results,
+        pool: Any,
+        beside: Sequence[Beside],
+    ) -> None:
+        self.inputs, self.results = inputs, results
+        self.seeds = Seeds(len(INPUTS) * len(model.layers), inputs.tokens_T.device)
+        self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        # The parameters' own nodes in autograd's graph belong to the stream that they were made on,
+        # which cannot be captured and would be waited for. The same memory under other names:
+        leaves = {f"model.{name}": p.detach().requires_grad_() for name, p in trained.items()}
+        add = add_as_they_come(list(leaves.values()), results.gradients.parts)
+        with torch.enable_grad(), seeds_from(self.seeds):
+            with _graph(self._forward, pool, beside):
+                loss = functional_call(_Called(model, run), leaves, inputs.arguments())
+                results.loss.copy_(loss.detach())
+            with _graph(self._backward, pool, beside):
+                loss.backward(results.upstream)
+                add()
+        self._held = [other.held() for other in beside]
+
+    def forward(self) -> torch.Tensor:
+        self.results.passes += 1
+        self._forward.replay()
+        return self.results.loss.clone()
+
+    def backward(self, upstream: torch.Tensor) -> None:
+        """Adds the gradients to those of the passes before."""
+        self.results.upstream.copy_(upstream)
+        self._backward.replay()
+
+
+class RecordedLoss:
+    """The graph of one shape of an evaluation. It lies in the memory of training's: one pass's
+    activations have no use once another has begun, and `RunCaptured` sees that none has."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        run: RunModel,
+        inputs: Inputs,
+        results: Results,
+        pool: Any,
+        beside: Sequence[Beside],
+    ) -> None:
+        self.inputs, self.results = inputs, results
+        self._graph = torch.cuda.CUDAGraph()
+        with _graph(self._graph, pool, beside):
+            results.loss.copy_(run(model, *inputs.arguments()))
+        self._held = [other.held() for other in beside]
+
+    def forward(self) -> torch.Tensor:
+        self.results.passes += 1
+        self._graph.replay()
+        return self.results.loss.clone()
