@@ -203,10 +203,7 @@ class _Run:
         def share(rows: slice) -> torch.Tensor:
             return adapted.add_to(name, weight.times(read[rows]), hidden, rows)
 
-        y = torch.empty_like(x)
-        for rows, update in summed(self.tp, x, share):
-            torch.add(x[rows], update, out=y[rows])
-        return y
+        return summed(self.tp, torch.empty_like(x), share, x)
 
     def _gate_up(self, saved: Saved, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The frozen layers' outputs; their adapters see `y`."""
@@ -337,14 +334,13 @@ class _Run:
         self, names: tuple[str, ...], grads: tuple[torch.Tensor, ...]
     ) -> tuple[torch.Tensor, ...]:
         """The same in one, and summed over tensor-parallel ranks, which each have some outputs."""
-        inputs = self.norms[names].weight.numel()
-        found = torch.zeros(len(grads[0]), inputs, dtype=grads[0].dtype, device=grads[0].device)
 
         def share(rows: slice) -> torch.Tensor:
+            found = None
             for name, grad in zip(names, grads, strict=True):
-                self.weights[name].times_transposed(grad[rows], onto=found[rows])
-            return found[rows]
+                found = self.weights[name].times_transposed(grad[rows], onto=found)
+            assert found is not None
+            return found
 
-        for _ in summed(self.tp, found, share):
-            pass
-        return (found,)
+        width = self.norms[names].weight.numel()
+        return (summed(self.tp, grads[0].new_empty(len(grads[0]), width), share),)

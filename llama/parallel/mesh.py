@@ -14,7 +14,7 @@ from fairscale.nn.model_parallel import initialize as fairscale_groups
 from fairscale.nn.model_parallel import mappings
 
 from llama.errors import TrainingError, UserError
-from llama.parallel.peers import WORTH, PairSums, pair_sums
+from llama.parallel.peers import PairSums, pair_sums
 from llama.parallel.sequence import ALONE, SequenceParallel
 
 PATIENCE = timedelta(hours=2)
@@ -58,17 +58,12 @@ class TensorParallel:
     def begin_all_reduce_(self, tensor: torch.Tensor) -> Callable[[], object]:
         """Begin to sum `tensor` in place over the group. What is computed after a call of what this
         gives comes after the sum; until then `tensor` must be left alone."""
-        if self.group is None:
-            return lambda: None
-        if tensor.nbytes >= WORTH and (pair := self.by_copies(tensor.device)):
-            return pair.begin_(tensor)
-        work = dist.all_reduce(tensor, group=self.group, async_op=True)
-        assert work is not None
-        return work.wait
+        work = dist.all_reduce(tensor, group=self.group, async_op=True) if self.group else None
+        return work.wait if work is not None else lambda: None
 
     def by_copies(self, device: torch.device) -> PairSums | None:
-        """What sums large tensors by copies between devices, which leave what is computed beside
-        them alone; None where that is not how they are summed. Every rank of the group must call
+        """What exchanges shares of large sums by copies between devices, which leave what is
+        computed beside them alone; None where devices do not. Every rank of the group must call
         it."""
         return None if self.group is None else pair_sums(self.group, device)
 

@@ -23,10 +23,8 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 PATIENCE_MS = 600_000
 """How long a GPU waits for what another one is to write, as long as NCCL does for a collective."""
 PARTS = 2
-"""Sums of a `PairSums` that may be under way at a time."""
+"""Exchanges of a `PairSums` that may be under way at a time."""
 RANKS_OF_PAIR = 2
-WORTH = 2**22
-"""Bytes from which on a tensor is summed by copies: what is smaller takes no longer by a kernel."""
 
 
 ALIGNED = 256
@@ -169,12 +167,12 @@ def by_copies(peers: Peers) -> Callable[[torch.Tensor, torch.Tensor], Begun]:
 
 
 class PairSums:
-    """Sums over two ranks: each copies its share to the other, and adds up both.
+    """Shares of a sum that two ranks copy to one another; each adds up both.
 
-    Sums that are under way at a time make a round, and rounds take turns in two halves of the room
-    for them. What comes from the other rank in one round it sent once it had read what came before
-    that round: the half of the room that the next round writes to. So nobody has to say that
-    something was read."""
+    Exchanges that are under way at a time make a round, and rounds take turns in two halves of the
+    room for them. What comes from the other rank in one round it sent once it had read what came
+    before that round: the half of the room that the next round writes to. So nobody has to say
+    that something was read."""
 
     def __init__(self, peers: Peers) -> None:
         self._peers = peers
@@ -183,8 +181,10 @@ class PairSums:
         self._room = 0
         self._half = self._begun = self._under_way = 0
 
-    def begin_(self, share: torch.Tensor) -> Callable[[], None]:
-        """As `TensorParallel.begin_all_reduce_`; at most `PARTS` in one round."""
+    def begin(self, share: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Begin to exchange `share`. What this gives is to be called for the other rank's, which
+        stays until the next round but one has begun; what is computed after that call comes after
+        the exchange. At most `PARTS` in one round."""
         if not self._under_way:
             self._half, self._begun = 1 - self._half, 0
         assert self._begun < PARTS
@@ -199,13 +199,13 @@ class PairSums:
             handle.put_signal(self._other, channel, PATIENCE_MS)
             sent = self._peers.begun()
 
-        def wait() -> None:
+        def other() -> torch.Tensor:
             sent.wait()
             handle.wait_signal(self._other, channel, PATIENCE_MS)
-            share.add_(here)
             self._under_way -= 1
+            return here
 
-        return wait
+        return other
 
     def settle(self) -> None:
         """Between rounds: until the other rank has come here too, and so has read all that was

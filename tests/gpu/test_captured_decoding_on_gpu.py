@@ -24,7 +24,7 @@ from llama.settings import LoRAOptions
 from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader
 from tests.gpu.test_kernels_on_gpu import CPU, CUDA, GROUPED, difference, model
-from tests.support.skips import GPU, needs_gpus, skip
+from tests.support.skips import GPU, PACKAGES, needs_gpus, skip
 
 pytestmark = [
     pytest.mark.gpu,
@@ -180,7 +180,7 @@ def test_every_form_of_frozen_weights_is_captured(
     if torch.cuda.get_device_capability() < KINDS[base].CAPABILITY:
         skip(GPU, f"one with products of {base}")
     if base == "nf4" and find_spec("bitsandbytes") is None:
-        pytest.skip("bitsandbytes is not installed")
+        skip(PACKAGES, "bitsandbytes")
     source = ModelSource("grouped", RandomReader(GROUPED), None)
     made = build_model(source, torch.bfloat16, CUDA, base=base).eval()
     expected = forced(made)

@@ -104,10 +104,8 @@ def test_every_sum_is_of_the_shares_that_were_given_for_it(at_a_time: int) -> No
         for first in range(0, len(sizes), at_a_time):
             numbers = range(first, first + at_a_time)
             shares = [share(peers.rank, n, sizes[n]) for n in numbers]
-            waits = [sums.begin_(x) for x in shares]
-            for wait in waits:
-                wait()
-            found += shares
+            others = [sums.begin(x) for x in shares]
+            found += [x + other() for x, other in zip(shares, others, strict=True)]
         return found
 
     expected = [share(0, n, size) + share(1, n, size) for n, size in enumerate(sizes)]
@@ -120,9 +118,9 @@ def test_no_more_are_begun_than_there_is_room_for() -> None:
     def work(peers: Any) -> None:
         sums = PairSums(peers)
         for number in range(PARTS):
-            sums.begin_(share(peers.rank, number, 4))
+            sums.begin(share(peers.rank, number, 4))
         with pytest.raises(AssertionError):
-            sums.begin_(share(peers.rank, PARTS, 4))
+            sums.begin(share(peers.rank, PARTS, 4))
 
     on_both(work)
 
