@@ -203,7 +203,10 @@ class _Run:
         def share(rows: slice) -> torch.Tensor:
             return adapted.add_to(name, weight.times(read[rows]), hidden, rows)
 
-        return summed(self.tp, torch.empty_like(x), share, x)
+        y = torch.empty_like(x)
+        for rows, update in summed(self.tp, len(x), share):
+            torch.add(x[rows], update, out=y[rows])
+        return y
 
     def _gate_up(self, saved: Saved, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The frozen layers' outputs; their adapters see `y`."""
@@ -342,5 +345,5 @@ class _Run:
             assert found is not None
             return found
 
-        width = self.norms[names].weight.numel()
-        return (summed(self.tp, grads[0].new_empty(len(grads[0]), width), share),)
+        parts = [part for _, part in summed(self.tp, len(grads[0]), share)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts),)

@@ -18,7 +18,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from llama.fused.captured_inputs import Inputs, Shape, is_watched, mode_of, shape_of, side_paths
@@ -80,14 +79,11 @@ class RunCaptured:
         model: Transformer,
         trained: Mapping[str, nn.Parameter],
         beside: Sequence[Beside] = (),
-        every: Callable[[bool], bool] = bool,
     ) -> None:
-        """`every` says whether all ranks say so that take part in a pass together."""
         self._run = model.run_model
         self._trained = dict(trained)
         self._paths = side_paths(model)
         self._beside = beside
-        self._every = every
         self._seen: Counter[Shape] = Counter()
         self._recorded: dict[Shape, Recorded] = {}
         self._losses: dict[Shape, RecordedLoss] = {}
@@ -189,20 +185,16 @@ class RunCaptured:
         for other in self._beside:
             other.settle()
             other.forget()
-        found, failed = None, None
         try:
-            found = make()
+            return make()
         except RuntimeError as error:
-            failed = error
-        for other in self._beside:
-            other.forget()
-        if self._every(failed is None):
-            return found
-        if failed is not None and is_out_of_memory(failed) and may_do_with_less:
-            raise (failed.__context__ or failed) from None
-        why = str(failed or "another rank could not").splitlines()[0]
-        note(f"steps are not captured as CUDA graphs: {why}")
-        self._records = False
+            if is_out_of_memory(error) and may_do_with_less:
+                raise (error.__context__ or error) from None
+            note(f"steps are not captured as CUDA graphs: {str(error).splitlines()[0]}")
+            self._records = False
+        finally:
+            for other in self._beside:
+                other.forget()
         self.forget()
         return None
 
@@ -226,27 +218,16 @@ def capture(model: Transformer) -> str | None:
     if reason := _uncaptured(model):
         return f"steps are not captured as CUDA graphs: {reason}"
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    tp, device = model.tok_embeddings.tp, model.tok_embeddings.weight.device
-
-    def every(so: bool) -> bool:
-        found = torch.tensor(so, dtype=torch.int32, device=device)
-        tp.all_reduce_(found, dist.ReduceOp.MIN)
-        return bool(found)
-
-    beside = list(_beside(model))
-    model.run_model = RunCaptured(model, trained, beside, every if tp.size > 1 else bool)
+    model.run_model = RunCaptured(model, trained, list(_beside(model)))
     return None
 
 
 def _beside(model: Transformer) -> Iterator[Beside]:
-    """Block inputs on their way to host memory and back, a base that is gathered, sums over
-    tensor-parallel ranks."""
+    """Block inputs on their way to host memory and back, and a base that is gathered."""
     assert isinstance(model.run_block, RunFused)
     yield model.run_block.host
     if (base := base_of(model.tok_embeddings.weight)) is not None:
         yield base
-    if (sums := model.tok_embeddings.tp.by_copies(model.tok_embeddings.weight.device)) is not None:
-        yield sums
 
 
 def add_gradients(model: Transformer, onto: Mirrored, may_do_with_less: bool = False) -> None:
@@ -263,8 +244,8 @@ def _uncaptured(model: Transformer) -> str | None:
     if not is_installed(model) or len(model.run_block.covered) < len(model.layers):  # type: ignore
         return "not all blocks are fused"
     weight = model.tok_embeddings.weight
-    if model.tok_embeddings.tp.size > 1 and not model.tok_embeddings.tp.by_copies(weight.device):
-        return "tensor-parallel ranks exchange by other than copies between two GPUs"
+    if model.tok_embeddings.tp.size > 1:
+        return "tensor-parallel ranks exchange within a pass"
     if weight.dtype == torch.float32:
         return "attention to documents of several lengths is not one kernel in float32"
     if (base := base_of(weight)) is not None and not base.sharers.by_copies:

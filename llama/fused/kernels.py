@@ -24,16 +24,6 @@ def add_norm(
 
 
 @kernel
-def add_shares_(
-    out: torch.Tensor, share: torch.Tensor, other: torch.Tensor, x: Path = ()
-) -> torch.Tensor:
-    """`out`, `[T, D]`: the sum of the shares that two ranks have of it, and of `x` if that is
-    given. In float32, the shares first, so that both ranks find the same."""
-    total = share.float() + other.float()
-    return out.copy_(x[0].float() + total if x else total)
-
-
-@kernel
 def norm_backward(
     residual: torch.Tensor, grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> torch.Tensor:

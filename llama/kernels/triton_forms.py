@@ -29,7 +29,6 @@ from llama.kernels.triton_kernels import (
     losses_rows,
     norm_backward_rows,
     norm_rows,
-    shares_columns,
     swiglu_backward_columns,
     swiglu_columns,
 )
@@ -74,19 +73,6 @@ def add_norm(
     x: torch.Tensor, update: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return _normed(x, weight, eps, update)
-
-
-def add_shares_(
-    out: torch.Tensor, share: torch.Tensor, other: torch.Tensor, x: tuple[torch.Tensor, ...] = ()
-) -> torch.Tensor:
-    added = (share, other, *x)
-    if not all(t.is_contiguous() for t in (out, *added)):
-        return NotImplemented
-    grid = (triton.cdiv(out.numel(), _COLUMNS),)
-    shares_columns[grid](
-        *(out, share, other, x[0] if x else share, out.numel()), ADD=bool(x), BLOCK=_COLUMNS
-    )
-    return out
 
 
 def _through_norm(
@@ -176,7 +162,6 @@ def losses_and_gradient(
 FORMS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {
         "add_norm": add_norm,
-        "add_shares_": add_shares_,
         "dropped": dropped,
         "losses_and_gradient": losses_and_gradient,
         "norm_backward": norm_backward,

@@ -127,19 +127,6 @@ def swiglu_backward_columns(
 
 
 @triton.jit
-def shares_columns(
-    out_ptr, share_ptr, other_ptr, x_ptr, size, ADD: tl.constexpr, BLOCK: tl.constexpr
-):
-    places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = places < size
-    total = tl.load(share_ptr + places, mask=inside, other=0.0).to(tl.float32)
-    total += tl.load(other_ptr + places, mask=inside, other=0.0).to(tl.float32)
-    if ADD:
-        total = tl.load(x_ptr + places, mask=inside, other=0.0).to(tl.float32) + total
-    tl.store(out_ptr + places, total.to(out_ptr.dtype.element_ty), mask=inside)
-
-
-@triton.jit
 def losses_rows(
     logits_ptr, labels_ptr, losses_ptr, out_ptr, logits_stride,
     vocabulary: tl.constexpr, BLOCK: tl.constexpr,

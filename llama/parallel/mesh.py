@@ -14,7 +14,6 @@ from fairscale.nn.model_parallel import initialize as fairscale_groups
 from fairscale.nn.model_parallel import mappings
 
 from llama.errors import TrainingError, UserError
-from llama.parallel.peers import PairSums, pair_sums
 from llama.parallel.sequence import ALONE, SequenceParallel
 
 PATIENCE = timedelta(hours=2)
@@ -60,12 +59,6 @@ class TensorParallel:
         gives comes after the sum; until then `tensor` must be left alone."""
         work = dist.all_reduce(tensor, group=self.group, async_op=True) if self.group else None
         return work.wait if work is not None else lambda: None
-
-    def by_copies(self, device: torch.device) -> PairSums | None:
-        """What exchanges shares of large sums by copies between devices, which leave what is
-        computed beside them alone; None where devices do not. Every rank of the group must call
-        it."""
-        return None if self.group is None else pair_sums(self.group, device)
 
     def join(self, shard: torch.Tensor, dim: int | None) -> torch.Tensor:
         """The whole of a tensor cut along `dim` (None: it is whole already). Every rank of the

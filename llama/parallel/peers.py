@@ -1,4 +1,4 @@
-"""Memory of the GPUs of one host that every rank of a group reads and writes as its own.
+"""Memory of the GPUs of one host that every rank of a group reads as its own.
 
 What goes from one GPU to another by a plain copy is moved by their copy engines. A collective is
 moved by kernels, which take multiprocessors from what is computed beside them, and which each of
@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import socket
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,13 +18,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-BOOT = Path("/proc/sys/kernel/random/boot_id")
-PATIENCE_MS = 600_000
-"""How long a GPU waits for what another one is to write, as long as NCCL does for a collective."""
-PARTS = 2
-"""Exchanges of a `PairSums` that may be under way at a time."""
-RANKS_OF_PAIR = 2
+from llama.notes import note
 
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 ALIGNED = 256
 """Bytes: each tensor begins at a multiple of them, as kernels want it."""
@@ -56,7 +51,6 @@ class Peers:
         self.group = group
         self.device = device
         self.rank, self.count = dist.get_rank(group), dist.get_world_size(group)
-        self._aside = torch.cuda.Stream(device)
 
     def zeros(self, nbytes: int) -> torch.Tensor:
         """Room for `nbytes`, uint8, that `shared` makes known to the others."""
@@ -66,13 +60,6 @@ class Peers:
         _count_outside(nbytes)
         weakref.finalize(own, _count_outside, -nbytes).atexit = False
         return own.zero_()
-
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """What is begun within comes after all that was begun before, on a stream of its own."""
-        self._aside.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._aside):
-            yield
 
     def begun(self) -> Begun:
         """What was begun so far on the stream that is current."""
@@ -97,8 +84,7 @@ class Shared:
     """One piece of memory of each rank. It stays for as long as this is held."""
 
     handle: Any
-    """torch's, by which GPUs signal to one another: on the stream that is current, `put_signal`
-    comes after what was written before, and `wait_signal` before what is read after."""
+    """torch's, which has the others' memory mapped here."""
     of_ranks: list[torch.Tensor]
     """In their order, uint8."""
 
@@ -125,10 +111,28 @@ def peers_of(group: dist.ProcessGroup, device: torch.device) -> Peers | None:
     hosts = {place and place[0] for place in others}
     if None in hosts or len(hosts) > 1:
         return None
-    indices = [place[1] for place in others]
-    reached = [None] * len(others)
-    dist.all_gather_object(reached, _reaches(device, indices), group=group)
-    return Peers(group, device) if all(reached) else None
+    if not _all(_reaches(device, [place[1] for place in others]), group):
+        return None
+    peers = Peers(group, device)
+    return peers if _all(_shows(peers), group) else None
+
+
+def _all(so: bool, group: dist.ProcessGroup) -> bool:
+    """Whether every rank says so."""
+    said: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(said, so, group=group)
+    return all(said)
+
+
+def _shows(peers: Peers) -> bool:
+    """Whether memory can be made known: a container may not let processes hand it to others."""
+    try:
+        peers.shared(peers.zeros(ALIGNED))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        note(f"GPUs of this host exchange by collectives, and not by copies: {reason}")
+        return False
+    return True
 
 
 def _whereabouts(device: torch.device) -> tuple[str, int] | None:
@@ -164,99 +168,3 @@ def by_copies(peers: Peers) -> Callable[[torch.Tensor, torch.Tensor], Begun]:
         return peers.begun()
 
     return gather
-
-
-class PairSums:
-    """Shares of a sum that two ranks copy to one another; each adds up both.
-
-    Exchanges that are under way at a time make a round, and rounds take turns in two halves of the
-    room for them. What comes from the other rank in one round it sent once it had read what came
-    before that round: the half of the room that the next round writes to. So nobody has to say
-    that something was read."""
-
-    def __init__(self, peers: Peers) -> None:
-        self._peers = peers
-        self._other = 1 - peers.rank
-        self._shared: Shared | None = None
-        self._room = 0
-        self._half = self._begun = self._under_way = 0
-
-    def begin(self, share: torch.Tensor) -> Callable[[], torch.Tensor]:
-        """Begin to exchange `share`. What this gives is to be called for the other rank's, which
-        stays until the next round but one has begun; what is computed after that call comes after
-        the exchange. At most `PARTS` in one round."""
-        if not self._under_way:
-            self._half, self._begun = 1 - self._half, 0
-        assert self._begun < PARTS
-        there, here = self._places(share)
-        channel = self._channel()
-        self._begun += 1
-        self._under_way += 1
-        assert self._shared is not None
-        handle = self._shared.handle
-        with self._peers.aside():
-            there.copy_(share)
-            handle.put_signal(self._other, channel, PATIENCE_MS)
-            sent = self._peers.begun()
-
-        def other() -> torch.Tensor:
-            sent.wait()
-            handle.wait_signal(self._other, channel, PATIENCE_MS)
-            self._under_way -= 1
-            return here
-
-        return other
-
-    def settle(self) -> None:
-        """Between rounds: until the other rank has come here too, and so has read all that was
-        sent, wherever the rounds before and after this take their turns from."""
-        if self._shared is not None:
-            self._shared.handle.put_signal(self._other, 2 * PARTS, PATIENCE_MS)
-            self._shared.handle.wait_signal(self._other, 2 * PARTS, PATIENCE_MS)
-
-    def forget(self) -> None:
-        """Sums that nobody waits for are none."""
-        self._under_way = 0
-
-    def held(self) -> Shared | None:
-        """The room that there is now."""
-        return self._shared
-
-    def _channel(self) -> int:
-        """The place of the next sum in the room, and its signal's."""
-        return PARTS * self._half + self._begun
-
-    def _places(self, share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where the next share goes, the other rank's memory, and where the other's comes to."""
-        if share.nbytes > self._room:
-            self._take_room(share.nbytes)
-        assert self._shared is not None
-        start = self._channel() * self._room
-        there, here = (
-            self._shared.of_ranks[rank][start : start + share.nbytes]
-            .view(share.dtype)
-            .view(share.shape)
-            for rank in (self._other, self._peers.rank)
-        )
-        return there, here
-
-    def _take_room(self, nbytes: int) -> None:
-        """For shares of `nbytes`; both ranks come here with the same."""
-        self._room = aligned(nbytes)
-        self._shared = self._peers.shared(self._peers.zeros(2 * PARTS * self._room))
-
-
-def room_of_sums(nbytes: int) -> int:
-    """Bytes that a `PairSums` of tensors of `nbytes` takes on each device, each summed in `PARTS`
-    parts."""
-    return 2 * PARTS * aligned(-(-nbytes // PARTS))
-
-
-@lru_cache(maxsize=16)
-def pair_sums(group: dist.ProcessGroup, device: torch.device) -> PairSums | None:
-    """Of the two ranks of `group`; None where they are more, or do not reach one another. Every
-    rank must call it."""
-    if device.type != "cuda" or dist.get_world_size(group) != RANKS_OF_PAIR:
-        return None
-    peers = peers_of(group, device)
-    return None if peers is None else PairSums(peers)

@@ -9,9 +9,9 @@ import torch
 
 from llama.adapters.kinds import kind_of
 from llama.fused.captured import LONG
+from llama.metrics.hardware import GPUS_PER_NODE
 from llama.model.config import ModelConfig
 from llama.model.kept import KEPT, Checkpointing, Kept
-from llama.parallel.peers import RANKS_OF_PAIR
 from llama.settings import LoRAOptions
 from llama.settings.deepspeed_json import Resolved
 
@@ -126,7 +126,8 @@ class Job:
         """Whether passes are CUDA graphs (`llama/fused/captured.py`)."""
         if self.device != "cuda" or not self.blocks_are_fused or self.precision == "fp32":
             return False
-        return self.tokens <= LONG and self.tensor_parallel in (1, RANKS_OF_PAIR)
+        within_host = self.base_sharers <= GPUS_PER_NODE  # else a base is gathered by a collective
+        return self.tokens <= LONG and self.tensor_parallel == 1 and within_host
 
     @property
     def added_up(self) -> bool:

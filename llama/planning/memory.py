@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from llama.parallel.peers import RANKS_OF_PAIR, room_of_sums
 from llama.planning.constants import CONSTANTS
 from llama.planning.job import Job
 from llama.planning.trace import trace
@@ -90,8 +89,6 @@ def memory(job: Job) -> Memory:
         found[GRADIENTS] = found[TRAINED]
     elif job.added_up:
         found[GRADIENTS] += found[TRAINED]
-    if job.fused and job.device == "cuda" and job.tensor_parallel == RANKS_OF_PAIR:
-        found[BUFFERS] += room_of_sums(job.tokens * job.config.dim * job.dtype.itemsize)
     beside: dict[str, int] = {}
     if job.device == "cuda":
         found[LIBRARIES] = CONSTANTS.cublas_workspace

@@ -82,7 +82,6 @@ WIDTH, FEW, RANK, P = 4096, 64, 16, 0.2
 BY_ROWS = (
     *(
         "add_norm",
-        "add_shares_",
         "add_with_path_",
         "dropped",
         "gated",
@@ -137,7 +136,6 @@ def _results(form: Callable[..., Any], name: str, rows: int, before: int) -> lis
     paths, scales = ((part, b), (part, b)), (0.5, 2.0)
     calls: dict[str, Callable[[], Any]] = {
         "add_norm": lambda: form(x, x, weight, 1e-5),
-        "add_shares_": lambda: form(torch.empty_like(x), x, x, (x,)),
         "add_with_path_": lambda: form(x.clone(), x, (part, b), 0.5),
         "dropped": lambda: form(x, seed, P),
         "gated": lambda: form(x, x, paths, scales, (a,), (seed,), P),

@@ -34,8 +34,6 @@ def calls(
     yield "rms_norm", (x, weight, EPS)
     yield "rms_norm_backward", (grad, x, weight, scale)
     yield "add_norm", (x, update, weight, EPS)
-    yield "add_shares_", (x, update, grad)
-    yield "add_shares_", (x, update, grad, (x,))
     yield "norm_backward", (update, grad, x, weight, EPS)
     yield "dropped", (x, seed, P, (5, width))
     yield "swiglu", (x, update)

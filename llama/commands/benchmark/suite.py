@@ -161,7 +161,9 @@ class Session:
         kind, _, packing = peer.partition("+")
         targets = ",".join(HUGGINGFACE_NAMES[target] for target in work.targets)
         settings = ["--kind", kind, "--batch", str(work.batch), "--seq_len", str(work.length)]
-        settings += ["--targets", targets, "--checkpointing", work.checkpointing]
+        # where our block inputs go is our choice; Unsloth has its own in host memory too
+        again = "block" if work.checkpointing == "host" else work.checkpointing
+        settings += ["--targets", targets, "--checkpointing", again]
         settings += ["--four_bits"] * work.four_bits + ["--packing"] * bool(packing)
         graphs = ["graphs"] * (work.graphs and kind == "unsloth")
         return [*settings, work.model, work.what, *graphs]

@@ -20,7 +20,7 @@ class Work:
     model: str
     batch: int = 1
     length: int = 1024
-    checkpointing: Literal["none", "block"] = "none"
+    checkpointing: Literal["none", "block", "host"] = "none"
     targets: tuple[str, ...] = ALL
     base: str = "half"
     """How we hold the frozen weights."""
@@ -48,6 +48,7 @@ PACKING = ("liger", "unsloth", "unsloth+packing")
 LARGE = (
     Work(5, EIGHT, 2, 4096),
     Work(5, EIGHT, 2, 4096, "block"),
+    Work(5, EIGHT, 2, 4096, "host"),
     Work(5, SEVEN, 4, 1024),
 )
 ONE_GPU = (
@@ -59,9 +60,14 @@ ONE_GPU = (
     Work(4, SMALL, 8, targets=QV, peers=("liger",)),
     Work(4, SMALL, 8, peers=("liger",)),
     *LARGE,
-    *(Work(6, of.model, of.batch, of.length, of.checkpointing, base="fp8") for of in LARGE),
+    *(
+        Work(6, of.model, of.batch, of.length, of.checkpointing, base="fp8")
+        for of in LARGE
+        if of.checkpointing != "host"
+    ),
     Work(7, EIGHT, 2, 4096, what="rows", peers=PACKING),
-    Work(8, SEVEN, 1, 2048, "block", base="nf4", four_bits=True, peers=("unsloth",)),
+    Work(7, EIGHT, 2, 4096, base="fp8", what="rows", peers=PACKING),
+    Work(8, SEVEN, 1, 2048, "host", base="nf4", four_bits=True, peers=("unsloth",)),
     Work(8, EIGHT, 2, 4096, base="nf4", four_bits=True, peers=("unsloth",)),
     Work(9, "llama-3-70b", checkpointing="block", base="fp8", peers=()),
 )

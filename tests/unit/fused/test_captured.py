@@ -350,13 +350,6 @@ def test_who_can_do_with_less_is_told_of_memory(
     assert recording._recorded
 
 
-def test_ranks_record_together_or_not_at_all(recording: captured.RunCaptured) -> None:
-    recording._every = lambda _: False
-    for _ in range(3):
-        take_a_pass(recording)
-    assert not recording._recorded
-
-
 def test_long_passes_are_launched(
     recording: captured.RunCaptured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
