@@ -1,4 +1,5 @@
-"""`--checkpointing auto` after a step that ran out of memory all the same: what it does without."""
+"""What a run does without after a step that ran out of memory: `--checkpointing auto` of all that
+it chose, every other setting of the graphs that passes are recorded as."""
 
 from __future__ import annotations
 
@@ -60,4 +61,26 @@ class Lessening:
         if elements <= FEWEST_LOGITS:
             return False
         head.elements = elements // 2
+        return True
+
+
+class WithoutGraphs:
+    """Has a model whose blocks keep what was asked for do without recorded passes: their memory
+    serves no pass that is launched, as the first of each shape is."""
+
+    def __init__(self, run: RunCaptured) -> None:
+        self._run = run
+
+    def __call__(self, failures: int) -> bool:
+        """As `Lessening`: they are recorded anew where they have served for long, and else launched
+        from then on."""
+        served = self._run.forget()
+        if not served:
+            return False
+        if served < WORTH or failures > 1:
+            self._run.stop()
+            done = "passes are no longer recorded as CUDA graphs"
+        else:
+            done = "recorded passes are given up and recorded anew"
+        note(f"a step ran out of memory and is taken again: {done}")
         return True

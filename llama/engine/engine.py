@@ -92,14 +92,17 @@ class Engine:
         self.parts = Parts(self.trainable, self._state, mesh, device)
         """What this rank keeps of the state: for states that are too large to be gathered."""
 
-    def add_up_gradients(self, keep_less: KeepLess | None = None) -> Mirrored:
+    def add_up_gradients(
+        self, keep_less: KeepLess | None = None, looks_for_room: bool = False
+    ) -> Mirrored:
         """From now on add up the gradients of a step's micro-batches before DeepSpeed has them: for
         passes that are graphs or gather their weights, which a host that follows each tensor would
         hold up, and for such as are to be taken again where memory runs out, for which `keep_less`
-        makes room. Gives the place where passes may add theirs by themselves."""
+        makes room, for the optimizer's step too if it `looks_for_room`. Gives the place where
+        passes may add theirs by themselves."""
         trained, shards = self.trainable.values(), self.mesh.tensor_parallel.size
         hand_over = hand_over_to(self._engine, trained, shards)
-        room = Room(self.step_bytes, self.device)
+        room = Room(self.step_bytes, self.device) if looks_for_room else None
         self._window = window = Apart(self.model, trained, hand_over, keep_less, room)
         return window.sum
 

@@ -68,7 +68,7 @@ class Apart:
         trained: Iterable[nn.Parameter],
         hand_over: HandOver,
         keep_less: KeepLess | None,
-        room: Room,
+        room: Room | None,
     ) -> None:
         self._model, self._hand_over, self._keep_less = model, hand_over, keep_less
         self._room = room
@@ -84,7 +84,7 @@ class Apart:
                 loss = loss_of(self._model, batch)
                 losses.append(loss.detach())
                 self.sum.add_gradients(loss * (weight * (scale or 1.0)))
-            if keep_less is not None:
+            if self._room is not None:
                 self._room.check()
             return torch.stack(losses).sum()
 

@@ -137,6 +137,11 @@ class RunCaptured:
         self._results = self._pool = None
         return served
 
+    def stop(self) -> None:
+        """Have all passes launched from now on."""
+        self._records = False
+        self.forget()
+
     def _forget_if_moved(self) -> None:
         """A graph goes by addresses: where a parameter was given other memory, it is of no use."""
         places = [p.data_ptr() for p in self._trained.values()]
@@ -191,11 +196,10 @@ class RunCaptured:
             if is_out_of_memory(error) and may_do_with_less:
                 raise (error.__context__ or error) from None
             note(f"steps are not captured as CUDA graphs: {str(error).splitlines()[0]}")
-            self._records = False
         finally:
             for other in self._beside:
                 other.forget()
-        self.forget()
+        self.stop()
         return None
 
     def _is_due(self, shape: Shape, recorded: int) -> bool:

@@ -169,7 +169,11 @@ class Configuration:
         self.windows = case.windows(source.config.vocab_size)
         self.cap: float | None = None
         self.keep_less: KeepLess = unhelped
-        onto = self.engine.add_up_gradients(lambda failures: self.keep_less(failures))
+
+        def helped(failures: int) -> bool:
+            return self.keep_less(failures)
+
+        onto = self.engine.add_up_gradients(helped, looks_for_room=True)
         if isinstance(self.model.run_model, RunCaptured):
             add_gradients(self.model, onto)
 

@@ -10,9 +10,10 @@ import torch
 
 from llama.adapters.attach import attach, initialise
 from llama.assembly import lessening
-from llama.assembly.lessening import FEWEST_LOGITS, WORTH, Lessening
+from llama.assembly.lessening import FEWEST_LOGITS, WORTH, Lessening, WithoutGraphs
 from llama.data.batches import make_batch
 from llama.data.feed import model_inputs
+from llama.engine.again import begun_again
 from llama.fused.captured import RunCaptured
 from llama.fused.keeping import Sizes, choose
 from llama.model.kept import Kept
@@ -85,6 +86,37 @@ def test_recorded_passes_go_first_and_alone(notes: list[str]) -> None:
     last = made.kept
     assert keep_less(1) and len(notes) == 4, "with nothing recorded, less is kept at once"
     assert made.kept != last or made.output.elements is not None
+
+
+class Recording(RunCaptured):
+    """Whose launched passes have no room beside what was recorded."""
+
+    launched, full = 0, 0
+
+    def step(self, passes: int) -> str:
+        if self._results is None:
+            self.launched += 1
+            self._results = SimpleNamespace(passes=passes)  # type: ignore[assignment]
+            return "launched"
+        self.full += 1
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("passes, goes_on", [(WORTH, True), (WORTH - 1, False)])
+def test_a_run_of_a_fixed_setting_does_without_graphs(
+    passes: int, goes_on: bool, notes: list[str]
+) -> None:
+    """What blocks keep was asked for, and stays; where graphs serve little they are not recorded
+    over and over."""
+    made = model()
+    run = Recording(made, {})
+    before, without = made.kept, WithoutGraphs(run)
+    assert begun_again(lambda: run.step(passes), without) == "launched" and not notes
+    assert begun_again(lambda: run.step(passes), without) == "launched"
+    assert (run.launched, run.full, len(notes)) == (2, 1, 1)
+    assert run._records == goes_on and made.kept == before
+    assert without(2)
+    assert not run._records and not without(3), "nothing is left to do without"
 
 
 def test_the_loss_in_smaller_parts_is_the_same() -> None:

@@ -59,7 +59,7 @@ def steps(folder: str, stage: int, precision: str, runs_out: bool) -> dict[str, 
     run = RunsOut()
     if runs_out:
         model.run_model = run
-        engine.add_up_gradients(Lessening(model, choice, 200))
+        engine.add_up_gradients(Lessening(model, choice, 200), looks_for_room=True)
     taken = [
         engine.step([make_batch(rows, stream) for stream, rows in enumerate(window)])
         for window in windows()[:STEPS]
