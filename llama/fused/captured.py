@@ -109,13 +109,15 @@ class RunCaptured:
     ) -> torch.Tensor:
         asked = cache is None and model.training == torch.is_grad_enabled()
         asked = asked and documents.boundaries[-1] <= LONG and self._records
-        # A hook of a tensor waits for its gradient.
-        watched = is_watched(model) or any(p._backward_hooks for p in self._trained.values())
-        if labels is None or not asked or watched:
+        if labels is None or not asked or is_watched(model):
             return self._run(model, tokens_T, positions_T, documents, labels, cache, last)
         shape = shape_of(documents, len(labels.index_N), mode_of(model, self._paths))
         self._forget_if_moved()
-        found = (self._training if shape.mode.trains else self._evaluation)(model, shape)
+        if shape.mode.trains and self._is_past_hooks():
+            found = None
+            self._seen[shape] += 1
+        else:
+            found = (self._training if shape.mode.trains else self._evaluation)(model, shape)
         inputs = Inputs(shape, tokens_T.device) if found is None else found.inputs
         inputs.fill(tokens_T, positions_T, documents, labels)
         if found is None:
@@ -126,6 +128,10 @@ class RunCaptured:
         if self.onto is not None:
             return _Pass.apply(found, False, self.onto.leaf)  # type: ignore[return-value]
         return _Pass.apply(found, True, *self._trained.values())  # type: ignore[return-value]
+
+    def _is_past_hooks(self) -> bool:
+        """Whether a hook waits for the gradient of a tensor, which a graph would add past it."""
+        return self.onto is not None and any(p._backward_hooks for p in self._trained.values())
 
     def forget(self) -> int:
         """Let go of all that is recorded, with its memory, and say how many passes it has served.

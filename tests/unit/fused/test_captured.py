@@ -136,10 +136,16 @@ def test_a_pass_adds_its_gradients_where_it_is_told(monkeypatch: pytest.MonkeyPa
             assert_close(found, 3 * expected[name], sums_of(4), str(number))
     assert len(run._recorded) == 1
     seen: list[torch.Tensor] = []
-    next(iter(trained.values())).register_hook(seen.append)
+    hook = next(iter(trained.values())).register_hook(seen.append)
     run.onto.zero_()
     run.onto.add_gradients(model(**batch))
     assert torch.equal(seen[-1], run.onto.parts[0])  # the first is the stand-in's own
+    other = model_inputs(make_batch([documents([9, 30, 2, 17])], 0), CPU)
+    for number in range(4):
+        if number == 3:
+            hook.remove()
+        run.onto.add_gradients(model(**other))
+        assert len(run._recorded) == (1 if number < 3 else 2), "launched until no hook waits"
 
 
 class _LaunchedLoss:
