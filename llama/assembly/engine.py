@@ -10,7 +10,7 @@ from llama.assembly.memory import keep_what_fits
 from llama.assembly.model import build_model
 from llama.assembly.sharded import ShardedPlacement, run_sharded
 from llama.engine import Engine, ZeRO3Placement
-from llama.fused.captured import RunCaptured, add_gradients, capture
+from llama.fused.captured import add_gradients, capture
 from llama.fused.captured_decoding import capture_decoding
 from llama.fused.install import install
 from llama.kernels.compiled import compile_kernels, is_wanted, missing
@@ -70,11 +70,11 @@ def build_engine(
         keep_less = keep_what_fits(model, *shape, mesh, device, to_come)
     if fast and (plain := plain or capture(model)):
         note(plain)
-    captured = fast and plain is None
-    if captured or keep_less is not None or (fast and shared is not None):
-        run, chooses = model.run_model, keep_less is not None
-        again = WithoutGraphs(run) if isinstance(run, RunCaptured) and not chooses else keep_less
-        onto = engine.add_up_gradients(again, looks_for_room=chooses)
+    captured, chooses = fast and plain is None, keep_less is not None
+    if captured and not chooses:
+        keep_less = WithoutGraphs(model)
+    if captured or chooses or (fast and shared is not None):
+        onto = engine.add_up_gradients(keep_less, looks_for_room=chooses)
         if captured:
             add_gradients(model, onto, may_do_with_less=chooses)
     if shared is not None:

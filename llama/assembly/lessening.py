@@ -18,6 +18,7 @@ WORTH = 32
 """Passes that recordings must have served for it to be enough that they are given up. Where they
 have served fewer, memory does not hold them beside what is kept, and each step would record anew,
 which takes the time of a few passes."""
+ANEW = "recorded passes are given up and recorded anew"
 FEWEST_LOGITS = CHUNK_ELEMENTS // 16
 
 
@@ -36,7 +37,7 @@ class Lessening:
         run = self._model.run_model
         served = run.forget() if isinstance(run, RunCaptured) else 0
         if served >= WORTH and failures == 1:
-            done = "recorded passes are given up and recorded anew"
+            done = ANEW
         elif self._keep_less():
             done = summary(self._model.kept)
         elif self._part_the_loss():
@@ -68,19 +69,20 @@ class WithoutGraphs:
     """Has a model whose blocks keep what was asked for do without recorded passes: their memory
     serves no pass that is launched, as the first of each shape is."""
 
-    def __init__(self, run: RunCaptured) -> None:
-        self._run = run
+    def __init__(self, model: Transformer) -> None:
+        self._model = model
 
     def __call__(self, failures: int) -> bool:
         """As `Lessening`: they are recorded anew where they have served for long, and else launched
         from then on."""
-        served = self._run.forget()
+        run = self._model.run_model
+        assert isinstance(run, RunCaptured)
+        served = run.forget()
         if not served:
             return False
+        done = ANEW
         if served < WORTH or failures > 1:
-            self._run.stop()
+            run.stop()
             done = "passes are no longer recorded as CUDA graphs"
-        else:
-            done = "recorded passes are given up and recorded anew"
         note(f"a step ran out of memory and is taken again: {done}")
         return True

@@ -50,8 +50,3 @@ class Mirrored:
         there = [(at, more) for at, more in zip(self.parts, found, strict=True) if more is not None]
         if there:
             _FOREACH_ADD(*map(list, zip(*there, strict=True)))
-
-    def add_(self, other: Mirrored) -> None:
-        """Add what lies in another of the same tensors."""
-        for piece, more in zip(self.pieces, other.pieces, strict=True):
-            piece.add_(more)

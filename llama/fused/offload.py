@@ -105,7 +105,7 @@ class HostInputs:
         for moving in (self._leaving, self._coming):
             if moving is not None and self._copies is not None:
                 self._copies.wait(moving[-1])
-        self._leaving = self._coming = None
+        self.forget()
 
     def held(self) -> list[Any]:
         """The memory that serves passes, while none is between its forward and its backward one."""

@@ -79,8 +79,6 @@ class _Called(nn.Module):
 @contextmanager
 def _graph(graph: torch.cuda.CUDAGraph, pool: Any, beside: Sequence[Beside]) -> Iterator[None]:
     with torch.cuda.graph(graph, pool=pool, **CAPTURE):
-        for other in beside:
-            other.settle()
         yield
         for other in beside:
             other.settle()

@@ -22,14 +22,8 @@ from llama.notes import note
 
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
-ALIGNED = 256
-"""Bytes: each tensor begins at a multiple of them, as kernels want it."""
-
-
-def aligned(size: int) -> int:
-    """`size` bytes, filled up."""
-    return -(-size // ALIGNED) * ALIGNED
-
+TRIED = 256
+"""Bytes that are made known to find out whether that can be done."""
 
 _outside = 0
 
@@ -127,7 +121,7 @@ def _all(so: bool, group: dist.ProcessGroup) -> bool:
 def _shows(peers: Peers) -> bool:
     """Whether memory can be made known: a container may not let processes hand it to others."""
     try:
-        peers.shared(peers.zeros(ALIGNED))
+        peers.shared(peers.zeros(TRIED))
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         note(f"GPUs of this host exchange by collectives, and not by copies: {reason}")
@@ -139,15 +133,18 @@ def _whereabouts(device: torch.device) -> tuple[str, int] | None:
     """What tells this host, or container, from others, and the device's number there."""
     if device.type != "cuda" or not BOOT.is_file():
         return None
-    index = device.index if device.index is not None else torch.cuda.current_device()
-    return f"{socket.gethostname()} {BOOT.read_text().strip()}", index
+    return f"{socket.gethostname()} {BOOT.read_text().strip()}", _index(device)
+
+
+def _index(device: torch.device) -> int:
+    return device.index if device.index is not None else torch.cuda.current_device()
 
 
 def _reaches(device: torch.device, indices: list[int]) -> bool:
     """Whether this rank's device reads the memory of all of `indices`."""
     if len(set(indices)) < len(indices) or max(indices) >= torch.cuda.device_count():
         return False
-    own = device.index if device.index is not None else torch.cuda.current_device()
+    own = _index(device)
     return all(other == own or torch.cuda.can_device_access_peer(own, other) for other in indices)
 
 

@@ -22,8 +22,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from llama.parallel.peers import aligned, by_copies, peers_of
+from llama.parallel.peers import by_copies, peers_of
 
+ALIGNED = 256
+"""Bytes: each parameter begins at a multiple of them, as kernels for matrices want it."""
 ROOMS = 3
 """Units that have room at a time: one that is computed with, the next, and the one before, whose
 kernels may still run while the next is gathered."""
@@ -294,6 +296,11 @@ class ShardedBase:
             room.pending = None
         unit.hide()
         return room
+
+
+def aligned(size: int) -> int:
+    """`size` bytes, filled up."""
+    return -(-size // ALIGNED) * ALIGNED
 
 
 def share_bytes(sizes: Iterable[int], ranks: int) -> int:

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from llama.parallel.peers import ALIGNED
-from llama.parallel.sharded import ROOMS
+from llama.parallel.sharded import ALIGNED, ROOMS
 from tests.parity.sharded_steps import (
     ADDED_UP,
     CASES,

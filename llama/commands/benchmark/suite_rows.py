@@ -48,7 +48,6 @@ PACKING = ("liger", "unsloth", "unsloth+packing")
 LARGE = (
     Work(5, EIGHT, 2, 4096),
     Work(5, EIGHT, 2, 4096, "block"),
-    Work(5, EIGHT, 2, 4096, "host"),
     Work(5, SEVEN, 4, 1024),
 )
 ONE_GPU = (
@@ -60,11 +59,8 @@ ONE_GPU = (
     Work(4, SMALL, 8, targets=QV, peers=("liger",)),
     Work(4, SMALL, 8, peers=("liger",)),
     *LARGE,
-    *(
-        Work(6, of.model, of.batch, of.length, of.checkpointing, base="fp8")
-        for of in LARGE
-        if of.checkpointing != "host"
-    ),
+    Work(5, EIGHT, 2, 4096, "host"),
+    *(Work(6, of.model, of.batch, of.length, of.checkpointing, base="fp8") for of in LARGE),
     Work(7, EIGHT, 2, 4096, what="rows", peers=PACKING),
     Work(7, EIGHT, 2, 4096, base="fp8", what="rows", peers=PACKING),
     Work(8, SEVEN, 1, 2048, "host", base="nf4", four_bits=True, peers=("unsloth",)),

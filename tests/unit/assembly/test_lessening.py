@@ -109,8 +109,8 @@ def test_a_run_of_a_fixed_setting_does_without_graphs(
     """What blocks keep was asked for, and stays; where graphs serve little they are not recorded
     over and over."""
     made = model()
-    run = Recording(made, {})
-    before, without = made.kept, WithoutGraphs(run)
+    made.run_model = run = Recording(made, {})
+    before, without = made.kept, WithoutGraphs(made)
     assert begun_again(lambda: run.step(passes), without) == "launched" and not notes
     assert begun_again(lambda: run.step(passes), without) == "launched"
     assert (run.launched, run.full, len(notes)) == (2, 1, 1)

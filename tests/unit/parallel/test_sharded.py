@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from llama.parallel.peers import ALIGNED
 from llama.parallel.sharded import (
+    ALIGNED,
     ROOMS,
     Pending,
     ShardedBase,
