@@ -70,9 +70,11 @@ def serving(recorded: Mapping[Shape, T], shape: Shape) -> T | None:
 
 
 class RunCaptured:
-    """Calls a model as `run_model` did. A shape of batches is captured when it comes for the second
-    time: the first, of the same rounded sizes, has made all kernels that are compiled when they are
-    called, and whatever else is made once."""
+    """Calls a model as `run_model` did. The first shape of batches is captured when it comes for
+    the second time: the first, of the same rounded sizes, has made all kernels that are compiled
+    when they are called, and whatever else is made once. Others of its kind find all of that
+    there, and are captured when they come: launched, a pass would want memory for its activations
+    beside that of the graphs."""
 
     def __init__(
         self,
@@ -90,8 +92,9 @@ class RunCaptured:
         self._results: Results | None = None
         self._pool: Any = None
         self._places: list[int] = []
-        self._records = self._evaluates = True
-        """Whether passes are captured, and those of evaluations: until that failed."""
+        self._records = self._evaluates = self._at_once = True
+        """Whether passes are captured, those of evaluations, and those of a shape that comes for
+        the first time: until that failed."""
         self.onto: Mirrored | None = None
         """Where gradients are added up, past autograd; None: autograd is given them."""
         self.may_do_with_less = False
@@ -160,11 +163,11 @@ class RunCaptured:
         """What is recorded of `shape`, now if it is due. OutOfMemoryError where there is no room:
         what is kept is then to be less."""
         known = serving(self._recorded, shape)
-        if known is not None or not self._is_due(shape, len(self._recorded)):
+        if known is not None or not self._is_due(shape, self._recorded):
             return known
         inputs, *places = self._room(model, shape)
         made = partial(Recorded, model, self._run, inputs, self._trained, *places)
-        found = self._made(made, self.may_do_with_less)
+        found = self._made(shape, made, self.may_do_with_less)
         if found is not None:
             self._recorded[shape] = found
         return found
@@ -174,13 +177,13 @@ class RunCaptured:
         memory, which holds more than an evaluation, serves both, and a first step that is launched
         has what memory it was planned with. Where there is no room evaluations go on without."""
         known = serving(self._losses, shape)
-        if known is not None or not self._is_due(shape, len(self._losses)):
+        if known is not None or not self._is_due(shape, self._losses):
             return known
         if not self._evaluates or not self._recorded:
             return None
         try:
             made = partial(RecordedLoss, model, self._run, *self._room(model, shape))
-            found = self._made(made, True)
+            found = self._made(shape, made, True)
         except torch.OutOfMemoryError:
             self._evaluates, found = False, None
         if not self._evaluates:
@@ -189,10 +192,10 @@ class RunCaptured:
             self._losses[shape] = found
         return found
 
-    def _made(self, make: Callable[[], T], may_do_with_less: bool) -> T | None:
+    def _made(self, shape: Shape, make: Callable[[], T], may_do_with_less: bool) -> T | None:
         """What `make` records; None where the device or a library records no such pass, or memory
-        does not hold it: from now on for all passes, and with a note. OutOfMemoryError if that is
-        taken care of."""
+        does not hold it: from now on for all passes, and with a note, but for a shape that may have
+        wanted to be launched first. OutOfMemoryError if that is taken care of."""
         for other in self._beside:
             other.settle()
             other.forget()
@@ -201,6 +204,9 @@ class RunCaptured:
         except RuntimeError as error:
             if is_out_of_memory(error) and may_do_with_less:
                 raise (error.__context__ or error) from None
+            if self._seen[shape] == 1 and not is_out_of_memory(error):
+                self._at_once = False
+                return None
             note(f"steps are not captured as CUDA graphs: {str(error).splitlines()[0]}")
         finally:
             for other in self._beside:
@@ -208,9 +214,11 @@ class RunCaptured:
         self.stop()
         return None
 
-    def _is_due(self, shape: Shape, recorded: int) -> bool:
+    def _is_due(self, shape: Shape, recorded: Mapping[Shape, Any]) -> bool:
+        """Whether all that is made once is there for a pass of `shape`, which `recorded` lacks."""
         self._seen[shape] += 1
-        return self._seen[shape] > 1 and recorded < MOST
+        alike = self._at_once and any(other.is_of_kind(shape) for other in recorded)
+        return (alike or self._seen[shape] > 1) and len(recorded) < MOST
 
     def _room(self, model: Transformer, shape: Shape) -> tuple[Any, ...]:
         """Inputs of `shape`, and what recordings have in common."""

@@ -73,6 +73,10 @@ class Shape:
     """Whether it is such a batch."""
     mode: Mode
 
+    def is_of_kind(self, other: Shape) -> bool:
+        """Whether passes of both launch the same kernels, in other sizes."""
+        return (self.uniform, self.mode) == (other.uniform, other.mode)
+
     def serves(self, other: Shape) -> bool:
         """Whether a graph of this shape takes micro-batches of `other` as well, for little more
         than one of their own would take."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-from llama.planning.job import Job
+from llama.planning.job import Job, few_blocks, with_blocks
 from llama.planning.memory import Memory, Term, memory
 
 MOST_ROWS, MOST_TOKENS = 4096, 2**22
@@ -22,26 +22,17 @@ CLOSE = 50
 """Which part of it the largest may be above what is found by whole traces, each being seconds."""
 PATIENCE = 6
 """Looks along the line before that."""
-_FEW = (2, 4)
-"""Blocks that an estimate traces."""
-_FEW_GATHERED = (8, 12)
-"""The same under ZeRO-3, whose windows reach over several blocks, and of a sharded base, which has
-rooms for several."""
 
 
 @lru_cache(maxsize=512)
 def estimated(job: Job) -> Memory:
     """About `memory(job)`: what a further block adds to each term is taken from two traces of few
     blocks. The whole is traced where blocks keep different things."""
-    few, more = _FEW_GATHERED if job.zero.stage == 3 or job.shares_base else _FEW
+    few, more = few_blocks(job)
     blocks = job.config.n_layers
-    if blocks <= more or not isinstance(job.checkpointing, str):
+    if blocks <= more or len(set(job.kept)) > 1:
         return memory(job)
-    if job.lora is not None:  # the gradients that wait for another micro-batch are small
-        job = replace(job, accumulation=1)
-    short, longer = (
-        memory(replace(job, config=job.config.with_layers(count))) for count in (few, more)
-    )
+    short, longer = (memory(with_blocks(job, count)) for count in (few, more))
 
     def whole(terms: Sequence[Term], before: Sequence[Term]) -> tuple[Term, ...]:
         had = {term.name: term.bytes for term in before}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -150,6 +150,20 @@ class Job:
         if isinstance(self.checkpointing, str):
             return (KEPT[self.checkpointing],) * self.config.n_layers
         return self.checkpointing
+
+
+def few_blocks(job: Job) -> tuple[int, int]:
+    """Two numbers of blocks, far fewer than a model has: what the second needs beyond the first is
+    what any further blocks do. ZeRO-3's windows reach over several blocks, and a sharded base has
+    rooms for several."""
+    return (8, 12) if job.zero.stage == 3 or job.shares_base else (2, 4)
+
+
+def with_blocks(job: Job, count: int) -> Job:
+    """`job` of a model of the first `count` blocks."""
+    kept = job.checkpointing
+    kept = kept if isinstance(kept, str) else kept[:count]
+    return replace(job, config=job.config.with_layers(count), checkpointing=kept)
 
 
 def host_bytes(job: Job) -> int:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from llama.fused.keeping import PLAIN, Sizes, choose
 from llama.model.kept import Kept
 from llama.planning.constants import CONSTANTS
-from llama.planning.job import Job
+from llama.planning.job import Job, few_blocks, with_blocks
 from llama.planning.trace import trace
 
 BLOCKS = 3
@@ -34,12 +34,28 @@ def sizes_of(job: Job) -> Sizes:
 def kept_within(job: Job, available: int) -> tuple[Kept, ...]:
     """What `--checkpointing auto` has each block of `job` keep on a device with `available` bytes
     for this process. On a CUDA device a run may still keep less, where a trial fails."""
-    least = trace(replace(job, checkpointing="block", accumulation=1))
+    before, trained = _between_steps(replace(job, checkpointing="block", accumulation=1))
     # As `Engine.step_bytes`: a gradient of what trains, and the buffer it is summed in.
-    room = available - least.before - 2 * least.trained_elements * 4
+    room = available - before - 2 * trained * 4
     if job.device == "cuda":
         room = for_activations(room - CONSTANTS.context)
     return tuple(choose(sizes_of(job), job.config.n_layers, room))
+
+
+def _between_steps(job: Job) -> tuple[int, int]:
+    """Bytes that lie there, and how many numbers train."""
+    few, more = few_blocks(job)
+    blocks = job.config.n_layers
+    if blocks <= more:
+        found = trace(job)
+        return found.before, found.trained_elements
+    short, longer = (trace(with_blocks(job, count)) for count in (few, more))
+
+    def whole(had: int, has: int) -> int:
+        return has + (blocks - more) * (has - had) // (more - few)
+
+    before = whole(short.before, longer.before)
+    return before, whole(short.trained_elements, longer.trained_elements)
 
 
 def for_activations(room: int) -> int:

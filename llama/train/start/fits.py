@@ -109,7 +109,7 @@ def _judge(job: Job, inputs: Inputs, device: torch.device, available: int) -> Ve
     if on_cuda and auto and (needed_bytes(job, found) <= room or job.blocks_are_fused):
         with_context = available + CONSTANTS.context  # which is there by now
         job = replace(job, checkpointing=kept_within(job, with_context))
-        found = memory(job)
+        found = planned(job, room)
     needed = needed_bytes(job, found)
     if needed > room:
         largest = max(found.terms, key=lambda term: term.bytes)
@@ -119,13 +119,10 @@ def _judge(job: Job, inputs: Inputs, device: torch.device, available: int) -> Ve
 
 
 def planned(job: Job, room: int) -> Memory:
-    """The plan of `job`. On a CPU, where runs are small and start often, an estimate will do that
-    is far from all the room there is."""
-    if job.device == "cpu":
-        found = estimated(job)
-        if needed_bytes(job, found) < FAR * room:
-            return found
-    return memory(job)
+    """The plan of `job`: an estimate, which is there within a second, where it is far from all the
+    room that there is, else the whole."""
+    found = estimated(job)
+    return found if needed_bytes(job, found) < FAR * room else memory(job)
 
 
 def _told(

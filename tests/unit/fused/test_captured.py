@@ -301,6 +301,45 @@ def test_who_can_do_with_less_is_told_of_memory(
     assert recording._recorded
 
 
+OTHER = [40] * 12
+"""Documents of another shape than `ROWS[0]`, of its kind."""
+
+
+def test_a_shape_whose_kernels_are_there_is_recorded_when_it_comes(
+    recording: captured.RunCaptured,
+) -> None:
+    """Launched, its activations would lie beside the memory of the graphs."""
+    for count in (0, 1):
+        take_a_pass(recording)
+        assert len(recording._recorded) == count
+    take_a_pass(recording, OTHER)
+    assert len(recording._recorded) == 2
+    for count in (2, 3):
+        take_a_pass(recording, [256])  # one document is attended by another kernel
+        assert len(recording._recorded) == count
+    recording.forget()
+    take_a_pass(recording, OTHER)
+    assert not recording._recorded
+
+
+def test_a_shape_that_cannot_be_recorded_at_once_is_when_it_comes_again(
+    recording: captured.RunCaptured,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for _ in range(2):
+        take_a_pass(recording)
+    monkeypatch.setattr(captured, "Recorded", failing(RuntimeError("operation not permitted")))
+    loss = take_a_pass(recording, OTHER)
+    monkeypatch.setattr(captured, "Recorded", _Launched)
+    for lengths, count in ((OTHER, 2), ([70] * 7, 2), ([70] * 20, 2), ([70] * 20, 3)):
+        again = take_a_pass(recording, lengths)
+        assert len(recording._recorded) == count
+        if lengths == OTHER:
+            assert_close(again, loss, sums_of(100))
+    assert not capsys.readouterr().err
+
+
 def test_long_passes_are_launched(
     recording: captured.RunCaptured, monkeypatch: pytest.MonkeyPatch
 ) -> None:

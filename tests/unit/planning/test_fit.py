@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from llama.model.kept import Kept
 from llama.model.presets import PRESETS
 from llama.planning.fit import (
     _largest,
@@ -51,11 +52,14 @@ def test_and_on_a_staircase(jump: int) -> None:
         replace(JOB, checkpointing="none", fused=True),
         replace(JOB, lora=None),
         replace(JOB, precision="fp32", zero=Zero(stage=0)),
+        # Buckets of the first micro-batch are there in the second.
+        replace(JOB, checkpointing="none", fused=True, accumulation=2),
+        replace(JOB, checkpointing=(Kept.FFN_INPUTS,) * 16, fused=True),
     ],
-    ids=["block", "fused", "full", "fp32"],
+    ids=["block", "fused", "full", "fp32", "accumulated", "of each block"],
 )
 def test_an_estimate_is_near_the_plan(job: Job) -> None:
-    assert estimate(job) == pytest.approx(memory(job).used_bytes, rel=0.01)
+    assert estimate(job) == pytest.approx(memory(job).used_bytes, rel=0.001)
 
 
 def test_what_is_found_fits_and_little_more_does() -> None:

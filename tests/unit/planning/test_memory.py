@@ -17,7 +17,7 @@ from llama.model.presets import PRESETS
 from llama.parallel.shares import FLAT_ALIGNMENT
 from llama.planning.fit import largest_micro_batch, largest_seq_len
 from llama.planning.job import Job, Zero, host_bytes
-from llama.planning.levels import kept_within, sizes_of
+from llama.planning.levels import _between_steps, kept_within, sizes_of
 from llama.planning.memory import NAMES, Memory, memory
 from llama.planning.trace import trace
 from llama.settings import LoRAOptions
@@ -150,6 +150,14 @@ def test_auto_fills_what_is_there(device: Any) -> None:
     kept = kept_within(job, available)
     assert kept != (Kept.ALL,) * 3
     assert memory(replace(job, checkpointing=kept)).peak_bytes <= available
+
+
+@pytest.mark.parametrize("more", [{}, {"data_parallel": 4, "base_sharers": 2}], ids=["", "shared"])
+def test_auto_needs_no_trace_of_all_blocks(more: dict[str, Any]) -> None:
+    """What lies there between steps grows by as much with each block."""
+    job = replace(JOB, config=SMALL.with_layers(14), checkpointing="block", fused=True, **more)
+    whole = trace(job)
+    assert _between_steps(job) == (whole.before, whole.trained_elements)
 
 
 def test_inputs_in_host_memory_are_planned_as_the_hosts() -> None:
