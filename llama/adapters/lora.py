@@ -100,7 +100,7 @@ class LoRAAdapter(Adapter):
         return (b.float() @ a.float()).mul_(self.scale)
 
     def low_rank(self) -> LowRank | None:
-        return LowRank(*self.factors(), self.scale, self.dropout)
+        return LowRank(*self.factors(), self.scale, self.dropout, self.span.start)
 
     @classmethod
     def to_peft(cls, options: LoRAOptions) -> dict[str, Any]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 
 from llama.adapters.attach import adapters
 from llama.model.documents import Documents
 from llama.model.kv_cache import KVCache
-from llama.model.traded import traded_attention
+from llama.model.traded import Traded
 from llama.model.transformer import RunModel, Supervision, Transformer
 from llama.parallel.sequence import SequenceParallel, Span
 
@@ -49,7 +47,7 @@ def run_on_share(model: Transformer, sequence: SequenceParallel) -> None:
         return
     span = Span()
     for block in model.layers:
-        block.attention.attend = partial(traded_attention, sequence)  # type: ignore[union-attr]
+        block.attention.attend = Traded(sequence)  # type: ignore[union-attr]
     for _, adapter in adapters(model):
         adapter.span = span
     model.run_model = RunOnShare(model.run_model, sequence, span)

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 
-from llama.model.attention import document_attention
+from llama.model.attention import Attend, document_attention
 from llama.model.documents import Documents
+from llama.model.traded import Traded
 
 
 class Attended:
@@ -68,12 +69,55 @@ class Attended:
         """Give q, k and v anew, laid out as they were."""
         self._held.extend(qkv)
 
+    def of_output(self, grad: torch.Tensor) -> torch.Tensor:
+        """From the gradient of `out` what `backward` wants; nobody asks for `out` after it."""
+        return grad
+
     def backward(self, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The gradients to q, k and v, in their shapes, from that of the output, `[T, H E]`; lets
-        go of q, k and v."""
+        """The gradients to q, k and v, in their shapes; lets go of q, k and v."""
         grads = torch.autograd.grad(self._out, self._edges, grad.view_as(self._out))
         self._held.clear()
         return grads
+
+
+class AttendedOverRanks(Attended):
+    """The same of ranks that share the tokens of a micro-batch: all tokens of some heads are
+    attended to here, and q, k and v, the output and the gradients are of some tokens."""
+
+    def __init__(
+        self,
+        traded: Traded,
+        qkv: tuple[torch.Tensor, ...],
+        documents: Documents,
+        keep_inputs: bool,
+    ) -> None:
+        self._traded, self._documents, self._kv_heads = traded, documents, qkv[1].shape[1]
+        super().__init__(traded.to_heads(qkv, documents), documents, keep_inputs)
+        self._of_own: torch.Tensor | None = traded.to_tokens(super().out(), documents)
+
+    def out(self) -> torch.Tensor:
+        assert self._of_own is not None
+        return self._of_own
+
+    def fill(self, qkv: tuple[torch.Tensor, ...]) -> None:
+        super().fill(self._traded.to_heads(qkv, self._documents))
+
+    def of_output(self, grad: torch.Tensor) -> torch.Tensor:
+        self._of_own = None
+        return self._traded.gradient_to_heads(grad, self._documents)
+
+    def backward(self, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        grads = super().backward(grad)
+        return self._traded.gradients_to_tokens(grads, self._kv_heads, self._documents)
+
+
+def attended(
+    attend: Attend, qkv: tuple[torch.Tensor, ...], documents: Documents, keep_inputs: bool
+) -> Attended:
+    """What `attend`, an attention's, gives of q, k and v, to be gone back through."""
+    if isinstance(attend, Traded):
+        return AttendedOverRanks(attend, qkv, documents, keep_inputs)
+    return Attended(qkv, documents, keep_inputs)
 
 
 def _place(x: torch.Tensor) -> tuple[Any, ...]:

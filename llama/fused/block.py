@@ -24,12 +24,11 @@ from torch import nn
 
 from llama.base.frozen import times_each
 from llama.fused import kernels, tiles
-from llama.fused.attended import Attended
+from llama.fused.attended import Attended, attended
 from llama.fused.factors import Adapted
 from llama.fused.offload import HostInputs, Stored
 from llama.fused.paths import gated, gated_backward_
 from llama.fused.sums import summed
-from llama.model.attention import document_attention
 from llama.model.config import PART_OF
 from llama.model.documents import Documents
 from llama.model.kept import Kept
@@ -121,7 +120,7 @@ class _Run:
         self.heads = [block.attention.n_heads, *[block.attention.n_kv_heads] * 2]
         self.norms = {QKV: block.attention_norm, GATE_UP: block.ffn_norm}
         """By the layers that read them."""
-        self.tp = block.attention.tp
+        self.attend, self.tp = block.attention.attend, block.attention.tp
         first = {name: layer.first_input for layer, name in linears(block)}
         starts = {readers: first[readers[0]] for readers in INPUTS}
         self.adapted = Adapted(adapters, starts, block.training, x, self.tp)
@@ -133,12 +132,10 @@ class _Run:
         self.tiled = tiles.in_tiles(kept, len(saved.x))
         qkv = self._project(saved)
         if kept >= Kept.ATTENTION:
-            saved.attended = Attended(qkv, self.documents, kept >= Kept.FFN_INPUTS)
+            saved.attended = self._attended(qkv, kept >= Kept.FFN_INPUTS)
             out = saved.attended.out()
         else:
-            q, k, v = qkv
-            out = document_attention(q, k, v, self.documents).flatten(1)
-            del q, k, v
+            out = self.attend(*qkv, self.documents).flatten(1)
         del qkv
         middle, y = self._after_attention(saved, out)
         del out
@@ -164,6 +161,9 @@ class _Run:
         )
         of_paths = self.adapted.paths(QKV[:2], hidden)
         return *kernels.rotate_both(q, k, *self.rotation.angles, *of_paths), v
+
+    def _attended(self, qkv: tuple[torch.Tensor, ...], keep_inputs: bool) -> Attended:
+        return attended(self.attend, qkv, self.documents, keep_inputs)
 
     def _after_attention(
         self, saved: Saved, out: torch.Tensor
@@ -233,7 +233,7 @@ class _Run:
             saved.middle = None
         else:
             grad = self._ffn_backward(saved, grad)
-        grad_out = self._attention_output_backward(saved, grad)
+        grad_out = saved.attended.of_output(self._attention_output_backward(saved, grad))
         shares = self.adapted.begin_sum_of_shares(SHARES)
         grad_q, grad_k, grad_v = saved.attended.backward(grad_out)
         saved.attended = None
@@ -250,7 +250,7 @@ class _Run:
     def _restore(self, saved: Saved) -> None:
         """Compute again what `kept` left out."""
         if saved.attended is None:
-            saved.attended = Attended(self._project(saved), self.documents, keep_inputs=True)
+            saved.attended = self._attended(self._project(saved), keep_inputs=True)
         elif saved.attended.needs_inputs:
             saved.attended.fill(self._project(saved))
         y = None

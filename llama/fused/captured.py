@@ -24,6 +24,7 @@ from llama.fused.captured_inputs import Inputs, Shape, is_watched, mode_of, shap
 from llama.fused.install import RunFused, is_installed
 from llama.fused.mirrored import Mirrored
 from llama.fused.recorded import Beside, Recorded, RecordedLoss, Results, is_out_of_memory
+from llama.model.attention import document_attention
 from llama.model.documents import Documents
 from llama.model.kv_cache import KVCache
 from llama.model.transformer import Supervision, Transformer
@@ -264,6 +265,8 @@ def _uncaptured(model: Transformer) -> str | None:
     weight = model.tok_embeddings.weight
     if model.tok_embeddings.tp.size > 1:
         return "tensor-parallel ranks exchange within a pass"
+    if any(block.attention.attend is not document_attention for block in model.layers):  # type: ignore
+        return "ranks that share tokens exchange within a pass"
     if weight.dtype == torch.float32:
         return "attention to documents of several lengths is not one kernel in float32"
     if (base := base_of(weight)) is not None and not base.sharers.by_copies:

@@ -22,7 +22,7 @@ import torch
 
 from llama.base.kinds import KINDS
 from llama.fused.captured_inputs import Mode, is_watched, mode_of, side_paths
-from llama.fused.recorded import CAPTURE, is_out_of_memory
+from llama.fused.recorded import is_out_of_memory, recording
 from llama.model.attention import document_attention
 from llama.model.documents import Documents
 from llama.model.kv_cache import KVCache, SteppedCache
@@ -52,7 +52,7 @@ class _Recorded:
 
     def __init__(self, step: Callable[[], torch.Tensor], pool: Any) -> None:
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool, **CAPTURE):
+        with recording(self._graph, pool):
             self._logits_MV = step()
 
     def replay(self) -> torch.Tensor:

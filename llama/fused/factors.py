@@ -54,14 +54,14 @@ class Adapted:
         adapters: by the names of the layers that read it, in the order in which they are called,
         at which column of the whole input this rank's share begins."""
         self.tp = tp
-        dropout = next((path.dropout for path in adapters.values()), 0.0)
+        dropout, row = next(((path.dropout, path.row) for path in adapters.values()), (0.0, 0))
         self.p = dropout if training else 0.0
         self.factors: dict[str, Factors] = {}
         for readers, column in inputs.items():
             found = {name: adapters[name] for name in readers if name in adapters}
             seed = draw_seed(x.device) if found and self.p else None
-            if seed is not None and column:
-                seed = further(seed, column=column)
+            if seed is not None and (row or column):
+                seed = further(seed, row, column)
             for name, path in found.items():
                 a, b = (factor.detach().to(x.dtype) for factor in (path.a, path.b))
                 self.factors[name] = Factors(a, b, path.scale, seed)

@@ -19,6 +19,7 @@ from llama.model.attention import Attention, document_attention
 from llama.model.documents import Documents
 from llama.model.kv_cache import KVCache
 from llama.model.rope import Rotation
+from llama.model.traded import Traded
 from llama.model.transformer import FeedForward, RMSNorm, Transformer, TransformerBlock, run_block
 from llama.parallel.layers import ColumnParallelLinear, RowParallelLinear
 
@@ -56,8 +57,9 @@ def uncovered(block: nn.Module) -> str | None:
     for name, kind in PARTS.items():
         if type(part := getattr(block, name)) is not kind:
             return f"{name} is a {type(part).__name__}"
-    if block.attention.attend is not document_attention:
-        return "its attention trades heads for tokens over ranks (--sequence_parallel)"
+    attend = block.attention.attend
+    if attend is not document_attention and type(attend) is not Traded:
+        return f"its attention is a {type(attend).__name__}"
     for layer, name in linears(block):
         if reason := _uncovered_linear(layer):
             return f"{name} {reason}"

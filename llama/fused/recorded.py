@@ -7,7 +7,7 @@ memory, and leave what they find in one place.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Protocol
 
@@ -76,12 +76,31 @@ class _Called(nn.Module):
         return self._run(self.model, *arguments)
 
 
+_BROKEN_OFF: list[torch.cuda.CUDAGraph] = []
+"""Recordings that failed. The allocator of pinned memory may still ask them whether they go on."""
+
+
 @contextmanager
-def _graph(graph: torch.cuda.CUDAGraph, pool: Any, beside: Sequence[Beside]) -> Iterator[None]:
-    with torch.cuda.graph(graph, pool=pool, **CAPTURE):
-        yield
-        for other in beside:
-            other.settle()
+def recording(
+    graph: torch.cuda.CUDAGraph, pool: Any, beside: Sequence[Beside] = ()
+) -> Iterator[None]:
+    """Within, `graph` is recorded, with its memory in `pool`. One that fails leaves things as they
+    were: where a recording cannot even be ended, torch goes on with its stream as the current one
+    (`torch/cuda/graphs.py`, `graph.__exit__`), and its allocator with a recording under way, and
+    then no memory that is cached is ever given back (`CUDAGraph.cpp`, `capture_end`)."""
+    stream = torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, pool=pool, **CAPTURE):
+            yield
+            for other in beside:
+                other.settle()
+    except BaseException:
+        torch.cuda.set_stream(stream)
+        _BROKEN_OFF.append(graph)
+        with suppress(RuntimeError):  # from the first, where none is under way
+            torch._C._cuda_endAllocateToPool(stream.device_index, pool)
+            torch._C._cuda_releasePool(stream.device_index, pool)
+        raise
 
 
 def add_as_they_come(
@@ -129,10 +148,10 @@ class Recorded:
         leaves = {f"model.{name}": p.detach().requires_grad_() for name, p in trained.items()}
         add = add_as_they_come(list(leaves.values()), results.gradients.parts)
         with torch.enable_grad(), seeds_from(self.seeds):
-            with _graph(self._forward, pool, beside):
+            with recording(self._forward, pool, beside):
                 loss = functional_call(_Called(model, run), leaves, inputs.arguments())
                 results.loss.copy_(loss.detach())
-            with _graph(self._backward, pool, beside):
+            with recording(self._backward, pool, beside):
                 loss.backward(results.upstream)
                 add()
         self._held = [other.held() for other in beside]
@@ -163,7 +182,7 @@ class RecordedLoss:
     ) -> None:
         self.inputs, self.results = inputs, results
         self._graph = torch.cuda.CUDAGraph()
-        with _graph(self._graph, pool, beside):
+        with recording(self._graph, pool, beside):
             results.loss.copy_(run(model, *inputs.arguments()))
         self._held = [other.held() for other in beside]
 

@@ -42,12 +42,12 @@ class SequenceParallel:
         return slice(tokens * self.rank // self.size, tokens * (self.rank + 1) // self.size)
 
     def all_tokens(self, x: torch.Tensor, tokens: int) -> torch.Tensor:
-        """From its own tokens' elements for every rank, `[t, N w]`, to all tokens' for this one,
+        """From its own tokens' elements for every rank, `[t, N, w]`, to all tokens' for this one,
         `[T, w]`. Its gradient goes back the same way. Every rank of the group must call it."""
         return _Trade.apply(x, self, tokens, True)  # type: ignore[return-value]
 
     def own_tokens(self, x: torch.Tensor, tokens: int) -> torch.Tensor:
-        """The inverse of `all_tokens`: `[T, w]` to `[t, N w]`."""
+        """The inverse of `all_tokens`: `[T, w]` to `[t, N, w]`."""
         return _Trade.apply(x, self, tokens, False)  # type: ignore[return-value]
 
     def trade(self, x: torch.Tensor, tokens: int, to_all: bool) -> torch.Tensor:
@@ -55,10 +55,8 @@ class SequenceParallel:
         counts = self.counts(tokens)
         own = [counts[self.rank]] * self.size
         if to_all:
-            given = x.unflatten(1, (self.size, -1)).transpose(0, 1).flatten(0, 1)
-            return self._sent(given, own, counts)
-        found = self._sent(x, counts, own)
-        return found.unflatten(0, (self.size, -1)).transpose(0, 1).flatten(1)
+            return self._sent(x.transpose(0, 1).flatten(0, 1), own, counts)
+        return self._sent(x, counts, own).unflatten(0, (self.size, -1)).transpose(0, 1)
 
     def _sent(self, x: torch.Tensor, given: list[int], taken: list[int]) -> torch.Tensor:
         """Rows of `x` to each rank in turn, and from each: so many of them."""

@@ -18,6 +18,8 @@ class LowRank:
     """`[O, R]`"""
     scale: float
     dropout: float
+    row: int = 0
+    """Of the mask: where the tokens that it is given begin in the micro-batch."""
 
 
 class SidePath(nn.Module):

@@ -117,9 +117,8 @@ class Job:
     @property
     def blocks_are_fused(self) -> bool:
         """Whether each block is one function, on a CUDA device (`llama/fused/install.py`)."""
-        whole = self.sequence_parallel == 1 and self.zero.stage < 3
         covered = self.lora is not None and kind_of(self.lora).FUSED
-        return self.fused and whole and covered
+        return self.fused and self.zero.stage < 3 and covered
 
     @property
     def captured(self) -> bool:
@@ -127,7 +126,8 @@ class Job:
         if self.device != "cuda" or not self.blocks_are_fused or self.precision == "fp32":
             return False
         within_host = self.base_sharers <= GPUS_PER_NODE  # else a base is gathered by a collective
-        return self.tokens <= LONG and self.tensor_parallel == 1 and within_host
+        alone = self.tensor_parallel == self.sequence_parallel == 1
+        return self.tokens <= LONG and alone and within_host
 
     @property
     def added_up(self) -> bool:

@@ -279,12 +279,13 @@ def traded_bytes(
 ) -> float:
     """Bytes that leave a rank in a micro-batch as heads are traded for tokens, of which it has
     `tokens`: of each layer q, k and v one way and the heads' output the other, in the forward and
-    in the backward pass, and once more where the block is computed again. Of kv heads there are as
-    many as ranks at least, each being sent to all that need it."""
+    in the backward pass, and those of them once more that are computed again. Of kv heads there are
+    as many as ranks at least, each being sent to all that need it."""
     heads, kv_heads = config.n_heads // p, max(config.n_kv_heads // p, ranks)
-    each = tokens * 2 * (heads + kv_heads) * config.head_dim * size
-    passes = sum(3 if level < Kept.FFN_INPUTS else 2 for level in kept)
-    return (ranks - 1) / ranks * passes * each
+    qkv, out = heads + 2 * kv_heads, heads
+    again = {Kept.HOST: qkv + out, Kept.INPUT: qkv + out, Kept.ATTENTION: qkv, Kept.MIDDLE: qkv}
+    traded = sum(2 * (qkv + out) + again.get(level, 0) for level in kept)
+    return (ranks - 1) / ranks * tokens * config.head_dim * size * traded
 
 
 def sums(config: ModelConfig, lora: LoRAOptions | None, kept: Sequence[Kept]) -> int:

@@ -1,9 +1,11 @@
-"""The longest row of which a GPU ends a whole step: forward, backward, optimizer.
+"""The longest row of which a GPU, or GPUs that share its tokens, end a whole step: forward,
+backward, optimizer.
 
     python -m tests.gpu.longest --model llama-3-8b --base half --budget 540
+    python -m tests.gpu.longest --ranks 2 --memory_limit_gb 24 --checkpointing host --budget 200
 
-One row, one document, every position supervised, adapters on all seven layers, `--checkpointing
-auto`. Each try is a process of its own that takes one step, so that one that runs out of memory
+One row, one document, every position supervised, adapters on all seven layers. Each try is a
+process of its own (with `--ranks` several) that takes one step, so that one that runs out of memory
 harms no other. The first length is planned; where it ends a longer one is tried, where it fails a
 shorter one. Each try is a line of JSON; the last line is the longest that ended. A step of half a
 million tokens takes minutes: with `--start N` a search goes on from what another call has found.
@@ -17,19 +19,20 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
 
 from llama.assembly.memory import OF_HOST, free_bytes
-from llama.commands.benchmark.command import deepspeed_config
+from llama.commands.benchmark.command import deepspeed_config, limit_memory
 from llama.fused.keeping import summary
 from llama.model.config import LINEARS
 from llama.model.presets import PRESETS
 from llama.planning.fit import estimate
 from llama.planning.job import Job, settings_of
 from llama.settings import BenchmarkOptions, LoRAOptions, deepspeed_json
-from tests.support.model_files import ROOT
+from tests.gpu.sub_runs import DEFAULTS, ROOT, torchrun
 
 WHOLE = 256
 """Lengths are multiples of it: those that cuDNN's attention takes (`llama/model/attention.py`)."""
@@ -39,58 +42,73 @@ ADDED = 90.0
 """Seconds of a try beside its step: weights, memory of the host, kernels."""
 
 
-def options_of(model: str, base: str, tokens: int) -> BenchmarkOptions:
-    return BenchmarkOptions(
-        model=f"random:{model}",
-        batch=1,
-        seq_len=tokens,
-        precision="bf16",
-        base=base,  # type: ignore[arg-type]
-        checkpointing="auto",
-        compile="true",
-        lora=LoRAOptions(targets=LINEARS),
-    )
+@dataclass(frozen=True)
+class What:
+    """Is stretched."""
 
+    model: str
+    base: str
+    checkpointing: Any
+    ranks: int
+    """That share its tokens, a GPU each."""
+    memory_limit_gb: float | None
+    """Of each GPU."""
 
-def job_of(options: BenchmarkOptions) -> tuple[Job, Any]:
-    """What is planned, and the resolved configuration of the run."""
-    config = PRESETS[options.model.removeprefix("random:")]
-    resolved = deepspeed_json.resolve(
-        deepspeed_config(options),
-        data_parallel=1,
-        total_steps=1,
-        width=config.dim,
-        fp16_supported=True,
-    )
-    job = Job(
-        config=config,
-        lora=options.lora,
-        base=options.base,
-        seq_len=options.seq_len or 0,
-        checkpointing="host",
-        fused=True,
-        **settings_of(resolved),
-    )
-    return job, resolved
+    def options(self, tokens: int) -> BenchmarkOptions:
+        return BenchmarkOptions(
+            model=f"random:{self.model}",
+            batch=1,
+            seq_len=tokens,
+            precision="bf16",
+            base=self.base,  # type: ignore[arg-type]
+            checkpointing=self.checkpointing,
+            compile="true",
+            sequence_parallel=self.ranks,
+            memory_limit_gb=self.memory_limit_gb,
+            lora=LoRAOptions(targets=LINEARS),
+        )
 
+    def job(self, tokens: int) -> tuple[Job, Any]:
+        """What is planned, and the resolved configuration of the run."""
+        options = self.options(tokens)
+        config = PRESETS[self.model]
+        resolved = deepspeed_json.resolve(
+            deepspeed_config(options),
+            data_parallel=1,
+            total_steps=1,
+            width=config.dim,
+            fp16_supported=True,
+        )
+        job = Job(
+            config=config,
+            lora=options.lora,
+            base=options.base,
+            seq_len=tokens,
+            checkpointing="host",
+            fused=True,
+            sequence_parallel=self.ranks,
+            data_parallel=self.ranks,
+            **settings_of(resolved),
+        )
+        return job, resolved
 
-def planned_start(model: str, base: str, on_device: int, on_host: int) -> int:
-    """Tokens of the longest row that both memories hold: what the host has no room for stays on
-    the device. Both grow in a line."""
-    short, longer = 65_536, 131_072
-    few, more = (job_of(options_of(model, base, n))[0] for n in (short, longer))
-    used = estimate(few)
-    slope = (estimate(more) - used) / (longer - short)
-    left = on_device - (used - slope * short)
-    inputs = few.config.n_layers * few.config.dim * few.dtype.itemsize
-    return rounded(min(left / slope, (left + on_host) / (slope + inputs)))
+    def planned_start(self, on_device: int, on_host: int) -> int:
+        """Tokens of the longest row that both memories hold, a GPU's and the host's: what the host
+        has no room for stays on the device. Both grow in a line."""
+        short, longer = 65_536, 131_072
+        few, more = (self.job(n)[0] for n in (short, longer))
+        used = estimate(few)
+        slope = (estimate(more) - used) / (longer - short)
+        left = on_device - (used - slope * short)
+        inputs = few.config.n_layers * few.config.dim * few.dtype.itemsize
+        return rounded(min(left / slope, (left + on_host) / (slope + inputs)))
 
 
 def rounded(tokens: float) -> int:
     return max(1, round(tokens / WHOLE)) * WHOLE
 
 
-def take_a_step(model: str, base: str, tokens: int) -> dict[str, Any]:
+def take_a_step(what: What, tokens: int) -> dict[str, Any]:
     """One step in this process."""
     from llama.assembly.engine import build_engine
     from llama.engine import start_processes
@@ -100,12 +118,13 @@ def take_a_step(model: str, base: str, tokens: int) -> dict[str, Any]:
     from llama.planning.trace import batch_of
     from llama.weights.open_model import open_model
 
-    options = options_of(model, base, tokens)
-    job, resolved = job_of(options)
+    options, (job, resolved) = what.options(tokens), what.job(tokens)
     began = time.perf_counter()
     device = start_processes()
+    limit_memory(what.memory_limit_gb, device)
     source = open_model(options.model, device)
-    engine = build_engine(source, options, resolved, create_mesh(1), device)
+    mesh = create_mesh(1, what.ranks)
+    engine = build_engine(source, options, resolved, mesh, device)
     batch = batch_of(job)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -130,12 +149,15 @@ def take_a_step(model: str, base: str, tokens: int) -> dict[str, Any]:
     return found
 
 
-def tried(model: str, base: str, tokens: int, seconds: float) -> dict[str, Any]:
+def tried(what: What, tokens: int, seconds: float) -> dict[str, Any]:
     """`take_a_step` in a process of its own, within so many seconds; where it fails, why."""
-    command = [sys.executable, "-m", "tests.gpu.longest", "--model", model, "--base", base]
+    command = [sys.executable, *(torchrun(what.ranks) if what.ranks > 1 else ())]
+    command += ["-m", "tests.gpu.longest"]
+    for name, value in asdict(what).items():
+        command += [f"--{name}", str(value)] if value is not None else []
     # as `program` starts one
-    environment = os.environ | {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
-    said: dict[str, Any] = {"model": model, "base": base, "tokens": tokens}
+    environment = {**DEFAULTS, **os.environ, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    said: dict[str, Any] = {**asdict(what), "tokens": tokens}
     try:
         done = subprocess.run(
             [*command, "--one", str(tokens)],
@@ -155,13 +177,13 @@ def tried(model: str, base: str, tokens: int, seconds: float) -> dict[str, Any]:
     return said | {"ended": True} | json.loads(done.stdout.splitlines()[-1])
 
 
-def search(model: str, base: str, start: int, budget: float) -> dict[str, Any] | None:
+def search(what: What, start: int, budget: float) -> dict[str, Any] | None:
     """The longest that ended, within `budget` seconds."""
     until = time.monotonic() + budget
     best: dict[str, Any] | None = None
     low, high, tokens = 0, 0, rounded(start)
     while True:
-        found = tried(model, base, tokens, until - time.monotonic())
+        found = tried(what, tokens, until - time.monotonic())
         print(json.dumps(found), flush=True)
         if found["ended"]:
             best, low = found, tokens
@@ -186,17 +208,25 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=540.0, help="seconds in all")
     parser.add_argument("--start", type=int, help="tokens of the first try; planned by default")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--checkpointing", choices=("auto", "host", "block"), default="auto")
+    parser.add_argument("--ranks", type=int, default=1, help="GPUs that share the tokens")
+    parser.add_argument("--memory_limit_gb", type=float, help="of each GPU")
     given = parser.parse_args()
+    what = What(**{name: getattr(given, name) for name in What.__dataclass_fields__})
     if given.one:
-        print(json.dumps(take_a_step(given.model, given.base, given.one)))
+        found = take_a_step(what, given.one)
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(json.dumps(found), flush=True)
         return
     began = time.monotonic()
     start = given.start
     if start is None:
         on_device = torch.cuda.get_device_properties(0).total_memory
-        on_host = int(OF_HOST * free_bytes(torch.device("cpu")))
-        start = planned_start(given.model, given.base, on_device, on_host)
-    best = search(given.model, given.base, start, given.budget - (time.monotonic() - began))
+        if what.memory_limit_gb is not None:
+            on_device = min(on_device, int(what.memory_limit_gb * 2**30))
+        on_host = int(OF_HOST * free_bytes(torch.device("cpu"))) // what.ranks
+        start = what.planned_start(on_device, on_host)
+    best = search(what, start, given.budget - (time.monotonic() - began))
     print(json.dumps({"longest": best}))
 
 

@@ -17,6 +17,7 @@ from llama.fused.captured import RunCaptured, add_gradients, capture, serving
 from llama.fused.captured_inputs import Mode, Shape, mode_of, shape_of, side_paths
 from llama.fused.install import install
 from llama.fused.mirrored import Mirrored
+from llama.fused.recorded import recording
 from llama.model.kept import Kept
 from llama.model.transformer import Transformer
 from tests.gpu.test_kernels_on_gpu import CUDA, GRADIENTS, HALVES, LOSS, difference, model
@@ -192,3 +193,28 @@ def test_an_evaluation_between_the_passes_of_a_step_is_noticed(compiled: None) -
     summed_loss(made, [row], CUDA)
     with pytest.raises(RuntimeError, match="another pass"):
         loss.backward()
+
+
+@pytest.mark.parametrize("breaks", ["raises", "is refused"])
+def test_a_recording_that_fails_leaves_the_device_as_it_was(breaks: str) -> None:
+    """Its stream, and memory that can be given back."""
+    stream, pool = torch.cuda.current_stream(), torch.cuda.graph_pool_handle()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    for _ in range(2):
+        with pytest.raises(RuntimeError), recording(torch.cuda.CUDAGraph(), pool):
+            held = torch.zeros(2**26, dtype=torch.uint8, device=CUDA)
+            if breaks == "raises":
+                raise RuntimeError("of its own")
+            torch.cuda.synchronize()  # not to be done while it is recorded, which invalidates it
+        del held
+        assert torch.cuda.current_stream() == stream
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() == before
+    graph = torch.cuda.CUDAGraph()
+    given = torch.ones(4, device=CUDA)
+    with recording(graph, pool):
+        given.add_(1)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert given.tolist() == [2.0] * 4

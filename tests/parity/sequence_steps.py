@@ -31,7 +31,7 @@ from llama.methods.kinds import method_of
 from llama.model.attention import document_attention
 from llama.model.documents import Documents
 from llama.model.kept import KEPT
-from llama.model.traded import traded_attention
+from llama.model.traded import Traded
 from llama.model.transformer import Transformer
 from llama.objectives.kinds import SFT
 from llama.parallel.layers import joined, share_of
@@ -64,7 +64,7 @@ def attended(sequence: SequenceParallel) -> dict[str, float]:
             mine = [x[own].clone().requires_grad_() for x in qkv]
             whole = [x.requires_grad_() for x in qkv]
             expected = document_attention(*whole, Documents(bounds))
-            found = traded_attention(sequence, *mine, Documents(bounds))
+            found = Traded(sequence)(*mine, Documents(bounds))
             (expected * weight).sum().backward()
             (found * weight[own]).sum().backward()
             pairs = [(found, expected[own])]
@@ -80,10 +80,10 @@ def as_deepspeed_trades(sequence: SequenceParallel) -> bool:
     tokens, own = 4 * sequence.size, sequence.own(4 * sequence.size)
     x = torch.randn(tokens, 8, WIDTH)[own]
     theirs = single_all_to_all(x.unsqueeze(0), 2, 1, 0, sequence.group)
-    ours = sequence.all_tokens(x.flatten(1), tokens)
+    ours = sequence.all_tokens(x.unflatten(1, (sequence.size, -1)).flatten(2), tokens)
     back = single_all_to_all(theirs, 1, 2, 0, sequence.group)
     same = torch.equal(ours, theirs.squeeze(0).flatten(1))
-    return same and torch.equal(sequence.own_tokens(ours, tokens), back.squeeze(0).flatten(1))
+    return same and torch.equal(sequence.own_tokens(ours, tokens).flatten(1), back[0].flatten(1))
 
 
 def gradients(mesh: Mesh, device: torch.device) -> dict[str, float]:
@@ -181,14 +181,14 @@ class _Stubborn(Span):
 
 
 def _heads_of_the_next(self: SequenceParallel, x: torch.Tensor, *more: Any) -> torch.Tensor:
-    return _TRADE(self, x.roll(x.shape[1] // self.size, 1) if more[-1] else x, *more)
+    return _TRADE(self, x.roll(1, 1) if more[-1] else x, *more)
 
 
 _TRADE = SequenceParallel.trade
 BROKEN: dict[str, Callable[[], Any]] = {
     "nothing": nullcontext,
-    "each rank attends to its own tokens": lambda: patch(
-        "llama.adapters.sequence.traded_attention", _documents_of_the_share
+    "each rank attends to its own tokens": lambda: patch.object(
+        Traded, "__call__", _documents_of_the_share
     ),
     "each share drops as the first one does": _own_place_alone,
     "heads come back to other places": lambda: patch.object(

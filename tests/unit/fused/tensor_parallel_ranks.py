@@ -1,4 +1,4 @@
-"""The ranks of `test_tensor_parallel`: `torchrun ... -m tests.unit.fused.tensor_parallel_ranks`."""
+"""The ranks of `test_ranks`: `torchrun ... -m tests.unit.fused.tensor_parallel_ranks`."""
 
 from __future__ import annotations
 

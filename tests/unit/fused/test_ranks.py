@@ -1,4 +1,5 @@
-"""The fused block over tensor-parallel ranks against the plain one on the same ranks."""
+"""The fused block over ranks that share a model, or the tokens of a row, against the plain one on
+the same ranks."""
 
 from __future__ import annotations
 
@@ -12,9 +13,10 @@ from tests.support.tiny_runs import environment, free_port
 
 
 @pytest.mark.slow
-def test_fused_equals_plain_on_two_ranks() -> None:
+@pytest.mark.parametrize("parallel", ["tensor_parallel", "sequence_parallel"])
+def test_fused_equals_plain_on_two_ranks(parallel: str) -> None:
     start = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    start += ["--master_port", str(free_port()), "-m", "tests.unit.fused.tensor_parallel_ranks"]
+    start += ["--master_port", str(free_port()), "-m", f"tests.unit.fused.{parallel}_ranks"]
     done = subprocess.run(
         [sys.executable, *start],
         cwd=ROOT,
