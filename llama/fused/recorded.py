@@ -77,7 +77,7 @@ class _Called(nn.Module):
 
 
 _BROKEN_OFF: list[torch.cuda.CUDAGraph] = []
-"""Recordings that failed. The allocator of pinned memory may still ask them whether they go on."""
+"""Recordings that could not be ended. The allocator of pinned memory may still ask them whether they go on."""
 
 
 @contextmanager
@@ -96,10 +96,10 @@ def recording(
                 other.settle()
     except BaseException:
         torch.cuda.set_stream(stream)
-        _BROKEN_OFF.append(graph)
         with suppress(RuntimeError):  # from the first, where none is under way
             torch._C._cuda_endAllocateToPool(stream.device_index, pool)
             torch._C._cuda_releasePool(stream.device_index, pool)
+            _BROKEN_OFF.append(graph)
         raise
 
 
