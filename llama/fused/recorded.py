@@ -77,7 +77,8 @@ class _Called(nn.Module):
 
 
 _BROKEN_OFF: list[torch.cuda.CUDAGraph] = []
-"""Recordings that could not be ended. The allocator of pinned memory may still ask them whether they go on."""
+"""Recordings that could not be ended, which the allocator of pinned memory may still ask whether
+they go on."""
 
 
 @contextmanager

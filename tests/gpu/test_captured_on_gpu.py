@@ -200,14 +200,14 @@ def test_a_recording_that_fails_leaves_the_device_as_it_was(breaks: str) -> None
     """Its stream, and memory that can be given back."""
     stream, pool = torch.cuda.current_stream(), torch.cuda.graph_pool_handle()
     torch.cuda.empty_cache()
-    before, held = torch.cuda.memory_reserved(), None
+    before, held = torch.cuda.memory_reserved(), []
     for _ in range(2):
         with pytest.raises(RuntimeError), recording(torch.cuda.CUDAGraph(), pool):
-            held = torch.zeros(2**26, dtype=torch.uint8, device=CUDA)
+            held.append(torch.zeros(2**26, dtype=torch.uint8, device=CUDA))
             if breaks == "raises":
                 raise RuntimeError("of its own")
             torch.cuda.synchronize()  # not to be done while it is recorded, which invalidates it
-        held = None
+        held.clear()
         assert torch.cuda.current_stream() == stream
     torch.cuda.empty_cache()
     assert torch.cuda.memory_reserved() == before
