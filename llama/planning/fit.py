@@ -19,7 +19,7 @@ LONG = 8192
 """Tokens of a micro-batch from which on memory is taken to grow in a line: the loss of more goes by
 so many chunks that it is long in tracing."""
 CLOSE = 50
-"""Which part of it the largest may be above what is found by whole traces, each being seconds."""
+"""Which part of it the largest may be above what is found, each look being seconds."""
 PATIENCE = 6
 """Looks along the line before that."""
 
@@ -80,8 +80,8 @@ def largest_seq_len(job: Job, available: int, step: int = 128) -> int:
 
 
 def _verified(job: Job, at: Callable[[int], Job], available: int, most: int) -> int:
-    """The largest number up to `most` whose job fits, to within `CLOSE`; 0 for none. Estimates say
-    where to look, off by about as much for all of them as for `job`; whole traces decide."""
+    """The largest number up to `most` whose job fits, to within `CLOSE`; 0 for none. Estimates find
+    it, off by about as much for all of them as for `job`; a whole trace has the last word."""
     far = max(2, LONG // at(1).tokens)
 
     def used(n: int) -> int:
@@ -91,9 +91,12 @@ def _verified(job: Job, at: Callable[[int], Job], available: int, most: int) -> 
         last = estimate(at(far))
         return last + (n - far) * (last - estimate(at(near))) // (far - near)
 
-    off = estimate(job) - memory(job).used_bytes
-    guess = _largest(used, available + off, most)
-    return _largest(lambda n: memory(at(n)).used_bytes, available, most, guess, CLOSE)
+    room = available + estimate(job) - memory(job).used_bytes
+    guess = _largest(used, room, most)
+    found = _largest(lambda n: estimate(at(n)), room, most, guess, CLOSE)
+    while found and not fits(at(found), available):
+        found -= 1 + found // CLOSE
+    return found
 
 
 def _largest(

