@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from llama.kernels.compiled import rounds
 from llama.parallel.mesh import TensorParallel
 
 ROWS, MOST = 8192, 4
@@ -23,7 +22,7 @@ def summed(
     `product`s. Every rank must take all of them."""
     each = -(-rows // max(1, min(MOST, rows // ROWS)))
     begun: deque[tuple[slice, torch.Tensor, Callable[[], object]]] = deque()
-    for start in rounds(range(0, rows, each)):
+    for start in range(0, rows, each):
         part = slice(start, start + each)
         share = product(part)
         begun.append((part, share, tp.begin_all_reduce_(share)))
