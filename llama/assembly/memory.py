@@ -43,14 +43,15 @@ def keep_what_fits(
     keep their inputs at most, which is for rows that take minutes. It is then given what has
     `model` do with less, should a step run out of memory. All ranks begin with the same: shards
     compute again together. Every rank must call it."""
-    sizes = sizes_of(job_of(model, rows, length, mesh, device))
+    job = job_of(model, rows, length, mesh, device)
+    sizes = sizes_of(job)
     available = _least(available_bytes(device) - first_step_bytes, device)
     cut = hasattr(model.output.weight, "ds_id") or is_sharded(model.output.weight)  # ZeRO-3, or
     alone = mesh.tensor_parallel.size == mesh.sequence_parallel.size == 1 and not cut
     tried = device.type == "cuda" and alone
     room = for_activations(available) if device.type == "cuda" else available
     host = _least(int(OF_HOST * free_bytes(torch.device("cpu"))), device)
-    each = rows * length * model.config.dim * model.tok_embeddings.weight.itemsize
+    each = job.tokens * model.config.dim * job.dtype.itemsize
 
     def choice(room: int) -> list[Kept]:
         return within_host(choose(sizes, model.config.n_layers, room), each, host)

@@ -16,6 +16,7 @@ from llama.assembly.memory import available_bytes, keep_what_fits
 from llama.model.kept import Kept
 from llama.model.transformer import Transformer
 from llama.parallel.mesh import SINGLE, Mesh
+from llama.parallel.sequence import SequenceParallel
 from llama.settings import LoRAOptions
 from tests.support.model_files import TINY, random_state
 
@@ -123,6 +124,21 @@ def test_a_plan_that_does_not_fit_is_made_smaller(monkeypatch: pytest.MonkeyPatc
     keep_what_fits(made, 2, 16, mesh, torch.device("cuda"), 1000)
     assert made.kept.count(Kept.ALL) == TINY.n_layers - 1
     assert shares[1] == pytest.approx(shares[0] * LESS) and len(shares) == 2
+
+
+def test_the_host_has_the_inputs_of_a_ranks_own_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows that two ranks share: half of them each."""
+    each = 2 * 16 // 2 * TINY.dim * 4
+    monkeypatch.setattr(memory, "choose", lambda *_: [Kept.HOST] * TINY.n_layers)
+    monkeypatch.setattr(memory, "_least", lambda value, device: int(value))
+    monkeypatch.setattr(memory, "available_bytes", lambda device: 10**9)
+    monkeypatch.setattr(memory, "OF_HOST", 1)
+    mesh = Mesh(0, 2, SINGLE, 0, 1, None, sequence_parallel=SequenceParallel(0, 2))  # type: ignore[arg-type]
+    for free, on_host in ((TINY.n_layers * each, TINY.n_layers), (TINY.n_layers * each - 1, 1)):
+        made = model()
+        monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
+        assert keep_what_fits(made, 2, 16, mesh, CPU, 0) is None
+        assert made.kept.count(Kept.HOST) == on_host
 
 
 def _on_cpu(fits: object) -> object:
