@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from llama.fused.captured import RunCaptured
+from llama.fused.captured import WORTH, RunCaptured
 from llama.fused.keeping import summary
 from llama.model.kept import Kept
 from llama.model.loss import CHUNK_ELEMENTS
@@ -14,10 +14,6 @@ from llama.notes import note
 
 LESS = 0.9
 """The step down after a plan that failed, as a share of what it was made for."""
-WORTH = 32
-"""Passes that recordings must have served for it to be enough that they are given up. Where they
-have served fewer, memory does not hold them beside what is kept, and each step would record anew,
-which takes the time of a few passes."""
 ANEW = "recorded passes are given up and recorded anew"
 FEWEST_LOGITS = CHUNK_ELEMENTS // 16
 
@@ -67,7 +63,7 @@ class Lessening:
 
 class WithoutGraphs:
     """Has a model whose blocks keep what was asked for do without recorded passes: their memory
-    serves no pass that is launched, as the first of each shape is."""
+    serves no pass that is launched, as the first of each kind is."""
 
     def __init__(self, model: Transformer) -> None:
         self._model = model

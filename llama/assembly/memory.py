@@ -75,7 +75,7 @@ def job_of(model: Transformer, rows: int, length: int, mesh: Mesh, device: torch
         lora=next((adapter.options for _, adapter in adapters(model)), None),
         base=next(name for name, kind in KINDS.items() if kind is held),
         precision=next(name for name, of in PRECISIONS.items() if of == dtype),  # type: ignore[arg-type]
-        zero=Zero(0),
+        zero=Zero(3 if hasattr(model.output.weight, "ds_id") else 0),
         micro_batch=rows,
         seq_len=length,
         fused=is_installed(model) or compiled(),

@@ -36,6 +36,10 @@ T = TypeVar("T")
 LONG = 32_768
 """Tokens of a pass above which it is not captured: no host is waited for, and its memory is wanted
 elsewhere."""
+WORTH = 32
+"""Passes that recordings must have served for it to be enough that they are given up where memory
+runs out. Where they have served fewer, it does not hold them beside what is kept, and each step
+would record anew, which takes the time of a few passes."""
 MOST = 32
 """Shapes of training that are captured, and as many of evaluations; others run kernel by kernel.
 Each takes some megabytes of its own."""
@@ -195,8 +199,9 @@ class RunCaptured:
 
     def _made(self, shape: Shape, make: Callable[[], T], may_do_with_less: bool) -> T | None:
         """What `make` records; None where the device or a library records no such pass, or memory
-        does not hold it: from now on for all passes, and with a note, but for a shape that may have
-        wanted to be launched first. OutOfMemoryError if that is taken care of."""
+        does not hold it: from now on for all passes, and with a note. A shape that has never come
+        before may want to be launched first, or the memory of others that have served for long:
+        then for this pass alone. OutOfMemoryError if that is taken care of."""
         for other in self._beside:
             other.settle()
             other.forget()
@@ -205,8 +210,12 @@ class RunCaptured:
         except RuntimeError as error:
             if is_out_of_memory(error) and may_do_with_less:
                 raise (error.__context__ or error) from None
-            if self._seen[shape] == 1 and not is_out_of_memory(error):
+            new = self._seen[shape] == 1
+            if new and not is_out_of_memory(error):
                 self._at_once = False
+                return None
+            if new and self._results is not None and self._results.passes >= WORTH:
+                self.forget()
                 return None
             note(f"steps are not captured as CUDA graphs: {str(error).splitlines()[0]}")
         finally:

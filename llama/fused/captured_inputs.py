@@ -74,8 +74,10 @@ class Shape:
     mode: Mode
 
     def is_of_kind(self, other: Shape) -> bool:
-        """Whether passes of both launch the same kernels, in other sizes."""
-        return (self.uniform, self.mode) == (other.uniform, other.mode)
+        """Whether passes of both launch the same kernels, in other sizes. Attention to rows of one
+        length is planned for that length."""
+        same = (self.uniform, self.mode) == (other.uniform, other.mode)
+        return same and (not self.uniform or self.longest == other.longest)
 
     def serves(self, other: Shape) -> bool:
         """Whether a graph of this shape takes micro-batches of `other` as well, for little more

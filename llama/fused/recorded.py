@@ -85,10 +85,13 @@ they go on."""
 def recording(
     graph: torch.cuda.CUDAGraph, pool: Any, beside: Sequence[Beside] = ()
 ) -> Iterator[None]:
-    """Within, `graph` is recorded, with its memory in `pool`. One that fails leaves things as they
-    were: where a recording cannot even be ended, torch goes on with its stream as the current one
-    (`torch/cuda/graphs.py`, `graph.__exit__`), and its allocator with a recording under way, and
-    then no memory that is cached is ever given back (`CUDAGraph.cpp`, `capture_end`)."""
+    """Within, `graph` is recorded, with its memory in `pool`. After one that fails the stream that
+    was current is so again, and the allocator gives memory back as before.
+
+    By itself torch leaves that undone where a recording cannot be ended: the recording's stream
+    stays the current one (`torch/cuda/graphs.py`, `graph.__exit__`), and the allocator takes it to
+    go on, and gives back nothing that it has cached (`CUDAGraph.cpp`, `capture_end`). What is not
+    mended here: the device's default generator, from which nothing is drawn."""
     stream = torch.cuda.current_stream()
     try:
         with torch.cuda.graph(graph, pool=pool, **CAPTURE):
@@ -97,7 +100,7 @@ def recording(
                 other.settle()
     except BaseException:
         torch.cuda.set_stream(stream)
-        with suppress(RuntimeError):  # from the first, where none is under way
+        with suppress(RuntimeError):  # the first raises it where the recording was ended after all
             torch._C._cuda_endAllocateToPool(stream.device_index, pool)
             torch._C._cuda_releasePool(stream.device_index, pool)
             _BROKEN_OFF.append(graph)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-from llama.planning.job import Job, few_blocks, with_blocks
+from llama.planning.job import Job, of_few_blocks
 from llama.planning.memory import Memory, Term, memory
 
 MOST_ROWS, MOST_TOKENS = 4096, 2**22
@@ -26,26 +26,20 @@ PATIENCE = 6
 
 @lru_cache(maxsize=512)
 def estimated(job: Job) -> Memory:
-    """About `memory(job)`: what a further block adds to each term is taken from two traces of few
-    blocks. The whole is traced where blocks keep different things."""
-    few, more = few_blocks(job)
-    blocks = job.config.n_layers
-    if blocks <= more or len(set(job.kept)) > 1:
+    """`memory(job)`, from two traces of few blocks where these say what further ones add."""
+    few = of_few_blocks(job)
+    if few is None:
         return memory(job)
-    short, longer = (memory(with_blocks(job, count)) for count in (few, more))
+    jobs, whole = few
+    short, longer = map(memory, jobs)
 
-    def whole(terms: Sequence[Term], before: Sequence[Term]) -> tuple[Term, ...]:
+    def all_of(terms: Sequence[Term], before: Sequence[Term]) -> tuple[Term, ...]:
         had = {term.name: term.bytes for term in before}
         return tuple(
-            replace(
-                term,
-                bytes=term.bytes
-                + (blocks - more) * (term.bytes - had.get(term.name, 0)) // (more - few),
-            )
-            for term in terms
+            replace(term, bytes=whole(had.get(term.name, 0), term.bytes)) for term in terms
         )
 
-    return Memory(whole(longer.terms, short.terms), whole(longer.beside, short.beside))
+    return Memory(all_of(longer.terms, short.terms), all_of(longer.beside, short.beside))
 
 
 def estimate(job: Job) -> int:

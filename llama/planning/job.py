@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -152,18 +153,26 @@ class Job:
         return self.checkpointing
 
 
-def few_blocks(job: Job) -> tuple[int, int]:
-    """Two numbers of blocks, far fewer than a model has: what the second needs beyond the first is
-    what any further blocks do. ZeRO-3's windows reach over several blocks, and a sharded base has
-    rooms for several."""
-    return (8, 12) if job.zero.stage == 3 or job.shares_base else (2, 4)
+def of_few_blocks(job: Job) -> tuple[tuple[Job, Job], Callable[[int, int], int]] | None:
+    """`job` of two models of far fewer blocks, and what makes of a number of each that of `job`:
+    what the second has beyond the first, any further blocks have as well. ZeRO-3's windows reach
+    over several blocks, and a sharded base has rooms for several.
 
+    None where that is not so: of few blocks, of such as keep different things, and where all of
+    them train, for then what is most depends on how large the model is."""
+    few, more = (8, 12) if job.zero.stage == 3 or job.shares_base else (2, 4)
+    blocks = job.config.n_layers
+    if blocks <= more or job.lora is None or len(set(job.kept)) > 1:
+        return None
 
-def with_blocks(job: Job, count: int) -> Job:
-    """`job` of a model of the first `count` blocks."""
-    kept = job.checkpointing
-    kept = kept if isinstance(kept, str) else kept[:count]
-    return replace(job, config=job.config.with_layers(count), checkpointing=kept)
+    def of(count: int) -> Job:
+        kept = job.checkpointing if isinstance(job.checkpointing, str) else job.kept[:count]
+        return replace(job, config=job.config.with_layers(count), checkpointing=kept)
+
+    def whole(had: int, has: int) -> int:
+        return has + (blocks - more) * (has - had) // (more - few)
+
+    return (of(few), of(more)), whole
 
 
 def host_bytes(job: Job) -> int:

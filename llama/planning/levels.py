@@ -9,7 +9,7 @@ from functools import lru_cache
 from llama.fused.keeping import PLAIN, Sizes, choose
 from llama.model.kept import Kept
 from llama.planning.constants import CONSTANTS
-from llama.planning.job import Job, few_blocks, with_blocks
+from llama.planning.job import Job, of_few_blocks
 from llama.planning.trace import trace
 
 BLOCKS = 3
@@ -44,16 +44,12 @@ def kept_within(job: Job, available: int) -> tuple[Kept, ...]:
 
 def _between_steps(job: Job) -> tuple[int, int]:
     """Bytes that lie there, and how many numbers train."""
-    few, more = few_blocks(job)
-    blocks = job.config.n_layers
-    if blocks <= more:
+    few = of_few_blocks(job)
+    if few is None:
         found = trace(job)
         return found.before, found.trained_elements
-    short, longer = (trace(with_blocks(job, count)) for count in (few, more))
-
-    def whole(had: int, has: int) -> int:
-        return has + (blocks - more) * (has - had) // (more - few)
-
+    jobs, whole = few
+    short, longer = map(trace, jobs)
     before = whole(short.before, longer.before)
     return before, whole(short.trained_elements, longer.trained_elements)
 

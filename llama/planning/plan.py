@@ -106,12 +106,12 @@ class Plan:
         if job.shares_base:
             lines.append(
                 "a sharded base is gathered while the block before is computed, and takes what is "
-                "longer: by arithmetic, not measured"
+                "longer: by arithmetic, measured on two GPUs"
             )
         if job.sequence_parallel > 1:
             lines.append(
-                "heads are traded for tokens within a node, at its links' rate: by arithmetic, not "
-                "measured"
+                "heads are traded for tokens within a node, at its links' rate: by arithmetic, "
+                "measured on two GPUs"
             )
         if self.hours is not None:
             lines.append(f"hours: {ON_TOP:.0%} on top for evaluation, checkpoints and the start")

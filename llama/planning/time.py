@@ -18,6 +18,7 @@ from llama.planning.work import (
     adapter_bytes,
     base_bytes,
     sums,
+    trades,
     traffic,
     work,
 )
@@ -47,7 +48,7 @@ PLAIN = Blocks(
 COMPILED = Blocks(
     1.7, 0.8e-3, {Kept.INPUT: 2.75e-3, Kept.FFN_INPUTS: 1.0e-3, Kept.ALL: 0.0}, 0.53e-3, 0.17e-3
 )
-"""The plain block on compiled kernels: where ranks share layers or tokens, and under ZeRO-3."""
+"""The plain block on compiled kernels: under ZeRO-3, and where all parameters train."""
 FUSED = Blocks(
     1.0,
     1.8e-3,
@@ -221,7 +222,7 @@ def trade_seconds(job: Job, link: Link, bytes_sent: float) -> float:
     at once, and nothing is computed meanwhile."""
     if job.sequence_parallel == 1:
         return 0.0
-    number = sum(6 if level < Kept.FFN_INPUTS else 4 for level in job.kept)
+    number = sum(sum(trades(level)) for level in job.kept)
     return bytes_sent / link.bytes_per_second + number * link.hop
 
 

@@ -282,10 +282,16 @@ def traded_bytes(
     in the backward pass, and those of them once more that are computed again. Of kv heads there are
     as many as ranks at least, each being sent to all that need it."""
     heads, kv_heads = config.n_heads // p, max(config.n_kv_heads // p, ranks)
-    qkv, out = heads + 2 * kv_heads, heads
-    again = {Kept.HOST: qkv + out, Kept.INPUT: qkv + out, Kept.ATTENTION: qkv, Kept.MIDDLE: qkv}
-    traded = sum(2 * (qkv + out) + again.get(level, 0) for level in kept)
+    traded = 0
+    for of_qkv, of_output in map(trades, kept):
+        traded += of_qkv * (heads + 2 * kv_heads) + of_output * heads
     return (ranks - 1) / ranks * tokens * config.head_dim * size * traded
+
+
+def trades(level: Kept) -> tuple[int, int]:
+    """How often a block that keeps `level` has q, k and v traded, and how often its heads' output:
+    in the forward and the backward pass, and where they are computed again."""
+    return 2 + (level < Kept.FFN_INPUTS), 2 + (level <= Kept.INPUT)
 
 
 def sums(config: ModelConfig, lora: LoRAOptions | None, kept: Sequence[Kept]) -> int:

@@ -26,6 +26,7 @@ import torch
 
 from llama.assembly.memory import OF_HOST, free_bytes
 from llama.commands.benchmark.command import deepspeed_config, limit_memory
+from llama.commands.benchmark.sub_run import end
 from llama.fused.keeping import summary
 from llama.model.config import LINEARS
 from llama.model.presets import PRESETS
@@ -44,7 +45,7 @@ ADDED = 90.0
 
 @dataclass(frozen=True)
 class What:
-    """Is stretched."""
+    """The step whose row is made as long as it goes."""
 
     model: str
     base: str
@@ -84,7 +85,7 @@ class What:
             lora=options.lora,
             base=options.base,
             seq_len=tokens,
-            checkpointing="host",
+            checkpointing="host" if self.checkpointing == "auto" else self.checkpointing,
             fused=True,
             sequence_parallel=self.ranks,
             data_parallel=self.ranks,
@@ -100,7 +101,7 @@ class What:
         used = estimate(few)
         slope = (estimate(more) - used) / (longer - short)
         left = on_device - (used - slope * short)
-        inputs = few.config.n_layers * few.config.dim * few.dtype.itemsize
+        inputs = few.config.n_layers * few.config.dim * few.dtype.itemsize / self.ranks
         return rounded(min(left / slope, (left + on_host) / (slope + inputs)))
 
 
@@ -158,23 +159,25 @@ def tried(what: What, tokens: int, seconds: float) -> dict[str, Any]:
     # as `program` starts one
     environment = {**DEFAULTS, **os.environ, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     said: dict[str, Any] = {**asdict(what), "tokens": tokens}
+    child = subprocess.Popen(
+        [*command, "--one", str(tokens)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
-        done = subprocess.run(
-            [*command, "--one", str(tokens)],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=seconds,
-        )
+        out, err = child.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
+        end(child)
         return said | {"ended": False, "why": f"no end within {seconds:.0f} seconds"}
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "Error" in line]
-        why = lines[-1] if lines else done.stderr[-1000:]
-        return said | {"ended": False, "why": f"status {done.returncode}: {why[:500]}"}
-    return said | {"ended": True} | json.loads(done.stdout.splitlines()[-1])
+    if child.returncode:
+        lines = [line for line in err.splitlines() if "Error" in line]
+        of_ranks = [line for line in lines if "ChildFailedError" not in line]
+        why = of_ranks[-1] if of_ranks else err[-1000:]
+        return said | {"ended": False, "why": f"status {child.returncode}: {why[:500]}"}
+    return said | {"ended": True} | json.loads(out.splitlines()[-1])
 
 
 def search(what: What, start: int, budget: float) -> dict[str, Any] | None:

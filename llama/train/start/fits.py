@@ -119,8 +119,8 @@ def _judge(job: Job, inputs: Inputs, device: torch.device, available: int) -> Ve
 
 
 def planned(job: Job, room: int) -> Memory:
-    """The plan of `job`: an estimate, which is there within a second, where it is far from all the
-    room that there is, else the whole."""
+    """The plan of `job`: an estimate, which is there sooner, where it is far from all the room that
+    there is, else the whole."""
     found = estimated(job)
     return found if needed_bytes(job, found) < FAR * room else memory(job)
 

@@ -25,7 +25,8 @@ from llama.model.config import LINEARS, ModelConfig
 from llama.model.kept import Kept
 from llama.model.transformer import Transformer, run_block
 from llama.parallel import dropout
-from llama.parallel.mesh import SINGLE, create_mesh
+from llama.parallel.layers import shard_dim
+from llama.parallel.mesh import SINGLE, TensorParallel, create_mesh
 from llama.parallel.sequence import SequenceParallel
 from llama.planning.work import traded_bytes
 from llama.settings import LoRAOptions
@@ -43,15 +44,22 @@ TARGETS = (LINEARS, ("wq", "wv"), ("wo", "w2"))
 PACKINGS = ([8, 8], [5, 9, 3], [7])
 
 
-def model_of(config: ModelConfig, targets: tuple[str, ...], p: float, base: str) -> Transformer:
+def model_of(
+    config: ModelConfig,
+    targets: tuple[str, ...],
+    p: float,
+    base: str,
+    tp: TensorParallel = SINGLE,
+) -> Transformer:
     source = ModelSource("tiny", RandomReader(config), None)
-    model = build_model(source, torch.float32, CPU, SINGLE, base=base)
+    model = build_model(source, torch.float32, CPU, tp, base=base)
     attach(model, LoRAOptions(4, 8.0, p, targets))
     initialise(model, 0, CPU)
     for number, (_, adapter) in enumerate(adapters(model)):
         b: Any = adapter.b
         with torch.no_grad():
-            b.normal_(std=0.1, generator=torch.Generator().manual_seed(number))
+            seed = number + (0 if shard_dim(b) is None else 100 * tp.rank)
+            b.normal_(std=0.1, generator=torch.Generator().manual_seed(seed))
     return model.train()
 
 
@@ -102,9 +110,33 @@ def loss_and_gradients_of_one(
     return loss.item(), {name: gradient.clone() for name, gradient in gradients.items()}
 
 
+def check_equal_to_plain_on_shards() -> None:
+    """Two ranks share tokens, and two a model, of each of which they have some rows and columns."""
+    mesh = create_mesh(2, 2)
+    model = model_of(TINY, LINEARS, 0.3, "half", mesh.tensor_parallel)
+    shares, lengths = mesh.sequence_parallel, PACKINGS[1]
+    run_on_share(model, shares)
+    loss, plain = result(model, shares, lengths)
+    for kept in Kept:
+        assert install(model) is None
+        model.keep([kept] * TINY.n_layers)
+        with counted() as sent:
+            found, gradients = result(model, shares, lengths)
+        assert_close(found, loss, SMALL_MODEL)
+        for name, gradient in gradients.items():
+            assert_close(gradient, plain[name], SMALL_MODEL, f"{name}, {kept}")
+        everyone = torch.tensor(sent["bytes"])
+        dist.all_reduce(everyone, group=shares.group)
+        assert int(everyone) == traded_bytes(TINY, sum(lengths), 2, 2, model.kept, 4) > 0
+
+
 def main() -> None:
     start_processes()
     with mock.patch.object(dropout, "on_cuda", lambda _: True):  # by one form of masks
+        if dist.get_world_size() == 4:
+            check_equal_to_plain_on_shards()
+            stop_processes()
+            return
         for targets, p, lengths in product(TARGETS, (0.0, 0.3), PACKINGS):
             check_equal_to_one_process(TINY, targets, p, lengths, "half")
         check_equal_to_one_process(FEWER, LINEARS, 0.3, PACKINGS[1], "half")

@@ -340,6 +340,26 @@ def test_a_shape_that_cannot_be_recorded_at_once_is_when_it_comes_again(
     assert not capsys.readouterr().err
 
 
+def test_memory_that_holds_no_further_shape_does_not_end_graphs_that_served(
+    recording: captured.RunCaptured,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """They are let go of, and recorded anew; if they had served too little all passes are launched
+    from then on."""
+    monkeypatch.setattr(captured, "WORTH", 3)
+    for passes in (5, 3):
+        for _ in range(passes):
+            take_a_pass(recording)
+        monkeypatch.setattr(captured, "Recorded", failing(torch.OutOfMemoryError("CUDA: none")))
+        take_a_pass(recording, OTHER)
+        assert not recording._recorded and bool(capsys.readouterr().err) == (passes == 3)
+        monkeypatch.setattr(captured, "Recorded", _Launched)
+    for _ in range(3):
+        take_a_pass(recording)
+    assert not recording._recorded
+
+
 def test_long_passes_are_launched(
     recording: captured.RunCaptured, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,9 +13,12 @@ from tests.support.tiny_runs import environment, free_port
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["tensor_parallel", "sequence_parallel"])
-def test_fused_equals_plain_on_two_ranks(parallel: str) -> None:
-    start = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
+@pytest.mark.parametrize(
+    ("parallel", "ranks"),
+    [("tensor_parallel", 2), ("sequence_parallel", 2), ("sequence_parallel", 4)],
+)
+def test_fused_equals_plain_on_ranks(parallel: str, ranks: int) -> None:
+    start = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
     start += ["--master_port", str(free_port()), "-m", f"tests.unit.fused.{parallel}_ranks"]
     done = subprocess.run(
         [sys.executable, *start],

@@ -60,7 +60,7 @@ def test_a_recording_that_breaks_off_leaves_the_device_as_it_was(
     can_be_ended: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = Device(monkeypatch, can_be_ended)
-    stream, graph = device.stream, torch.Tensor
+    stream, graph = device.stream, object()
     with pytest.raises(RuntimeError), recording(graph, POOL):  # type: ignore[arg-type]
         raise torch.OutOfMemoryError("CUDA out of memory")
     assert device.stream is stream and not device.under_way
@@ -72,6 +72,6 @@ def test_one_that_ends_leaves_nothing_to_mend(monkeypatch: pytest.MonkeyPatch) -
     device = Device(monkeypatch, True)
     settled: list[str] = []
     beside = SimpleNamespace(settle=lambda: settled.append("settled"))
-    with recording(torch.Tensor, POOL, [beside]):  # type: ignore[arg-type]
+    with recording(object(), POOL, [beside]):  # type: ignore[arg-type]
         assert device.under_way == [POOL]
     assert settled == ["settled"] and not device.under_way and not device.said

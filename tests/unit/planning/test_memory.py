@@ -16,11 +16,12 @@ from llama.model.config import LINEARS, ROW_PARALLEL
 from llama.model.kept import Kept
 from llama.model.presets import PRESETS
 from llama.parallel.shares import FLAT_ALIGNMENT
+from llama.planning import levels
 from llama.planning.fit import largest_micro_batch, largest_seq_len
 from llama.planning.job import Job, Zero, host_bytes
-from llama.planning.levels import _between_steps, kept_within, sizes_of
+from llama.planning.levels import kept_within, sizes_of
 from llama.planning.memory import NAMES, Memory, memory
-from llama.planning.trace import trace
+from llama.planning.trace import Traced, trace
 from llama.settings import LoRAOptions
 from tests.support.model_files import ROOT
 
@@ -28,6 +29,7 @@ SMALL = replace(PRESETS["smollm2-135m"], n_layers=3, n_heads=8, n_kv_heads=4, vo
 ZERO = Zero(1, reduce_bucket=1000)
 JOB = Job(SMALL, LoRAOptions(rank=4), zero=ZERO, micro_batch=2, seq_len=128)
 CUT_UP = Zero(3, 1000, prefetch=1000, persistent=0, max_live=1000, max_reuse=1000)
+NORMS_WHOLE = replace(CUT_UP, persistent=1000)
 QV = LoRAOptions(rank=4, targets=("wq", "wv"))
 GIB = 2**30
 
@@ -162,12 +164,30 @@ def test_auto_fills_what_is_there(device: Any) -> None:
     assert memory(replace(job, checkpointing=kept)).peak_bytes <= available
 
 
-@pytest.mark.parametrize("more", [{}, {"data_parallel": 4, "base_sharers": 2}], ids=["", "shared"])
-def test_auto_needs_no_trace_of_all_blocks(more: dict[str, Any]) -> None:
-    """What lies there between steps grows by as much with each block."""
+@pytest.mark.parametrize(
+    ("more", "most"),
+    [
+        ({}, 4),
+        ({"data_parallel": 4, "base_sharers": 2}, 12),
+        ({"data_parallel": 4, "zero": NORMS_WHOLE}, 12),
+        ({"data_parallel": 4, "zero": NORMS_WHOLE, "lora": None}, 14),
+    ],
+    ids=["", "shared", "ZeRO-3", "full"],
+)
+def test_auto_traces_all_blocks_only_where_it_must(
+    more: dict[str, Any], most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies there between steps grows by as much with each block, but where all train."""
     job = replace(JOB, config=SMALL.with_layers(14), checkpointing="block", fused=True, **more)
-    whole = trace(job)
-    assert _between_steps(job) == (whole.before, whole.trained_elements)
+    whole, traced = trace(job), []
+
+    def counted(of: Job) -> Traced:
+        traced.append(of.config.n_layers)
+        return trace(of)
+
+    monkeypatch.setattr(levels, "trace", counted)
+    assert levels._between_steps(job) == (whole.before, whole.trained_elements)
+    assert max(traced) == most
 
 
 def test_inputs_in_host_memory_are_planned_as_the_hosts() -> None:
