@@ -65,10 +65,10 @@ def test_an_estimate_is_near_the_plan(job: Job) -> None:
 
 
 def test_what_is_found_fits_and_little_more_does() -> None:
-    available = 8 * 2**30
-    rows = largest_micro_batch(JOB, available)
-    assert fits(replace(JOB, micro_batch=rows), available)
-    assert not fits(replace(JOB, micro_batch=rows + 1 + rows // 25), available)
-    length = largest_seq_len(JOB, available)
-    assert length % 128 == 0 and fits(replace(JOB, seq_len=length), available)
-    assert largest_micro_batch(JOB, 2**30) == 0
+    available, job = 5 * 2**30, replace(JOB, config=JOB.config.with_layers(6))
+    rows = largest_micro_batch(job, available)
+    assert fits(replace(job, micro_batch=rows), available)
+    assert not fits(replace(job, micro_batch=rows + 1 + rows // 25), available)
+    length = largest_seq_len(job, available)
+    assert length % 128 == 0 and fits(replace(job, seq_len=length), available)
+    assert largest_micro_batch(job, 2**30) == 0
