@@ -20,11 +20,18 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from llama.fused.captured_inputs import Inputs, Shape, is_watched, mode_of, shape_of, side_paths
+from llama.fused.captured_inputs import (
+    Inputs,
+    Shape,
+    is_watched,
+    mode_of,
+    shape_of,
+    shares_tokens,
+    side_paths,
+)
 from llama.fused.install import RunFused, is_installed
 from llama.fused.mirrored import Mirrored
 from llama.fused.recorded import Beside, Recorded, RecordedLoss, Results, is_out_of_memory
-from llama.model.attention import document_attention
 from llama.model.documents import Documents
 from llama.model.kv_cache import KVCache
 from llama.model.transformer import Supervision, Transformer
@@ -274,7 +281,7 @@ def _uncaptured(model: Transformer) -> str | None:
     weight = model.tok_embeddings.weight
     if model.tok_embeddings.tp.size > 1:
         return "tensor-parallel ranks exchange within a pass"
-    if any(block.attention.attend is not document_attention for block in model.layers):  # type: ignore
+    if shares_tokens(model):
         return "ranks that share tokens exchange within a pass"
     if weight.dtype == torch.float32:
         return "attention to documents of several lengths is not one kernel in float32"

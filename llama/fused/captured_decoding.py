@@ -21,9 +21,8 @@ from weakref import WeakKeyDictionary
 import torch
 
 from llama.base.kinds import KINDS
-from llama.fused.captured_inputs import Mode, is_watched, mode_of, side_paths
+from llama.fused.captured_inputs import Mode, is_watched, mode_of, shares_tokens, side_paths
 from llama.fused.recorded import is_out_of_memory, recording
-from llama.model.attention import document_attention
 from llama.model.documents import Documents
 from llama.model.kv_cache import KVCache, SteppedCache
 from llama.model.transformer import RunModel, Supervision, Transformer
@@ -185,11 +184,10 @@ def capture_decoding(model: Transformer) -> None:
     Call it before `capture`, once adapters are attached."""
     weight = model.tok_embeddings.weight
     exchanges = model.tok_embeddings.tp.size > 1 or is_sharded(weight) or hasattr(weight, "ds_id")
-    shares = any(block.attention.attend is not document_attention for block in model.layers)  # type: ignore[union-attr]
     unknown = any(
         module.kind not in KINDS.values()
         for module in model.modules()
         if isinstance(module, ParallelLinear)
     )
-    if weight.is_cuda and not (exchanges or shares or unknown):
+    if weight.is_cuda and not (exchanges or shares_tokens(model) or unknown):
         model.run_model = RunDecoding(model)

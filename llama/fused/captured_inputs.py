@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from llama.model.attention import document_attention
 from llama.model.documents import Documents
 from llama.model.kept import Kept
 from llama.model.transformer import Supervision, Transformer
@@ -51,6 +52,11 @@ def mode_of(model: Transformer, paths: Sequence[SidePath]) -> Mode:
 def side_paths(model: Transformer) -> list[SidePath]:
     """All adapters of `model`: to be asked for once, as it visits every module."""
     return [module for module in model.modules() if isinstance(module, SidePath)]
+
+
+def shares_tokens(model: Transformer) -> bool:
+    """Whether ranks have some tokens of a micro-batch each, and exchange within a pass."""
+    return any(block.attention.attend is not document_attention for block in model.layers)  # type: ignore[union-attr]
 
 
 def is_watched(model: Transformer) -> bool:

@@ -74,12 +74,27 @@ def result(model: Transformer, shares: SequenceParallel, lengths: list[int]) -> 
     return loss.item(), {name: gradient.clone() for name, gradient in gradients.items()}
 
 
+def check_equal(
+    model: Transformer, shares: SequenceParallel, lengths: list[int], expected: Any, kept: Any
+) -> int:
+    """The loss and the gradients are those `expected`; gives the bytes that ranks traded."""
+    loss, whole = expected
+    with counted() as sent:
+        found, gradients = result(model, shares, lengths)
+    assert_close(found, loss, SMALL_MODEL)
+    for name, gradient in gradients.items():
+        assert_close(gradient, whole[name], SMALL_MODEL, f"{name}, {kept}")
+    everyone = torch.tensor(sent["bytes"])
+    dist.all_reduce(everyone, group=shares.group)
+    return int(everyone)
+
+
 def check_equal_to_one_process(
     config: ModelConfig, targets: tuple[str, ...], p: float, lengths: list[int], base: str
 ) -> None:
     """Whatever is kept; and no byte more is sent than is planned."""
     shares = create_mesh(1, dist.get_world_size()).sequence_parallel
-    loss, whole = loss_and_gradients_of_one(config, targets, p, lengths, base)
+    expected = loss_and_gradients_of_one(config, targets, p, lengths, base)
     model = model_of(config, targets, p, base)
     run_on_share(model, shares)
     for kept in (None, *Kept):
@@ -88,16 +103,10 @@ def check_equal_to_one_process(
             assert install(model) is None
             assert "share tokens" in str(capture(model))
         model.keep([Kept.ALL if kept is None else kept] * config.n_layers)
-        with counted() as sent:
-            found, gradients = result(model, shares, lengths)
-        assert_close(found, loss, SMALL_MODEL)
-        for name, gradient in gradients.items():
-            assert_close(gradient, whole[name], SMALL_MODEL, f"{name}, {kept}")
-        everyone = torch.tensor(sent["bytes"])
-        dist.all_reduce(everyone)
+        traded = check_equal(model, shares, lengths, expected, kept)
         planned = traded_bytes(config, sum(lengths), shares.size, 1, model.kept, 4)
         # Nothing goes back through the first attention where nothing before it trains.
-        assert targets != LINEARS or int(everyone) == planned > 0, (everyone, planned, kept)
+        assert targets != LINEARS or traded == planned > 0, (traded, planned, kept)
 
 
 def loss_and_gradients_of_one(
@@ -116,18 +125,12 @@ def check_equal_to_plain_on_shards() -> None:
     model = model_of(TINY, LINEARS, 0.3, "half", mesh.tensor_parallel)
     shares, lengths = mesh.sequence_parallel, PACKINGS[1]
     run_on_share(model, shares)
-    loss, plain = result(model, shares, lengths)
+    plain = result(model, shares, lengths)
     for kept in Kept:
         assert install(model) is None
         model.keep([kept] * TINY.n_layers)
-        with counted() as sent:
-            found, gradients = result(model, shares, lengths)
-        assert_close(found, loss, SMALL_MODEL)
-        for name, gradient in gradients.items():
-            assert_close(gradient, plain[name], SMALL_MODEL, f"{name}, {kept}")
-        everyone = torch.tensor(sent["bytes"])
-        dist.all_reduce(everyone, group=shares.group)
-        assert int(everyone) == traded_bytes(TINY, sum(lengths), 2, 2, model.kept, 4) > 0
+        traded = check_equal(model, shares, lengths, plain, kept)
+        assert traded == traded_bytes(TINY, sum(lengths), 2, 2, model.kept, 4) > 0
 
 
 def main() -> None:
