@@ -13,7 +13,7 @@ Shapes: T tokens.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from llama.fused.captured_inputs import (
     Shape,
     is_watched,
     mode_of,
-    shape_of,
+    shapes_of,
     shares_tokens,
     side_paths,
 )
@@ -50,6 +50,9 @@ would record anew, which takes the time of a few passes."""
 MOST = 32
 """Shapes of training that are captured, and as many of evaluations; others run kernel by kernel.
 Each takes some megabytes of its own."""
+OFTEN = 64
+"""Passes after which a shape whose micro-batches are filled up for another, which serves them, is
+worth a recording of its own: that takes as long as three passes, and filling up a tenth of one."""
 
 
 class _Pass(torch.autograd.Function):
@@ -75,10 +78,14 @@ class _Pass(torch.autograd.Function):
         return None, None, *(part.clone() for part in results.gradients.parts)
 
 
-def serving(recorded: Mapping[Shape, T], shape: Shape) -> T | None:
-    """What of `recorded` takes micro-batches of `shape`: its own, or else another's."""
-    others = (found for of, found in recorded.items() if of.serves(shape))
-    return recorded.get(shape) or next(others, None)
+def serving(recorded: Mapping[Shape, T], shapes: Iterable[Shape]) -> T | None:
+    """What of `recorded` takes a micro-batch of any of `shapes`, of an earlier one rather: its own,
+    or else another's."""
+    for shape in shapes:
+        others = (found for of, found in recorded.items() if of.serves(shape))
+        if (known := recorded.get(shape) or next(others, None)) is not None:
+            return known
+    return None
 
 
 class RunCaptured:
@@ -126,14 +133,15 @@ class RunCaptured:
         asked = asked and documents.boundaries[-1] <= LONG and self._records
         if labels is None or not asked or is_watched(model):
             return self._run(model, tokens_T, positions_T, documents, labels, cache, last)
-        shape = shape_of(documents, len(labels.index_N), mode_of(model, self._paths))
+        mode = mode_of(model, self._paths)
+        shapes = list(shapes_of(documents, len(labels.index_N), mode))
         self._forget_if_moved()
-        if shape.mode.trains and self._is_past_hooks():
+        if mode.trains and self._is_past_hooks():
             found = None
-            self._seen[shape] += 1
+            self._seen[shapes[0]] += 1
         else:
-            found = (self._training if shape.mode.trains else self._evaluation)(model, shape)
-        inputs = Inputs(shape, tokens_T.device) if found is None else found.inputs
+            found = (self._training if mode.trains else self._evaluation)(model, shapes)
+        inputs = Inputs(shapes[0], tokens_T.device) if found is None else found.inputs
         inputs.fill(tokens_T, positions_T, documents, labels)
         if found is None:
             return self._run(model, *inputs.arguments())
@@ -171,50 +179,55 @@ class RunCaptured:
             self._losses.clear()
             self._places = places
 
-    def _training(self, model: Transformer, shape: Shape) -> Recorded | None:
-        """What is recorded of `shape`, now if it is due. OutOfMemoryError where there is no room:
-        what is kept is then to be less."""
-        known = serving(self._recorded, shape)
-        if known is not None or not self._is_due(shape, self._recorded):
+    def _training(self, model: Transformer, shapes: Sequence[Shape]) -> Recorded | None:
+        """What takes a micro-batch of `shapes`, recorded now if that is due. OutOfMemoryError where
+        there is no room: what is kept is then to be less."""
+        known = serving(self._recorded, shapes)
+        shape = self._due(shapes, self._recorded, known)
+        if shape is None:
             return known
         inputs, *places = self._room(model, shape)
         made = partial(Recorded, model, self._run, inputs, self._trained, *places)
-        found = self._made(shape, made, self.may_do_with_less)
-        if found is not None:
+        found = self._made(shapes[0], made, self.may_do_with_less, known)
+        if found is not None and found is not known:
             self._recorded[shape] = found
         return found
 
-    def _evaluation(self, model: Transformer, shape: Shape) -> RecordedLoss | None:
+    def _evaluation(self, model: Transformer, shapes: Sequence[Shape]) -> RecordedLoss | None:
         """The same without a backward pass. Nothing is recorded before a training pass is: its
         memory, which holds more than an evaluation, serves both, and a first step that is launched
         has what memory it was planned with. Where there is no room evaluations go on without."""
-        known = serving(self._losses, shape)
-        if known is not None or not self._is_due(shape, self._losses):
+        known = serving(self._losses, shapes)
+        shape = self._due(shapes, self._losses, known)
+        if shape is None or not self._evaluates or not self._recorded:
             return known
-        if not self._evaluates or not self._recorded:
-            return None
         try:
             made = partial(RecordedLoss, model, self._run, *self._room(model, shape))
-            found = self._made(shape, made, True)
+            found = self._made(shapes[0], made, True, known)
         except torch.OutOfMemoryError:
             self._evaluates, found = False, None
         if not self._evaluates:
             self.forget()  # what the pool took for this recording is free only with the pool
-        elif found is not None:
+        elif found is not None and found is not known:
             self._losses[shape] = found
         return found
 
-    def _made(self, shape: Shape, make: Callable[[], T], may_do_with_less: bool) -> T | None:
-        """What `make` records; None where the device or a library records no such pass, or memory
-        does not hold it: from now on for all passes, and with a note. A shape that has never come
-        before may want to be launched first, or the memory of others that have served for long:
-        then for this pass alone. OutOfMemoryError if that is taken care of."""
+    def _made(
+        self, shape: Shape, make: Callable[[], T], may_do_with_less: bool, instead: T | None
+    ) -> T | None:
+        """What `make` records. Where that fails `instead`, if there is one. Else None where the
+        device or a library records no such pass, or memory does not hold it: from now on for all
+        passes, and with a note. A shape that has never come before may want to be launched first,
+        or the memory of others that have served for long: then for this pass alone.
+        OutOfMemoryError if that is taken care of."""
         for other in self._beside:
             other.settle()
             other.forget()
         try:
             return make()
         except RuntimeError as error:
+            if instead is not None:
+                return instead
             if is_out_of_memory(error) and may_do_with_less:
                 raise (error.__context__ or error) from None
             new = self._seen[shape] == 1
@@ -231,11 +244,22 @@ class RunCaptured:
         self.stop()
         return None
 
-    def _is_due(self, shape: Shape, recorded: Mapping[Shape, Any]) -> bool:
-        """Whether all that is made once is there for a pass of `shape`, which `recorded` lacks."""
+    def _due(
+        self, shapes: Sequence[Shape], recorded: Mapping[Shape, Any], known: Any
+    ) -> Shape | None:
+        """The shape to record now, for a pass of `shapes` that `known` serves, if anything does:
+        once all that is made once is there for it."""
+        shape = shapes[0]
         self._seen[shape] += 1
-        alike = self._at_once and any(other.is_of_kind(shape) for other in recorded)
-        return (alike or self._seen[shape] > 1) and len(recorded) < MOST
+        if len(recorded) >= MOST:
+            return None
+        if known is not None:
+            often = self._seen[shape] == OFTEN and known.inputs.shape.tokens > shape.tokens
+            return shape if often else None
+        alike = [other for other in recorded if other.is_of_kind(shape)]
+        if self._seen[shape] > 1 or (self._at_once and alike):
+            return shape.with_room_of(alike)
+        return None
 
     def _room(self, model: Transformer, shape: Shape) -> tuple[Any, ...]:
         """Inputs of `shape`, and what recordings have in common."""

@@ -6,8 +6,8 @@ Shapes: T tokens, N supervised positions, both with their rounding up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -99,6 +99,23 @@ class Shape:
             and other.longest <= self.longest <= 4 * other.longest
         )
 
+    def with_room_of(self, others: Iterable[Shape]) -> Shape:
+        """This shape with as much room for documents and for their lengths as any of `others` has,
+        as far as it then still serves its own micro-batches: what one kind of rows varies in first.
+        Attention to documents that are not there costs less than another recording."""
+        found = self
+        for other in others:
+            documents, longest = (
+                max(own, theirs) if theirs <= 4 * least else own
+                for own, theirs, least in (
+                    (found.documents, other.documents, self.documents),
+                    (found.longest, other.longest, self.longest),
+                )
+            )
+            if not self.uniform:
+                found = replace(found, documents=documents, longest=min(longest, self.tokens))
+        return found
+
 
 def rounded(size: int) -> int:
     """`size` or the next larger one that is captured."""
@@ -108,16 +125,28 @@ def rounded(size: int) -> int:
     return _up(size, step)
 
 
-def shape_of(documents: Documents, supervised: int, mode: Mode) -> Shape:
+def shape_of(documents: Documents, supervised: int, mode: Mode, fewest: int = 0) -> Shape:
+    """That of a micro-batch; filled up to `fewest` tokens where it is to be longer."""
     tokens, longest, number = documents.boundaries[-1], documents.longest, len(documents)
     uniform = documents.uniform and longest % (2 * TILE) == 0
     if not uniform:
-        whole = rounded(tokens)
+        whole = rounded(max(tokens, fewest))
         longest = min(whole, _fourfold(SHORTEST, longest))
         needed = number + -(-(whole - tokens) // longest)
         tokens, number = whole, _fourfold(FEWEST_DOCUMENTS, needed)
     supervised = _up(supervised, -(-tokens // PARTS))
     return Shape(tokens, supervised, number, longest, uniform, mode)
+
+
+def shapes_of(documents: Documents, supervised: int, mode: Mode) -> Iterator[Shape]:
+    """That of a micro-batch, and those that it has when it is filled up by as much as another
+    eighth of its tokens: what serves them serves it too."""
+    own = found = shape_of(documents, supervised, mode)
+    while found.tokens <= own.tokens + own.tokens // PARTS:
+        yield found
+        if own.uniform:
+            return
+        found = shape_of(documents, supervised, mode, found.tokens + 1)
 
 
 def _fourfold(size: int, least: int) -> int:

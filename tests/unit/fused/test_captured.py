@@ -17,7 +17,6 @@ from llama.data.types import Batch
 from llama.fused import captured
 from llama.fused.captured_inputs import Inputs, Mode, shape_of
 from llama.fused.mirrored import Mirrored
-from llama.fused.recorded import TOGETHER, add_as_they_come
 from llama.model.documents import Documents
 from llama.model.transformer import Transformer
 from llama.parallel.dropout import Seeds, draw_seed, seeds_from
@@ -372,29 +371,20 @@ def test_long_passes_are_launched(
     assert recording._recorded
 
 
-def test_gradients_are_added_as_they_come() -> None:
-    leaves = [torch.full((3,), float(n), requires_grad=True) for n in range(2 * TOGETHER + 5)]
-    parts = [torch.full((3,), 0.5) for _ in leaves]
-    add = add_as_they_come(leaves, parts)
-    for factor in (1.0, 2.0):
-        (factor * torch.stack(leaves).pow(2).sum()).backward()
-        add()
-    for n, (leaf, part) in enumerate(zip(leaves, parts, strict=True)):
-        assert leaf.grad is None and part.eq(0.5 + 3 * 2 * n).all()
-
-
-def test_a_tensor_that_takes_no_part_in_a_loss_hides_no_other() -> None:
-    tensors = [torch.ones(3, requires_grad=True) for _ in range(3)]
-    mirrored = Mirrored(tensors)
-    mirrored.add_gradients((2 * tensors[1]).sum() + tensors[2].sum())
-    assert [part.tolist() for part in mirrored.parts] == [[0.0] * 3, [2.0] * 3, [1.0] * 3]
-
-
-def test_mirrors_of_what_lies_in_one_piece_do_too() -> None:
-    flat = torch.zeros(20)
-    tensors = [flat[4:10].view(2, 3), torch.zeros(5), flat[12:16]]
-    mirrored = Mirrored(tensors)
-    assert [piece.numel() for piece in mirrored.pieces] == [20, 5]
-    for part in mirrored.parts:
-        part.fill_(1.0)
-    assert mirrored.pieces[0].nonzero().flatten().tolist() == [*range(4, 10), *range(12, 16)]
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_shape_that_another_serves_is_recorded_once_it_came_often(
+    recording: captured.RunCaptured, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """And goes on being served where that fails, whatever the reason."""
+    monkeypatch.setattr(captured, "OFTEN", 3)
+    recording.may_do_with_less = True
+    longer, shorter = [300, 780], [200, 780]  # of 8.4 and 7.7 tiles
+    for _ in range(2):
+        take_a_pass(recording, longer)
+    if fails:
+        monkeypatch.setattr(captured, "Recorded", failing(torch.OutOfMemoryError("none")))
+    for count in (1, 1, 2 - fails, 2 - fails):
+        loss = take_a_pass(recording, shorter)
+        assert len(recording._recorded) == count
+    recording.stop()
+    assert_close(loss, take_a_pass(recording, shorter), sums_of(1000))

@@ -13,7 +13,16 @@ import torch
 from llama.data.batches import make_batch
 from llama.data.feed import model_inputs
 from llama.fused.captured import serving
-from llama.fused.captured_inputs import IGNORED, Inputs, Mode, Shape, mode_of, rounded, shape_of
+from llama.fused.captured_inputs import (
+    IGNORED,
+    Inputs,
+    Mode,
+    Shape,
+    mode_of,
+    rounded,
+    shape_of,
+    shapes_of,
+)
 from llama.model.documents import Documents
 from llama.model.kept import Kept
 from tests.parity.test_packing import documents, loss_and_gradients, trained_model
@@ -89,17 +98,68 @@ def test_documents_that_fill_up_are_no_longer_than_the_others_may_be(lengths: li
     assert max(found) <= shape.longest and min(found) >= 0
 
 
+def recorded_of(micro_batches: list[tuple[list[int], int]]) -> dict[Shape, int]:
+    """Which shapes are recorded of micro-batches, by their bounds and the number of supervised
+    positions, and at which of them each."""
+    recorded: dict[Shape, int] = {}
+    for number, (bounds, supervised) in enumerate(micro_batches):
+        shapes = list(shapes_of(Documents(bounds), supervised, Mode(True, (), ())))
+        if serving(recorded, shapes) is None:
+            recorded[shapes[0].with_room_of(recorded)] = number
+    return recorded
+
+
 def test_packed_rows_of_one_kind_have_few_shapes() -> None:
     """Rows of short answers, 64 of them in a micro-batch or 65, of which about half is learnt."""
-    mode, generator = Mode(True, (), ()), torch.Generator().manual_seed(0)
-    recorded: dict[Shape, int] = {}
-    for number in range(60):
+    generator, batches = torch.Generator().manual_seed(0), []
+    for _ in range(60):
         lengths = torch.randint(40, 216, (80,), generator=generator).tolist()
         bounds = [0]
         while bounds[-1] + lengths[-1] <= 8192:
             bounds.append(bounds[-1] + lengths.pop())
-        shape = shape_of(Documents(bounds), int(0.51 * bounds[-1]), mode)
-        if serving(recorded, shape) is None:
-            recorded[shape] = number
+        batches.append((bounds, int(0.51 * bounds[-1])))
+    recorded = recorded_of(batches)
     assert len(recorded) <= 3 and max(recorded.values()) < 10
     assert not any(shape.serves(replace(shape, tokens=2 * shape.tokens)) for shape in recorded)
+
+
+def test_instruction_rows_soon_have_all_their_shapes() -> None:
+    """Some short and some five times as long, of which a quarter to three quarters are learnt, and
+    now and then a micro-batch that is not full."""
+    generator, batches = torch.Generator().manual_seed(1), []
+    for number in range(60):
+        longest = (200, 500)[number % 3 == 0]
+        lengths = torch.randint(30, longest, (300,), generator=generator).tolist()
+        bounds, most = [0], 8192 if number % 7 else 7500
+        while bounds[-1] + lengths[-1] <= most:
+            bounds.append(bounds[-1] + lengths.pop())
+        share = torch.empty(()).uniform_(0.25, 0.75, generator=generator).item()
+        batches.append((bounds, int(share * bounds[-1])))
+    recorded = recorded_of(batches)
+    assert len(recorded) <= 8 and max(recorded.values()) < 20
+
+
+def test_a_longer_shape_serves_what_is_nearly_as_long() -> None:
+    mode = Mode(True, (), ())
+    long, short, shortest = (Documents((0, 100, size)) for size in (8100, 7300, 6900))
+    recorded = {shape_of(long, 4000, mode): 0}
+    assert serving(recorded, list(shapes_of(short, 3700, mode))) == 0
+    assert serving(recorded, list(shapes_of(shortest, 3500, mode))) is None
+    rows = Documents(range(0, 7681, 512))
+    assert len(list(shapes_of(rows, 4000, mode))) == 1, "rows of one length are not filled up"
+
+
+@pytest.mark.parametrize("lengths", [[200] * 30, [900, 70, 3000], [3] * 200], ids=str)
+def test_a_micro_batch_fits_into_every_shape_that_serves_it(lengths: list[int]) -> None:
+    batch = model_inputs(make_batch([documents(lengths)], 0), CPU)
+    bounds, supervised = batch["documents"], len(batch["labels"].index_N)
+    other = shape_of(Documents(range(0, 8000, 25)), supervised, Mode(True, (), ()))
+    for found in shapes_of(bounds, supervised, Mode(True, (), ())):
+        for shape in (found, found.with_room_of([other])):
+            assert shape == found or shape.serves(found)
+            inputs = Inputs(shape, CPU)
+            inputs.fill(**batch)
+            ends = inputs.ends.tolist()
+            assert len(ends) == shape.documents + 1 and ends[-1] == shape.tokens
+            sizes = [b - a for a, b in pairwise(ends)]
+            assert max(sizes) <= shape.longest and min(sizes) >= 0
