@@ -31,8 +31,10 @@ class _InFile(Dense):
     them in float32. Its parameter has no memory, and says in `stored` which weight of which reader
     it is. UserError for one that is not finite."""
 
-    def times(self, x_TI: torch.Tensor, taken: None = None) -> torch.Tensor:
-        y_TO = torch.cat([x_TI @ rows.t() for rows in self._by_rows()], dim=1)
+    def times(
+        self, x_TI: torch.Tensor, taken: None = None, into: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        y_TO = torch.cat([x_TI @ rows.t() for rows in self._by_rows()], dim=1, out=into)
         return _require_finite(y_TO, *self.parameter.stored)  # type: ignore[attr-defined]
 
     def dense(self) -> torch.Tensor:

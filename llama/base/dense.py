@@ -44,13 +44,18 @@ class Dense:
     def taken(self, x_TI: torch.Tensor) -> None:
         return None
 
-    def times(self, x_TI: torch.Tensor, taken: None = None) -> torch.Tensor:
-        return products.times(x_TI, self.parameter)
+    def times(
+        self, x_TI: torch.Tensor, taken: None = None, into: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return products.times(x_TI, self.parameter, into)
 
     def times_transposed(
-        self, g_TO: torch.Tensor, onto: torch.Tensor | None = None
+        self,
+        g_TO: torch.Tensor,
+        onto: torch.Tensor | None = None,
+        into: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return products.times_transposed(g_TO, self.parameter, onto)
+        return products.times_transposed(g_TO, self.parameter, onto, into)
 
     def dense(self) -> torch.Tensor:
         return self.parameter

@@ -66,20 +66,31 @@ class EightBits(Packed):
         _, columns = self._by_side()
         return quantised_rows(x_TI, None, self.CODES) if columns is None else None
 
-    def times(self, x_TI: torch.Tensor, taken: Quantised | None = None) -> torch.Tensor:
+    def times(
+        self,
+        x_TI: torch.Tensor,
+        taken: Quantised | None = None,
+        into: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         rows, columns = self._by_side()
         if taken is None or columns is not None:
             factor: Quantised = quantised_rows(x_TI, columns, self.CODES)
         else:
             factor = taken
-        return eight_bits.product(factor, self._codes(), rows, x_TI.dtype)
+        found = eight_bits.product(factor, self._codes(), rows, x_TI.dtype)
+        return found if into is None else into.copy_(found)
 
     def times_transposed(
-        self, g_TO: torch.Tensor, onto: torch.Tensor | None = None
+        self,
+        g_TO: torch.Tensor,
+        onto: torch.Tensor | None = None,
+        into: torch.Tensor | None = None,
     ) -> torch.Tensor:
         rows, columns = self._by_side()
         found = eight_bits.times(g_TO, self._codes().t(), rows, columns)
-        return found if onto is None else onto.add_(found)
+        if onto is not None:
+            return onto.add_(found)
+        return found if into is None else into.copy_(found)
 
     def dense(self) -> torch.Tensor:
         scales = self._scales().unsqueeze(1 - self._scaled(self.matrix))

@@ -68,15 +68,21 @@ class FrozenWeight(Protocol):
         input all make the same of it; else None."""
         ...
 
-    def times(self, x_TI: torch.Tensor, taken: Any = None) -> torch.Tensor:
-        """`x W^T`, `[T, O]`, in the type of `x`; `taken` may be what another weight's `taken`
-        gave."""
+    def times(
+        self, x_TI: torch.Tensor, taken: Any = None, into: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`x W^T`, `[T, O]`, in the type of `x`, which takes the place of `into` where that is
+        given; `taken` may be what another weight's `taken` gave."""
         ...
 
     def times_transposed(
-        self, g_TO: torch.Tensor, onto: torch.Tensor | None = None
+        self,
+        g_TO: torch.Tensor,
+        onto: torch.Tensor | None = None,
+        into: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """`g W`, `[T, I]`, in the type of `g`; added to `onto`, in place, where that is given."""
+        """`g W`, `[T, I]`, in the type of `g`; added to `onto`, in place, where that is given, or
+        in the place of `into`."""
         ...
 
     def dense(self) -> torch.Tensor:

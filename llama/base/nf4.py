@@ -72,13 +72,18 @@ class NF4(Packed):
     def taken(self, x_TI: torch.Tensor) -> None:
         return None
 
-    def times(self, x_TI: torch.Tensor, taken: None = None) -> torch.Tensor:
-        return products.times(x_TI, self._as(x_TI.dtype))
+    def times(
+        self, x_TI: torch.Tensor, taken: None = None, into: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return products.times(x_TI, self._as(x_TI.dtype), into)
 
     def times_transposed(
-        self, g_TO: torch.Tensor, onto: torch.Tensor | None = None
+        self,
+        g_TO: torch.Tensor,
+        onto: torch.Tensor | None = None,
+        into: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        return products.times_transposed(g_TO, self._as(g_TO.dtype), onto)
+        return products.times_transposed(g_TO, self._as(g_TO.dtype), onto, into)
 
     def dense(self) -> torch.Tensor:
         return self._as(self.compute_dtype)

@@ -5,10 +5,9 @@ kept for the backward pass and what is computed again there.
 For what `llama/fused/install.py` lists; all else takes the plain path.
 
 Over tensor-parallel ranks each computes its own heads and its own part of the feed-forward. Sums
-are taken of the outputs of `wo` and of `w2`, with what adapters add in them, and on the way back of
-the frozen layers' gradients to the two norms, part by part of the rows (`sums.py`). What adapters
-take part in beside that is narrow: the gradients to `A x` of the layers that read the norms, and to
-B of `wo` and `w2`.
+are taken of the outputs of `wo` and of `w2`, and on the way back of the gradients to the two norms
+(`sums.py`), in both with what adapters add; and at the end of the gradients of those factors of
+adapters that every rank has whole.
 
 Shapes: T tokens, D dim, H query heads, K kv heads, E head_dim, F feed-forward width, R rank.
 """
@@ -28,7 +27,7 @@ from llama.fused.attended import Attended, attended
 from llama.fused.factors import Adapted
 from llama.fused.offload import HostInputs, Stored
 from llama.fused.paths import gated, gated_backward_
-from llama.fused.sums import summed
+from llama.fused.sums import Shares, Sums
 from llama.model.config import PART_OF
 from llama.model.documents import Documents
 from llama.model.kept import Kept
@@ -72,13 +71,14 @@ def fused_block(
     documents: Documents,
     kept: Kept,
     host: HostInputs,
+    sums: Sums,
 ) -> torch.Tensor:
     """`block(x)`, keeping `kept` for the backward pass: what of it is the host's, in `host`."""
     adapters = {
         name: layer.lora.low_rank() for layer, name in linears(block) if layer.lora is not None
     }
     tensors = [t for low_rank in adapters.values() for t in (low_rank.a, low_rank.b)]
-    run = _Run(block, rotation, documents, adapters, x_TD)
+    run = _Run(block, rotation, documents, adapters, x_TD, sums)
     return _FusedBlock.apply(run, kept, host, x_TD, *tensors)  # type: ignore[return-value]
 
 
@@ -114,8 +114,9 @@ class _Run:
         documents: Documents,
         adapters: dict[str, LowRank],
         x: torch.Tensor,
+        sums: Sums,
     ) -> None:
-        self.rotation, self.documents = rotation, documents
+        self.rotation, self.documents, self.sums = rotation, documents, sums
         self.weights = {name: layer.kind(layer.weight) for layer, name in linears(block)}
         self.heads = [block.attention.n_heads, *[block.attention.n_kv_heads] * 2]
         self.norms = {QKV: block.attention_norm, GATE_UP: block.ffn_norm}
@@ -123,8 +124,8 @@ class _Run:
         self.attend, self.tp = block.attention.attend, block.attention.tp
         first = {name: layer.first_input for layer, name in linears(block)}
         starts = {readers: first[readers[0]] for readers in INPUTS}
-        self.adapted = Adapted(adapters, starts, block.training, x, self.tp)
-        self.tiled = False
+        self.adapted = Adapted(adapters, starts, block.training, x)
+        self.width, self.tiled = x.shape[1], False
 
     # Forward
 
@@ -171,14 +172,26 @@ class _Run:
         """The residual stream after the attention, and its norm."""
         norm = self.norms[GATE_UP]
         self.adapted.see(("wo",), out, saved.hidden)
-        if self.tp.size > 1 or self.adapted.on(("wo",)):
-            middle = self._added("wo", out, saved.x, saved.hidden)
+        if self.tp.size == 1 and self.adapted.on(("wo",)):
+            update = self.weights["wo"].times(out)
+            middle = self.adapted.add_to_sum("wo", update, saved.x, saved.hidden)
             y, scale = kernels.normed(middle, norm.weight, norm.eps)
         else:
-            update = self.weights["wo"].times(out)
-            middle, y, scale = kernels.add_norm(saved.x, update, norm.weight, norm.eps)
+            share = self._share("wo", out, saved.hidden)
+
+            def read(rows: slice, shares: Shares) -> tuple[torch.Tensor, ...]:
+                return kernels.add_norm(saved.x[rows], shares, norm.weight, norm.eps)
+
+            middle, y, scale = self.sums.read(share, read)
         saved.scales[GATE_UP] = scale
         return middle, y
+
+    def _share(
+        self, name: str, read: torch.Tensor, hidden: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """This rank's of the output of the layer `name`, one of `SHARES`, of what it reads."""
+        into = self.sums.place(len(read), self.width, read.dtype)
+        return self.adapted.add_to(name, self.weights[name].times(read, into=into), hidden)
 
     def _feed_forward(
         self, saved: Saved, middle: torch.Tensor, y: torch.Tensor, kept: Kept
@@ -190,23 +203,14 @@ class _Run:
         if kept >= Kept.ALL:
             saved.gate, saved.up = gate, up
         del gate, up
-        return self._added("w2", h, middle, saved.hidden)
-
-    def _added(
-        self, name: str, read: torch.Tensor, x: torch.Tensor, hidden: dict[str, torch.Tensor]
-    ) -> torch.Tensor:
-        """`x` and the output of the layer `name`, one of `SHARES`, of what it reads."""
-        weight, adapted = self.weights[name], self.adapted
         if self.tp.size == 1:
-            return adapted.add_to_sum(name, weight.times(read), x, hidden)
-
-        def share(rows: slice) -> torch.Tensor:
-            return adapted.add_to(name, weight.times(read[rows]), hidden, rows)
-
-        y = torch.empty_like(x)
-        for rows, update in summed(self.tp, len(x), share):
-            torch.add(x[rows], update, out=y[rows])
-        return y
+            update = self.weights["w2"].times(h)
+            return self.adapted.add_to_sum("w2", update, middle, saved.hidden)
+        share = self._share("w2", h, saved.hidden)
+        (total,) = self.sums.read(
+            share, lambda rows, shares: (kernels.added(middle[rows], shares),)
+        )
+        return total
 
     def _gate_up(self, saved: Saved, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The frozen layers' outputs; their adapters see `y`."""
@@ -234,7 +238,6 @@ class _Run:
         else:
             grad = self._ffn_backward(saved, grad)
         grad_out = saved.attended.of_output(self._attention_output_backward(saved, grad))
-        shares = self.adapted.begin_sum_of_shares(SHARES)
         grad_q, grad_k, grad_v = saved.attended.backward(grad_out)
         saved.attended = None
         del grad_out
@@ -244,7 +247,8 @@ class _Run:
         grads = tuple(g.flatten(1) for g in (grad_q, grad_k, grad_v))
         del grad_q, grad_k, grad_v
         grad_x = self._norm_backward(QKV, grads, saved.x, grad, saved, to_input)
-        shares()
+        if self.tp.size > 1:
+            self.adapted.sum_over(self.sums, SHARES)
         return grad_x
 
     def _restore(self, saved: Saved) -> None:
@@ -310,40 +314,30 @@ class _Run:
         """Through the layers `names`, whose input is the norm of `x`: `residual` and their
         gradient to `x`; None where nothing below needs it."""
         norm = self.norms[names]
-        parts = self.adapted.begin_sum(self.adapted.output_gradients(names, grads, saved.hidden))
-        back = self._frozen_backward if self.tp.size == 1 else self._shares_backward
-        onto = back(names, grads) if to_input else ()
+        parts = self.adapted.output_gradients(names, grads, saved.hidden)
+        onto = self._frozen_backward(names, grads) if to_input else ()
         del grads
         scale = saved.scales[names], norm.weight
-        self.adapted.input_gradients(names, x, onto, scale, parts())
+        self.adapted.input_gradients(names, x, onto, scale, parts)
         if not onto:
             return None
-        return kernels.norm_backward(residual, onto[0], x, norm.weight, norm.eps)
+
+        def read(rows: slice, shares: Shares) -> tuple[torch.Tensor]:
+            return (kernels.norm_backward(residual[rows], shares, x[rows], norm.weight, norm.eps),)
+
+        return self.sums.read(onto[0], read)[0]
 
     def _frozen_backward(
         self, names: tuple[str, ...], grads: tuple[torch.Tensor, ...]
     ) -> tuple[torch.Tensor, ...]:
-        """The `g W` of the layers: summed by the products themselves where these add, else each."""
+        """The `g W` of the layers: summed by the products themselves where these add, else each;
+        of layers that are cut this rank's share of that."""
         found: tuple[torch.Tensor, ...] = ()
         for name, grad in zip(names, grads, strict=True):
             weight = self.weights[name]
             if found and weight.ADDS:
                 weight.times_transposed(grad, onto=found[0])
             else:
-                found += (weight.times_transposed(grad),)
+                into = None if found else self.sums.place(len(grad), self.width, grad.dtype)
+                found += (weight.times_transposed(grad, into=into),)
         return found
-
-    def _shares_backward(
-        self, names: tuple[str, ...], grads: tuple[torch.Tensor, ...]
-    ) -> tuple[torch.Tensor, ...]:
-        """The same in one, and summed over tensor-parallel ranks, which each have some outputs."""
-
-        def share(rows: slice) -> torch.Tensor:
-            found = None
-            for name, grad in zip(names, grads, strict=True):
-                found = self.weights[name].times_transposed(grad[rows], onto=found)
-            assert found is not None
-            return found
-
-        parts = [part for _, part in summed(self.tp, len(grads[0]), share)]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts),)

@@ -5,7 +5,7 @@ Shapes: T tokens, R rank, I inputs, O outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 
@@ -18,11 +18,10 @@ from llama.fused.paths import (
     input_gradients_,
     output_gradients,
 )
+from llama.fused.sums import Sums
 from llama.parallel.dropout import draw_seed, further
-from llama.parallel.mesh import SINGLE, TensorParallel
 from llama.parallel.side_path import LowRank
 
-ALL_ROWS = slice(None)
 Names = tuple[str, ...]
 Hidden = dict[str, torch.Tensor]
 """By the layer's name, what its adapter makes of the layer's input: `A x`, `[T, R]`."""
@@ -39,6 +38,11 @@ class Factors:
     seed: torch.Tensor | None
 
 
+def _summed(_: slice, shares: Path) -> tuple[torch.Tensor]:
+    total = sum((share.float() for share in shares[1:]), start=shares[0].float())
+    return (total.to(shares[0].dtype),)
+
+
 class Adapted:
     """By the names of the layers that they are on."""
 
@@ -48,12 +52,10 @@ class Adapted:
         inputs: Mapping[Names, int],
         training: bool,
         x: torch.Tensor,
-        tp: TensorParallel = SINGLE,
     ) -> None:
         """For activations like `x`. Draws the seeds of the masks, one for each of `inputs` that has
         adapters: by the names of the layers that read it, in the order in which they are called,
         at which column of the whole input this rank's share begins."""
-        self.tp = tp
         dropout, row = next(((path.dropout, path.row) for path in adapters.values()), (0.0, 0))
         self.p = dropout if training else 0.0
         self.factors: dict[str, Factors] = {}
@@ -88,13 +90,11 @@ class Adapted:
             found = hidden_each(x, self.matrices(new), self.seed(new), self.p)
             hidden.update(zip(new, found, strict=True))
 
-    def add_to(
-        self, name: str, y: torch.Tensor, hidden: Hidden, rows: slice = ALL_ROWS
-    ) -> torch.Tensor:
-        """`y`, `rows` of the layer's output, and in it what the adapter adds, if there is one."""
+    def add_to(self, name: str, y: torch.Tensor, hidden: Hidden) -> torch.Tensor:
+        """`y`, the layer's output, and in it what the adapter adds, if there is one."""
         if name in self.factors:
             factors = self.factors[name]
-            y.addmm_(hidden[name][rows], factors.b.t(), alpha=factors.scale)
+            y.addmm_(hidden[name], factors.b.t(), alpha=factors.scale)
         return y
 
     def add_to_sum(
@@ -128,20 +128,6 @@ class Adapted:
                 parts.append(part)
         return tuple(parts)
 
-    def begin_sum(self, parts: Path) -> Callable[[], Path]:
-        """Begin to sum over tensor-parallel ranks the `parts` of `output_gradients` of layers that
-        read one input and have each some of the outputs; what gives the sums when it is called."""
-        if not parts or self.tp.size == 1:
-            return lambda: parts
-        stacked = torch.stack(parts)
-        wait = self.tp.begin_all_reduce_(stacked)
-
-        def sums() -> Path:
-            wait()
-            return stacked.unbind()
-
-        return sums
-
     def input_gradients(
         self, names: Names, x: torch.Tensor, onto: Path, norm: Path, parts: Path
     ) -> None:
@@ -155,22 +141,18 @@ class Adapted:
             for other in onto[1:]:
                 onto[0].add_(other)
 
-    def begin_sum_of_shares(self, names: Names) -> Callable[[], None]:
-        """Begin to sum over tensor-parallel ranks the gradients of B of `names`, layers whose `A x`
-        is a share of a sum; what puts the sums in their place when it is called."""
-        shares = [self.grads_b[name] for name in self.on(names)]
-        if not shares or self.tp.size == 1:
-            return lambda: None
+    def sum_over(self, sums: Sums, cut: Names) -> None:
+        """Sum over tensor-parallel ranks the gradients of what each has whole: B of `cut`, layers
+        whose input is cut over the ranks, and A of all others."""
+        shares = [
+            self.grads_b[name] if name in cut else self.grads_a[name] for name in self.factors
+        ]
+        if not shares:
+            return
         flat = torch.cat([share.flatten() for share in shares])
-        wait = self.tp.begin_all_reduce_(flat)
-
-        def put() -> None:
-            wait()
-            sizes = [share.numel() for share in shares]
-            for share, whole in zip(shares, flat.split(sizes), strict=True):
-                share.copy_(whole.view_as(share))
-
-        return put
+        (summed,) = sums.read(flat, _summed)
+        for share, whole in zip(shares, summed.split([x.numel() for x in shares]), strict=True):
+            share.copy_(whole.view_as(share))
 
     def gradients(self) -> Iterator[torch.Tensor]:
         """Those of A and B of each, in order."""

@@ -14,22 +14,33 @@ from llama.kernels.compiled import kernel
 normed = kernel(formulas.rms_norm)
 
 
+Shares = tuple[torch.Tensor, ...]
+"""What is summed: over ranks, of each one what it adds; else one alone."""
+
+
+@kernel
+def added(x: torch.Tensor, shares: Shares) -> torch.Tensor:
+    """`x` and all `shares`, summed in float32, in the type of `x`."""
+    return sum((share.float() for share in shares), start=x.float()).to(x.dtype)
+
+
 @kernel
 def add_norm(
-    x: torch.Tensor, update: torch.Tensor, weight: torch.Tensor, eps: float
+    x: torch.Tensor, shares: Shares, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`x + update`, its norm, and the norm's scale `[T, 1]`."""
-    total = x + update
+    """As `added`, the norm of that, and the norm's scale `[T, 1]`."""
+    total = sum((share.float() for share in shares), start=x.float()).to(x.dtype)
     return total, *formulas.rms_norm(total, weight, eps)
 
 
 @kernel
 def norm_backward(
-    residual: torch.Tensor, grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float
+    residual: torch.Tensor, shares: Shares, x: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> torch.Tensor:
-    """`residual` and the gradient through the norm, summed in float32: the scale is found again
-    from `x`, which is read anyway."""
-    wide_grad, wide = grad.float() * weight.float(), x.float()
+    """`residual` and through the norm the gradient that `shares` add up to, summed in float32: the
+    scale is found again from `x`, which is read anyway."""
+    grad = sum((share.float() for share in shares[1:]), start=shares[0].float())
+    wide_grad, wide = grad * weight.float(), x.float()
     through = formulas.rms_norm_backward(wide_grad, wide, formulas.inverse_rms(wide, eps))
     return (residual.float() + through).to(x.dtype)
 

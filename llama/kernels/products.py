@@ -42,8 +42,12 @@ def computed_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float32 if emulated else dtype
 
 
-def times(x_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
-    """`x W^T`, `[T, O]` in the type of `x`."""
+def times(
+    x_TI: torch.Tensor, weight_OI: torch.Tensor, into_TO: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`x W^T`, `[T, O]` in the type of `x`; in the place of `into` where that is given."""
+    if into_TO is not None:
+        return torch.mm(x_TI, weight_OI.to(x_TI.dtype).t(), out=into_TO)
     if x_TI.dtype != weight_OI.dtype and x_TI.shape[0] <= FEW_TOKENS:
         return (x_TI.to(weight_OI.dtype) @ weight_OI.t()).to(x_TI.dtype)
     weight_OI = weight_OI.to(x_TI.dtype)
@@ -66,8 +70,14 @@ def _decoded(x_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
 
 
 def times_transposed(
-    g_TO: torch.Tensor, weight_OI: torch.Tensor, onto_TI: torch.Tensor | None = None
+    g_TO: torch.Tensor,
+    weight_OI: torch.Tensor,
+    onto_TI: torch.Tensor | None = None,
+    into_TI: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`g W`, `[T, I]` in the type of `g`; added to `onto`, in place, where that is given."""
+    """`g W`, `[T, I]` in the type of `g`; added to `onto`, in place, where that is given, or in the
+    place of `into`."""
     weight_OI = weight_OI.to(g_TO.dtype)
-    return g_TO @ weight_OI if onto_TI is None else onto_TI.addmm_(g_TO, weight_OI)
+    if onto_TI is not None:
+        return onto_TI.addmm_(g_TO, weight_OI)
+    return g_TO @ weight_OI if into_TI is None else torch.mm(g_TO, weight_OI, out=into_TI)

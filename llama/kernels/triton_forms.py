@@ -25,6 +25,7 @@ import triton
 from llama.kernels import triton_eight_bits
 from llama.kernels.path_forms import PATH_FORMS, dense, mask
 from llama.kernels.triton_kernels import (
+    added_columns,
     dropped_columns,
     losses_rows,
     norm_backward_rows,
@@ -32,6 +33,8 @@ from llama.kernels.triton_kernels import (
     swiglu_backward_columns,
     swiglu_columns,
 )
+
+Shares = tuple[torch.Tensor, ...]
 
 _COLUMNS = 1024
 """Of a row that several programs share."""
@@ -43,20 +46,37 @@ def _warps(block: int) -> int:
     return min(16, max(1, block // 512))
 
 
+def _two(shares: Shares) -> tuple[torch.Tensor, ...]:
+    """As many as the kernels take; a second that is not there is not read."""
+    first, *others = map(dense, shares)
+    return first, *(others or [first])
+
+
+def _of_two(form: Callable[..., Any]) -> Callable[..., Any]:
+    """`form`, or what says that the function is to be taken as it is written where its second
+    argument has more shares than the kernels take."""
+
+    def call(*args: Any) -> Any:
+        return form(*args) if len(args[1]) <= 2 else NotImplemented
+
+    return call
+
+
 def _normed(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, update: torch.Tensor | None = None
+    x: torch.Tensor, weight: torch.Tensor, eps: float, shares: Shares = ()
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The sum with `update`, or `x` as it is, its norm, and the norm's scale."""
+    """The sum with `shares`, or `x` as it is, its norm, and the norm's scale."""
     x = dense(x)
     rows, width = x.shape
     y = torch.empty((rows, width), dtype=x.dtype, device=x.device)
-    total = x if update is None else torch.empty_like(y)
+    total = torch.empty_like(y) if shares else x
     scale = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
-    more = x if update is None else dense(update)
+    both = _two(shares or (x,))
     block = triton.next_power_of_2(width)
     norm_rows[(rows,)](
-        *(x, more, weight, total, y, scale, width, x.stride(0), more.stride(0), eps),
-        ADD=update is not None,
+        *(x, *both, weight, total, y, scale),
+        *(width, x.stride(0), *(share.stride(0) for share in both), eps),
+        COUNT=len(shares),
         BLOCK=block,
         num_warps=_warps(block),
     )
@@ -69,14 +89,26 @@ def rms_norm(
     return _normed(x, weight, eps)[1:]
 
 
+def added(x: torch.Tensor, shares: Shares) -> torch.Tensor:
+    x, both = dense(x), _two(shares)
+    rows, width = x.shape
+    out = torch.empty((rows, width), dtype=x.dtype, device=x.device)
+    added_columns[(rows, triton.cdiv(width, _COLUMNS))](
+        *(x, *both, out, width, x.stride(0), *(share.stride(0) for share in both)),
+        COUNT=len(shares),
+        BLOCK=_COLUMNS,
+    )
+    return out
+
+
 def add_norm(
-    x: torch.Tensor, update: torch.Tensor, weight: torch.Tensor, eps: float
+    x: torch.Tensor, shares: Shares, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return _normed(x, weight, eps, update)
+    return _normed(x, weight, eps, shares)
 
 
 def _through_norm(
-    grad: torch.Tensor,
+    grads: Shares,
     x: torch.Tensor,
     weight: torch.Tensor,
     eps: float = 0.0,
@@ -84,14 +116,15 @@ def _through_norm(
     scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The gradient to `x`, and `residual` with it; the norm's scale is given or found by `eps`."""
-    grad, x = dense(grad), dense(x)
+    both, x = _two(grads), dense(x)
     before = x if residual is None else dense(residual)
     rows, width = x.shape
     out = torch.empty((rows, width), dtype=x.dtype, device=x.device)
     block = triton.next_power_of_2(width)
     norm_backward_rows[(rows,)](
-        *(before, grad, x, weight, x if scale is None else scale, out),
-        *(width, before.stride(0), grad.stride(0), x.stride(0), eps),
+        *(before, *both, x, weight, x if scale is None else scale, out, width, before.stride(0)),
+        *(*(grad.stride(0) for grad in both), x.stride(0), eps),
+        COUNT=len(grads),
         RESIDUAL=residual is not None,
         SCALE=scale is not None,
         BLOCK=block,
@@ -101,15 +134,15 @@ def _through_norm(
 
 
 def norm_backward(
-    residual: torch.Tensor, grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float
+    residual: torch.Tensor, shares: Shares, x: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> torch.Tensor:
-    return _through_norm(grad, x, weight, eps, residual)
+    return _through_norm(shares, x, weight, eps, residual)
 
 
 def rms_norm_backward(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
-    return _through_norm(grad, x, weight, scale=scale)
+    return _through_norm((grad,), x, weight, scale=scale)
 
 
 def dropped(
@@ -161,10 +194,11 @@ def losses_and_gradient(
 
 FORMS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {
-        "add_norm": add_norm,
+        "add_norm": _of_two(add_norm),
+        "added": _of_two(added),
         "dropped": dropped,
         "losses_and_gradient": losses_and_gradient,
-        "norm_backward": norm_backward,
+        "norm_backward": _of_two(norm_backward),
         "rms_norm": rms_norm,
         "rms_norm_backward": rms_norm_backward,
         "swiglu": swiglu,

@@ -38,18 +38,40 @@ def column_keys(seed_ptr, columns):
 
 
 @triton.jit
+def _shares(share_0, share_1, places, inside, COUNT: tl.constexpr):
+    """The sum of one or of two, the second of which may lie in another GPU's memory."""
+    total = tl.load(share_0 + places, mask=inside, other=0.0).to(tl.float32)
+    if COUNT > 1:
+        total += tl.load(share_1 + places, mask=inside, other=0.0).to(tl.float32)
+    return total
+
+
+@triton.jit
+def added_columns(
+    x_ptr, share_0, share_1, out_ptr, width, x_stride, stride_0, stride_1,
+    COUNT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < width
+    x = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
+    x += _shares(share_0 + row * stride_0, share_1 + row * stride_1, columns, inside, COUNT)
+    tl.store(out_ptr + row * width + columns, x.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def norm_rows(
-    x_ptr, update_ptr, weight_ptr, total_ptr, y_ptr, scale_ptr,
-    width, x_stride, update_stride, eps, ADD: tl.constexpr, BLOCK: tl.constexpr,
+    x_ptr, share_0, share_1, weight_ptr, total_ptr, y_ptr, scale_ptr,
+    width, x_stride, stride_0, stride_1, eps, COUNT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
     kind = y_ptr.dtype.element_ty
     x = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
-    if ADD:
-        update = tl.load(update_ptr + row * update_stride + columns, mask=inside, other=0.0)
-        total = (x + update.to(tl.float32)).to(kind)
+    if COUNT:
+        shares = _shares(share_0 + row * stride_0, share_1 + row * stride_1, columns, inside, COUNT)
+        total = (x + shares).to(kind)
         tl.store(total_ptr + row * width + columns, total, mask=inside)
         x = total.to(tl.float32)
     scale = tl.rsqrt(tl.sum(x * x, axis=0) / width + eps)
@@ -61,14 +83,14 @@ def norm_rows(
 
 @triton.jit
 def norm_backward_rows(
-    residual_ptr, grad_ptr, x_ptr, weight_ptr, scale_ptr, out_ptr,
-    width, residual_stride, grad_stride, x_stride, eps,
-    RESIDUAL: tl.constexpr, SCALE: tl.constexpr, BLOCK: tl.constexpr,
+    residual_ptr, grad_0, grad_1, x_ptr, weight_ptr, scale_ptr, out_ptr,
+    width, residual_stride, stride_0, stride_1, x_stride, eps,
+    COUNT: tl.constexpr, RESIDUAL: tl.constexpr, SCALE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
-    grad = tl.load(grad_ptr + row * grad_stride + columns, mask=inside, other=0.0).to(tl.float32)
+    grad = _shares(grad_0 + row * stride_0, grad_1 + row * stride_1, columns, inside, COUNT)
     x = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
     weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
     if SCALE:

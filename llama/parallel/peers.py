@@ -11,6 +11,7 @@ import socket
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,12 @@ class Peers:
         _count_outside(nbytes)
         weakref.finalize(own, _count_outside, -nbytes).atexit = False
         return own.zero_()
+
+    def meet(self, shared: Shared, patience: timedelta) -> None:
+        """What is computed from here on, on the stream that is current, comes after all that every
+        rank has begun before its call of this with the same `shared`. A device that waits longer
+        than `patience` fails."""
+        shared.handle.barrier(channel=0, timeout_ms=int(patience.total_seconds() * 1000))
 
     def begun(self) -> Begun:
         """What was begun so far on the stream that is current."""

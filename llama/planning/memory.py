@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from llama.fused.sums import reads_shares, room_bytes
 from llama.planning.constants import CONSTANTS
 from llama.planning.job import Job
 from llama.planning.trace import trace
@@ -62,7 +63,7 @@ NAMES = {
     KEPT: "of the forward pass, for the backward pass",
     WORKING: "what lives for a moment beyond that, in the block where it is most",
     LOSS: "logits and their gradients, a chunk at a time, and the gradient of the hidden state",
-    BUFFERS: "gradients on their way between ranks, and parameters gathered from them",
+    BUFFERS: "gradients on their way between ranks, parameters gathered from them, shares of sums",
     STEP: "what the optimizer's own step takes for a moment",
     LIBRARIES: "workspaces of the libraries of matrix products",
 }
@@ -92,6 +93,8 @@ def memory(job: Job) -> Memory:
     beside: dict[str, int] = {}
     if job.device == "cuda":
         found[LIBRARIES] = CONSTANTS.cublas_workspace
+        if job.blocks_are_fused and reads_shares(job.tensor_parallel):
+            found[BUFFERS] += room_bytes(job.config.dim, job.dtype.itemsize)
         degrees = (job.tensor_parallel, job.sequence_parallel, job.data_parallel)
         several = sum(degree > 1 for degree in degrees)
         several += 1 < job.base_sharers < job.data_parallel

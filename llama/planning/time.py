@@ -212,7 +212,7 @@ def _trained_bytes(job: Job, size: int) -> float:
 
 def sum_seconds(job: Job, link: Link, bytes_sent: float) -> float:
     """Of a micro-batch's tensor-parallel sums, within a node: nothing is computed meanwhile."""
-    number = sums(job.config, job.lora, job.kept)
+    number = sums(job.lora, job.kept, job.blocks_are_fused)
     seconds = tensor_seconds(link, job.tensor_parallel, bytes_sent, number)
     return SUMS_WAIT * seconds
 

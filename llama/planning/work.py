@@ -294,7 +294,7 @@ def trades(level: Kept) -> tuple[int, int]:
     return 2 + (level < Kept.FFN_INPUTS), 2 + (level <= Kept.INPUT)
 
 
-def sums(config: ModelConfig, lora: LoRAOptions | None, kept: Sequence[Kept]) -> int:
-    """How many sums those are, in the blocks."""
-    names = lora.targets if lora else ()
-    return sum((5 if level < Kept.FFN_INPUTS else 4) + len(names) for level in kept)
+def sums(lora: LoRAOptions | None, kept: Sequence[Kept], fused: bool) -> int:
+    """How many sums those are, in the blocks: of adapters one for each, or of a fused block one."""
+    adapters = 0 if lora is None else 1 if fused else len(lora.targets)
+    return sum((5 if level < Kept.FFN_INPUTS else 4) + adapters for level in kept)

@@ -1,5 +1,5 @@
-"""Ranks with a GPU each: gathering by copies against NCCL's, launched and within a graph; and how
-long each takes.
+"""Two ranks with a GPU each: gathering by copies, and sums of which each reads the other's share,
+against NCCL's, launched and within a graph; and how long each takes.
 
     torchrun --nproc_per_node 2 -m tests.gpu.peer_copies
 
@@ -17,13 +17,18 @@ import torch
 import torch.distributed as dist
 
 from llama.engine import start_processes
+from llama.fused import kernels
+from llama.fused.sums import Sums
+from llama.kernels.compiled import compile_kernels
 from llama.launch.processes import stop_processes
+from llama.parallel.mesh import TensorParallel
 from llama.parallel.peers import outside_bytes
 from llama.parallel.sharded import Sharers
 
 SHARE = 2**27
 """Bytes of each rank."""
 TIMES = 20
+RANKS, ROWS, WIDTH = 2, 8192, 4096
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -71,12 +76,66 @@ def measured(device: torch.device) -> dict[str, Any]:
     }
 
 
+def summed(device: torch.device) -> dict[str, Any]:
+    """Of activations as of two rows of 4,096 tokens of an 8B."""
+    group = dist.group.WORLD
+    assert group is not None
+    sums = Sums(TensorParallel(dist.get_rank(), RANKS, group), device, WIDTH, torch.bfloat16)
+    assert sums.place(1, WIDTH, torch.bfloat16) is not None, "the GPUs do not reach one another"
+    generator = torch.Generator(device).manual_seed(dist.get_rank())
+    x = torch.ones(ROWS, WIDTH, device=device, dtype=torch.bfloat16)
+    weight = torch.linspace(0.5, 1.5, WIDTH, device=device, dtype=torch.bfloat16)
+    given = torch.randn(TIMES, 64, WIDTH, device=device, generator=generator).bfloat16()
+
+    def read(rows: slice, shares: Any) -> tuple[torch.Tensor, ...]:
+        return kernels.add_norm(x[rows], shares, weight, 1e-5)
+
+    def by_reading(number: int, rows: int = ROWS) -> torch.Tensor:
+        place = sums.place(rows, WIDTH, torch.bfloat16)
+        assert place is not None
+        torch.mul(given[number].repeat(rows // 64, 1), 1.0, out=place)
+        return sums.read(place, read)[1]
+
+    def by_nccl(number: int, rows: int = ROWS) -> torch.Tensor:
+        share = given[number].repeat(rows // 64, 1).mul(1.0)
+        dist.all_reduce(share, group=group)
+        return read(slice(rows), (share,))[1]
+
+    def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
+        """NCCL's sum was rounded once more, before the residual was added."""
+        return float((found - expected).float().norm() / expected.float().norm())
+
+    worst = 0.0
+    for number in range(TIMES):  # of unlike sizes, so that ranks come at unlike times
+        rows = 64 << (number % 8)
+        worst = max(worst, apart(by_reading(number, rows), by_nccl(number, rows)))
+    by_reading(0)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        of_graph = [by_reading(number) for number in (3, 4, 5, 6)]
+    for _ in range(3):
+        graph.replay()
+    of_nccl = [by_nccl(number) for number in (3, 4, 5, 6)]
+    worst = max([worst, *map(apart, of_graph, of_nccl)])
+    both = [torch.empty_like(of_graph[0]) for _ in range(RANKS)]
+    dist.all_gather(both, of_graph[-1], group=group)
+    return {
+        "sums_apart": worst,
+        "sums_agree": worst < 0.01 and torch.equal(*both),
+        "summed_bytes": ROWS * WIDTH * 2,
+        "sum_and_norm_by_reading_us": 1e6 * seconds(lambda: by_reading(0)),
+        "sum_and_norm_by_nccl_us": 1e6 * seconds(lambda: by_nccl(0)),
+    }
+
+
 def main() -> int:
-    found = measured(start_processes())
+    device = start_processes()
+    compile_kernels()
+    found = measured(device) | summed(device)
     if dist.get_rank() == 0:
         print(json.dumps(found), flush=True)
     stop_processes()
-    return 0 if found["agree"] else 1
+    return 0 if found["agree"] and found["sums_agree"] else 1
 
 
 if __name__ == "__main__":

@@ -82,6 +82,7 @@ WIDTH, FEW, RANK, P = 4096, 64, 16, 0.2
 BY_ROWS = (
     *(
         "add_norm",
+        "added",
         "add_with_path_",
         "dropped",
         "gated",
@@ -135,7 +136,8 @@ def _results(form: Callable[..., Any], name: str, rows: int, before: int) -> lis
     x, part = by_rows(WIDTH), by_rows(RANK)
     paths, scales = ((part, b), (part, b)), (0.5, 2.0)
     calls: dict[str, Callable[[], Any]] = {
-        "add_norm": lambda: form(x, x, weight, 1e-5),
+        "add_norm": lambda: form(x, (x, x), weight, 1e-5),
+        "added": lambda: form(x, (x, x)),
         "add_with_path_": lambda: form(x.clone(), x, (part, b), 0.5),
         "dropped": lambda: form(x, seed, P),
         "gated": lambda: form(x, x, paths, scales, (a,), (seed,), P),
@@ -144,7 +146,7 @@ def _results(form: Callable[..., Any], name: str, rows: int, before: int) -> lis
         )[:2],
         "hidden_each": lambda: form(x, (a,), (seed,), P),
         "input_gradients_": lambda: form(x, (x.clone(),), (), (part,), (a,), (seed,), P)[:1],
-        "norm_backward": lambda: form(x, x, x, weight, 1e-5),
+        "norm_backward": lambda: form(x, (x, x), x, weight, 1e-5),
         "output_gradients": lambda: form(x, part, b, 0.5)[:1],
         "quantised_rows": lambda: form(x, None, torch.int8),
         "rms_norm": lambda: form(x, weight, 1e-5),

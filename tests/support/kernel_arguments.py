@@ -33,8 +33,10 @@ def calls(
     scale = (x.float().square().mean(dim=-1, keepdim=True) + EPS).rsqrt()
     yield "rms_norm", (x, weight, EPS)
     yield "rms_norm_backward", (grad, x, weight, scale)
-    yield "add_norm", (x, update, weight, EPS)
-    yield "norm_backward", (update, grad, x, weight, EPS)
+    for shares in ((update,), (update, grad)):
+        yield "added", (x, shares)
+        yield "add_norm", (x, shares, weight, EPS)
+        yield "norm_backward", (update, shares, x, weight, EPS)
     yield "dropped", (x, seed, P, (5, width))
     yield "swiglu", (x, update)
     yield "swiglu_backward", (grad, x, update)

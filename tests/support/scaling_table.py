@@ -126,7 +126,7 @@ def efficiency(layout: Layout, gpus: int, between: Link) -> float:
 def tensor_seconds(layout: Layout) -> float:
     """Of the sums over model shards, which stay within a node: each by a ring."""
     p = layout.tensor_parallel
-    number = sums(layout.config, LORA, layout.kept)
+    number = sums(LORA, layout.kept, fused=True)
     return tensor_seconds_of(NVLINK, p, 2 * (p - 1) / p * layout.summed, number)
 
 

@@ -31,6 +31,7 @@ from llama.weights.random_init import RandomReader
 from tests.parity.test_packing import documents, loss_and_gradients
 from tests.support.closeness import SMALL_MODEL, assert_close
 from tests.support.model_files import TINY
+from tests.unit.fused.shown_files import ranks_read_shares
 
 CPU = torch.device("cpu")
 TARGETS = (LINEARS, ("wq", "wv"), ("wo",), ("w1", "w2"))
@@ -80,6 +81,18 @@ def check_equal_to_plain(targets: tuple[str, ...], p: float, lengths: list[int],
                 assert all(torch.equal(other, gradient) for other in others), name
 
 
+def check_equal_where_shares_are_read() -> None:
+    """By each of two ranks of the other's memory: whole, and part by part."""
+    for targets, p in product(TARGETS, (0.0, 0.3)):
+        check_equal_to_plain(targets, p, PACKINGS[1], "half")
+    for base in ("fp8", "nf4"):
+        check_equal_to_plain(LINEARS, 0.3, PACKINGS[0], base)
+    with mock.patch.object(sums, "ROWS", 5):  # the last one shorter
+        check_equal_to_plain(LINEARS, 0.3, PACKINGS[0], "half")
+    with mock.patch.object(tiles, "TOKENS", 7):
+        check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], "half")
+
+
 def main() -> None:
     start_processes()
     with mock.patch.object(dropout, "on_cuda", lambda _: True):  # by one form of masks
@@ -87,12 +100,13 @@ def main() -> None:
             check_equal_to_plain(targets, p, lengths, "half")
         for base in ("fp8", "nf4"):
             check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], base)
-        with mock.patch.object(sums, "ROWS", 6):  # in four parts, the last one shorter
-            for base in ("half", "fp8"):
-                check_equal_to_plain(LINEARS, 0.3, PACKINGS[0], base)
-            check_equal_to_plain(("wo", "w1"), 0.3, [11, 2, 10], "half")
         with mock.patch.object(tiles, "TOKENS", 7):
             check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], "half")
+        with ranks_read_shares() as made:
+            check_equal_where_shares_are_read()
+        # Of a block whose inputs alone are kept: two sums in the forward pass, the first again and
+        # two more in the backward pass, and one of adapters. Nothing below the first block trains.
+        assert made[0].met == 6 * TINY.n_layers - 1
     stop_processes()
 
 

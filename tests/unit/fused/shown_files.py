@@ -1,0 +1,67 @@
+"""Ranks that read one another's memory, on CPUs: `Peers` whose memory is files that all map."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+
+from llama.fused import sums
+from llama.parallel.peers import Shared
+
+
+class OnFiles:
+    """What `llama/parallel/peers.py` does between GPUs."""
+
+    def __init__(self, folder: Path, group: Any, _: torch.device) -> None:
+        self.group = group
+        self.rank, self.count = dist.get_rank(group), dist.get_world_size(group)
+        self.met = 0
+        self._folder, self._made = folder, 0
+
+    def zeros(self, nbytes: int) -> torch.Tensor:
+        return torch.zeros(nbytes, dtype=torch.uint8)
+
+    def shared(self, own: torch.Tensor) -> Shared:
+        files = [self._folder / f"{self._made}-{rank}" for rank in range(self.count)]
+        self._made += 1
+        if self.rank == 0:
+            for file in files:
+                file.write_bytes(bytes(own.nbytes))
+        dist.barrier(self.group)
+        mapped = [
+            torch.from_file(str(f), shared=True, size=own.nbytes, dtype=torch.uint8) for f in files
+        ]
+        return Shared(None, mapped)
+
+    def meet(self, shared: Shared, patience: timedelta) -> None:
+        assert patience
+        self.met += 1
+        dist.barrier(self.group)
+
+
+@contextmanager
+def ranks_read_shares() -> Iterator[list[OnFiles]]:
+    """Within it sums are taken so; gives the peers of each model, once its blocks are fused."""
+    made: list[OnFiles] = []
+
+    def peers_of(folder: Path, group: Any, device: torch.device) -> OnFiles:
+        made.append(OnFiles(folder / str(len(made)), group, device))
+        if dist.get_rank(group) == 0:
+            made[-1]._folder.mkdir()
+        return made[-1]
+
+    with tempfile.TemporaryDirectory() as own:
+        folders: list[Any] = [own]
+        dist.broadcast_object_list(folders)
+        with mock.patch.object(sums, "peers_of", partial(peers_of, Path(folders[0]))):
+            yield made
+        dist.barrier()
