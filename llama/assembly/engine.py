@@ -71,7 +71,7 @@ def build_engine(
     if fast and (plain := plain or capture(model)):
         note(plain)
     captured, chooses = fast and plain is None, keep_less is not None
-    if captured and not chooses:
+    if captured and not chooses and tp.size == 1:  # ranks of a model go through a pass together
         keep_less = WithoutGraphs(model)
     if captured or chooses or (fast and shared is not None):
         onto = engine.add_up_gradients(keep_less, looks_for_room=chooses)

@@ -5,9 +5,9 @@ kept for the backward pass and what is computed again there.
 For what `llama/fused/install.py` lists; all else takes the plain path.
 
 Over tensor-parallel ranks each computes its own heads and its own part of the feed-forward. Sums
-are taken of the outputs of `wo` and of `w2`, and on the way back of the gradients to the two norms
-(`sums.py`), in both with what adapters add; and at the end of the gradients of those factors of
-adapters that every rank has whole.
+(`llama/parallel/sums.py`) are taken of the outputs of `wo` and of `w2`, and on the way back of the
+gradients to the two norms, in both with what adapters add; and at the end of the gradients of those
+factors of adapters that every rank has whole.
 
 Shapes: T tokens, D dim, H query heads, K kv heads, E head_dim, F feed-forward width, R rank.
 """
@@ -27,12 +27,12 @@ from llama.fused.attended import Attended, attended
 from llama.fused.factors import Adapted
 from llama.fused.offload import HostInputs, Stored
 from llama.fused.paths import gated, gated_backward_
-from llama.fused.sums import Shares, Sums
 from llama.model.config import PART_OF
 from llama.model.documents import Documents
 from llama.model.kept import Kept
 from llama.model.rope import Rotation
 from llama.parallel.side_path import LowRank
+from llama.parallel.sums import Shares
 
 QKV, GATE_UP = ("wq", "wk", "wv"), ("w1", "w3")
 INPUTS = (QKV, ("wo",), GATE_UP, ("w2",))
@@ -71,14 +71,13 @@ def fused_block(
     documents: Documents,
     kept: Kept,
     host: HostInputs,
-    sums: Sums,
 ) -> torch.Tensor:
     """`block(x)`, keeping `kept` for the backward pass: what of it is the host's, in `host`."""
     adapters = {
         name: layer.lora.low_rank() for layer, name in linears(block) if layer.lora is not None
     }
     tensors = [t for low_rank in adapters.values() for t in (low_rank.a, low_rank.b)]
-    run = _Run(block, rotation, documents, adapters, x_TD, sums)
+    run = _Run(block, rotation, documents, adapters, x_TD)
     return _FusedBlock.apply(run, kept, host, x_TD, *tensors)  # type: ignore[return-value]
 
 
@@ -114,14 +113,14 @@ class _Run:
         documents: Documents,
         adapters: dict[str, LowRank],
         x: torch.Tensor,
-        sums: Sums,
     ) -> None:
-        self.rotation, self.documents, self.sums = rotation, documents, sums
+        self.rotation, self.documents = rotation, documents
         self.weights = {name: layer.kind(layer.weight) for layer, name in linears(block)}
         self.heads = [block.attention.n_heads, *[block.attention.n_kv_heads] * 2]
         self.norms = {QKV: block.attention_norm, GATE_UP: block.ffn_norm}
         """By the layers that read them."""
         self.attend, self.tp = block.attention.attend, block.attention.tp
+        self.sums = self.tp.sums
         first = {name: layer.first_input for layer, name in linears(block)}
         starts = {readers: first[readers[0]] for readers in INPUTS}
         self.adapted = Adapted(adapters, starts, block.training, x)

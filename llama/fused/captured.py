@@ -36,6 +36,7 @@ from llama.model.documents import Documents
 from llama.model.kv_cache import KVCache
 from llama.model.transformer import Supervision, Transformer
 from llama.notes import note
+from llama.parallel.mesh import TensorParallel
 from llama.parallel.sharded import base_of
 
 T = TypeVar("T")
@@ -88,6 +89,26 @@ def serving(recorded: Mapping[Shape, T], shapes: Iterable[Shape]) -> T | None:
     return None
 
 
+REFUSED, NO_MEMORY = 1, 2
+
+
+def recorded_by_all(tp: TensorParallel, make: Callable[[], T]) -> T:
+    """What `make` records. Tensor-parallel ranks go through one pass together, so that where one of
+    them cannot record it none does: the error is one of memory on all of them if it is on any."""
+    other = "a tensor-parallel rank could not record a pass"
+    try:
+        found = make()
+    except RuntimeError as error:
+        failed = NO_MEMORY if is_out_of_memory(error) else REFUSED
+        if tp.highest(failed) == failed:
+            raise
+        raise torch.OutOfMemoryError(other) from None
+    if worst := tp.highest(0):
+        del found
+        raise torch.OutOfMemoryError(other) if worst == NO_MEMORY else RuntimeError(other)
+    return found
+
+
 class RunCaptured:
     """Calls a model as `run_model` did. The first shape of batches is captured when it comes for
     the second time: the first, of the same rounded sizes, has made all kernels that are compiled
@@ -105,6 +126,7 @@ class RunCaptured:
         self._trained = dict(trained)
         self._paths = side_paths(model)
         self._beside = beside
+        self._tp = model.tok_embeddings.tp
         self._seen: Counter[Shape] = Counter()
         self._recorded: dict[Shape, Recorded] = {}
         self._losses: dict[Shape, RecordedLoss] = {}
@@ -224,7 +246,7 @@ class RunCaptured:
             other.settle()
             other.forget()
         try:
-            return make()
+            return recorded_by_all(self._tp, make)
         except RuntimeError as error:
             if instead is not None:
                 return instead
@@ -282,11 +304,14 @@ def capture(model: Transformer) -> str | None:
 
 
 def _beside(model: Transformer) -> Iterator[Beside]:
-    """Block inputs on their way to host memory and back, and a base that is gathered."""
+    """Block inputs on their way to host memory and back, a base that is gathered, and shares of
+    sums that other ranks read."""
     assert isinstance(model.run_block, RunFused)
     yield model.run_block.host
     if (base := base_of(model.tok_embeddings.weight)) is not None:
         yield base
+    if model.tok_embeddings.tp.sums.are_read:
+        yield model.tok_embeddings.tp.sums
 
 
 def add_gradients(model: Transformer, onto: Mirrored, may_do_with_less: bool = False) -> None:
@@ -303,8 +328,9 @@ def _uncaptured(model: Transformer) -> str | None:
     if not is_installed(model) or len(model.run_block.covered) < len(model.layers):  # type: ignore
         return "not all blocks are fused"
     weight = model.tok_embeddings.weight
-    if model.tok_embeddings.tp.size > 1:
-        return "tensor-parallel ranks exchange within a pass"
+    tp = model.tok_embeddings.tp
+    if tp.size > 1 and not tp.sums.are_read:
+        return "tensor-parallel ranks exchange within a pass, by other than reading from GPU to GPU"
     if shares_tokens(model):
         return "ranks that share tokens exchange within a pass"
     if weight.dtype == torch.float32:

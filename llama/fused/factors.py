@@ -18,9 +18,9 @@ from llama.fused.paths import (
     input_gradients_,
     output_gradients,
 )
-from llama.fused.sums import Sums
 from llama.parallel.dropout import draw_seed, further
 from llama.parallel.side_path import LowRank
+from llama.parallel.sums import Sums
 
 Names = tuple[str, ...]
 Hidden = dict[str, torch.Tensor]

@@ -15,7 +15,6 @@ from torch import nn
 from llama.base.kinds import KINDS
 from llama.fused.block import fused_block, linears
 from llama.fused.offload import HostInputs
-from llama.fused.sums import Sums
 from llama.kernels.products import compute_dtype
 from llama.model.attention import Attention, document_attention
 from llama.model.documents import Documents
@@ -37,22 +36,18 @@ LINEARS = (ColumnParallelLinear, RowParallelLinear)
 
 def install(model: Transformer) -> str | None:
     """Have every block of `model` that is covered run fused in training. Call it once adapters are
-    attached and DeepSpeed has the model. A note where some are not covered."""
+    attached and DeepSpeed has the model; every rank must. A note where some are not covered."""
     reasons = {block: uncovered(block) for block in model.layers}
-    covered = frozenset(b for b, reason in reasons.items() if reason is None)
-    model.run_block = RunFused(covered, _sums(model) if covered else Sums())
+    model.run_block = RunFused(frozenset(b for b, reason in reasons.items() if reason is None))
+    if is_installed(model):
+        weight = model.tok_embeddings.weight
+        shape = model.config.dim, compute_dtype(weight)
+        model.tok_embeddings.tp.sums.show(weight.device, *shape)
     plain = [reason for reason in reasons.values() if reason]
     if not plain:
         return None
     why = "; ".join(dict.fromkeys(plain))
     return f"{len(plain)} of {len(reasons)} blocks are not run as one fused function: {why}"
-
-
-def _sums(model: Transformer) -> Sums:
-    """Over the tensor-parallel ranks of `model`. Every rank must call it."""
-    embedding = model.tok_embeddings
-    dtype = compute_dtype(embedding.weight)
-    return Sums(embedding.tp, embedding.weight.device, model.config.dim, dtype)
 
 
 def is_installed(model: Transformer) -> bool:
@@ -101,8 +96,8 @@ def _uncovered_linear(layer: Any) -> str | None:
 class RunFused:
     """Calls the blocks of `covered` fused and the others as they are."""
 
-    def __init__(self, covered: frozenset[nn.Module], sums: Sums) -> None:
-        self.covered, self.sums = covered, sums
+    def __init__(self, covered: frozenset[nn.Module]) -> None:
+        self.covered = covered
         self.host = HostInputs()
 
     def __call__(
@@ -117,5 +112,5 @@ class RunFused:
         parts, which the fused form does not have."""
         training = block.training and torch.is_grad_enabled() and cache is None
         if training and block in self.covered and not block._forward_hooks:
-            return fused_block(block, x_TD, rotation, documents, block.kept, self.host, self.sums)
+            return fused_block(block, x_TD, rotation, documents, block.kept, self.host)
         return run_block(block, x_TD, rotation, documents, cache)

@@ -95,6 +95,8 @@ def recording(
     stream = torch.cuda.current_stream()
     try:
         with torch.cuda.graph(graph, pool=pool, **CAPTURE):
+            for other in beside:
+                other.settle()
             yield
             for other in beside:
                 other.settle()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
@@ -15,6 +14,7 @@ from fairscale.nn.model_parallel import mappings
 
 from llama.errors import TrainingError, UserError
 from llama.parallel.sequence import ALONE, SequenceParallel
+from llama.parallel.sums import Sums
 
 PATIENCE = timedelta(hours=2)
 """How long ranks wait for one that reads or hashes files: 800 GB at 200 MB/s take over an hour."""
@@ -28,13 +28,18 @@ class TensorParallel:
     rank: int = 0
     size: int = 1
     group: dist.ProcessGroup | None = None
+    sums: Sums = field(default_factory=Sums, compare=False, repr=False)
+    """Over `group`."""
 
     def copied(self, x: torch.Tensor) -> torch.Tensor:
         """`x` itself; its gradient is summed over the group."""
         return mappings.copy_to_model_parallel_region(x) if self._exchanges() else x
 
     def reduced(self, x: torch.Tensor) -> torch.Tensor:
-        """The sum of `x` over the group; its gradient passes as it is."""
+        """The sum of `x` over the group, in its place; its gradient passes as it is."""
+        if not x.requires_grad:
+            self.all_reduce_(x)
+            return x
         return mappings.reduce_from_model_parallel_region(x) if self._exchanges() else x
 
     def gathered(self, x: torch.Tensor) -> torch.Tensor:
@@ -51,14 +56,15 @@ class TensorParallel:
 
     def all_reduce_(self, tensor: torch.Tensor, op: dist.ReduceOp.RedOpType | None = None) -> None:
         """Reduce `tensor` in place over the group; `op` defaults to the sum."""
-        if self.group is not None:
-            dist.all_reduce(tensor, op=op or dist.ReduceOp.SUM, group=self.group)
+        self.sums.all_reduce_(tensor, op or dist.ReduceOp.SUM)
 
-    def begin_all_reduce_(self, tensor: torch.Tensor) -> Callable[[], object]:
-        """Begin to sum `tensor` in place over the group. What is computed after a call of what this
-        gives comes after the sum; until then `tensor` must be left alone."""
-        work = dist.all_reduce(tensor, group=self.group, async_op=True) if self.group else None
-        return work.wait if work is not None else lambda: None
+    def highest(self, number: int) -> int:
+        """Of the numbers that the group's ranks give. Every rank of the group must call it."""
+        if self.group is None:
+            return number
+        told = torch.tensor(number)
+        dist.all_reduce(told, op=dist.ReduceOp.MAX, group=self.group)
+        return int(told)
 
     def join(self, shard: torch.Tensor, dim: int | None) -> torch.Tensor:
         """The whole of a tensor cut along `dim` (None: it is whole already). Every rank of the
@@ -217,7 +223,7 @@ def create_mesh(tensor_parallel: int, sequence_parallel: int = 1, base_sharers: 
     return Mesh(
         rank=rank,
         world_size=world_size,
-        tensor_parallel=TensorParallel(rank % tensor_parallel, tensor_parallel, group),
+        tensor_parallel=TensorParallel(rank % tensor_parallel, tensor_parallel, group, Sums(group)),
         data_parallel_rank=rank // tensor_parallel,
         data_parallel_size=world_size // tensor_parallel,
         data_parallel_group=data_parallel_group,

@@ -17,9 +17,8 @@ from llama.parallel.peers import Peers
 TURNS = 2
 """Rooms that take turns: what is left in one may be read until every rank has left something in the
 next, and so nobody writes to it before."""
-WAIT = timedelta(minutes=30)
-"""For another rank, after which the device is taken for lost: longer than an evaluation or a
-checkpoint of one rank can hold up the others."""
+WAIT = timedelta(hours=2)
+"""For another rank, after which the device fails: as long as ranks wait for one another's files."""
 
 
 class Shown:
@@ -44,6 +43,10 @@ class Shown:
         found = tuple(self._in_room(rank, own.shape, own.dtype) for rank in every)
         self._turn = (self._turn + 1) % TURNS
         return found
+
+    def settle(self) -> None:
+        """What is computed from here on comes after all that any rank has read so far."""
+        self._peers.meet(self._rooms[self._turn], WAIT)
 
     def _in_room(self, rank: int, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
         size = shape.numel() * dtype.itemsize

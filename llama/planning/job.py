@@ -13,6 +13,7 @@ from llama.fused.captured import LONG
 from llama.metrics.hardware import GPUS_PER_NODE
 from llama.model.config import ModelConfig
 from llama.model.kept import KEPT, Checkpointing, Kept
+from llama.parallel.sums import reads_shares
 from llama.settings import LoRAOptions
 from llama.settings.deepspeed_json import Resolved
 
@@ -127,7 +128,8 @@ class Job:
         if self.device != "cuda" or not self.blocks_are_fused or self.precision == "fp32":
             return False
         within_host = self.base_sharers <= GPUS_PER_NODE  # else a base is gathered by a collective
-        alone = self.tensor_parallel == self.sequence_parallel == 1
+        alone = self.tensor_parallel == 1 or reads_shares(self.tensor_parallel)
+        alone = alone and self.sequence_parallel == 1
         return self.tokens <= LONG and alone and within_host
 
     @property

@@ -3,10 +3,11 @@
     python -m tests.gpu.auto_caps --count 60 --budget 400 --seed 0
 
 Random models, batches, adapters and holdings under random caps of memory, between what `block`
-needs and what `none` needs. Of each: whether six steps of `auto` end, of which the last has rows
+needs and what `none` needs. Of each: whether nine steps of `auto` end, of which the last has rows
 longer than those that it was planned for; and how a step of it compares with the fastest fixed
-setting (none, ffn, block) that ends the same six. All of a configuration runs on one engine, and
-all configurations in one process. Every setting hands its gradients to DeepSpeed in the same way.
+setting (none, ffn, block) that ends the same nine. All of a configuration runs on one engine, and
+all configurations in one process. Where memory runs out each does what `train` does there. Every
+setting hands its gradients to DeepSpeed in the same way.
 
 A line each on standard error, all of it in auto-caps.json (in $OUT, unless --output says where),
 written anew after each; a summary comes last. `--tiny` is the same on a CPU, without caps.
@@ -31,6 +32,7 @@ import torch
 
 from llama.assembly.device_settings import resolve_here
 from llama.assembly.engine import build_engine
+from llama.assembly.lessening import WithoutGraphs
 from llama.assembly.memory import job_of, keep_what_fits
 from llama.commands.benchmark.command import deepspeed_config, timed
 from llama.commands.benchmark.report import machine
@@ -39,7 +41,7 @@ from llama.data.batches import make_batch
 from llama.data.types import Batch, Example
 from llama.engine import Engine, start_processes
 from llama.engine.again import KeepLess
-from llama.fused.captured import RunCaptured, add_gradients
+from llama.fused.captured import RunCaptured, add_gradients, capture
 from llama.fused.keeping import Sizes, summary
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
@@ -55,10 +57,10 @@ from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader
 from tests.support.model_files import TINY
 
-STEPS = 6
-STEADY = slice(2, STEPS - 1)
-"""Steps that are timed: the first makes the kernels, the second records graphs, and the last has
-other rows."""
+STEPS = 9
+STEADY = slice(3, STEPS - 1)
+"""Steps that are timed: the first makes the kernels, the second records graphs, another what packed
+rows want beside them, and the last has other rows."""
 LONGER = 1.25
 """Length of the last step's rows, in lengths of those before it."""
 CLOSE = 1.05
@@ -152,7 +154,7 @@ def drawn(dice: random.Random, fp8: bool) -> Case:
 
 
 def unhelped(_: int) -> bool:
-    """Of a fixed setting: where memory runs out it has nothing to do without."""
+    """Of what has nothing to do without where memory runs out."""
     return False
 
 
@@ -173,9 +175,7 @@ class Configuration:
         def helped(failures: int) -> bool:
             return self.keep_less(failures)
 
-        onto = self.engine.add_up_gradients(helped, looks_for_room=True)
-        if isinstance(self.model.run_model, RunCaptured):
-            add_gradients(self.model, onto)
+        self._onto = self.engine.add_up_gradients(helped, looks_for_room=True)
 
     def limit(self) -> None:
         """Cap the memory that this process may take, by what its plan says of the longest rows."""
@@ -195,23 +195,27 @@ class Configuration:
     def place(self, setting: str) -> None:
         """Have the model keep what `setting` says, and nothing be left of the one before."""
         model, engine, run = self.model, self.engine, self.model.run_model
-        if isinstance(run, RunCaptured):
+        captures = isinstance(run, RunCaptured)
+        if isinstance(run, RunCaptured):  # a run is planned before its passes are recorded
             run.forget()
+            model.run_model = run._run
         model.output.elements = None
         free()
         self.keep_less = unhelped
         if setting == "auto":
             shape = self.case.rows, self.case.length
-            to_come = engine.step_bytes()
-            if isinstance(run, RunCaptured):  # a run is planned before its passes are recorded
-                model.run_model = run._run
-            found = keep_what_fits(model, *shape, self.mesh, self.device, to_come)
-            model.run_model, self.keep_less = run, found or unhelped
+            found = keep_what_fits(model, *shape, self.mesh, self.device, engine.step_bytes())
+            self.keep_less = found or unhelped
         else:
             model.keep([KEPT[setting]] * len(model.kept))  # type: ignore[index]
+        if captures:
+            capture(model)
+            add_gradients(model, self._onto, may_do_with_less=setting == "auto")
+            if setting != "auto":
+                self.keep_less = WithoutGraphs(model)
 
     def measured(self, setting: str) -> dict[str, Any]:
-        """The six steps; `ended` is false where memory ran out."""
+        """The steps; `ended` is false where memory ran out."""
         self.place(setting)
         planned, before = summary(self.model.kept), retries()
         found: dict[str, Any] = {"ended": True, "kept": planned}

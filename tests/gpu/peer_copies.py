@@ -18,12 +18,11 @@ import torch.distributed as dist
 
 from llama.engine import start_processes
 from llama.fused import kernels
-from llama.fused.sums import Sums
 from llama.kernels.compiled import compile_kernels
 from llama.launch.processes import stop_processes
-from llama.parallel.mesh import TensorParallel
 from llama.parallel.peers import outside_bytes
 from llama.parallel.sharded import Sharers
+from llama.parallel.sums import Sums
 
 SHARE = 2**27
 """Bytes of each rank."""
@@ -80,26 +79,28 @@ def summed(device: torch.device) -> dict[str, Any]:
     """Of activations as of two rows of 4,096 tokens of an 8B."""
     group = dist.group.WORLD
     assert group is not None
-    sums = Sums(TensorParallel(dist.get_rank(), RANKS, group), device, WIDTH, torch.bfloat16)
-    assert sums.place(1, WIDTH, torch.bfloat16) is not None, "the GPUs do not reach one another"
+    sums = Sums(group)
+    sums.show(device, WIDTH, torch.bfloat16)
+    assert sums.are_read, "the GPUs do not reach one another"
     generator = torch.Generator(device).manual_seed(dist.get_rank())
     x = torch.ones(ROWS, WIDTH, device=device, dtype=torch.bfloat16)
     weight = torch.linspace(0.5, 1.5, WIDTH, device=device, dtype=torch.bfloat16)
     given = torch.randn(TIMES, 64, WIDTH, device=device, generator=generator).bfloat16()
 
-    def read(rows: slice, shares: Any) -> tuple[torch.Tensor, ...]:
-        return kernels.add_norm(x[rows], shares, weight, 1e-5)
-
     def by_reading(number: int, rows: int = ROWS) -> torch.Tensor:
         place = sums.place(rows, WIDTH, torch.bfloat16)
         assert place is not None
         torch.mul(given[number].repeat(rows // 64, 1), 1.0, out=place)
+
+        def read(_: slice, shares: Any) -> tuple[torch.Tensor, ...]:
+            return kernels.add_norm(x[:rows], shares, weight, 1e-5)
+
         return sums.read(place, read)[1]
 
     def by_nccl(number: int, rows: int = ROWS) -> torch.Tensor:
         share = given[number].repeat(rows // 64, 1).mul(1.0)
         dist.all_reduce(share, group=group)
-        return read(slice(rows), (share,))[1]
+        return kernels.add_norm(x[:rows], (share,), weight, 1e-5)[1]
 
     def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
         """NCCL's sum was rounded once more, before the residual was added."""
@@ -112,7 +113,9 @@ def summed(device: torch.device) -> dict[str, Any]:
     by_reading(0)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        sums.settle()
         of_graph = [by_reading(number) for number in (3, 4, 5, 6)]
+        sums.settle()
     for _ in range(3):
         graph.replay()
     of_nccl = [by_nccl(number) for number in (3, 4, 5, 6)]

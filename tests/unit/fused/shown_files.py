@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
-from llama.fused import sums
+from llama.parallel import sums
 from llama.parallel.peers import Shared
 
 

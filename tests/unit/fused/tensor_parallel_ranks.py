@@ -14,15 +14,15 @@ from llama.assembly.model import build_model
 from llama.data.batches import make_batch
 from llama.data.feed import model_inputs
 from llama.engine import start_processes
-from llama.fused import sums, tiles
-from llama.fused.captured import capture
+from llama.fused import tiles
+from llama.fused.captured import capture, recorded_by_all
 from llama.fused.install import install
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
 from llama.model.config import LINEARS
 from llama.model.kept import Kept
 from llama.model.transformer import Transformer, run_block
-from llama.parallel import dropout
+from llama.parallel import dropout, sums
 from llama.parallel.layers import shard_dim
 from llama.parallel.mesh import create_mesh
 from llama.settings import LoRAOptions
@@ -31,7 +31,7 @@ from llama.weights.random_init import RandomReader
 from tests.parity.test_packing import documents, loss_and_gradients
 from tests.support.closeness import SMALL_MODEL, assert_close
 from tests.support.model_files import TINY
-from tests.unit.fused.shown_files import ranks_read_shares
+from tests.unit.fused.shown_files import OnFiles, ranks_read_shares
 
 CPU = torch.device("cpu")
 TARGETS = (LINEARS, ("wq", "wv"), ("wo",), ("w1", "w2"))
@@ -58,7 +58,8 @@ def result(model: Transformer, lengths: list[int], kept: Kept | None) -> Any:
     model.run_block = run_block
     if kept is not None:
         assert install(model) is None
-        assert "tensor-parallel" in str(capture(model))
+        if not model.tok_embeddings.tp.sums.are_read:
+            assert "tensor-parallel" in str(capture(model))
     model.keep([Kept.ALL if kept is None else kept] * TINY.n_layers)
     torch.manual_seed(3)
     inputs = model_inputs(make_batch([documents(lengths)], 0), CPU)
@@ -93,6 +94,38 @@ def check_equal_where_shares_are_read() -> None:
         check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], "half")
 
 
+def check_number_of_sums(made: list[OnFiles]) -> None:
+    """Of a block whose inputs alone are kept: two in the forward pass, the first again and two more
+    in the backward pass, and one of adapters. Nothing below the first block trains. Of the rest of
+    the model: of the embedding, three of the loss, and of the gradient to what it is of."""
+    model = model_of(LINEARS, 0.0, "half")
+    for _ in range(2):
+        install(model)
+        before = made[-1].met
+        result(model, PACKINGS[0], Kept.INPUT)
+    assert made[-1].met - before == 6 * TINY.n_layers - 1 + 5
+
+
+def check_that_ranks_record_together() -> None:
+    """Where one of them cannot, none does; its error is that of all."""
+    refused, full = RuntimeError("refused"), torch.OutOfMemoryError("no memory")
+    tp = create_mesh(dist.get_world_size()).tensor_parallel
+    for errors in product((None, refused, full), repeat=2):
+
+        def make(error: Any = errors[tp.rank]) -> str:
+            if error is not None:
+                raise error
+            return "recorded"
+
+        try:
+            found: Any = recorded_by_all(tp, make)
+        except RuntimeError as error:
+            found = type(error)
+        kinds = [type(error) for error in errors if error is not None]
+        expected = torch.OutOfMemoryError if torch.OutOfMemoryError in kinds else RuntimeError
+        assert found == (expected if kinds else "recorded"), (errors, found)
+
+
 def main() -> None:
     start_processes()
     with mock.patch.object(dropout, "on_cuda", lambda _: True):  # by one form of masks
@@ -104,9 +137,8 @@ def main() -> None:
             check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], "half")
         with ranks_read_shares() as made:
             check_equal_where_shares_are_read()
-        # Of a block whose inputs alone are kept: two sums in the forward pass, the first again and
-        # two more in the backward pass, and one of adapters. Nothing below the first block trains.
-        assert made[0].met == 6 * TINY.n_layers - 1
+            check_number_of_sums(made)
+            check_that_ranks_record_together()
     stop_processes()
 
 

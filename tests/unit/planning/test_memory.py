@@ -11,11 +11,11 @@ import pytest
 
 from llama.errors import UserError
 from llama.fused.captured import LONG
-from llama.fused.sums import ROWS
 from llama.model.config import LINEARS, ROW_PARALLEL
 from llama.model.kept import Kept
 from llama.model.presets import PRESETS
 from llama.parallel.shares import FLAT_ALIGNMENT
+from llama.parallel.sums import ROWS
 from llama.planning import levels
 from llama.planning.fit import largest_micro_batch, largest_seq_len
 from llama.planning.job import Job, Zero, host_bytes

@@ -1,12 +1,13 @@
-"""Sums over tensor-parallel ranks of what products give, for who reads them next."""
+"""Sums over the ranks that share a model, for who reads them next."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 
 import torch
+import torch.distributed as dist
 
-from llama.parallel.mesh import SINGLE, TensorParallel
 from llama.parallel.peers import peers_of
 from llama.parallel.shown import TURNS, Shown
 
@@ -17,12 +18,14 @@ and more are summed part by part."""
 Shares = tuple[torch.Tensor, ...]
 Read = Callable[[slice, Shares], tuple[torch.Tensor, ...]]
 """What is made of some rows, of the shares that these rows are the sum of: tensors with as many."""
+TWO_BY_TWO = {dist.ReduceOp.SUM: torch.add, dist.ReduceOp.MAX: torch.maximum}
+"""How shares that are read are put together."""
 
 
-def reads_shares(tensor_parallel: int) -> bool:
+def reads_shares(ranks: int) -> bool:
     """Whether so many GPUs of a host read one another's shares: more would move more bytes so than
     an all-reduce does."""
-    return tensor_parallel == 2
+    return ranks == 2
 
 
 def room_bytes(width: int, itemsize: int) -> int:
@@ -31,23 +34,26 @@ def room_bytes(width: int, itemsize: int) -> int:
 
 
 class Sums:
-    """Over the ranks of `tp`, of activations `[T, width]` of `dtype` on `device`. Each of two GPUs
-    that reach one another reads the other's share; else there is an all-reduce. Every rank must
-    make it, and use it alike."""
+    """Over the ranks of `group`; None: this rank alone. Every rank must use it alike."""
 
-    def __init__(
-        self,
-        tp: TensorParallel = SINGLE,
-        device: torch.device | None = None,
-        width: int = 0,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self._tp = tp
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self._group = group
         self._shown: Shown | None = None
-        if tp.group is None or device is None or not reads_shares(tp.size):
+        self._device: torch.device | None = None
+
+    def show(self, device: torch.device, width: int, dtype: torch.dtype) -> None:
+        """From now on have each of two `device`s that reach one another read the other's share, for
+        activations of `width` elements of `dtype` a row. Every rank must call it."""
+        if self._group is None or self.are_read or not reads_shares(self._group.size()):
             return
-        if (peers := peers_of(tp.group, device)) is not None:
+        if (peers := peers_of(self._group, device)) is not None:
+            self._device = device
             self._shown = Shown(peers, room_bytes(width, dtype.itemsize) // TURNS)
+
+    @property
+    def are_read(self) -> bool:
+        """Whether ranks read one another's shares; else there is a collective for each sum."""
+        return self._shown is not None
 
     def place(self, rows: int, width: int, dtype: torch.dtype) -> torch.Tensor | None:
         """Where a product of that shape is best left to be summed; None: wherever."""
@@ -58,7 +64,8 @@ class Sums:
         """What `read` makes of the sum over the ranks of `share`, whose dimension 0 is the rows.
         `share` is given up: it may lie in a `place`, of which there is one at a time."""
         if self._shown is None:
-            self._tp.all_reduce_(share)
+            if self._group is not None:
+                dist.all_reduce(share, group=self._group)
             return read(slice(None), (share,))
         each = max(1, self._shown.nbytes // max(1, share[:1].nbytes))
         if len(share) <= each:
@@ -72,6 +79,34 @@ class Sums:
             for whole, part in zip(found, made, strict=True):
                 whole[rows].copy_(part)
         return found
+
+    def all_reduce_(self, tensor: torch.Tensor, op: dist.ReduceOp.RedOpType) -> None:
+        """Reduce `tensor` in its place."""
+        if self._group is None:
+            return
+        if op not in TWO_BY_TWO or tensor.device != self._device:
+            dist.all_reduce(tensor, op=op, group=self._group)
+            return
+
+        def read(_: slice, shares: Shares) -> tuple[torch.Tensor]:
+            return (reduce(TWO_BY_TWO[op], shares),)
+
+        (found,) = self.read(tensor.contiguous().view(-1), read)
+        tensor.copy_(found.view(tensor.shape))
+
+    # As what has work of a pass that is recorded (`llama/fused/recorded.py`)
+
+    def settle(self) -> None:
+        """No rank reads any more what this one has left: what is computed from here on may leave
+        something in any room."""
+        if self._shown is not None:
+            self._shown.settle()
+
+    def forget(self) -> None:
+        """Nothing was found that lasts."""
+
+    def held(self) -> None:
+        """The rooms stay for as long as this does."""
 
     def _left(self, share: torch.Tensor) -> Shares:
         """The shares of all ranks, once `share` lies where it is to."""
