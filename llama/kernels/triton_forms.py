@@ -30,6 +30,8 @@ from llama.kernels.triton_kernels import (
     losses_rows,
     norm_backward_rows,
     norm_rows,
+    shard_gradient_columns,
+    shard_statistics_rows,
     swiglu_backward_columns,
     swiglu_columns,
 )
@@ -192,6 +194,34 @@ def losses_and_gradient(
     return losses, out
 
 
+def shard_statistics(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    logits = dense(logits)
+    rows, vocabulary = logits.shape
+    out = torch.empty((rows, 3), dtype=torch.float32, device=logits.device)
+    shard_statistics_rows[(rows,)](
+        *(logits, labels.contiguous(), out, logits.stride(0)),
+        vocabulary=vocabulary,
+        BLOCK=_VOCABULARY,
+        num_warps=8,
+    )
+    return out
+
+
+def shard_gradient(
+    logits: torch.Tensor, labels: torch.Tensor, log_normaliser: torch.Tensor
+) -> torch.Tensor:
+    logits = dense(logits)
+    rows, vocabulary = logits.shape
+    out = torch.empty((rows, vocabulary), dtype=logits.dtype, device=logits.device)
+    shard_gradient_columns[(rows, triton.cdiv(vocabulary, _VOCABULARY))](
+        *(logits, labels.contiguous(), log_normaliser.contiguous(), out),
+        *(logits.stride(0), vocabulary),
+        BLOCK=_VOCABULARY,
+        num_warps=8,
+    )
+    return out
+
+
 FORMS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {
         "add_norm": _of_two(add_norm),
@@ -201,6 +231,8 @@ FORMS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "norm_backward": _of_two(norm_backward),
         "rms_norm": rms_norm,
         "rms_norm_backward": rms_norm_backward,
+        "shard_gradient": shard_gradient,
+        "shard_statistics": shard_statistics,
         "swiglu": swiglu,
         "swiglu_backward": swiglu_backward,
         **PATH_FORMS,

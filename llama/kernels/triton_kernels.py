@@ -149,6 +149,43 @@ def swiglu_backward_columns(
 
 
 @triton.jit
+def shard_statistics_rows(
+    logits_ptr, labels_ptr, out_ptr, logits_stride, vocabulary: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    label = tl.load(labels_ptr + row)
+    logits = logits_ptr + row * logits_stride
+    largest = tl.full((), float("-inf"), tl.float32)
+    total = tl.zeros((), tl.float32)
+    for start in range(0, vocabulary, BLOCK):
+        columns = start + tl.arange(0, BLOCK)
+        found = tl.load(logits + columns, mask=columns < vocabulary, other=float("-inf"))
+        found = found.to(tl.float32)
+        larger = tl.maximum(largest, tl.max(found, axis=0))
+        total = total * tl.exp(largest - larger) + tl.sum(tl.exp(found - larger), axis=0)
+        largest = larger
+    inside = (label >= 0) & (label < vocabulary)
+    own = tl.load(logits + tl.where(inside, label, 0)).to(tl.float32)
+    tl.store(out_ptr + 3 * row, largest)
+    tl.store(out_ptr + 3 * row + 1, total)
+    tl.store(out_ptr + 3 * row + 2, tl.where(inside, own, 0.0))
+
+
+@triton.jit
+def shard_gradient_columns(
+    logits_ptr, labels_ptr, normaliser_ptr, out_ptr, logits_stride, vocabulary, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < vocabulary
+    label, normaliser = tl.load(labels_ptr + row), tl.load(normaliser_ptr + row)
+    found = tl.load(logits_ptr + row * logits_stride + columns, mask=inside, other=float("-inf"))
+    gradient = tl.exp(found.to(tl.float32) - normaliser) - tl.where(columns == label, 1.0, 0.0)
+    gradient = gradient.to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + row * vocabulary + columns, gradient, mask=inside)
+
+
+@triton.jit
 def losses_rows(
     logits_ptr, labels_ptr, losses_ptr, out_ptr, logits_stride,
     vocabulary: tl.constexpr, BLOCK: tl.constexpr,

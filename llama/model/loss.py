@@ -59,13 +59,16 @@ class _SummedCrossEntropy(torch.autograd.Function):
         if want_gradient and ctx.needs_input_grad[1]:
             grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        at_once = grad_hidden is not None and grad_weight is None and tp.size == 1 and compiled()
+        at_once = grad_hidden is not None and grad_weight is None and compiled()
         rows = _rows(elements, weight.shape[0], at_once)
         for start in rounds(range(0, hidden.shape[0], rows)):
             chunk = slice(start, start + rows)
             if at_once and grad_hidden is not None:
-                logits = hidden[chunk] @ weight.t()
-                losses, grad_logits = _losses_and_gradient(logits, labels[chunk].unsqueeze(1))
+                logits, targets = hidden[chunk] @ weight.t(), labels[chunk].unsqueeze(1)
+                if tp.size == 1:
+                    losses, grad_logits = _losses_and_gradient(logits, targets)
+                else:
+                    losses, grad_logits = _of_shards(logits, targets, tp, columns)
                 del logits
                 total += losses.sum()
                 torch.mm(grad_logits, weight, out=grad_hidden[chunk])
@@ -117,6 +120,47 @@ def _losses_and_gradient(
     losses = log_normaliser - wide.gather(1, labels.clamp(min=0))
     counts = labels >= 0
     return losses.where(counts, 0.0), gradient.where(counts, 0.0).to(logits.dtype)
+
+
+def _of_shards(
+    logits: torch.Tensor, labels: torch.Tensor, tp: TensorParallel, columns: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same where each rank has the logits of a part of the vocabulary. Ranks tell one another
+    three numbers of each position."""
+    if columns < logits.shape[1]:
+        logits[:, columns:] = -torch.inf
+    local = labels - tp.rank * logits.shape[1]
+    largest, total, own = tp.every(_shard_statistics(logits, local)).unbind(2)  # [p, n]
+    most = largest.amax(dim=0)
+    log_normaliser = ((largest - most).exp() * total).sum(dim=0).log() + most
+    counts = labels.squeeze(1) >= 0
+    losses = (log_normaliser - own.sum(dim=0)).where(counts, 0.0)
+    # An infinite one leaves no gradient.
+    divided_by = log_normaliser.where(counts, torch.inf).unsqueeze(1)
+    return losses, _shard_gradient(logits, local, divided_by)
+
+
+@kernel
+def _shard_statistics(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Of each row the largest of the logits, the sum of their exponentials over its own, and that
+    at the label, `labels` `[n, 1]`, or 0 where that is none of these columns: float32 `[n, 3]`."""
+    wide, width = logits.float(), logits.shape[1]
+    largest = wide.amax(dim=1, keepdim=True)
+    total = (wide - largest).exp().sum(dim=1, keepdim=True)
+    inside = (labels >= 0) & (labels < width)
+    own = wide.gather(1, labels.clamp(0, width - 1)).where(inside, 0.0)
+    return torch.cat([largest, total, own], dim=1)
+
+
+@kernel
+def _shard_gradient(
+    logits: torch.Tensor, labels: torch.Tensor, log_normaliser: torch.Tensor
+) -> torch.Tensor:
+    """`exp(logits - log_normaliser)`, `[n, 1]`, less one at the label where that is one of these
+    columns, in the type of the logits."""
+    columns = torch.arange(logits.shape[1], device=logits.device)
+    softmax = (logits.float() - log_normaliser).exp()
+    return (softmax - (columns == labels).float()).to(logits.dtype)
 
 
 def _chunk(

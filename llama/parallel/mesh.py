@@ -58,6 +58,10 @@ class TensorParallel:
         """Reduce `tensor` in place over the group; `op` defaults to the sum."""
         self.sums.all_reduce_(tensor, op or dist.ReduceOp.SUM)
 
+    def every(self, x: torch.Tensor) -> torch.Tensor:
+        """The `x` of each rank of the group, `[ranks, *x.shape]`. Every rank must call it."""
+        return self.sums.every(x)
+
     def highest(self, number: int) -> int:
         """Of the numbers that the group's ranks give. Every rank of the group must call it."""
         if self.group is None:

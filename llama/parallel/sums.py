@@ -94,6 +94,17 @@ class Sums:
         (found,) = self.read(tensor.contiguous().view(-1), read)
         tensor.copy_(found.view(tensor.shape))
 
+    def every(self, x: torch.Tensor) -> torch.Tensor:
+        """The `x` of each rank, of which there are a few numbers a row: `[ranks, *x.shape]`."""
+        if self._group is None:
+            return x.unsqueeze(0)
+        if x.device == self._device:
+            (found,) = self.read(x, lambda _, shares: (torch.stack(shares, dim=1),))
+            return found.transpose(0, 1)
+        found = [torch.empty_like(x) for _ in range(self._group.size())]
+        dist.all_gather(found, x.contiguous(), group=self._group)
+        return torch.stack(found)
+
     # As what has work of a pass that is recorded (`llama/fused/recorded.py`)
 
     def settle(self) -> None:

@@ -47,7 +47,14 @@ def calls(
     yield from _paths(random, seed, tokens, width)
     labels = torch.randint(-1, vocabulary, (tokens, 1), generator=generator).to(device)
     labels[:2] = torch.tensor([[-1], [vocabulary - 1]], device=device)
-    yield "losses_and_gradient", (3 * random(tokens, vocabulary), labels)
+    logits = 3 * random(tokens, vocabulary)
+    yield "losses_and_gradient", (logits, labels)
+    yield "shard_statistics", (logits, labels)
+    yield "shard_statistics", (logits[:, 1:], labels - vocabulary // 2)
+    normaliser = logits.float().logsumexp(dim=1, keepdim=True)
+    normaliser[0] = torch.inf
+    yield "shard_gradient", (logits, labels, normaliser)
+    yield "shard_gradient", (logits[:, 1:], labels - vocabulary // 2, normaliser)
     yield from _of_eight_bits(x, random(tokens + 5, width + 5), weight.float())
 
 

@@ -19,8 +19,10 @@ from llama.fused.captured import capture, recorded_by_all
 from llama.fused.install import install
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
+from llama.model import loss as model_loss
 from llama.model.config import LINEARS
 from llama.model.kept import Kept
+from llama.model.loss import summed_cross_entropy
 from llama.model.transformer import Transformer, run_block
 from llama.parallel import dropout, sums
 from llama.parallel.layers import shard_dim
@@ -94,6 +96,30 @@ def check_equal_where_shares_are_read() -> None:
         check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], "half")
 
 
+def check_loss_by_its_kernels(reads: bool) -> None:
+    """The loss of a vocabulary that is cut: as written for kernels, and as it is without. A rank's
+    last rows stand for no token, and some positions count for nothing."""
+    tp, generator = create_mesh(dist.get_world_size()).tensor_parallel, torch.Generator()
+    tp.sums.show(CPU, 12, torch.float32)
+    assert tp.sums.are_read == reads
+    hidden, whole = (torch.randn(n, 12, generator=generator.manual_seed(n)) for n in (9, 14))
+    weight, columns = whole.chunk(2)[tp.rank], 7 - 2 * tp.rank
+    labels = torch.tensor([0, 6, 7, 11, -1, 3, 8, -1, 10])
+    found = []
+    for by_kernels in (False, True):
+        leaf = hidden.clone().requires_grad_()
+        with mock.patch.object(model_loss, "compiled", lambda of=by_kernels: of):
+            value = summed_cross_entropy(leaf, weight, labels, tp, columns, elements=3 * 7)
+        value.backward()
+        found.append((value.item(), leaf.grad))
+    counts = labels >= 0
+    logits = hidden[counts] @ torch.cat([whole[:7], whole[7:12]]).t()
+    expected = torch.nn.functional.cross_entropy(logits, labels[counts], reduction="sum").item()
+    for value, gradient in found:
+        assert_close(value, expected, SMALL_MODEL)
+        assert_close(gradient, found[0][1], SMALL_MODEL)
+
+
 def check_number_of_sums(made: list[OnFiles]) -> None:
     """Of a block whose inputs alone are kept: two in the forward pass, the first again and two more
     in the backward pass, and one of adapters. Nothing below the first block trains. Of the rest of
@@ -135,8 +161,10 @@ def main() -> None:
             check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], base)
         with mock.patch.object(tiles, "TOKENS", 7):
             check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], "half")
+        check_loss_by_its_kernels(False)
         with ranks_read_shares() as made:
             check_equal_where_shares_are_read()
+            check_loss_by_its_kernels(True)
             check_number_of_sums(made)
             check_that_ranks_record_together()
     stop_processes()
