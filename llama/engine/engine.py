@@ -100,8 +100,8 @@ class Engine:
         hold up, and for such as are to be taken again where memory runs out, for which `keep_less`
         makes room, for the optimizer's step too if it `looks_for_room`. Gives the place where
         passes may add theirs by themselves."""
-        trained, shards = self.trainable.values(), self.mesh.tensor_parallel.size
-        hand_over = hand_over_to(self._engine, trained, shards)
+        trained = self.trainable.values()
+        hand_over = hand_over_to(self._engine, trained)
         room = Room(self.step_bytes, self.device) if looks_for_room else None
         self._window = window = Apart(self.model, trained, hand_over, keep_less, room)
         return window.sum

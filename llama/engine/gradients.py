@@ -69,6 +69,20 @@ def has_overflow(
     return largest.isfinite().all().logical_not().reshape(1)
 
 
+Part = tuple[torch.Tensor, nn.Parameter]
+"""A gradient, or as much of it as is this rank's, and whose it is."""
+
+
+class InOnePiece(list[torch.Tensor]):
+    """A list of one tensor, in which DeepSpeed sees that it need not lay it out flat; and its
+    `parts`, where it matters whose they are."""
+
+    def __init__(self, flat: torch.Tensor, parts: list[Part]) -> None:
+        super().__init__([flat])
+        self.flat_partition = flat
+        self.parts = parts
+
+
 def _norm_of(optimizer: Any, one_by_one: Callable[..., torch.Tensor]) -> Callable[..., Any]:
     def norm(
         gradients: list[torch.Tensor], parameters: list[nn.Parameter], norm_type: float = 2
@@ -82,13 +96,11 @@ def _norm_of(optimizer: Any, one_by_one: Callable[..., torch.Tensor]) -> Callabl
 
         The norm is given on the CPU: what DeepSpeed makes of it, to see whether it is finite and
         what to clip by, is 20 kernels of one number each on a GPU, which is waited for twice."""
+        held = (g for g in gradients if not getattr(g, "_zero_padding", False))
+        parts = gradients.parts if isinstance(gradients, InOnePiece) else []
         counted = [
             gradient
-            for gradient, parameter in zip(
-                (g for g in gradients if not getattr(g, "_zero_padding", False)),
-                parameters,
-                strict=False,
-            )
+            for gradient, parameter in parts or zip(held, parameters, strict=False)
             if is_model_parallel_parameter(parameter) or optimizer.model_parallel_rank == 0
         ]
         if not counted or float(norm_type) != 2.0:

@@ -11,18 +11,17 @@ import torch.distributed as dist
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import nn
 
+from llama.engine.gradients import InOnePiece, Part
 from llama.engine.owners import summed_at_owner
 from llama.engine.window import HandOver
 from llama.fused.mirrored import Mirrored
 
 
-def hand_over_to(engine: Any, trained: Iterable[nn.Parameter], shards: int) -> HandOver:
-    """How the gradients of `trained` come to DeepSpeed's `engine`. In one piece to ZeRO 1 or 2 in
-    the device's own memory; a norm over `shards` of the model counts tensors one by one, and so do
-    all others."""
+def hand_over_to(engine: Any, trained: Iterable[nn.Parameter]) -> HandOver:
+    """How the gradients of `trained` come to DeepSpeed's `engine`: in one piece to ZeRO 1 or 2 in
+    the device's own memory, to all others one by one."""
     optimizer = engine.optimizer
-    flat = isinstance(optimizer, DeepSpeedZeroOptimizer) and not optimizer.cpu_offload
-    if flat and shards == 1:
+    if isinstance(optimizer, DeepSpeedZeroOptimizer) and not optimizer.cpu_offload:
         return partial(_in_one_piece, engine)
     return partial(_by_backward, engine, tuple(trained))
 
@@ -41,17 +40,23 @@ def _in_one_piece(engine: Any, gradients: Mirrored) -> None:
             pieces = list(whole.to(optimizer.communication_data_type).chunk(ranks))
             own = summed_at_owner(pieces, group)
         own = own.to(optimizer.gradient_accumulation_dtype)
-        optimizer.averaged_gradients[index] = _InOnePiece(own)
+        optimizer.averaged_gradients[index] = InOnePiece(own, _parts(optimizer, index, own))
         optimizer.all_grad_tensors[index] = None
     engine.set_gradient_accumulation_boundary(True)
 
 
-class _InOnePiece(list[torch.Tensor]):
-    """A list of one tensor, in which DeepSpeed sees that it need not lay it out flat."""
-
-    def __init__(self, flat: torch.Tensor) -> None:
-        super().__init__([flat])
-        self.flat_partition = flat
+def _parts(optimizer: Any, index: int, own: torch.Tensor) -> list[Part]:
+    """What of `own`, this rank's share of a group's gradients, is which parameter's: the first may
+    have begun on the rank before, the last may go on on the next. None where shards of a model do
+    not make a difference between parameters."""
+    if optimizer.model_parallel_world_size == 1:
+        return []
+    parts, before = [], optimizer.first_offset[index]
+    for parameter in optimizer.params_in_partition[index]:
+        size = min(parameter.numel() - before, own.numel())
+        parts.append((own[:size], parameter))
+        own, before = own[size:], 0
+    return parts
 
 
 def _by_backward(engine: Any, trained: tuple[nn.Parameter, ...], gradients: Mirrored) -> None:

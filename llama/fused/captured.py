@@ -31,7 +31,14 @@ from llama.fused.captured_inputs import (
 )
 from llama.fused.install import RunFused, is_installed
 from llama.fused.mirrored import Mirrored
-from llama.fused.recorded import Beside, Recorded, RecordedLoss, Results, is_out_of_memory
+from llama.fused.recorded import (
+    Beside,
+    Recorded,
+    RecordedLoss,
+    Results,
+    is_out_of_memory,
+    is_usable,
+)
 from llama.model.documents import Documents
 from llama.model.kv_cache import KVCache
 from llama.model.transformer import Supervision, Transformer
@@ -289,6 +296,7 @@ class RunCaptured:
         if self._results is None:
             onto = self.onto or Mirrored(list(self._trained.values()))
             self._results = Results(onto, device)
+        if not is_usable(self._pool):
             self._pool = torch.cuda.graph_pool_handle()
         return Inputs(shape, device), self._results, self._pool, self._beside
 

@@ -144,15 +144,14 @@ class Adapted:
     def sum_over(self, sums: Sums, cut: Names) -> None:
         """Sum over tensor-parallel ranks the gradients of what each has whole: B of `cut`, layers
         whose input is cut over the ranks, and A of all others."""
-        shares = [
-            self.grads_b[name] if name in cut else self.grads_a[name] for name in self.factors
-        ]
-        if not shares:
+        places = {name: self.grads_b if name in cut else self.grads_a for name in self.factors}
+        if not places:
             return
-        flat = torch.cat([share.flatten() for share in shares])
-        (summed,) = sums.read(flat, _summed)
-        for share, whole in zip(shares, summed.split([x.numel() for x in shares]), strict=True):
-            share.copy_(whole.view_as(share))
+        shares = [grads[name] for name, grads in places.items()]
+        (summed,) = sums.read(torch.cat([share.flatten() for share in shares]), _summed)
+        parts = summed.split([share.numel() for share in shares])
+        for (name, grads), part in zip(places.items(), parts, strict=True):
+            grads[name] = part.view_as(grads[name])
 
     def gradients(self) -> Iterator[torch.Tensor]:
         """Those of A and B of each, in order."""

@@ -76,9 +76,15 @@ class _Called(nn.Module):
         return self._run(self.model, *arguments)
 
 
-_BROKEN_OFF: list[torch.cuda.CUDAGraph] = []
-"""Recordings that could not be ended, which the allocator of pinned memory may still ask whether
-they go on."""
+_BROKEN_OFF: list[tuple[torch.cuda.CUDAGraph, Any]] = []
+"""Recordings that could not be ended, and their pools. The allocator of pinned memory may still ask
+them whether they go on."""
+
+
+def is_usable(pool: Any) -> bool:
+    """Whether passes can be recorded in `pool`. Not once a recording there could not be ended: the
+    allocator of pinned memory takes it to go on, and begins no other."""
+    return pool is not None and all(pool != broken for _, broken in _BROKEN_OFF)
 
 
 @contextmanager
@@ -105,7 +111,7 @@ def recording(
         with suppress(RuntimeError):  # the first raises it where the recording was ended after all
             torch._C._cuda_endAllocateToPool(stream.device_index, pool)
             torch._C._cuda_releasePool(stream.device_index, pool)
-            _BROKEN_OFF.append(graph)
+            _BROKEN_OFF.append((graph, pool))
         raise
 
 

@@ -86,7 +86,7 @@ def memory(job: Job) -> Memory:
     found = dict.fromkeys(NAMES, 0)
     for kind, size in trace(job).at_peak.items():
         found[_OF_KIND.get(kind, kind)] += size
-    if job.captured and job.tensor_parallel == 1:  # added up as they come
+    if job.captured:  # added up as they come
         found[GRADIENTS] = found[TRAINED]
     elif job.added_up:
         found[GRADIENTS] += found[TRAINED]

@@ -17,7 +17,7 @@ from llama.fused.captured import RunCaptured, add_gradients, capture, serving
 from llama.fused.captured_inputs import Mode, Shape, mode_of, shape_of, side_paths
 from llama.fused.install import install
 from llama.fused.mirrored import Mirrored
-from llama.fused.recorded import recording
+from llama.fused.recorded import is_usable, recording
 from llama.model.kept import Kept
 from llama.model.transformer import Transformer
 from tests.gpu.test_kernels_on_gpu import CUDA, GRADIENTS, HALVES, LOSS, difference, model
@@ -198,23 +198,26 @@ def test_an_evaluation_between_the_passes_of_a_step_is_noticed(compiled: None) -
 @pytest.mark.parametrize("breaks", ["raises", "is refused"])
 def test_a_recording_that_fails_leaves_the_device_as_it_was(breaks: str) -> None:
     """Its stream, and memory that can be given back."""
-    stream, pool = torch.cuda.current_stream(), torch.cuda.graph_pool_handle()
+    stream, pool = torch.cuda.current_stream(), None
     torch.cuda.empty_cache()
     before, held = torch.cuda.memory_reserved(), []
-    for _ in range(2):
+    for _ in range(3):
+        pool = pool if is_usable(pool) else torch.cuda.graph_pool_handle()
         with pytest.raises(RuntimeError), recording(torch.cuda.CUDAGraph(), pool):
             held.append(torch.zeros(2**26, dtype=torch.uint8, device=CUDA))
             if breaks == "raises":
                 raise RuntimeError("of its own")
             torch.cuda.synchronize()  # not to be done while it is recorded, which invalidates it
+        assert len(held) == 1, "it did not even begin"
         held.clear()
         assert torch.cuda.current_stream() == stream
+        assert is_usable(pool) == (breaks == "raises")
     torch.cuda.empty_cache()
     # Of what could not be ended a few numbers for drawing at random stay, in the smallest piece.
     assert torch.cuda.memory_reserved() - before < 2**23
     graph = torch.cuda.CUDAGraph()
     given = torch.ones(4, device=CUDA)
-    with recording(graph, pool):
+    with recording(graph, pool if is_usable(pool) else torch.cuda.graph_pool_handle()):
         given.add_(1)
     graph.replay()
     torch.cuda.synchronize()

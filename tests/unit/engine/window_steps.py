@@ -1,5 +1,6 @@
 """Steps whose gradients DeepSpeed adds up, and steps whose gradients `Window` does, as a process of
-its own: `python -m tests.unit.engine.window_steps MODEL`. The last line says how they came out."""
+its own: `python -m tests.unit.engine.window_steps MODEL TENSOR_PARALLEL`. The last line says how
+they came out."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from llama.data.batches import make_batch
 from llama.engine import Engine, start_processes
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
+from llama.model.config import LINEARS
 from llama.parallel.mesh import create_mesh
 from llama.settings import LoRAOptions
 from llama.weights.open_model import open_model
@@ -25,13 +27,13 @@ from tests.support.tiny_runs import deepspeed_json as settings
 STEPS = 4
 
 
-def engine_of(folder: str, stage: int, precision: str) -> Engine:
+def engine_of(folder: str, stage: int, precision: str, tensor_parallel: int) -> Engine:
     """Of the model in `folder`, with adapters that drop."""
     device = start_processes()
-    mesh = create_mesh(1)
+    mesh = create_mesh(tensor_parallel)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    model = build_model(open_model(folder), dtype, device)
-    attach(model, LoRAOptions(4, 8.0, 0.1))
+    model = build_model(open_model(folder), dtype, device, mesh.tensor_parallel)
+    attach(model, LoRAOptions(4, 8.0, 0.1, LINEARS))
     initialise(model, 0, device)
     document = settings(stage, **ADAM) | {"gradient_clipping": 0.5}
     if precision == "bf16":
@@ -39,12 +41,14 @@ def engine_of(folder: str, stage: int, precision: str) -> Engine:
     return Engine(model, resolved_json(document, mesh.readers, CONFIG), mesh, device, seed=0)
 
 
-def steps(folder: str, stage: int, precision: str, together: bool) -> dict[str, Any]:
-    engine = engine_of(folder, stage, precision)
+def steps(
+    folder: str, stage: int, precision: str, tensor_parallel: int, together: bool
+) -> dict[str, Any]:
+    engine = engine_of(folder, stage, precision, tensor_parallel)
     if together:
         engine.add_up_gradients()
-    rank = torch.distributed.get_rank()
-    own = windows()[rank * STEPS : (rank + 1) * STEPS]
+    reader = engine.mesh.reader
+    own = windows()[reader * STEPS : (reader + 1) * STEPS]
     taken = [
         engine.step([make_batch(rows, stream) for stream, rows in enumerate(window)])
         for window in own
@@ -58,10 +62,11 @@ def steps(folder: str, stage: int, precision: str, together: bool) -> dict[str, 
     }
 
 
-def main(folder: str) -> None:
+def main(folder: str, tensor_parallel: str) -> None:
     found = {
         f"{precision} at ZeRO-{stage}": [
-            steps(folder, stage, precision, together) for together in (False, True)
+            steps(folder, stage, precision, int(tensor_parallel), together)
+            for together in (False, True)
         ]
         for precision, stages in (("float32", (0, 1, 2)), ("bf16", (1, 2)))
         for stage in stages
@@ -73,4 +78,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    run_program(main, sys.argv[1])
+    run_program(main, *sys.argv[1:])

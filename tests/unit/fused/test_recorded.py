@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llama.fused import recorded
-from llama.fused.recorded import recording
+from llama.fused.recorded import is_usable, recording
 
 POOL = (0, 1)
 
@@ -65,7 +65,8 @@ def test_a_recording_that_breaks_off_leaves_the_device_as_it_was(
         raise torch.OutOfMemoryError("CUDA out of memory")
     assert device.stream is stream and not device.under_way
     assert device.said == ([] if can_be_ended else ["ended", "released"])
-    assert recorded._BROKEN_OFF == ([] if can_be_ended else [graph])
+    assert recorded._BROKEN_OFF == ([] if can_be_ended else [(graph, POOL)])
+    assert is_usable(POOL) == can_be_ended and is_usable((0, 2)) and not is_usable(None)
 
 
 def test_one_that_ends_leaves_nothing_to_mend(monkeypatch: pytest.MonkeyPatch) -> None:
