@@ -15,13 +15,14 @@ from llama.notes import note
 LESS = 0.9
 """The step down after a plan that failed, as a share of what it was made for."""
 ANEW = "recorded passes are given up and recorded anew"
+LAUNCHED = "passes are no longer recorded as CUDA graphs"
 FEWEST_LOGITS = CHUNK_ELEMENTS // 16
 
 
 class Lessening:
     """Has `model` do with less, one call after the other: without the graphs that were recorded,
-    whose memory serves no other shape of batch; then with less kept; and at last with the loss in
-    smaller parts. What is computed stays the same."""
+    whose memory serves no other shape of batch; then with less kept; with the loss in smaller
+    parts; and at last without any graphs. What is computed stays the same."""
 
     def __init__(self, model: Transformer, choice: Callable[[int], list[Kept]], room: int) -> None:
         """`choice` says what the blocks keep in so many bytes: `model` keeps that of `room`."""
@@ -38,6 +39,8 @@ class Lessening:
             done = summary(self._model.kept)
         elif self._part_the_loss():
             done = f"the loss takes {self._model.output.elements:,} logits at a time"
+        elif isinstance(run, RunCaptured) and run.stop():
+            done = LAUNCHED
         else:
             return False
         note(f"checkpointing auto: a step ran out of memory and is taken again: {done}")
@@ -79,6 +82,6 @@ class WithoutGraphs:
         done = ANEW
         if served < WORTH or failures > 1:
             run.stop()
-            done = "passes are no longer recorded as CUDA graphs"
+            done = LAUNCHED
         note(f"a step ran out of memory and is taken again: {done}")
         return True

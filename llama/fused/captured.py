@@ -195,10 +195,11 @@ class RunCaptured:
         self._results = self._pool = None
         return served
 
-    def stop(self) -> None:
-        """Have all passes launched from now on."""
-        self._records = False
+    def stop(self) -> bool:
+        """Have all passes launched from now on, and say whether they were not already."""
+        recorded, self._records = self._records, False
         self.forget()
+        return recorded
 
     def _forget_if_moved(self) -> None:
         """A graph goes by addresses: where a parameter was given other memory, it is of no use."""

@@ -102,6 +102,20 @@ class Recording(RunCaptured):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
+def test_graphs_are_given_up_before_the_run_is(notes: list[str]) -> None:
+    """Where nothing less can be kept a launched pass may still fit."""
+    made = model()
+    made.keep(choice(0))
+    made.output.elements = FEWEST_LOGITS
+    made.run_model = run = Recording(made, {})
+    keep_less = Lessening(made, choice, 0)
+    run.step(3)
+    assert begun_again(lambda: run.step(3), keep_less) == "launched"
+    assert not run._records and notes[-1].endswith("no longer recorded as CUDA graphs")
+    with pytest.raises(torch.OutOfMemoryError):
+        begun_again(lambda: run.step(3), keep_less)
+
+
 @pytest.mark.parametrize("passes, goes_on", [(WORTH, True), (WORTH - 1, False)])
 def test_a_run_of_a_fixed_setting_does_without_graphs(
     passes: int, goes_on: bool, notes: list[str]
