@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from llama.metrics.hardware import GPU, GPUS_PER_NODE, HOST, Link
 from llama.model.kept import Kept
+from llama.parallel.sums import reads_shares
 from llama.planning.job import Job
 from llama.planning.work import (
     Traffic,
@@ -78,9 +79,10 @@ HOST_ADAM = 1e9
 """Parameters a second of the optimizer in host memory. Not measured here."""
 GATHER = 1.6e-3
 """Seconds of the host for each gathering of a layer's weights under ZeRO-3."""
-SUMS_WAIT = 1.6
+SUMS_WAIT, SUMS_READ = 1.6, 0.9
 """What a tensor-parallel sum takes, times its bytes at the link's rate: ranks wait for each other,
-and messages are smaller than the one that the rate was measured with."""
+and messages are smaller than the one that the rate was measured with; and where the kernel that
+wants the sum reads it from the other GPU."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,8 @@ def sum_seconds(job: Job, link: Link, bytes_sent: float) -> float:
     """Of a micro-batch's tensor-parallel sums, within a node: nothing is computed meanwhile."""
     number = sums(job.lora, job.kept, job.blocks_are_fused)
     seconds = tensor_seconds(link, job.tensor_parallel, bytes_sent, number)
-    return SUMS_WAIT * seconds
+    are_read = job.blocks_are_fused and reads_shares(job.tensor_parallel)
+    return seconds * (SUMS_READ if are_read else SUMS_WAIT)
 
 
 def trade_seconds(job: Job, link: Link, bytes_sent: float) -> float:
