@@ -27,7 +27,7 @@ from tests.support.tiny_runs import deepspeed_json as settings
 STEPS = 4
 
 
-def engine_of(folder: str, stage: int, precision: str, tensor_parallel: int) -> Engine:
+def engine_of(folder: str, stage: int, precision: str, tensor_parallel: int = 1) -> Engine:
     """Of the model in `folder`, with adapters that drop."""
     device = start_processes()
     mesh = create_mesh(tensor_parallel)
