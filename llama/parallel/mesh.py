@@ -28,8 +28,11 @@ class TensorParallel:
     rank: int = 0
     size: int = 1
     group: dist.ProcessGroup | None = None
-    sums: Sums = field(default_factory=Sums, compare=False, repr=False)
+    sums: Sums = field(init=False, compare=False, repr=False)
     """Over `group`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sums", Sums(self.group))
 
     def copied(self, x: torch.Tensor) -> torch.Tensor:
         """`x` itself; its gradient is summed over the group."""
@@ -227,7 +230,7 @@ def create_mesh(tensor_parallel: int, sequence_parallel: int = 1, base_sharers: 
     return Mesh(
         rank=rank,
         world_size=world_size,
-        tensor_parallel=TensorParallel(rank % tensor_parallel, tensor_parallel, group, Sums(group)),
+        tensor_parallel=TensorParallel(rank % tensor_parallel, tensor_parallel, group),
         data_parallel_rank=rank // tensor_parallel,
         data_parallel_size=world_size // tensor_parallel,
         data_parallel_group=data_parallel_group,
