@@ -1,8 +1,9 @@
 """The passes of an optimizer step, taken again with less kept where memory ran out in them.
 
-Until the gradients of all micro-batches are there nothing has passed between ranks: a rank whose
-memory ran out takes its passes again by itself, and the others wait for it where gradients are
-summed.
+Until the gradients of all micro-batches are there nothing has passed between data-parallel ranks:
+one whose memory ran out takes its passes again by itself, and the others wait for it where
+gradients are summed. Ranks that share a model or its tokens exchange within a pass, and take none
+again.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -38,12 +37,12 @@ from llama.fused.recorded import (
     Results,
     is_out_of_memory,
     is_usable,
+    recorded_by_all,
 )
 from llama.model.documents import Documents
 from llama.model.kv_cache import KVCache
 from llama.model.transformer import Supervision, Transformer
 from llama.notes import note
-from llama.parallel.mesh import TensorParallel
 from llama.parallel.sharded import base_of
 
 T = TypeVar("T")
@@ -94,26 +93,6 @@ def serving(recorded: Mapping[Shape, T], shapes: Iterable[Shape]) -> T | None:
         if (known := recorded.get(shape) or next(others, None)) is not None:
             return known
     return None
-
-
-REFUSED, NO_MEMORY = 1, 2
-
-
-def recorded_by_all(tp: TensorParallel, make: Callable[[], T]) -> T:
-    """What `make` records. Tensor-parallel ranks go through one pass together, so that where one of
-    them cannot record it none does: the error is one of memory on all of them if it is on any."""
-    other = "a tensor-parallel rank could not record a pass"
-    try:
-        found = make()
-    except RuntimeError as error:
-        failed = NO_MEMORY if is_out_of_memory(error) else REFUSED
-        if tp.highest(failed) == failed:
-            raise
-        raise torch.OutOfMemoryError(other) from None
-    if worst := tp.highest(0):
-        del found
-        raise torch.OutOfMemoryError(other) if worst == NO_MEMORY else RuntimeError(other)
-    return found
 
 
 class RunCaptured:
@@ -189,11 +168,14 @@ class RunCaptured:
         """Let go of all that is recorded, with its memory, and say how many passes it has served.
         Shapes are then new again: what comes next may be another way through the model."""
         served = self._results.passes if self._results is not None else 0
+        self._let_go()
+        self._seen.clear()
+        return served
+
+    def _let_go(self) -> None:
         self._recorded.clear()
         self._losses.clear()
-        self._seen.clear()
         self._results = self._pool = None
-        return served
 
     def stop(self) -> bool:
         """Have all passes launched from now on, and say whether they were not already."""
@@ -215,10 +197,17 @@ class RunCaptured:
         known = serving(self._recorded, shapes)
         shape = self._due(shapes, self._recorded, known)
         if shape is None:
+            # A pass that is launched wants memory beside that of graphs. Where there is none a
+            # rank alone takes it again; those of one model have to have room from the start.
+            if known is None and self._seen[shapes[0]] == 1 and self._tp.size > 1:
+                self._let_go()
             return known
-        inputs, *places = self._room(model, shape)
-        made = partial(Recorded, model, self._run, inputs, self._trained, *places)
-        found = self._made(shapes[0], made, self.may_do_with_less, known)
+
+        def make() -> Recorded:
+            inputs, *places = self._room(model, shape)
+            return Recorded(model, self._run, inputs, self._trained, *places)
+
+        found = self._made(shapes[0], make, self.may_do_with_less, known)
         if found is not None and found is not known:
             self._recorded[shape] = found
         return found
@@ -231,9 +220,12 @@ class RunCaptured:
         shape = self._due(shapes, self._losses, known)
         if shape is None or not self._evaluates or not self._recorded:
             return known
+
+        def make() -> RecordedLoss:
+            return RecordedLoss(model, self._run, *self._room(model, shape))
+
         try:
-            made = partial(RecordedLoss, model, self._run, *self._room(model, shape))
-            found = self._made(shapes[0], made, True, known)
+            found = self._made(shapes[0], make, True, known)
         except torch.OutOfMemoryError:
             self._evaluates, found = False, None
         if not self._evaluates:

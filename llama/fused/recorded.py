@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -20,6 +20,9 @@ from llama.fused.captured_inputs import Inputs
 from llama.fused.mirrored import Mirrored
 from llama.model.transformer import RunModel, Transformer
 from llama.parallel.dropout import Seeds, seeds_from
+from llama.parallel.mesh import TensorParallel
+
+T = TypeVar("T")
 
 _FOREACH_ADD: Any = torch._foreach_add_  # type: ignore[attr-defined]
 TOGETHER = 32
@@ -32,6 +35,28 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether a recording ended so: one that memory broke off may not end well either."""
     kind = torch.OutOfMemoryError
     return isinstance(error, kind) or isinstance(error.__context__, kind)
+
+
+REFUSED, NO_MEMORY = 1, 2
+
+
+def recorded_by_all(tp: TensorParallel, make: Callable[[], T]) -> T:
+    """What `make` records. Tensor-parallel ranks go through one pass together, so that where one of
+    them cannot record it none does: the error is one of memory on all of them if it is on any."""
+    try:
+        found = make()
+    except Exception as error:
+        full = isinstance(error, RuntimeError) and is_out_of_memory(error)
+        worst = tp.highest(failed := NO_MEMORY if full else REFUSED)
+        if worst == failed:
+            raise
+    else:
+        if not (worst := tp.highest(0)):
+            return found
+        del found
+    # Raised here, where the own error is none that it would have come of.
+    other = "a tensor-parallel rank could not record a pass"
+    raise torch.OutOfMemoryError(other) if worst == NO_MEMORY else RuntimeError(other)
 
 
 class Beside(Protocol):

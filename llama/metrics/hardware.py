@@ -26,6 +26,8 @@ class Link:
     """That a collective reaches: from one GPU within a node, from a whole node between nodes."""
     hop: float
     """Seconds that a message takes at least."""
+    reaches_memory: bool = False
+    """Whether a GPU reads another's memory over it, with no program of the other's."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,11 @@ _NVLINK_SHARE = 286.5 / 450
 _PCIE_SHARE = 0.6
 """Of a x16 slot's rate, assumed: GPUs without NVLink exchange through host memory."""
 
-NVLINK = Link("NVLink 4 (one node)", 286.5e9, 3e-6)
+NVLINK = Link("NVLink 4 (one node)", 286.5e9, 3e-6, True)
 """Measured; 450 GB/s on paper."""
-_NVLINK_2 = Link("NVLink 2", _NVLINK_SHARE * 150e9, 3e-6)
-_NVLINK_3 = Link("NVLink 3", _NVLINK_SHARE * 300e9, 3e-6)
-_NVLINK_5 = Link("NVLink 5", _NVLINK_SHARE * 900e9, 3e-6)
+_NVLINK_2 = Link("NVLink 2", _NVLINK_SHARE * 150e9, 3e-6, True)
+_NVLINK_3 = Link("NVLink 3", _NVLINK_SHARE * 300e9, 3e-6, True)
+_NVLINK_5 = Link("NVLink 5", _NVLINK_SHARE * 900e9, 3e-6, True)
 _PCIE_4 = Link("PCIe 4.0 x16", _PCIE_SHARE * 32e9, 10e-6)
 _PCIE_3 = Link("PCIe 3.0 x16", _PCIE_SHARE * 16e9, 10e-6)
 

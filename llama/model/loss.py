@@ -131,6 +131,7 @@ def _of_shards(
         logits[:, columns:] = -torch.inf
     local = labels - tp.rank * logits.shape[1]
     largest, total, own = tp.every(_shard_statistics(logits, local)).unbind(2)  # [p, n]
+    total = total.masked_fill(largest.isneginf(), 0.0)  # of a rank that has no token
     most = largest.amax(dim=0)
     log_normaliser = ((largest - most).exp() * total).sum(dim=0).log() + most
     counts = labels.squeeze(1) >= 0

@@ -48,6 +48,11 @@ class Shown:
         """What is computed from here on comes after all that any rank has read so far."""
         self._peers.meet(self._rooms[self._turn], WAIT)
 
+    def begin_anew(self) -> None:
+        """Have the first room be next. Every rank must call it, after `settle` with nothing read
+        since: so that ranks that broke a recording off at different places use the same one."""
+        self._turn = 0
+
     def _in_room(self, rank: int, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
         size = shape.numel() * dtype.itemsize
         return self._rooms[self._turn].of_ranks[rank][:size].view(dtype).view(shape)

@@ -114,7 +114,9 @@ class Sums:
             self._shown.settle()
 
     def forget(self) -> None:
-        """Nothing was found that lasts."""
+        """Begin with the first room, wherever a recording has broken off on this rank."""
+        if self._shown is not None:
+            self._shown.begin_anew()
 
     def held(self) -> None:
         """The rooms stay for as long as this does."""

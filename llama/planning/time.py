@@ -216,7 +216,7 @@ def sum_seconds(job: Job, link: Link, bytes_sent: float) -> float:
     """Of a micro-batch's tensor-parallel sums, within a node: nothing is computed meanwhile."""
     number = sums(job.lora, job.kept, job.blocks_are_fused)
     seconds = tensor_seconds(link, job.tensor_parallel, bytes_sent, number)
-    are_read = job.blocks_are_fused and reads_shares(job.tensor_parallel)
+    are_read = job.blocks_are_fused and reads_shares(job.tensor_parallel) and link.reaches_memory
     return seconds * (SUMS_READ if are_read else SUMS_WAIT)
 
 

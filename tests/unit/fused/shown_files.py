@@ -40,12 +40,15 @@ class OnFiles:
         mapped = [
             torch.from_file(str(f), shared=True, size=own.nbytes, dtype=torch.uint8) for f in files
         ]
-        return Shared(None, mapped)
+        return Shared(self._made, mapped)
 
     def meet(self, shared: Shared, patience: timedelta) -> None:
+        """On GPUs ranks that meet in different rooms wait for ever."""
         assert patience
         self.met += 1
-        dist.barrier(self.group)
+        rooms = [torch.empty(1, dtype=torch.int64) for _ in range(self.count)]
+        dist.all_gather(rooms, torch.tensor([shared.handle]), group=self.group)
+        assert len({int(room) for room in rooms}) == 1, "ranks meet in different rooms"
 
 
 @contextmanager

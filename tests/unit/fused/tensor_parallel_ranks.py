@@ -15,8 +15,9 @@ from llama.data.batches import make_batch
 from llama.data.feed import model_inputs
 from llama.engine import start_processes
 from llama.fused import tiles
-from llama.fused.captured import capture, recorded_by_all
+from llama.fused.captured import capture
 from llama.fused.install import install
+from llama.fused.recorded import recorded_by_all
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
 from llama.model import loss as model_loss
@@ -97,23 +98,24 @@ def check_equal_where_shares_are_read() -> None:
 
 
 def check_loss_by_its_kernels(reads: bool) -> None:
-    """The loss of a vocabulary that is cut: as written for kernels, and as it is without. A rank's
-    last rows stand for no token, and some positions count for nothing."""
+    """The loss of a vocabulary of 12 that is cut: as written for kernels, and as it is without. The
+    last rank's last rows, or all of them, stand for no token; some positions count for nothing."""
     tp, generator = create_mesh(dist.get_world_size()).tensor_parallel, torch.Generator()
     tp.sums.show(CPU, 12, torch.float32)
     assert tp.sums.are_read == reads
-    hidden, whole = (torch.randn(n, 12, generator=generator.manual_seed(n)) for n in (9, 14))
-    weight, columns = whole.chunk(2)[tp.rank], 7 - 2 * tp.rank
+    hidden, whole = (torch.randn(n, 12, generator=generator.manual_seed(n)) for n in (9, 16))
+    size, last = 16 // tp.size, tp.rank == tp.size - 1
+    weight, columns = whole.chunk(tp.size)[tp.rank], 0 if last and tp.size > 2 else size - 4 * last
     labels = torch.tensor([0, 6, 7, 11, -1, 3, 8, -1, 10])
     found = []
     for by_kernels in (False, True):
         leaf = hidden.clone().requires_grad_()
         with mock.patch.object(model_loss, "compiled", lambda of=by_kernels: of):
-            value = summed_cross_entropy(leaf, weight, labels, tp, columns, elements=3 * 7)
+            value = summed_cross_entropy(leaf, weight, labels, tp, columns, elements=3 * size)
         value.backward()
         found.append((value.item(), leaf.grad))
     counts = labels >= 0
-    logits = hidden[counts] @ torch.cat([whole[:7], whole[7:12]]).t()
+    logits = hidden[counts] @ whole[:12].t()
     expected = torch.nn.functional.cross_entropy(logits, labels[counts], reduction="sum").item()
     for value, gradient in found:
         assert_close(value, expected, SMALL_MODEL)
@@ -133,28 +135,46 @@ def check_number_of_sums(made: list[OnFiles]) -> None:
 
 
 def check_that_ranks_record_together() -> None:
-    """Where one of them cannot, none does; its error is that of all."""
+    """Where one of them cannot, none does, and the error is that of all. Sums go on from one room
+    wherever each has broken its recording off: while it is recorded no rank waits for another."""
     refused, full = RuntimeError("refused"), torch.OutOfMemoryError("no memory")
     tp = create_mesh(dist.get_world_size()).tensor_parallel
+    tp.sums.show(CPU, 12, torch.float32)
     for errors in product((None, refused, full), repeat=2):
 
         def make(error: Any = errors[tp.rank]) -> str:
+            with mock.patch.object(OnFiles, "meet"):
+                for _ in range(3 - tp.rank if error is not None else 6):
+                    tp.sums.every(torch.ones(2, 3))
             if error is not None:
                 raise error
             return "recorded"
 
+        tp.sums.settle()
+        tp.sums.forget()
         try:
             found: Any = recorded_by_all(tp, make)
         except RuntimeError as error:
             found = type(error)
+            assert error.__context__ is None
+        tp.sums.forget()
         kinds = [type(error) for error in errors if error is not None]
         expected = torch.OutOfMemoryError if torch.OutOfMemoryError in kinds else RuntimeError
         assert found == (expected if kinds else "recorded"), (errors, found)
+        for number in range(3):
+            own = torch.full((2, 3), float(10 * number + tp.rank))
+            assert tp.sums.every(own)[:, 0, 0].tolist() == [10.0 * number, 10.0 * number + 1]
 
 
 def main() -> None:
     start_processes()
     with mock.patch.object(dropout, "on_cuda", lambda _: True):  # by one form of masks
+        if dist.get_world_size() == 4:
+            check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], "half")
+            check_equal_to_plain(("wo", "w1"), 0.3, PACKINGS[0], "half")
+            check_loss_by_its_kernels(False)
+            stop_processes()
+            return
         for targets, p, lengths in product(TARGETS, (0.0, 0.3), PACKINGS):
             check_equal_to_plain(targets, p, lengths, "half")
         for base in ("fp8", "nf4"):

@@ -20,6 +20,7 @@ from llama.fused.mirrored import Mirrored
 from llama.model.documents import Documents
 from llama.model.transformer import Transformer
 from llama.parallel.dropout import Seeds, draw_seed, seeds_from
+from llama.parallel.mesh import TensorParallel
 from tests.parity.test_packing import documents, loss_and_gradients, trained_model
 from tests.support.closeness import assert_close, sums_of
 from tests.unit.fused.test_captured_inputs import read_arguments
@@ -388,3 +389,11 @@ def test_a_shape_that_another_serves_is_recorded_once_it_came_often(
         assert len(recording._recorded) == count
     recording.stop()
     assert_close(loss, take_a_pass(recording, shorter), sums_of(1000))
+
+
+def test_a_rank_of_a_model_launches_no_other_kind_beside_graphs(recording: Any) -> None:
+    """It could not take that pass again by itself."""
+    recording._tp = TensorParallel(0, 2)
+    for lengths, count in ((ROWS[0], 0), (ROWS[0], 1), ([256], 0), ([256], 1), (ROWS[0], 2)):
+        take_a_pass(recording, lengths)
+        assert len(recording._recorded) == count

@@ -11,7 +11,12 @@ from tests.support.tiny_runs import torchrun_module
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("parallel", "ranks"),
-    [("tensor_parallel", 2), ("sequence_parallel", 2), ("sequence_parallel", 4)],
+    [
+        ("tensor_parallel", 2),
+        pytest.param("tensor_parallel", 4, marks=pytest.mark.long),
+        ("sequence_parallel", 2),
+        ("sequence_parallel", 4),
+    ],
 )
 def test_fused_equals_plain_on_ranks(parallel: str, ranks: int) -> None:
     done = torchrun_module(f"tests.unit.fused.{parallel}_ranks", ranks=ranks)

@@ -101,7 +101,6 @@ def job(model: str, rows: int, seq_len: int, checkpointing: Any, **more: Any) ->
 
 SEVEN = LoRAOptions(targets=LINEARS)
 ZERO3 = {"data_parallel": 2, "zero": Zero(stage=3), "fused": True}
-TP = {"tensor_parallel": 2, "fused": True, "lora": SEVEN}
 OTHERS = {
     # docs/benchmarks/h100.md and README.md of it: tokens of all ranks, and tokens a second
     "h100 7B 2x4096 none": (job("llama-7b", 2, 4096, "none", fused=True), H100, 18_326),
