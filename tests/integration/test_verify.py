@@ -14,7 +14,7 @@ from tests.support.tiny_runs import launched, succeeded, write_model
 
 pytestmark = pytest.mark.slow
 FILES = sorted((ROOT / "ds_configs").glob("*.json"))
-KINDS = ("lora", "lora_zero3", "full")
+KINDS = ("lora", "full")
 """One of each kind; the others are `make test-long`'s."""
 
 

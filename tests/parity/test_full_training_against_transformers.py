@@ -45,7 +45,13 @@ def theirs(folder: Path) -> tuple[list[float], list[float], Any, dict[str, torch
 
 @pytest.mark.slow
 @pytest.mark.numeric
-@pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(config, id=name, marks=pytest.mark.long if name == "tied" else ())
+        for name, config in MODELS.items()
+    ],
+)
 def test_twenty_steps_equal_transformers_s(config: ModelConfig, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model", config)
     losses, norms, model, initial = theirs(folder)
