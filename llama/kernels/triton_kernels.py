@@ -149,12 +149,8 @@ def swiglu_backward_columns(
 
 
 @triton.jit
-def shard_statistics_rows(
-    logits_ptr, labels_ptr, out_ptr, logits_stride, vocabulary: tl.constexpr, BLOCK: tl.constexpr
-):
-    row = tl.program_id(0).to(tl.int64)
-    label = tl.load(labels_ptr + row)
-    logits = logits_ptr + row * logits_stride
+def _exponentials(logits, vocabulary: tl.constexpr, BLOCK: tl.constexpr):
+    """Of a row the largest of the logits, and the sum of their exponentials over its own."""
     largest = tl.full((), float("-inf"), tl.float32)
     total = tl.zeros((), tl.float32)
     for start in range(0, vocabulary, BLOCK):
@@ -164,6 +160,17 @@ def shard_statistics_rows(
         larger = tl.maximum(largest, tl.max(found, axis=0))
         total = total * tl.exp(largest - larger) + tl.sum(tl.exp(found - larger), axis=0)
         largest = larger
+    return largest, total
+
+
+@triton.jit
+def shard_statistics_rows(
+    logits_ptr, labels_ptr, out_ptr, logits_stride, vocabulary: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    label = tl.load(labels_ptr + row)
+    logits = logits_ptr + row * logits_stride
+    largest, total = _exponentials(logits, vocabulary, BLOCK)
     inside = (label >= 0) & (label < vocabulary)
     own = tl.load(logits + tl.where(inside, label, 0)).to(tl.float32)
     tl.store(out_ptr + 3 * row, largest)
@@ -193,15 +200,7 @@ def losses_rows(
     row = tl.program_id(0).to(tl.int64)
     label = tl.load(labels_ptr + row)
     logits = logits_ptr + row * logits_stride
-    largest = tl.full((), float("-inf"), tl.float32)
-    total = tl.zeros((), tl.float32)
-    for start in range(0, vocabulary, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
-        found = tl.load(logits + columns, mask=columns < vocabulary, other=float("-inf"))
-        found = found.to(tl.float32)
-        larger = tl.maximum(largest, tl.max(found, axis=0))
-        total = total * tl.exp(largest - larger) + tl.sum(tl.exp(found - larger), axis=0)
-        largest = larger
+    largest, total = _exponentials(logits, vocabulary, BLOCK)
     normaliser = tl.log(total) + largest
     counts = label >= 0
     own = tl.load(logits + tl.where(counts, label, 0)).to(tl.float32)
