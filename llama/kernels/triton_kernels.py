@@ -5,7 +5,7 @@ forms of. A program has one row of a tensor, or some columns of it.
 """
 
 # Triton is installed where there is a GPU, and not where this is checked.
-# pyright: reportMissingImports=false, reportIndexIssue=false
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
