@@ -103,18 +103,15 @@ class Shape:
         """This shape with as much room for documents and for their lengths as any of `others` has,
         as far as it then still serves its own micro-batches: what one kind of rows varies in first.
         Attention to documents that are not there costs less than another recording."""
-        found = self
+        if self.uniform:
+            return self
+        documents, longest = self.documents, self.longest
         for other in others:
-            documents, longest = (
-                max(own, theirs) if theirs <= 4 * least else own
-                for own, theirs, least in (
-                    (found.documents, other.documents, self.documents),
-                    (found.longest, other.longest, self.longest),
-                )
-            )
-            if not self.uniform:
-                found = replace(found, documents=documents, longest=min(longest, self.tokens))
-        return found
+            if other.documents <= 4 * self.documents:
+                documents = max(documents, other.documents)
+            if other.longest <= 4 * self.longest:
+                longest = max(longest, other.longest)
+        return replace(self, documents=documents, longest=min(longest, self.tokens))
 
 
 def rounded(size: int) -> int:

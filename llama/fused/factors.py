@@ -18,6 +18,7 @@ from llama.fused.paths import (
     input_gradients_,
     output_gradients,
 )
+from llama.kernels.formulas import wide_sum
 from llama.parallel.dropout import draw_seed, further
 from llama.parallel.side_path import LowRank
 from llama.parallel.sums import Sums
@@ -39,8 +40,7 @@ class Factors:
 
 
 def _summed(_: slice, shares: Path) -> tuple[torch.Tensor]:
-    total = sum((share.float() for share in shares[1:]), start=shares[0].float())
-    return (total.to(shares[0].dtype),)
+    return (wide_sum(shares).to(shares[0].dtype),)
 
 
 class Adapted:

@@ -21,7 +21,7 @@ Shares = tuple[torch.Tensor, ...]
 @kernel
 def added(x: torch.Tensor, shares: Shares) -> torch.Tensor:
     """`x` and all `shares`, summed in float32, in the type of `x`."""
-    return sum((share.float() for share in shares), start=x.float()).to(x.dtype)
+    return formulas.wide_sum((x, *shares)).to(x.dtype)
 
 
 @kernel
@@ -29,7 +29,7 @@ def add_norm(
     x: torch.Tensor, shares: Shares, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As `added`, the norm of that, and the norm's scale `[T, 1]`."""
-    total = sum((share.float() for share in shares), start=x.float()).to(x.dtype)
+    total = formulas.wide_sum((x, *shares)).to(x.dtype)
     return total, *formulas.rms_norm(total, weight, eps)
 
 
@@ -39,8 +39,7 @@ def norm_backward(
 ) -> torch.Tensor:
     """`residual` and through the norm the gradient that `shares` add up to, summed in float32: the
     scale is found again from `x`, which is read anyway."""
-    grad = sum((share.float() for share in shares[1:]), start=shares[0].float())
-    wide_grad, wide = grad * weight.float(), x.float()
+    wide_grad, wide = formulas.wide_sum(shares) * weight.float(), x.float()
     through = formulas.rms_norm_backward(wide_grad, wide, formulas.inverse_rms(wide, eps))
     return (residual.float() + through).to(x.dtype)
 

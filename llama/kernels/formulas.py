@@ -12,6 +12,11 @@ import torch
 import torch.nn.functional as F
 
 
+def wide_sum(shares: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Of all, in float32 and in their order."""
+    return sum((share.float() for share in shares[1:]), start=shares[0].float())
+
+
 def inverse_rms(wide_TD: torch.Tensor, eps: float) -> torch.Tensor:
     """`1 / sqrt(mean(x^2) + eps)` of each token, float32 `[T, 1]`."""
     return (wide_TD.square().mean(dim=-1, keepdim=True) + eps).rsqrt()

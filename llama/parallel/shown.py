@@ -38,7 +38,7 @@ class Shown:
     def shares(self, own: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """What every rank has left, in their order, once all have: `own`, which `place` gave, among
         it. To be read by what is computed before the next call but one."""
-        self._peers.meet(self._rooms[self._turn], WAIT)
+        self.settle()
         every = range(self._peers.count)
         found = tuple(self._in_room(rank, own.shape, own.dtype) for rank in every)
         self._turn = (self._turn + 1) % TURNS

@@ -57,8 +57,9 @@ class Sums:
 
     def place(self, rows: int, width: int, dtype: torch.dtype) -> torch.Tensor | None:
         """Where a product of that shape is best left to be summed; None: wherever."""
-        fits = self._shown is not None and rows * width * dtype.itemsize <= self._shown.nbytes
-        return self._shown.place((rows, width), dtype) if self._shown and fits else None
+        if self._shown is None or rows * width * dtype.itemsize > self._shown.nbytes:
+            return None
+        return self._shown.place((rows, width), dtype)
 
     def read(self, share: torch.Tensor, read: Read) -> tuple[torch.Tensor, ...]:
         """What `read` makes of the sum over the ranks of `share`, whose dimension 0 is the rows.
