@@ -77,8 +77,7 @@ class EightBits(Packed):
             factor: Quantised = quantised_rows(x_TI, columns, self.CODES)
         else:
             factor = taken
-        found = eight_bits.product(factor, self._codes(), rows, x_TI.dtype)
-        return found if into is None else into.copy_(found)
+        return eight_bits.product(factor, self._codes(), rows, x_TI.dtype, into)
 
     def times_transposed(
         self,
@@ -87,10 +86,8 @@ class EightBits(Packed):
         into: torch.Tensor | None = None,
     ) -> torch.Tensor:
         rows, columns = self._by_side()
-        found = eight_bits.times(g_TO, self._codes().t(), rows, columns)
-        if onto is not None:
-            return onto.add_(found)
-        return found if into is None else into.copy_(found)
+        found = eight_bits.times(g_TO, self._codes().t(), rows, columns, into)
+        return found if onto is None else onto.add_(found)
 
     def dense(self) -> torch.Tensor:
         scales = self._scales().unsqueeze(1 - self._scaled(self.matrix))

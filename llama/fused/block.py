@@ -27,12 +27,13 @@ from llama.fused.attended import Attended, attended
 from llama.fused.factors import Adapted
 from llama.fused.offload import HostInputs, Stored
 from llama.fused.paths import gated, gated_backward_
+from llama.fused.shares import input_share, output_share
 from llama.model.config import PART_OF
 from llama.model.documents import Documents
 from llama.model.kept import Kept
 from llama.model.rope import Rotation
 from llama.parallel.side_path import LowRank
-from llama.parallel.sums import Shares
+from llama.parallel.sums import Finish, Shares
 
 QKV, GATE_UP = ("wq", "wk", "wv"), ("w1", "w3")
 INPUTS = (QKV, ("wo",), GATE_UP, ("w2",))
@@ -176,21 +177,24 @@ class _Run:
             middle = self.adapted.add_to_sum("wo", update, saved.x, saved.hidden)
             y, scale = kernels.normed(middle, norm.weight, norm.eps)
         else:
-            share = self._share("wo", out, saved.hidden)
+            middle, y = torch.empty_like(saved.x), torch.empty_like(saved.x)
+            scale = torch.empty((len(y), 1), dtype=torch.float32, device=y.device)
 
-            def read(rows: slice, shares: Shares) -> tuple[torch.Tensor, ...]:
-                return kernels.add_norm(saved.x[rows], shares, norm.weight, norm.eps)
+            def read(rows: slice, shares: Shares) -> None:
+                places = middle[rows], y[rows], scale[rows]
+                kernels.add_norm(saved.x[rows], shares, norm.weight, norm.eps, places)
 
-            middle, y, scale = self.sums.read(share, read)
+            share, finish = self._share("wo", out, saved.hidden)
+            self.sums.read(share, read, finish)
         saved.scales[GATE_UP] = scale
         return middle, y
 
     def _share(
         self, name: str, read: torch.Tensor, hidden: dict[str, torch.Tensor]
-    ) -> torch.Tensor:
-        """This rank's of the output of the layer `name`, one of `SHARES`, of what it reads."""
-        into = self.sums.place(len(read), self.width, read.dtype)
-        return self.adapted.add_to(name, self.weights[name].times(read, into=into), hidden)
+    ) -> tuple[torch.Tensor, Finish | None]:
+        """As `output_share`, of the layer `name`, one of `SHARES`."""
+        place = self.sums.place(len(read), self.width, read.dtype)
+        return output_share(self.weights[name], self.adapted, name, read, hidden, place)
 
     def _feed_forward(
         self, saved: Saved, middle: torch.Tensor, y: torch.Tensor, kept: Kept
@@ -205,11 +209,14 @@ class _Run:
         if self.tp.size == 1:
             update = self.weights["w2"].times(h)
             return self.adapted.add_to_sum("w2", update, middle, saved.hidden)
-        share = self._share("w2", h, saved.hidden)
-        (total,) = self.sums.read(
-            share, lambda rows, shares: (kernels.added(middle[rows], shares),)
-        )
-        return total
+        share, finish = self._share("w2", h, saved.hidden)
+        out = torch.empty_like(middle)
+
+        def read(rows: slice, shares: Shares) -> None:
+            kernels.added(middle[rows], shares, out[rows])
+
+        self.sums.read(share, read, finish)
+        return out
 
     def _gate_up(self, saved: Saved, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The frozen layers' outputs; their adapters see `y`."""
@@ -314,29 +321,24 @@ class _Run:
         gradient to `x`; None where nothing below needs it."""
         norm = self.norms[names]
         parts = self.adapted.output_gradients(names, grads, saved.hidden)
-        onto = self._frozen_backward(names, grads) if to_input else ()
+        onto, finish = self._frozen_backward(names, grads) if to_input else ((), None)
         del grads
         scale = saved.scales[names], norm.weight
         self.adapted.input_gradients(names, x, onto, scale, parts)
         if not onto:
             return None
+        out = torch.empty_like(x)
 
-        def read(rows: slice, shares: Shares) -> tuple[torch.Tensor]:
-            return (kernels.norm_backward(residual[rows], shares, x[rows], norm.weight, norm.eps),)
+        def read(rows: slice, shares: Shares) -> None:
+            given = x[rows], norm.weight, norm.eps, out[rows]
+            kernels.norm_backward(residual[rows], shares, *given)
 
-        return self.sums.read(onto[0], read)[0]
+        self.sums.read(onto[0], read, finish)
+        return out
 
     def _frozen_backward(
         self, names: tuple[str, ...], grads: tuple[torch.Tensor, ...]
-    ) -> tuple[torch.Tensor, ...]:
-        """The `g W` of the layers: summed by the products themselves where these add, else each;
-        of layers that are cut this rank's share of that."""
-        found: tuple[torch.Tensor, ...] = ()
-        for name, grad in zip(names, grads, strict=True):
-            weight = self.weights[name]
-            if found and weight.ADDS:
-                weight.times_transposed(grad, onto=found[0])
-            else:
-                into = None if found else self.sums.place(len(grad), self.width, grad.dtype)
-                found += (weight.times_transposed(grad, into=into),)
-        return found
+    ) -> tuple[tuple[torch.Tensor, ...], Finish | None]:
+        """As `input_share`."""
+        place = self.sums.place(len(grads[0]), self.width, grads[0].dtype)
+        return input_share([self.weights[name] for name in names], grads, place)

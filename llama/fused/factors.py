@@ -39,10 +39,6 @@ class Factors:
     seed: torch.Tensor | None
 
 
-def _summed(_: slice, shares: Path) -> tuple[torch.Tensor]:
-    return (wide_sum(shares).to(shares[0].dtype),)
-
-
 class Adapted:
     """By the names of the layers that they are on."""
 
@@ -90,11 +86,13 @@ class Adapted:
             found = hidden_each(x, self.matrices(new), self.seed(new), self.p)
             hidden.update(zip(new, found, strict=True))
 
-    def add_to(self, name: str, y: torch.Tensor, hidden: Hidden) -> torch.Tensor:
-        """`y`, the layer's output, and in it what the adapter adds, if there is one."""
+    def add_to(
+        self, name: str, y: torch.Tensor, hidden: Hidden, rows: slice = slice(None)
+    ) -> torch.Tensor:
+        """`y`, some rows of the layer's output, and in it what its adapter, if any, adds."""
         if name in self.factors:
             factors = self.factors[name]
-            y.addmm_(hidden[name], factors.b.t(), alpha=factors.scale)
+            y.addmm_(hidden[name][rows], factors.b.t(), alpha=factors.scale)
         return y
 
     def add_to_sum(
@@ -148,7 +146,9 @@ class Adapted:
         if not places:
             return
         shares = [grads[name] for name, grads in places.items()]
-        (summed,) = sums.read(torch.cat([share.flatten() for share in shares]), _summed)
+        share = torch.cat([share.flatten() for share in shares])
+        summed = torch.empty_like(share)
+        sums.read(share, lambda rows, of_ranks: summed[rows].copy_(wide_sum(of_ranks)))
         parts = summed.split([share.numel() for share in shares])
         for (name, grads), part in zip(places.items(), parts, strict=True):
             grads[name] = part.view_as(grads[name])

@@ -19,29 +19,35 @@ Shares = tuple[torch.Tensor, ...]
 
 
 @kernel
-def added(x: torch.Tensor, shares: Shares) -> torch.Tensor:
-    """`x` and all `shares`, summed in float32, in the type of `x`."""
-    return formulas.wide_sum((x, *shares)).to(x.dtype)
+def added(x: torch.Tensor, shares: Shares, out: torch.Tensor) -> torch.Tensor:
+    """`x` and all `shares`, summed in float32, in the place of `out`."""
+    return out.copy_(formulas.wide_sum((x, *shares)))
 
 
 @kernel
 def add_norm(
-    x: torch.Tensor, shares: Shares, weight: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `added`, the norm of that, and the norm's scale `[T, 1]`."""
+    x: torch.Tensor, shares: Shares, weight: torch.Tensor, eps: float, out: Shares
+) -> Shares:
+    """As `added`, the norm of that, and the norm's scale `[T, 1]`, in the places of `out`."""
     total = formulas.wide_sum((x, *shares)).to(x.dtype)
-    return total, *formulas.rms_norm(total, weight, eps)
+    found = total, *formulas.rms_norm(total, weight, eps)
+    return tuple(place.copy_(value) for place, value in zip(out, found, strict=True))
 
 
 @kernel
 def norm_backward(
-    residual: torch.Tensor, shares: Shares, x: torch.Tensor, weight: torch.Tensor, eps: float
+    residual: torch.Tensor,
+    shares: Shares,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    out: torch.Tensor,
 ) -> torch.Tensor:
-    """`residual` and through the norm the gradient that `shares` add up to, summed in float32: the
-    scale is found again from `x`, which is read anyway."""
+    """`residual` and through the norm the gradient that `shares` add up to, summed in float32, in
+    the place of `out`: the scale is found again from `x`, which is read anyway."""
     wide_grad, wide = formulas.wide_sum(shares) * weight.float(), x.float()
     through = formulas.rms_norm_backward(wide_grad, wide, formulas.inverse_rms(wide, eps))
-    return (residual.float() + through).to(x.dtype)
+    return out.copy_(residual.float() + through)
 
 
 @kernel

@@ -34,10 +34,12 @@ def times(
     codes_NK: torch.Tensor,
     before_K: torch.Tensor | None = None,
     after_N: torch.Tensor | None = None,
+    into_TN: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`(x diag(before)) codes^T diag(after)`, `[T, N]` in the type of `x`: the first factor is
-    quantised to the type of the codes, a token at a time."""
-    return product(quantised_rows(x_TK, before_K, codes_NK.dtype), codes_NK, after_N, x_TK.dtype)
+    quantised to the type of the codes, a token at a time. In the place of `into` where given."""
+    factor = quantised_rows(x_TK, before_K, codes_NK.dtype)
+    return product(factor, codes_NK, after_N, x_TK.dtype, into_TN)
 
 
 Quantised = tuple[torch.Tensor, torch.Tensor]
@@ -45,9 +47,26 @@ Quantised = tuple[torch.Tensor, torch.Tensor]
 
 
 def product(
-    x: Quantised, codes_NK: torch.Tensor, after_N: torch.Tensor | None, dtype: torch.dtype
+    x: Quantised,
+    codes_NK: torch.Tensor,
+    after_N: torch.Tensor | None,
+    dtype: torch.dtype,
+    into_TN: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`x codes^T diag(after)`, `[T, N]` in `dtype`, of a first factor that is quantised already."""
+    """`x codes^T diag(after)`, `[T, N]` in `dtype`, of a first factor that is quantised already; in
+    the place of `into`, of that type, where it is given."""
+    y_TN = _product(x, codes_NK, after_N, dtype, into_TN)
+    return y_TN if into_TN is None or y_TN is into_TN else into_TN.copy_(y_TN)
+
+
+def _product(
+    x: Quantised,
+    codes_NK: torch.Tensor,
+    after_N: torch.Tensor | None,
+    dtype: torch.dtype,
+    into_TN: torch.Tensor | None,
+) -> torch.Tensor:
+    """The same, in the place of `into` if the product itself can leave it there."""
     codes_TK, scales_TG = x
     if not on_cuda(codes_TK):
         return _in_float32(codes_TK, scales_TG, codes_NK, after_N, dtype)
@@ -56,7 +75,9 @@ def product(
     outputs = codes_NK.shape[0]
     if codes_NK.dtype == torch.int8:
         return grouped_product(codes_TK, scales_TG, rows[:outputs], after_N, dtype)
-    y_TN = _float8_product(codes_TK, scales_TG, _tiled(rows), after_N).to(dtype)
+    as_it_is = outputs % TILE == 0 and dtype == torch.bfloat16
+    out_TN = into_TN if as_it_is else None
+    y_TN = _float8_product(codes_TK, scales_TG, _tiled(rows), after_N, out_TN).to(dtype)
     # No view, since others add in place to what leaves an autograd function.
     return y_TN if y_TN.shape[1] == outputs else y_TN[:, :outputs].contiguous()
 
@@ -129,23 +150,21 @@ def _float8_product(
     scales_T1: torch.Tensor,
     codes_NK: torch.Tensor,
     after_N: torch.Tensor | None,
+    out_TN: torch.Tensor | None,
 ) -> torch.Tensor:
     """`diag(scales) x w^T diag(after)`, `[T, N]` in bf16, the one type that the product gives with
-    a scale a row. It takes a scale for each output, and whole tiles of them: there are more than
-    `after` has where that is None or shorter."""
+    a scale a row; in the place of `out` where it is given. It takes a scale for each output, and
+    whole tiles of them: there are more than `after` has where that is None or shorter."""
     outputs = codes_NK.shape[0]
     if after_N is None:
         after_N = _ones(outputs, codes_NK.device)
     elif len(after_N) < outputs:
         after_N = F.pad(after_N, (0, outputs - len(after_N)))
-    return _aten._scaled_mm(
-        codes_TK,
-        codes_NK.t(),
-        scale_a=scales_T1,
-        scale_b=after_N.unsqueeze(0),
-        out_dtype=torch.bfloat16,
-        use_fast_accum=True,
-    )
+    factors = codes_TK, codes_NK.t(), scales_T1, after_N.unsqueeze(0)
+    how = {"out_dtype": torch.bfloat16, "use_fast_accum": True}
+    if out_TN is None:
+        return _aten._scaled_mm(*factors, **how)
+    return _aten._scaled_mm.out(*factors, **how, out=out_TN)
 
 
 def _ones(size: int, device: torch.device) -> torch.Tensor:

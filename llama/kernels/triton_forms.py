@@ -65,14 +65,14 @@ def _of_two(form: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _normed(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, shares: Shares = ()
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The sum with `shares`, or `x` as it is, its norm, and the norm's scale."""
+    x: torch.Tensor, weight: torch.Tensor, eps: float, out: Shares, shares: Shares = ()
+) -> Shares:
+    """In `out` the sum with `shares`, its norm, and the norm's scale; without `shares` the first is
+    left as it is."""
     x = dense(x)
     rows, width = x.shape
-    y = torch.empty((rows, width), dtype=x.dtype, device=x.device)
-    total = torch.empty_like(y) if shares else x
-    scale = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
+    total, y, scale = out
+    assert all(place.is_contiguous() for place in out)
     both = _two(shares or (x,))
     block = triton.next_power_of_2(width)
     norm_rows[(rows,)](
@@ -82,19 +82,19 @@ def _normed(
         BLOCK=block,
         num_warps=_warps(block),
     )
-    return total, y, scale
+    return out
 
 
-def rms_norm(
-    x: torch.Tensor, weight: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return _normed(x, weight, eps)[1:]
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> Shares:
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    scale = torch.empty((len(x), 1), dtype=torch.float32, device=x.device)
+    return _normed(x, weight, eps, (y, y, scale))[1:]
 
 
-def added(x: torch.Tensor, shares: Shares) -> torch.Tensor:
+def added(x: torch.Tensor, shares: Shares, out: torch.Tensor) -> torch.Tensor:
     x, both = dense(x), _two(shares)
     rows, width = x.shape
-    out = torch.empty((rows, width), dtype=x.dtype, device=x.device)
+    assert out.is_contiguous()
     added_columns[(rows, triton.cdiv(width, _COLUMNS))](
         *(x, *both, out, width, x.stride(0), *(share.stride(0) for share in both)),
         COUNT=len(shares),
@@ -104,15 +104,16 @@ def added(x: torch.Tensor, shares: Shares) -> torch.Tensor:
 
 
 def add_norm(
-    x: torch.Tensor, shares: Shares, weight: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return _normed(x, weight, eps, shares)
+    x: torch.Tensor, shares: Shares, weight: torch.Tensor, eps: float, out: Shares
+) -> Shares:
+    return _normed(x, weight, eps, out, shares)
 
 
 def _through_norm(
     grads: Shares,
     x: torch.Tensor,
     weight: torch.Tensor,
+    out: torch.Tensor,
     eps: float = 0.0,
     residual: torch.Tensor | None = None,
     scale: torch.Tensor | None = None,
@@ -121,7 +122,7 @@ def _through_norm(
     both, x = _two(grads), dense(x)
     before = x if residual is None else dense(residual)
     rows, width = x.shape
-    out = torch.empty((rows, width), dtype=x.dtype, device=x.device)
+    assert out.is_contiguous()
     block = triton.next_power_of_2(width)
     norm_backward_rows[(rows,)](
         *(before, *both, x, weight, x if scale is None else scale, out, width, before.stride(0)),
@@ -136,15 +137,21 @@ def _through_norm(
 
 
 def norm_backward(
-    residual: torch.Tensor, shares: Shares, x: torch.Tensor, weight: torch.Tensor, eps: float
+    residual: torch.Tensor,
+    shares: Shares,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    out: torch.Tensor,
 ) -> torch.Tensor:
-    return _through_norm(shares, x, weight, eps, residual)
+    return _through_norm(shares, x, weight, out, eps, residual)
 
 
 def rms_norm_backward(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
-    return _through_norm((grad,), x, weight, scale=scale)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return _through_norm((grad,), x, weight, out, scale=scale)
 
 
 def dropped(

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import socket
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,19 @@ class Peers:
         self.group = group
         self.device = device
         self.rank, self.count = dist.get_rank(group), dist.get_world_size(group)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is begun within it comes after all that was before, and goes on beside what is begun
+        after it."""
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
+            yield
+
+    @cached_property
+    def _stream(self) -> torch.cuda.Stream:
+        """Of high priority, so that ranks meet as soon as they can, whatever else is to run."""
+        return torch.cuda.Stream(self.device, priority=-1)
 
     def zeros(self, nbytes: int) -> torch.Tensor:
         """Room for `nbytes`, uint8, that `shared` makes known to the others."""

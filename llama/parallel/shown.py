@@ -3,7 +3,8 @@
 An all-reduce moves what is summed by kernels of its own, and who reads the sum reads it again. Here
 each rank leaves its share where the others can read it, and the kernel that wants the sum reads all
 shares, one of them over the link. Between two ranks that moves as many bytes as an all-reduce does;
-between more it moves more.
+between more it moves more. While a kernel reads over the link little else is done; where there is
+something to compute meanwhile, shares are brought by copies that take no multiprocessors.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from datetime import timedelta
 
 import torch
 
-from llama.parallel.peers import Peers
+from llama.parallel.peers import Begun, Peers, Shared
 
 TURNS = 2
 """Rooms that take turns: what is left in one may be read until every rank has left something in the
@@ -29,30 +30,62 @@ class Shown:
         self.nbytes = nbytes
         self._peers = peers
         self._rooms = [peers.shared(peers.zeros(nbytes)) for _ in range(TURNS)]
+        self._brought = {
+            rank: torch.empty(nbytes, dtype=torch.uint8, device=peers.device)
+            for rank in range(peers.count)
+            if rank != peers.rank
+        }
+        """Room for what is brought of each other rank: read before the next is begun to be."""
         self._turn = 0
 
-    def place(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """Where this rank leaves its next share."""
-        return self._in_room(self._peers.rank, torch.Size(shape), dtype)
+    def place(self, shape: torch.Size, dtype: torch.dtype, first: int = 0) -> torch.Tensor:
+        """Where this rank leaves its next share, or a part of it that begins with the byte `first`
+        of the room."""
+        return _in_room(self._room.of_ranks[self._peers.rank], shape, dtype, first)
 
     def shares(self, own: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """What every rank has left, in their order, once all have: `own`, which `place` gave, among
         it. To be read by what is computed before the next call but one."""
         self.settle()
-        every = range(self._peers.count)
-        found = tuple(self._in_room(rank, own.shape, own.dtype) for rank in every)
+        rooms = self._room.of_ranks
+        self.turn()
+        return tuple(_in_room(room, own.shape, own.dtype) for room in rooms)
+
+    def brought(self, own: torch.Tensor, first: int) -> tuple[Begun, tuple[torch.Tensor, ...]]:
+        """The same of a part of a share, which `place` gave with the same `first`: brought here
+        beside what is computed from now on, to be read once that has been waited for, and by what
+        is begun before the next sum is brought. Once all its parts are, comes a `turn`."""
+        found = []
+        with self._peers.aside():
+            self._peers.meet(self._room, WAIT)
+            for rank, room in enumerate(self._room.of_ranks):
+                part = own
+                if rank != self._peers.rank:
+                    part = _in_room(self._brought[rank], own.shape, own.dtype, first)
+                    part.copy_(_in_room(room, own.shape, own.dtype, first))
+                found.append(part)
+            return self._peers.begun(), tuple(found)
+
+    def turn(self) -> None:
+        """The next share is left in another room."""
         self._turn = (self._turn + 1) % TURNS
-        return found
 
     def settle(self) -> None:
         """What is computed from here on comes after all that any rank has read so far."""
-        self._peers.meet(self._rooms[self._turn], WAIT)
+        self._peers.meet(self._room, WAIT)
 
     def begin_anew(self) -> None:
         """Have the first room be next. Every rank must call it, after `settle` with nothing read
         since: so that ranks that broke a recording off at different places use the same one."""
         self._turn = 0
 
-    def _in_room(self, rank: int, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-        size = shape.numel() * dtype.itemsize
-        return self._rooms[self._turn].of_ranks[rank][:size].view(dtype).view(shape)
+    @property
+    def _room(self) -> Shared:
+        return self._rooms[self._turn]
+
+
+def _in_room(
+    room: torch.Tensor, shape: torch.Size, dtype: torch.dtype, first: int = 0
+) -> torch.Tensor:
+    size = shape.numel() * dtype.itemsize
+    return room[first : first + size].view(dtype).view(shape)

@@ -12,12 +12,17 @@ from llama.parallel.peers import peers_of
 from llama.parallel.shown import TURNS, Shown
 
 ROWS = 8192
-"""Rows of a part, where what is summed is read from the others' memory: room for so many is taken,
-and more are summed part by part."""
+"""That are summed at once where what is summed is read from the others' memory: room for so many is
+taken."""
+PART = 2048
+"""Of these, that are copied from another rank's memory while the next are still made: enough for a
+product to be as fast as one of all rows."""
 
 Shares = tuple[torch.Tensor, ...]
-Read = Callable[[slice, Shares], tuple[torch.Tensor, ...]]
-"""What is made of some rows, of the shares that these rows are the sum of: tensors with as many."""
+Read = Callable[[slice, Shares], object]
+"""Takes some rows of a sum, of the shares that these are the sum of."""
+Finish = Callable[[slice], object]
+"""Makes some rows of a share what they are to be."""
 TWO_BY_TWO = {dist.ReduceOp.SUM: torch.add, dist.ReduceOp.MAX: torch.maximum}
 """How shares that are read are put together."""
 
@@ -29,8 +34,9 @@ def reads_shares(ranks: int) -> bool:
 
 
 def room_bytes(width: int, itemsize: int) -> int:
-    """Of a rank's rooms, for rows of `width` elements."""
-    return TURNS * ROWS * width * itemsize
+    """Of a rank's rooms, for rows of `width` elements: of those that others read, and of the one
+    for what is copied from them."""
+    return (TURNS + 1) * ROWS * width * itemsize
 
 
 class Sums:
@@ -48,7 +54,7 @@ class Sums:
             return
         if (peers := peers_of(self._group, device)) is not None:
             self._device = device
-            self._shown = Shown(peers, room_bytes(width, dtype.itemsize) // TURNS)
+            self._shown = Shown(peers, ROWS * width * dtype.itemsize)
 
     @property
     def are_read(self) -> bool:
@@ -59,27 +65,46 @@ class Sums:
         """Where a product of that shape is best left to be summed; None: wherever."""
         if self._shown is None or rows * width * dtype.itemsize > self._shown.nbytes:
             return None
-        return self._shown.place((rows, width), dtype)
+        return self._shown.place(torch.Size((rows, width)), dtype)
 
-    def read(self, share: torch.Tensor, read: Read) -> tuple[torch.Tensor, ...]:
-        """What `read` makes of the sum over the ranks of `share`, whose dimension 0 is the rows.
-        `share` is given up: it may lie in a `place`, of which there is one at a time."""
+    def read(self, share: torch.Tensor, read: Read, finish: Finish | None = None) -> None:
+        """Have `read` take the sum over the ranks of `share`, whose dimension 0 is the rows: of
+        some rows after others, until it had all. `share` is given up: it may lie in a `place`, of
+        which there is one at a time. With `finish` its rows are not there yet: then some are on
+        their way between ranks while it makes the next."""
         if self._shown is None:
+            if finish is not None:
+                finish(slice(0, len(share)))
             if self._group is not None:
                 dist.all_reduce(share, group=self._group)
-            return read(slice(None), (share,))
+            read(slice(0, len(share)), (share,))
+            return
         each = max(1, self._shown.nbytes // max(1, share[:1].nbytes))
-        if len(share) <= each:
-            return read(slice(None), self._left(share))
-        found: tuple[torch.Tensor, ...] = ()
         for start in range(0, len(share), each):
-            rows = slice(start, start + each)
-            made = read(rows, self._left(share[rows]))
-            if not found:
-                found = tuple(x.new_empty((len(share), *x.shape[1:])) for x in made)
-            for whole, part in zip(found, made, strict=True):
-                whole[rows].copy_(part)
-        return found
+            rows = slice(start, min(start + each, len(share)))
+            if finish is not None and len(share[rows]) > PART:
+                self._read_in_parts(share, rows, read, finish)
+                continue
+            if finish is not None:
+                finish(rows)
+            read(rows, self._shown.shares(self._left(share[rows])))
+
+    def _read_in_parts(self, share: torch.Tensor, rows: slice, read: Read, finish: Finish) -> None:
+        """As `read`, of `rows` for which there is room."""
+        assert self._shown is not None
+        parts = [
+            slice(start, min(start + PART, rows.stop))
+            for start in range(rows.start, rows.stop, PART)
+        ]
+        brought = []
+        for part in parts:
+            finish(part)
+            first = (part.start - rows.start) * share[:1].nbytes
+            brought.append(self._shown.brought(self._left(share[part], first), first))
+        self._shown.turn()
+        for part, (begun, shares) in zip(parts, brought, strict=True):
+            begun.wait()
+            read(part, shares)
 
     def all_reduce_(self, tensor: torch.Tensor, op: dist.ReduceOp.RedOpType) -> None:
         """Reduce `tensor` in its place."""
@@ -89,19 +114,27 @@ class Sums:
             dist.all_reduce(tensor, op=op, group=self._group)
             return
 
-        def read(_: slice, shares: Shares) -> tuple[torch.Tensor]:
-            return (reduce(TWO_BY_TWO[op], shares),)
+        flat = tensor.view(-1) if tensor.is_contiguous() else tensor.reshape(-1)
 
-        (found,) = self.read(tensor.contiguous().view(-1), read)
-        tensor.copy_(found.view(tensor.shape))
+        def read(rows: slice, shares: Shares) -> None:
+            flat[rows] = reduce(TWO_BY_TWO[op], shares)
+
+        self.read(flat, read)
+        if flat.data_ptr() != tensor.data_ptr():
+            tensor.copy_(flat.view(tensor.shape))
 
     def every(self, x: torch.Tensor) -> torch.Tensor:
         """The `x` of each rank, of which there are a few numbers a row: `[ranks, *x.shape]`."""
         if self._group is None:
             return x.unsqueeze(0)
         if x.device == self._device:
-            (found,) = self.read(x, lambda _, shares: (torch.stack(shares, dim=1),))
-            return found.transpose(0, 1)
+            every = x.new_empty((self._group.size(), *x.shape))
+
+            def read(rows: slice, shares: Shares) -> None:
+                torch.stack(shares, out=every[:, rows])
+
+            self.read(x, read)
+            return every
         found = [torch.empty_like(x) for _ in range(self._group.size())]
         dist.all_gather(found, x.contiguous(), group=self._group)
         return torch.stack(found)
@@ -122,10 +155,10 @@ class Sums:
     def held(self) -> None:
         """The rooms stay for as long as this does."""
 
-    def _left(self, share: torch.Tensor) -> Shares:
-        """The shares of all ranks, once `share` lies where it is to."""
+    def _left(self, share: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """`share` where it is to lie, from the byte `first` of a room on."""
         assert self._shown is not None
-        place = self._shown.place(tuple(share.shape), share.dtype)
+        place = self._shown.place(share.shape, share.dtype, first)
         if place.data_ptr() != share.data_ptr():
             place.copy_(share)
-        return self._shown.shares(place)
+        return place

@@ -87,20 +87,33 @@ def summed(device: torch.device) -> dict[str, Any]:
     weight = torch.linspace(0.5, 1.5, WIDTH, device=device, dtype=torch.bfloat16)
     given = torch.randn(TIMES, 64, WIDTH, device=device, generator=generator).bfloat16()
 
-    def by_reading(number: int, rows: int = ROWS) -> torch.Tensor:
+    def places_for(rows: int) -> tuple[torch.Tensor, ...]:
+        scale = torch.empty(rows, 1, device=device, dtype=torch.float32)
+        return torch.empty_like(x[:rows]), torch.empty_like(x[:rows]), scale
+
+    def by_reading(number: int, rows: int = ROWS, in_parts: bool = False) -> torch.Tensor:
         place = sums.place(rows, WIDTH, torch.bfloat16)
         assert place is not None
-        torch.mul(given[number].repeat(rows // 64, 1), 1.0, out=place)
+        source = given[number].repeat(rows // 64, 1)
 
-        def read(_: slice, shares: Any) -> tuple[torch.Tensor, ...]:
-            return kernels.add_norm(x[:rows], shares, weight, 1e-5)
+        def finish(some: slice) -> None:
+            torch.mul(source[some], 1.0, out=place[some])
 
-        return sums.read(place, read)[1]
+        if not in_parts:
+            finish(slice(None))
+
+        def read(some: slice, shares: Any) -> None:
+            places = tuple(out[some] for out in outs)
+            kernels.add_norm(x[some], shares, weight, 1e-5, places)
+
+        outs = places_for(rows)
+        sums.read(place, read, finish if in_parts else None)
+        return outs[1]
 
     def by_nccl(number: int, rows: int = ROWS) -> torch.Tensor:
         share = given[number].repeat(rows // 64, 1).mul(1.0)
         dist.all_reduce(share, group=group)
-        return kernels.add_norm(x[:rows], (share,), weight, 1e-5)[1]
+        return kernels.add_norm(x[:rows], (share,), weight, 1e-5, places_for(rows))[1]
 
     def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
         """NCCL's sum was rounded once more, before the residual was added."""
@@ -109,12 +122,14 @@ def summed(device: torch.device) -> dict[str, Any]:
     worst = 0.0
     for number in range(TIMES):  # of unlike sizes, so that ranks come at unlike times
         rows = 64 << (number % 8)
-        worst = max(worst, apart(by_reading(number, rows), by_nccl(number, rows)))
+        for in_parts in (False, True):
+            found = by_reading(number, rows, in_parts)
+            worst = max(worst, apart(found, by_nccl(number, rows)))
     by_reading(0)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         sums.settle()
-        of_graph = [by_reading(number) for number in (3, 4, 5, 6)]
+        of_graph = [by_reading(number, in_parts=number > 3) for number in (3, 4, 5, 6)]
         sums.settle()
     for _ in range(3):
         graph.replay()
@@ -127,6 +142,7 @@ def summed(device: torch.device) -> dict[str, Any]:
         "sums_agree": worst < 0.01 and torch.equal(*both),
         "summed_bytes": ROWS * WIDTH * 2,
         "sum_and_norm_by_reading_us": 1e6 * seconds(lambda: by_reading(0)),
+        "sum_and_norm_in_parts_us": 1e6 * seconds(lambda: by_reading(0, in_parts=True)),
         "sum_and_norm_by_nccl_us": 1e6 * seconds(lambda: by_nccl(0)),
     }
 

@@ -133,11 +133,12 @@ def _results(form: Callable[..., Any], name: str, rows: int, before: int) -> lis
     weight, a, b = factor(WIDTH), factor(RANK, WIDTH), factor(WIDTH, RANK)
     # The mask of the last rows, by either way to them:
     seed = torch.tensor([2**40 + 77, 0 if before else BEYOND // WIDTH], device=CUDA)
-    x, part = by_rows(WIDTH), by_rows(RANK)
+    x, part, scale = by_rows(WIDTH), by_rows(RANK), by_rows(1, dtype=torch.float32)
+    empty = torch.empty_like
     paths, scales = ((part, b), (part, b)), (0.5, 2.0)
     calls: dict[str, Callable[[], Any]] = {
-        "add_norm": lambda: form(x, (x, x), weight, 1e-5),
-        "added": lambda: form(x, (x, x)),
+        "add_norm": lambda: form(x, (x, x), weight, 1e-5, (empty(x), empty(x), empty(scale))),
+        "added": lambda: form(x, (x, x), empty(x)),
         "add_with_path_": lambda: form(x.clone(), x, (part, b), 0.5),
         "dropped": lambda: form(x, seed, P),
         "gated": lambda: form(x, x, paths, scales, (a,), (seed,), P),
@@ -146,11 +147,11 @@ def _results(form: Callable[..., Any], name: str, rows: int, before: int) -> lis
         )[:2],
         "hidden_each": lambda: form(x, (a,), (seed,), P),
         "input_gradients_": lambda: form(x, (x.clone(),), (), (part,), (a,), (seed,), P)[:1],
-        "norm_backward": lambda: form(x, (x, x), x, weight, 1e-5),
+        "norm_backward": lambda: form(x, (x, x), x, weight, 1e-5, empty(x)),
         "output_gradients": lambda: form(x, part, b, 0.5)[:1],
         "quantised_rows": lambda: form(x, None, torch.int8),
         "rms_norm": lambda: form(x, weight, 1e-5),
-        "rms_norm_backward": lambda: form(x, x, weight, by_rows(1, dtype=torch.float32)),
+        "rms_norm_backward": lambda: form(x, x, weight, scale),
         "rotate": lambda: form(x.view(rows, 32, 128), by_rows(1, 128), by_rows(1, 128)),
         "swiglu": lambda: form(x, x),
         "swiglu_backward": lambda: form(x, x, x),

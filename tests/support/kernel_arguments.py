@@ -34,9 +34,10 @@ def calls(
     yield "rms_norm", (x, weight, EPS)
     yield "rms_norm_backward", (grad, x, weight, scale)
     for shares in ((update,), (update, grad)):
-        yield "added", (x, shares)
-        yield "add_norm", (x, shares, weight, EPS)
-        yield "norm_backward", (update, shares, x, weight, EPS)
+        out, scales = torch.empty_like(x), torch.empty_like(scale)
+        yield "added", (x, shares, out)
+        yield "add_norm", (x, shares, weight, EPS, (out, torch.empty_like(x), scales))
+        yield "norm_backward", (update, shares, x, weight, EPS, out)
     yield "dropped", (x, seed, P, (5, width))
     yield "swiglu", (x, update)
     yield "swiglu_backward", (grad, x, update)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,18 @@ from llama.parallel import sums
 from llama.parallel.peers import Shared
 
 
+class Done:
+    """On a CPU what was begun is done."""
+
+    def wait(self) -> None:
+        pass
+
+
 class OnFiles:
     """What `llama/parallel/peers.py` does between GPUs."""
 
-    def __init__(self, folder: Path, group: Any, _: torch.device) -> None:
-        self.group = group
+    def __init__(self, folder: Path, group: Any, device: torch.device) -> None:
+        self.group, self.device = group, device
         self.rank, self.count = dist.get_rank(group), dist.get_world_size(group)
         self.met = 0
         self._folder, self._made = folder, 0
@@ -41,6 +48,12 @@ class OnFiles:
             torch.from_file(str(f), shared=True, size=own.nbytes, dtype=torch.uint8) for f in files
         ]
         return Shared(self._made, mapped)
+
+    def aside(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def begun(self) -> Done:
+        return Done()
 
     def meet(self, shared: Shared, patience: timedelta) -> None:
         """On GPUs ranks that meet in different rooms wait for ever."""

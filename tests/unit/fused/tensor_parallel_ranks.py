@@ -93,6 +93,13 @@ def check_equal_where_shares_are_read() -> None:
         check_equal_to_plain(LINEARS, 0.3, PACKINGS[0], base)
     with mock.patch.object(sums, "ROWS", 5):  # the last one shorter
         check_equal_to_plain(LINEARS, 0.3, PACKINGS[0], "half")
+        with mock.patch.object(sums, "PART", 2):
+            check_equal_to_plain(LINEARS, 0.3, PACKINGS[0], "half")
+    with mock.patch.object(sums, "PART", 5):
+        for targets in TARGETS:
+            check_equal_to_plain(targets, 0.3, PACKINGS[1], "half")
+        check_equal_to_plain(LINEARS, 0.3, PACKINGS[0], "nf4")
+        check_equal_to_plain(LINEARS, 0.3, PACKINGS[0], "fp8")
     with mock.patch.object(tiles, "TOKENS", 7):
         check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], "half")
 
