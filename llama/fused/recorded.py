@@ -122,8 +122,13 @@ def recording(
     By itself torch leaves that undone where a recording cannot be ended: the recording's stream
     stays the current one (`torch/cuda/graphs.py`, `graph.__exit__`), and the allocator takes it to
     go on, and gives back nothing that it has cached (`CUDAGraph.cpp`, `capture_end`). What is not
-    mended here: the device's default generator, from which nothing is drawn."""
+    mended here: the device's default generator, from which nothing is drawn.
+
+    Libraries of matrix products have room of their own for every stream and thread that calls them,
+    32 MiB on Hopper, and would keep it. Of launched passes it is given back before, as are those
+    passes' other tensors; what the graph has lies in the pool, and is the next graph's as well."""
     stream = torch.cuda.current_stream()
+    torch._C._cuda_clearCublasWorkspaces()
     try:
         with torch.cuda.graph(graph, pool=pool, **CAPTURE):
             for other in beside:
@@ -131,6 +136,7 @@ def recording(
             yield
             for other in beside:
                 other.settle()
+            torch._C._cuda_clearCublasWorkspaces()
     except BaseException:
         torch.cuda.set_stream(stream)
         with suppress(RuntimeError):  # the first raises it where the recording was ended after all

@@ -32,7 +32,7 @@ def output_share(
         weight.times(x_TI[rows], into=place_TO[rows])
         adapted.add_to(name, place_TO[rows], hidden, rows)
 
-    return place_TO, finish
+    return place_TO, Finish(finish, x_TI.shape[1])
 
 
 def input_share(
@@ -57,4 +57,4 @@ def input_share(
     def finish(rows: slice) -> None:
         weight.times_transposed(grad_TO[rows], onto=place_TI[rows])
 
-    return tuple(found), finish
+    return tuple(found), Finish(finish, grad_TO.shape[1])

@@ -49,17 +49,18 @@ class Peers:
         self.rank, self.count = dist.get_rank(group), dist.get_world_size(group)
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
-        """What is begun within it comes after all that was before, and goes on beside what is begun
-        after it."""
-        self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._stream):
+    def aside(self, number: int) -> Iterator[None]:
+        """What is begun within it comes after all that was before, and what of the same `number`
+        was, and goes on beside what is begun after it."""
+        stream = self._streams[number]
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
             yield
 
     @cached_property
-    def _stream(self) -> torch.cuda.Stream:
+    def _streams(self) -> list[torch.cuda.Stream]:
         """Of high priority, so that ranks meet as soon as they can, whatever else is to run."""
-        return torch.cuda.Stream(self.device, priority=-1)
+        return [torch.cuda.Stream(self.device, priority=-1) for _ in range(2)]
 
     def zeros(self, nbytes: int) -> torch.Tensor:
         """Room for `nbytes`, uint8, that `shared` makes known to the others."""

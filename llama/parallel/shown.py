@@ -56,8 +56,11 @@ class Shown:
         beside what is computed from now on, to be read once that has been waited for, and by what
         is begun before the next sum is brought. Once all its parts are, comes a `turn`."""
         found = []
-        with self._peers.aside():
+        with self._peers.aside(0):
             self._peers.meet(self._room, WAIT)
+            met = self._peers.begun()
+        with self._peers.aside(1):  # so that ranks meet for a part while the one before is copied
+            met.wait()
             for rank, room in enumerate(self._room.of_ranks):
                 part = own
                 if rank != self._peers.rank:

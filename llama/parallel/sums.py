@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import reduce
 
 import torch
@@ -14,15 +15,28 @@ from llama.parallel.shown import TURNS, Shown
 ROWS = 8192
 """That are summed at once where what is summed is read from the others' memory: room for so many is
 taken."""
-PART = 2048
-"""Of these, that are copied from another rank's memory while the next are still made: enough for a
-product to be as fast as one of all rows."""
+PART, WHOLE, PARTS = 1024, 256, 4
+"""Of the parts of these, of which one is copied from another rank's memory while the next is still
+made: the fewest rows, what their number is a multiple of, and the most parts."""
+AS_LONG = 2048
+"""Inputs of a product that takes as long as a copy of its result does: 680 TFLOP/s in bf16 beside
+330 GB/s, as measured on H200s."""
 
 Shares = tuple[torch.Tensor, ...]
 Read = Callable[[slice, Shares], object]
 """Takes some rows of a sum, of the shares that these are the sum of."""
-Finish = Callable[[slice], object]
-"""Makes some rows of a share what they are to be."""
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What is left to do for a share."""
+
+    make: Callable[[slice], object]
+    """Makes some rows what they are to be, by a product."""
+    inputs: int
+    """Of the product, for each element."""
+
+
 TWO_BY_TWO = {dist.ReduceOp.SUM: torch.add, dist.ReduceOp.MAX: torch.maximum}
 """How shares that are read are put together."""
 
@@ -37,6 +51,24 @@ def room_bytes(width: int, itemsize: int) -> int:
     """Of a rank's rooms, for rows of `width` elements: of those that others read, and of the one
     for what is copied from them."""
     return (TURNS + 1) * ROWS * width * itemsize
+
+
+def parts_of(rows: slice, inputs: int) -> list[slice]:
+    """`rows`, cut so that a part is copied in the time in which the next is made by products of so
+    many `inputs`: each is so much smaller than the one before."""
+    left = rows.stop - rows.start
+    smaller = min(1.0, AS_LONG / inputs)
+    first = left / sum(smaller**k for k in range(PARTS))
+    found, start = [], rows.start
+    for k in range(PARTS):
+        size = max(PART, WHOLE * round(first * smaller**k / WHOLE))
+        if k == PARTS - 1 or rows.stop - start - size < PART:
+            size = rows.stop - start
+        found.append(slice(start, start + size))
+        start += size
+        if start == rows.stop:
+            break
+    return found
 
 
 class Sums:
@@ -74,7 +106,7 @@ class Sums:
         their way between ranks while it makes the next."""
         if self._shown is None:
             if finish is not None:
-                finish(slice(0, len(share)))
+                finish.make(slice(0, len(share)))
             if self._group is not None:
                 dist.all_reduce(share, group=self._group)
             read(slice(0, len(share)), (share,))
@@ -82,29 +114,28 @@ class Sums:
         each = max(1, self._shown.nbytes // max(1, share[:1].nbytes))
         for start in range(0, len(share), each):
             rows = slice(start, min(start + each, len(share)))
-            if finish is not None and len(share[rows]) > PART:
-                self._read_in_parts(share, rows, read, finish)
+            parts = [rows] if finish is None else parts_of(rows, finish.inputs)
+            if len(parts) > 1 and finish is not None:
+                self._read_in_parts(share, parts, read, finish)
                 continue
             if finish is not None:
-                finish(rows)
+                finish.make(rows)
             read(rows, self._shown.shares(self._left(share[rows])))
 
-    def _read_in_parts(self, share: torch.Tensor, rows: slice, read: Read, finish: Finish) -> None:
-        """As `read`, of `rows` for which there is room."""
+    def _read_in_parts(
+        self, share: torch.Tensor, parts: Sequence[slice], read: Read, finish: Finish
+    ) -> None:
+        """As `read`, of rows for which there is room."""
         assert self._shown is not None
-        parts = [
-            slice(start, min(start + PART, rows.stop))
-            for start in range(rows.start, rows.stop, PART)
-        ]
         brought = []
-        for part in parts:
-            finish(part)
-            first = (part.start - rows.start) * share[:1].nbytes
-            brought.append(self._shown.brought(self._left(share[part], first), first))
+        for rows in parts:
+            finish.make(rows)
+            first = (rows.start - parts[0].start) * share[:1].nbytes
+            brought.append(self._shown.brought(self._left(share[rows], first), first))
         self._shown.turn()
-        for part, (begun, shares) in zip(parts, brought, strict=True):
+        for rows, (begun, shares) in zip(parts, brought, strict=True):
             begun.wait()
-            read(part, shares)
+            read(rows, shares)
 
     def all_reduce_(self, tensor: torch.Tensor, op: dist.ReduceOp.RedOpType) -> None:
         """Reduce `tensor` in its place."""

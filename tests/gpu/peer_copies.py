@@ -22,7 +22,7 @@ from llama.kernels.compiled import compile_kernels
 from llama.launch.processes import stop_processes
 from llama.parallel.peers import outside_bytes
 from llama.parallel.sharded import Sharers
-from llama.parallel.sums import Sums
+from llama.parallel.sums import AS_LONG, Finish, Sums
 
 SHARE = 2**27
 """Bytes of each rank."""
@@ -107,7 +107,7 @@ def summed(device: torch.device) -> dict[str, Any]:
             kernels.add_norm(x[some], shares, weight, 1e-5, places)
 
         outs = places_for(rows)
-        sums.read(place, read, finish if in_parts else None)
+        sums.read(place, read, Finish(finish, AS_LONG) if in_parts else None)
         return outs[1]
 
     def by_nccl(number: int, rows: int = ROWS) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from itertools import product
 from typing import Any
 from unittest import mock
@@ -85,6 +86,11 @@ def check_equal_to_plain(targets: tuple[str, ...], p: float, lengths: list[int],
                 assert all(torch.equal(other, gradient) for other in others), name
 
 
+def parts_of_rows(fewest: int) -> AbstractContextManager[Any]:
+    """Within it sums are taken in parts of so many rows at least, as if they had many."""
+    return mock.patch.multiple(sums, PART=fewest, WHOLE=1)
+
+
 def check_equal_where_shares_are_read() -> None:
     """By each of two ranks of the other's memory: whole, and part by part."""
     for targets, p in product(TARGETS, (0.0, 0.3)):
@@ -93,9 +99,9 @@ def check_equal_where_shares_are_read() -> None:
         check_equal_to_plain(LINEARS, 0.3, PACKINGS[0], base)
     with mock.patch.object(sums, "ROWS", 5):  # the last one shorter
         check_equal_to_plain(LINEARS, 0.3, PACKINGS[0], "half")
-        with mock.patch.object(sums, "PART", 2):
+        with parts_of_rows(1):
             check_equal_to_plain(LINEARS, 0.3, PACKINGS[0], "half")
-    with mock.patch.object(sums, "PART", 5):
+    with parts_of_rows(2):
         for targets in TARGETS:
             check_equal_to_plain(targets, 0.3, PACKINGS[1], "half")
         check_equal_to_plain(LINEARS, 0.3, PACKINGS[0], "nf4")

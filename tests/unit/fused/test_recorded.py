@@ -23,6 +23,7 @@ class Device:
         self.stream: Any = SimpleNamespace(device_index=0)
         self.under_way: list[Any] = []
         self.said: list[str] = []
+        self.cleared: list[list[Any]] = []
 
         @contextmanager
         def graph(_: Any, pool: Any, **__: Any) -> Any:
@@ -47,9 +48,14 @@ class Device:
         monkeypatch.setattr(
             torch.cuda, "set_stream", lambda stream: setattr(self, "stream", stream)
         )
+        monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", self._clear, raising=False)
         monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
         monkeypatch.setattr(torch._C, "_cuda_releasePool", self._release, raising=False)
         monkeypatch.setattr(recorded, "_BROKEN_OFF", [])
+
+    def _clear(self) -> None:
+        """In the memory of what is current."""
+        self.cleared.append(list(self.under_way))
 
     def _release(self, *_: Any) -> None:
         self.said.append("released")
@@ -76,3 +82,4 @@ def test_one_that_ends_leaves_nothing_to_mend(monkeypatch: pytest.MonkeyPatch) -
     with recording(object(), POOL, [beside]):  # type: ignore[arg-type]
         assert device.under_way == [POOL] and len(settled) == 1
     assert len(settled) == 2 and not device.under_way and not device.said
+    assert device.cleared == [[], [POOL]]
