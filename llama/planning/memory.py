@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from llama.parallel.sums import ROWS, reads_shares, room_bytes
+from llama.parallel.sums import reads_shares, room_bytes
 from llama.planning.constants import CONSTANTS
 from llama.planning.job import Job
 from llama.planning.trace import trace
@@ -94,8 +94,7 @@ def memory(job: Job) -> Memory:
     if job.device == "cuda":
         found[LIBRARIES] = CONSTANTS.cublas_workspace
         if job.blocks_are_fused and reads_shares(job.tensor_parallel):
-            room = room_bytes(job.config.dim, job.dtype.itemsize)
-            found[BUFFERS] += room if job.tokens <= ROWS else 2 * room  # and of parts what is made
+            found[BUFFERS] += room_bytes(job.config.dim, job.dtype.itemsize)
         degrees = (job.tensor_parallel, job.sequence_parallel, job.data_parallel)
         several = sum(degree > 1 for degree in degrees)
         several += 1 < job.base_sharers < job.data_parallel

@@ -79,10 +79,10 @@ HOST_ADAM = 1e9
 """Parameters a second of the optimizer in host memory. Not measured here."""
 GATHER = 1.6e-3
 """Seconds of the host for each gathering of a layer's weights under ZeRO-3."""
-SUMS_WAIT, SUMS_READ = 1.6, 0.9
+SUMS_WAIT, SUMS_READ = 1.6, 0.4
 """What a tensor-parallel sum takes, times its bytes at the link's rate: ranks wait for each other,
-and messages are smaller than the one that the rate was measured with; and where the kernel that
-wants the sum reads it from the other GPU."""
+and messages are smaller than the one that the rate was measured with; and where shares are
+copied from the other GPU, most of it while a product goes on."""
 
 
 @dataclass(frozen=True)
