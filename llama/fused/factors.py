@@ -116,15 +116,20 @@ class Adapted:
     def output_gradients(self, names: Names, grads: Path, hidden: Hidden) -> Path:
         """From the gradients of the layers' outputs that of each adapter's `A x`, `[T, R]`; leaves
         that of its B, and takes what it saw out of `hidden`."""
-        parts = []
-        for name, grad in zip(names, grads, strict=True):
-            if name in self.factors:
-                factors = self.factors[name]
-                part, self.grads_b[name] = output_gradients(
-                    grad, hidden.pop(name), factors.b, factors.scale
-                )
-                parts.append(part)
-        return tuple(parts)
+        given = {
+            name: grad for name, grad in zip(names, grads, strict=True) if name in self.factors
+        }
+        if not given:
+            return ()
+        factors = [self.factors[name] for name in given]
+        parts, grads_b = output_gradients(
+            tuple(given.values()),
+            tuple(hidden.pop(name) for name in given),
+            tuple(found.b for found in factors),
+            tuple(found.scale for found in factors),
+        )
+        self.grads_b.update(zip(given, grads_b, strict=True))
+        return parts
 
     def input_gradients(
         self, names: Names, x: torch.Tensor, onto: Path, norm: Path, parts: Path

@@ -49,11 +49,15 @@ def hidden_each(x: torch.Tensor, matrices: Path, seed: Path, p: float) -> tuple[
 
 @kernel
 def output_gradients(
-    grad: torch.Tensor, hidden: torch.Tensor, b: torch.Tensor, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """From the gradient of an output, `[T, O]`: those of the adapter's `A x`, `[T, R]`, and of its
-    B, `[O, R]`."""
-    return (grad @ b).mul_(scale), (grad.t() @ hidden).mul_(scale)
+    grads: Path, hidden: Path, b: Path, scales: tuple[float, ...]
+) -> tuple[Path, Path]:
+    """From the gradients of the outputs, `[T, O]`, of layers with an adapter each: those of the
+    adapters' `A x`, `[T, R]`, and those of their B, `[O, R]`."""
+    parts, grads_b = [], []
+    for grad, of_a, own_b, scale in zip(grads, hidden, b, scales, strict=True):
+        parts.append((grad @ own_b).mul_(scale))
+        grads_b.append((grad.t() @ of_a).mul_(scale))
+    return tuple(parts), tuple(grads_b)
 
 
 @kernel

@@ -95,7 +95,7 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
             return plan.call(function, args)
         if not _compiled:
             return function(*args)
-        if args[0].is_cuda:
+        if _first(args).is_cuda:
             found = _forms()[name](*args)
             return function(*args) if found is NotImplemented else found
         if not made:
@@ -118,6 +118,11 @@ def _forms() -> Mapping[str, Callable[..., Any]]:
     from llama.kernels.triton_forms import FORMS
 
     return FORMS
+
+
+def _first(args: tuple[Any, ...]) -> torch.Tensor:
+    """The tensor that stands first, or is the first of the tuple that does."""
+    return _first(args[0]) if isinstance(args[0], tuple) else args[0]
 
 
 def _detached(args: tuple[Any, ...]) -> tuple[Any, ...]:

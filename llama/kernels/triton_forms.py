@@ -23,7 +23,8 @@ import torch
 import triton
 
 from llama.kernels import triton_eight_bits
-from llama.kernels.path_forms import PATH_FORMS, dense, mask
+from llama.kernels.path_forms import PATH_FORMS
+from llama.kernels.path_tiles import dense, mask
 from llama.kernels.triton_kernels import (
     added_columns,
     dropped_columns,

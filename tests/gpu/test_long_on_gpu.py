@@ -148,7 +148,7 @@ def _results(form: Callable[..., Any], name: str, rows: int, before: int) -> lis
         "hidden_each": lambda: form(x, (a,), (seed,), P),
         "input_gradients_": lambda: form(x, (x.clone(),), (), (part,), (a,), (seed,), P)[:1],
         "norm_backward": lambda: form(x, (x, x), x, weight, 1e-5, empty(x)),
-        "output_gradients": lambda: form(x, part, b, 0.5)[:1],
+        "output_gradients": lambda: form((x,), (part,), (b,), (0.5,))[0],
         "quantised_rows": lambda: form(x, None, torch.int8),
         "rms_norm": lambda: form(x, weight, 1e-5),
         "rms_norm_backward": lambda: form(x, x, weight, scale),

@@ -45,3 +45,16 @@ def test_forms_compute_what_the_functions_say(
         difference = apart(found, KERNELS[name](*own(args)))
         print(f"\n  {dtype} {sizes} {name}: {difference:.1e}", end="")
         assert difference <= FUSED[dtype], name
+
+
+@pytest.mark.parametrize("dtype", FUSED, ids=str)
+def test_wide_tiles_compute_what_the_functions_say(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiles that large gradients are cut into."""
+    from llama.kernels import path_gradient_forms
+
+    name, wide = "output_gradients", path_gradient_forms.OUTPUT._replace(programs=0)
+    monkeypatch.setattr(path_gradient_forms, "OUTPUT", wide)
+    for args in (args for of, args in calls(dtype, CUDA, 300, 1600) if of == name):
+        assert apart(forms()[name](*own(args)), KERNELS[name](*own(args))) <= FUSED[dtype]

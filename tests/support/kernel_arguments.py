@@ -92,7 +92,9 @@ def _paths(
         hidden = tuple(random(tokens, rank) for _ in range(count))
         yield "hidden_each", (x, a, drawn, p)
         yield "add_with_path_", (up, x, (hidden[0], b[0]), 0.5)
-        yield "output_gradients", (grad, hidden[0], b[0], 0.5)
+        grads = tuple(random(tokens, width // (n + 1)) for n in range(count))
+        of_b = tuple(random(grad.shape[1], rank) for grad in grads)
+        yield "output_gradients", (grads, hidden, of_b, (0.5, 2.0, 1.0)[:count])
         yield "input_gradients_", (x, (up,), norm, hidden, a, drawn, p)
         yield "input_gradients_", (x, (up, grad, x)[:count], (), hidden, a, drawn, p)
         yield "input_gradients_", (x, (), (), hidden, a, drawn, p)
@@ -107,6 +109,12 @@ def _paths(
         angles = random(tokens, 1, 20), random(tokens, 1, 20)
         paths = (hidden[0], random(120, rank)), (hidden[-1], random(40, rank))
         yield "rotate_both", (q, k, *angles, paths, scales)
+    # Of unlike ranks, and of more layers than a kernel takes; rows that lie apart, or upright:
+    grads = x[:, :-3], up[:, 16:], grad, random(width, tokens).t()
+    for ranks in ((4, 20), (16,) * 4):
+        hidden = tuple(random(tokens, rank) for rank in ranks)
+        b = tuple(random(g.shape[1], rank) for g, rank in zip(grads, ranks, strict=False))
+        yield "output_gradients", (grads[: len(ranks)], hidden, b, (0.5,) * len(ranks))
 
 
 def apart(found: Any, expected: Any) -> float:
@@ -130,5 +138,9 @@ def own(args: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
-def _tensors(value: Any) -> tuple[torch.Tensor, ...]:
-    return value if isinstance(value, tuple) else (value,)
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, tuple):
+        for inner in value:
+            yield from _tensors(inner)
+    else:
+        yield value

@@ -22,7 +22,7 @@ def patched(tensor, scope):  # its own takes an array of one number, which numpy
     scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 interpreter._patch_lang_tensor = patched
 from llama.fused import kernels
-from llama.kernels import eight_bits, elementwise
+from llama.kernels import eight_bits, elementwise, path_gradient_forms
 from llama.kernels.compiled import KERNELS
 from llama.kernels.triton_forms import FORMS
 from llama.model import loss
@@ -33,8 +33,16 @@ found = {}
 for name, args in calls(torch.float32, torch.device("cpu")):
     difference = apart(FORMS[name](*own(args)), KERNELS[name](*own(args)))
     found[name] = max(difference, found.get(name, 0.0))
+# More rows than a tile has, and the wide tiles of large gradients:
+for programs in (path_gradient_forms.OUTPUT.programs, 0):
+    path_gradient_forms.OUTPUT = path_gradient_forms.OUTPUT._replace(programs=programs)
+    for name, args in calls(torch.float32, torch.device("cpu"), 75, 600):
+        if name in ("output_gradients", "input_gradients_"):
+            difference = apart(FORMS[name](*own(args)), KERNELS[name](*own(args)))
+            found[name] = max(difference, found[name])
 x, wide = torch.ones(3, 200), torch.ones(100, 200)
 assert FORMS["hidden_each"](x, (wide,), (), 0.0) is NotImplemented
+assert FORMS["output_gradients"]((x,), (x[:, :100],), (wide.t(),), (1.0,)) is NotImplemented
 assert FORMS["gated"](x, x, ((), ()), (1.0, 1.0), (wide,), (), 0.0) is NotImplemented
 print(json.dumps(found))
 """

@@ -1,0 +1,76 @@
+"""What the kernels of the low-rank paths (`triton_paths.py`, `triton_path_gradients.py`) do with
+tiles of their tensors, and how the parts that their programs leave are added up.
+
+`RANK` is the rank, rounded up to what the matrix units take; what is beyond `rank` is zero.
+"""
+
+# Triton is installed where there is a GPU, and not where this is checked.
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportUnboundVariable=false
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from llama.kernels.triton_kernels import column_keys, row_keys
+
+
+@triton.jit
+def tile(pointer, rows, columns, stride, tokens, width):
+    """Elements of `[tokens, width]`, zero outside."""
+    places = rows.to(tl.int64)[:, None] * stride + columns[None, :]
+    inside = (rows < tokens)[:, None] & (columns < width)[None, :]
+    return tl.load(pointer + places, mask=inside, other=0.0)
+
+
+@triton.jit
+def put(pointer, values, rows, columns, stride, tokens, width):
+    places = rows.to(tl.int64)[:, None] * stride + columns[None, :]
+    inside = (rows < tokens)[:, None] & (columns < width)[None, :]
+    tl.store(pointer + places, values.to(pointer.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def dot(a, b, onto):
+    """`onto + a b`, of float32 in float32's own arithmetic."""
+    return tl.dot(a, b, onto, input_precision="ieee")
+
+
+@triton.jit
+def product(a, b, rows: tl.constexpr, columns: tl.constexpr):
+    return dot(a, b, tl.zeros((rows, columns), tl.float32))
+
+
+@triton.jit
+def staying(seed_ptr, rows, columns, least):
+    """The mask of a tile."""
+    keys = row_keys(seed_ptr, rows)[:, None] * column_keys(seed_ptr, columns)[None, :]
+    return keys >= least
+
+
+@triton.jit
+def kept(x, seed_ptr, rows, columns, least, DROP: tl.constexpr):
+    """`x` where the mask of the seed has it stay, else zero."""
+    if DROP:
+        x = tl.where(staying(seed_ptr, rows, columns, least), x, 0.0).to(x.dtype)
+    return x
+
+
+@triton.jit
+def sum_of(
+    parts_ptr, out_ptr, size, count, factor, block, PARTS: tl.constexpr, BLOCK: tl.constexpr
+):
+    places = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for step in range((count + PARTS - 1) // PARTS):
+        parts = step * PARTS + tl.arange(0, PARTS)
+        inside = (parts < count)[:, None] & (places < size)[None, :]
+        at = parts.to(tl.int64)[:, None] * size + places[None, :]
+        total += tl.sum(tl.load(parts_ptr + at, mask=inside, other=0.0), axis=0)
+    tl.store(out_ptr + places, (total * factor).to(out_ptr.dtype.element_ty), mask=places < size)
+
+
+@triton.jit
+def sum_parts(parts_ptr, out_ptr, size, count, factor, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+    """`factor` times the sum of `count` parts of `size` elements each."""
+    sum_of(parts_ptr, out_ptr, size, count, factor, tl.program_id(0), PARTS, BLOCK)
