@@ -15,6 +15,7 @@ from llama.adapters.attach import fixed_parameters, parameter_groups, trainable_
 from llama.data.batches import own_part
 from llama.data.types import Batch
 from llama.engine.again import KeepLess, Room
+from llama.engine.at_device import decide_at_device
 from llama.engine.backend import LOGGER
 from llama.engine.configuration import configuration, with_fused_adam
 from llama.engine.gradients import check_all_at_once, norm_of
@@ -84,7 +85,8 @@ class Engine:
             dist_init_required=False,
         )
         LOGGER.setLevel(logging.WARNING)
-        check_all_at_once(self._optimizer)
+        if check_all_at_once(self._optimizer):
+            decide_at_device(self._optimizer)
         send_gradients_to_owners(self._optimizer)
         self.model: nn.Module = self._engine.module
         self._window: Window = ByDeepSpeed(self._engine)
@@ -128,6 +130,7 @@ class Engine:
             self._engine.train()
         scale = self._scale()
         loss_sum = self._window.run(window, self._loss, weight, scale)
+        loss_sum = self._over_data_parallel(loss_sum)  # begun before the step is waited for
         rates = self._engine.get_lr()  # of this update: the schedule moves on in the step
         applied, grad_norm = self._take_step()
         reason = None if applied else self._skip(window, weight, scale)
@@ -135,7 +138,7 @@ class Engine:
             self._skipped_in_a_row = 0
         self.steps += 1
         return Step(
-            loss_sum=self._sum_over_data_parallel(loss_sum),
+            loss_sum=float(loss_sum),
             supervised=supervised,
             tokens=tokens,
             learning_rate=float(rates[0]),
@@ -328,8 +331,8 @@ class Engine:
     def _total(self, *numbers: int) -> list[int]:
         return [int(n) for n in self._reduced(torch.tensor(numbers, dtype=torch.int64))]
 
-    def _sum_over_data_parallel(self, value: torch.Tensor) -> float:
-        return float(self._reduced(value.double()))
+    def _over_data_parallel(self, value: torch.Tensor) -> torch.Tensor:
+        return self._reduced(value.double())
 
     def _reduced(self, value: torch.Tensor) -> torch.Tensor:
         if self.mesh.data_parallel_size > 1:

@@ -22,12 +22,13 @@ from llama.parallel.mesh import TensorParallel
 _FOREACH_NORM: Any = torch._foreach_norm  # type: ignore[attr-defined]
 
 
-def check_all_at_once(optimizer: Any) -> None:
+def check_all_at_once(optimizer: Any) -> bool:
     """Have DeepSpeed's optimizer of ZeRO-1 or 2 use `has_overflow` and the norm below in place of
     its own two methods. Where it takes the norm, which is not finite if one element of any rank's
     is not, it need not look for such elements before: it skips the step in either case. Any other
-    optimizer, and one whose states are offloaded to the CPU, is left as it is."""
-    if isinstance(optimizer, DeepSpeedZeroOptimizer) and not optimizer.cpu_offload:
+    optimizer, and one whose states are offloaded to the CPU, is left as it is: False."""
+    changes = isinstance(optimizer, DeepSpeedZeroOptimizer) and not optimizer.cpu_offload
+    if changes:
         hooks: Any = optimizer
         if hooks.compute_grad_norm:
             hooks.check_overflow = lambda partition_gradients=True: None
@@ -35,12 +36,21 @@ def check_all_at_once(optimizer: Any) -> None:
             (gradient for group in hooks.averaged_gradients.values() for gradient in group or ()),
             hooks.device,
         )
-        one_by_one = hooks.get_grad_norm_direct
+        one_by_one, combined = hooks.get_grad_norm_direct, hooks.scaled_global_norm
         hooks.get_grad_norm_direct = _norm_of(optimizer, one_by_one)
+        # What DeepSpeed's own step makes of it, to see whether it is finite and what to clip by, is
+        # 20 kernels of one number each on a GPU, which is waited for twice.
+        hooks.scaled_global_norm = lambda norm_type=2: combined(norm_type).cpu()
         point_anew = hooks._update_model_bit16_weights
         hooks._update_model_bit16_weights = lambda group: (
             None if _lie_in_place(hooks, group) else point_anew(group)
         )
+    return changes
+
+
+def norm_on_device(optimizer: DeepSpeedZeroOptimizer) -> torch.Tensor:
+    """That of all gradients, the loss scale in it; infinite where one is not finite."""
+    return DeepSpeedZeroOptimizer.scaled_global_norm(optimizer)
 
 
 def _lie_in_place(optimizer: Any, group: int) -> bool:
@@ -92,10 +102,7 @@ def _norm_of(optimizer: Any, one_by_one: Callable[..., torch.Tensor]) -> Callabl
         norms of the tensors that count here are then given to DeepSpeed's own function as if they
         were one gradient: their norm is the norm of all, and it alone knows over which ranks the
         squares are to be summed. Norms other than the Euclidean one are left to it wholly, and so
-        is a rank on which nothing counts, since it must take part in that sum.
-
-        The norm is given on the CPU: what DeepSpeed makes of it, to see whether it is finite and
-        what to clip by, is 20 kernels of one number each on a GPU, which is waited for twice."""
+        is a rank on which nothing counts, since it must take part in that sum."""
         held = (g for g in gradients if not getattr(g, "_zero_padding", False))
         parts = gradients.parts if isinstance(gradients, InOnePiece) else []
         counted = [
@@ -104,9 +111,9 @@ def _norm_of(optimizer: Any, one_by_one: Callable[..., torch.Tensor]) -> Callabl
             if is_model_parallel_parameter(parameter) or optimizer.model_parallel_rank == 0
         ]
         if not counted or float(norm_type) != 2.0:
-            return one_by_one(gradients, parameters, norm_type).cpu()
+            return one_by_one(gradients, parameters, norm_type)
         norms = _FOREACH_NORM(counted, 2, dtype=get_norm_dtype())
-        return one_by_one([torch.stack(norms)], [_Counted()], norm_type).cpu()
+        return one_by_one([torch.stack(norms)], [_Counted()], norm_type)
 
     return norm
 

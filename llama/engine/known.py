@@ -30,6 +30,10 @@ KNOWN: tuple[tuple[type, str, tuple[str, ...]], ...] = (
     (DeepSpeedZeroOptimizer, "_add_to_grad_partition_buffer", ("output", "source")),
     (DeepSpeedZeroOptimizer, "_update_model_bit16_weights", ("self", "group_index")),
     (DeepSpeedZeroOptimizer, "_get_preflattened_grad_partition", ("self", "group_idx")),
+    (DeepSpeedZeroOptimizer, "step", ("self", "closure")),
+    (DeepSpeedZeroOptimizer, "scaled_global_norm", ("self", "norm_type")),
+    (DeepSpeedZeroOptimizer, "_optimizer_step", ("self", "group_no")),
+    (DeepSpeedZeroOptimizer, "_update_scale", ("self", "has_overflow")),
     (DeepSpeedZeroOptimizer, "_lazy_init_hp_params_optimizer_state", ("self",)),
 )
 """Class, method, and the names of what the method takes."""

@@ -38,7 +38,9 @@ from llama.kernels.triton_paths import (
 )
 
 ADDED = Tile(32, 128, 4)
-HIDDEN = Tile(64, 64, 4, 256)
+HIDDEN, HIDDEN_OF_FEW = Tile(64, 128, 4, 256), Tile(64, 128, 4, 128)
+"""The second for up to `FEW` tokens."""
+FEW = 2048
 GATED, GATED_ALONE = Tile(64, 64, 4, 256), Tile(32, 128, 4, 256)
 GATED_BACKWARD, GATED_BACKWARD_ALONE = Tile(16, 128, 4, 1024, 2), Tile(32, 128, 4, 512)
 """The second of both where no adapter takes part."""
@@ -74,13 +76,21 @@ def add_with_path_(y: torch.Tensor, x: torch.Tensor, path: Tensors, scale: float
     return y
 
 
+def _hidden_tile(x: torch.Tensor, rank: int) -> Tile:
+    """Narrower where numbers have more bytes, and where ranks are larger: a tile of each A lies in
+    shared memory beside that of `x`."""
+    tile = HIDDEN if len(x) > FEW else HIDDEN_OF_FEW
+    narrow = tile.columns * 32 // (x.element_size() * room(rank))
+    return tile._replace(columns=max(64, narrow))
+
+
 def hidden_each(x: torch.Tensor, matrices: Tensors, seed: Tensors, p: float) -> Tensors:
     if len({a.shape for a in matrices}) > 1:
         each = (hidden_each(x, (a,), seed, p) for a in matrices)
         return tuple(found for (found,) in each)
     x = dense(x)
     (tokens, width), rank, count = x.shape, matrices[0].shape[0], len(matrices)
-    tile = HIDDEN
+    tile = _hidden_tile(x, rank)
     blocks = triton.cdiv(tokens, tile.rows)
     steps, splits = share(width, tile.columns, blocks, tile.programs)
     parts = empty(x, splits, count, tokens, rank)

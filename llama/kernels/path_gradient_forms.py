@@ -28,11 +28,13 @@ from llama.kernels.path_tiles import (
 )
 from llama.kernels.triton_path_gradients import input_parts, output_parts, sum_output_parts
 
-OUTPUT, OUTPUT_OF_FEW = Tile(32, 512, 4, 264), Tile(64, 128, 4, 264, 2)
+OUTPUT, OUTPUT_OF_FEW = Tile(32, 512, 4, 264), Tile(64, 128, 4, 528)
 """The first where the gradients are so large that all programs have several steps to take. A part
 of the gradient to `A x` is left by each tile's columns: the wider they are, the fewer there are."""
-INPUT = Tile(64, 64, 4, 1024, 2)
-"""More stages of large ranks take more shared memory than smaller GPUs have."""
+INPUT, INPUT_DROPPED = Tile(64, 64, 4, 512, 2), Tile(64, 64, 4, 512)
+"""The second under a mask, up to `DROPPED_RANK`: more stages of larger ranks take more shared
+memory than smaller GPUs have."""
+DROPPED_RANK = 32
 
 
 def _output_tile(grads: Tensors, rank: int) -> Tile:
@@ -112,7 +114,7 @@ def input_gradients_(
         return *onto, *found
     x = dense(x)
     (tokens, width), rank, count = x.shape, matrices[0].shape[0], len(matrices)
-    tile = INPUT
+    tile = INPUT_DROPPED if p and room(rank) <= DROPPED_RANK else INPUT
     blocks = triton.cdiv(width, tile.columns)
     steps, splits = share(tokens, tile.rows, blocks, tile.programs)
     grad_a = empty(x, splits, count, rank, width)

@@ -47,6 +47,7 @@ def test_steps_are_the_same_to_the_last_digit(
     assert len(found) == 5
     for case, (by_deepspeed, together) in found.items():
         assert min(by_deepspeed["micro_batches"]) > 1
+        assert by_deepspeed["applied"] == [True, True, False, True]
         precision, stage = case.split(" at ")
         if stage != "ZeRO-2" or ranks == tensor_parallel:
             assert together == by_deepspeed, case

@@ -7,13 +7,15 @@ from __future__ import annotations
 import json
 import sys
 from typing import Any
+from unittest import mock
 
 import torch
 
 from llama.adapters.attach import attach, initialise
 from llama.assembly.model import build_model
 from llama.data.batches import make_batch
-from llama.engine import Engine, start_processes
+from llama.engine import Engine, at_device, start_processes
+from llama.engine import engine as engine_module
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
 from llama.model.config import LINEARS
@@ -25,6 +27,14 @@ from tests.support.tiny_runs import CONFIG, resolved_json
 from tests.support.tiny_runs import deepspeed_json as settings
 
 STEPS = 4
+BROKEN = 2
+"""The step of which a gradient is not finite."""
+
+
+def with_fused_adam(config: dict[str, Any], _: torch.device) -> dict[str, Any]:
+    """As on a GPU."""
+    optimizer = config["optimizer"]
+    return config | {"optimizer": optimizer | {"params": optimizer["params"] | {"fused": True}}}
 
 
 def engine_of(folder: str, stage: int, precision: str, tensor_parallel: int = 1) -> Engine:
@@ -44,20 +54,33 @@ def engine_of(folder: str, stage: int, precision: str, tensor_parallel: int = 1)
 def steps(
     folder: str, stage: int, precision: str, tensor_parallel: int, together: bool
 ) -> dict[str, Any]:
-    engine = engine_of(folder, stage, precision, tensor_parallel)
+    with mock.patch.object(engine_module, "with_fused_adam", with_fused_adam):
+        engine = engine_of(folder, stage, precision, tensor_parallel)
     if together:
         engine.add_up_gradients()
+    loss = engine._loss
+
+    def broken_once(*args: Any) -> torch.Tensor:
+        return loss(*args) * (float("nan") if engine.steps == BROKEN else 1.0)
+
+    engine._loss = broken_once  # type: ignore[method-assign]
+    decided = mock.patch.object(at_device, "_step", wraps=at_device._step)
     reader = engine.mesh.reader
     own = windows()[reader * STEPS : (reader + 1) * STEPS]
-    taken = [
-        engine.step([make_batch(rows, stream) for stream, rows in enumerate(window)])
-        for window in own
-    ]
+    with decided as calls:
+        taken = [
+            engine.step([make_batch(rows, stream) for stream, rows in enumerate(window)])
+            for window in own
+        ]
+    assert calls.call_count == (STEPS if together and stage else 0)
     values = engine.whole_adapter()
     return {
         "micro_batches": [len(window) for window in own],
-        "losses": [step.loss for step in taken],
-        "grad_norms": [step.grad_norm for step in taken],
+        "losses": [step.loss for step in taken if step.applied],
+        "grad_norms": [step.grad_norm for step in taken if step.applied],
+        "applied": [step.applied for step in taken],
+        "rates": [step.learning_rate for step in taken],
+        "counters": engine.counters(),
         "adapter": {name: value.tolist() for name, value in values.items()},
     }
 
