@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from deepspeed.runtime.utils import is_model_parallel_parameter
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from deepspeed.runtime.zero.utils import get_norm_dtype
@@ -46,11 +47,6 @@ def check_all_at_once(optimizer: Any) -> bool:
             None if _lie_in_place(hooks, group) else point_anew(group)
         )
     return changes
-
-
-def norm_on_device(optimizer: DeepSpeedZeroOptimizer) -> torch.Tensor:
-    """That of all gradients, the loss scale in it; infinite where one is not finite."""
-    return DeepSpeedZeroOptimizer.scaled_global_norm(optimizer)
 
 
 def _lie_in_place(optimizer: Any, group: int) -> bool:
@@ -103,19 +99,45 @@ def _norm_of(optimizer: Any, one_by_one: Callable[..., torch.Tensor]) -> Callabl
         were one gradient: their norm is the norm of all, and it alone knows over which ranks the
         squares are to be summed. Norms other than the Euclidean one are left to it wholly, and so
         is a rank on which nothing counts, since it must take part in that sum."""
-        held = (g for g in gradients if not getattr(g, "_zero_padding", False))
-        parts = gradients.parts if isinstance(gradients, InOnePiece) else []
-        counted = [
-            gradient
-            for gradient, parameter in parts or zip(held, parameters, strict=False)
-            if is_model_parallel_parameter(parameter) or optimizer.model_parallel_rank == 0
-        ]
-        if not counted or float(norm_type) != 2.0:
+        norms = _norms(optimizer, gradients, parameters) if float(norm_type) == 2.0 else []
+        if not norms:
             return one_by_one(gradients, parameters, norm_type)
-        norms = _FOREACH_NORM(counted, 2, dtype=get_norm_dtype())
         return one_by_one([torch.stack(norms)], [_Counted()], norm_type)
 
     return norm
+
+
+def _norms(
+    optimizer: Any, gradients: list[torch.Tensor], parameters: list[nn.Parameter]
+) -> list[torch.Tensor]:
+    """Of those `gradients` of a group that count on this rank."""
+    held = (g for g in gradients if not getattr(g, "_zero_padding", False))
+    parts = gradients.parts if isinstance(gradients, InOnePiece) else []
+    counted = [
+        gradient
+        for gradient, parameter in parts or zip(held, parameters, strict=False)
+        if is_model_parallel_parameter(parameter) or optimizer.model_parallel_rank == 0
+    ]
+    return _FOREACH_NORM(counted, 2, dtype=get_norm_dtype()) if counted else []
+
+
+def norm_on_device(optimizer: Any) -> torch.Tensor:
+    """Of all gradients, the loss scale in it; infinite where one is not finite. It is what
+    `scaled_global_norm` gives, to the last digit, but none of its numbers comes from the host,
+    which would wait for the device to take it."""
+    found = []
+    for index, parameters in enumerate(optimizer.params_in_partition):
+        norms = _norms(optimizer, optimizer.averaged_gradients[index], parameters)
+        if norms:
+            square = torch.linalg.vector_norm(torch.stack(norms)).pow(2.0).float()
+        else:
+            square = torch.zeros((), device=optimizer.device)
+        for group in (optimizer.dp_process_group, optimizer.model_parallel_group):
+            if group is not None and dist.get_world_size(group) > 1:
+                dist.all_reduce(square, group=group)
+        found.append(square.pow(0.5))
+    norm = torch.linalg.vector_norm(torch.stack(found))
+    return torch.where(norm.isfinite(), norm, float("inf"))
 
 
 class _Counted:
