@@ -4,7 +4,9 @@ DeepSpeed waits for the gradient's norm, sees whether it is finite, and begins t
 device has nothing to do while a host looks and starts it, a few milliseconds of a small model's
 fifteen. torch's Adam in one kernel takes a flag that says whether to leave everything as it is, so
 that all of the step can be on its way before anything is read. What is computed is DeepSpeed's
-(`stage_1_and_2.py`, `step` and `unscale_and_clip_grads` of 0.19.8), to the last digit.
+(`stage_1_and_2.py`, `step` and `unscale_and_clip_grads` of 0.19.8), to the last digit: but that in
+fp16 gradients are divided by the loss scale that is in them. DeepSpeed changes the scale before it
+divides, and so halves the gradients of a step after which the scale is doubled.
 """
 
 from __future__ import annotations
@@ -46,9 +48,11 @@ def _step(optimizer: Any) -> None:
     norm, scale = norm_on_device(optimizer), optimizer.loss_scale
     inner = optimizer.optimizer
     inner.found_inf = norm.isinf().float()  # as one that is NaN is given too
-    for index in range(len(optimizer.bit16_groups)):
-        _step_of_group(optimizer, index, _divisor(optimizer, norm, scale))
-    del inner.found_inf
+    try:
+        for index in range(len(optimizer.bit16_groups)):
+            _step_of_group(optimizer, index, _divisor(optimizer, norm, scale))
+    finally:
+        del inner.found_inf
     all_gather_dp_groups(
         groups_flat=optimizer.bit16_groups_flat,
         partitioned_param_groups=optimizer.parallel_partitioned_bit16_groups,

@@ -126,7 +126,7 @@ def recording(
 
     Libraries of matrix products have room of their own for every stream and thread that calls them,
     32 MiB on Hopper, and would keep it. Of launched passes it is given back before, as are those
-    passes' other tensors; what the graph has lies in the pool, and is the next graph's as well."""
+    passes' other tensors; what a graph has lies in the pool, and is the next one's as well."""
     stream = torch.cuda.current_stream()
     torch._C._cuda_clearCublasWorkspaces()
     try:
@@ -143,6 +143,7 @@ def recording(
             torch._C._cuda_endAllocateToPool(stream.device_index, pool)
             torch._C._cuda_releasePool(stream.device_index, pool)
             _BROKEN_OFF.append((graph, pool))
+        torch._C._cuda_clearCublasWorkspaces()
         raise
 
 

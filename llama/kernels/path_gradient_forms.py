@@ -43,7 +43,10 @@ def _output_tile(grads: Tensors, rank: int) -> Tile:
     columns = OUTPUT.columns * 32 // (grads[0].element_size() * room(rank))
     blocks = sum(triton.cdiv(grad.shape[1], columns) for grad in grads)
     steps = blocks * triton.cdiv(len(grads[0]), OUTPUT.rows)
-    return OUTPUT._replace(columns=columns) if steps >= 4 * OUTPUT.programs else OUTPUT_OF_FEW
+    if steps >= 4 * OUTPUT.programs:
+        return OUTPUT._replace(columns=columns)
+    wide = grads[0].element_size() * room(rank) > 128  # more than smaller GPUs' shared memory
+    return OUTPUT_OF_FEW._replace(stages=2) if wide else OUTPUT_OF_FEW
 
 
 def output_gradients(

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
+from llama.base.kinds import KINDS
 from llama.metrics.hardware import GPU, GPUS_PER_NODE, HOST, Link
 from llama.model.kept import Kept
-from llama.parallel.sums import reads_shares
+from llama.parallel.sums import parts_of, reads_shares
 from llama.planning.job import Job
 from llama.planning.work import (
     Traffic,
@@ -79,10 +80,10 @@ HOST_ADAM = 1e9
 """Parameters a second of the optimizer in host memory. Not measured here."""
 GATHER = 1.6e-3
 """Seconds of the host for each gathering of a layer's weights under ZeRO-3."""
-SUMS_WAIT, SUMS_READ = 1.6, 0.4
+SUMS_WAIT, SUMS_READ, SUMS_HIDDEN = 1.6, 0.9, 0.4
 """What a tensor-parallel sum takes, times its bytes at the link's rate: ranks wait for each other,
-and messages are smaller than the one that the rate was measured with; and where shares are
-copied from the other GPU, most of it while a product goes on."""
+and messages are smaller than the one that the rate was measured with; where the kernel that
+wants the sum reads it from the other GPU; and where shares are copied while a product goes on."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,12 @@ def sum_seconds(job: Job, link: Link, bytes_sent: float) -> float:
     number = sums(job.lora, job.kept, job.blocks_are_fused)
     seconds = tensor_seconds(link, job.tensor_parallel, bytes_sent, number)
     are_read = job.blocks_are_fused and reads_shares(job.tensor_parallel) and link.reaches_memory
-    return seconds * (SUMS_READ if are_read else SUMS_WAIT)
+    if not are_read:
+        return seconds * SUMS_WAIT
+    kind, width = KINDS[job.base], job.config.ffn_dim // job.tensor_parallel
+    in_parts = len(parts_of(slice(0, job.tokens), width)) > 1
+    hidden = in_parts and kind.ADDS and not kind.MADE_DENSE  # `llama/fused/shares.py`
+    return seconds * (SUMS_HIDDEN if hidden else SUMS_READ)
 
 
 def trade_seconds(job: Job, link: Link, bytes_sent: float) -> float:

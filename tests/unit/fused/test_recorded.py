@@ -72,6 +72,7 @@ def test_a_recording_that_breaks_off_leaves_the_device_as_it_was(
     assert device.stream is stream and not device.under_way
     assert device.said == ([] if can_be_ended else ["ended", "released"])
     assert recorded._BROKEN_OFF == ([] if can_be_ended else [(graph, POOL)])
+    assert device.cleared == [[], []]
     assert is_usable(POOL) == can_be_ended and is_usable((0, 2)) and not is_usable(None)
 
 
