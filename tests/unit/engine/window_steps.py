@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 import torch
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
 from llama.adapters.attach import attach, initialise
 from llama.assembly.model import build_model
@@ -51,11 +53,32 @@ def engine_of(folder: str, stage: int, precision: str, tensor_parallel: int = 1)
     return Engine(model, resolved_json(document, mesh.readers, CONFIG), mesh, device, seed=0)
 
 
+def scaled(engine: Engine) -> None:
+    """As in fp16, with a loss scale that is doubled after every step: in float32, where a power of
+    two changes no digit."""
+    engine._optimizer.loss_scaler = DynamicLossScaler(
+        init_scale=4.0,
+        scale_window=1,
+        min_scale=1.0,
+        delayed_shift=1,
+        consecutive_hysteresis=False,
+        raise_error_at_min_scale=True,
+        dtype=torch.half,
+    )
+    engine._scale = lambda: float(engine._optimizer.loss_scale)  # type: ignore[method-assign]
+
+
 def steps(
-    folder: str, stage: int, precision: str, tensor_parallel: int, together: bool
+    folder: str,
+    stage: int,
+    precision: str,
+    tensor_parallel: int,
+    together: bool,
+    change: Callable[[Engine], None] = lambda _: None,
 ) -> dict[str, Any]:
     with mock.patch.object(engine_module, "with_fused_adam", with_fused_adam):
         engine = engine_of(folder, stage, precision, tensor_parallel)
+    change(engine)
     if together:
         engine.add_up_gradients()
     loss = engine._loss
@@ -80,6 +103,7 @@ def steps(
         "grad_norms": [step.grad_norm for step in taken if step.applied],
         "applied": [step.applied for step in taken],
         "rates": [step.learning_rate for step in taken],
+        "scales": [step.loss_scale for step in taken],
         "counters": engine.counters(),
         "adapter": {name: value.tolist() for name, value in values.items()},
     }
@@ -94,6 +118,10 @@ def main(folder: str, tensor_parallel: str) -> None:
         for precision, stages in (("float32", (0, 1, 2)), ("bf16", (1, 2)))
         for stage in stages
     }
+    found["float32 at ZeRO-1, scaled"] = [
+        steps(folder, 1, "float32", int(tensor_parallel), True, change)
+        for change in (lambda _: None, scaled)
+    ]
     main_rank = torch.distributed.get_rank() == 0
     stop_processes()
     if main_rank:
