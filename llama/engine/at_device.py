@@ -4,9 +4,7 @@ DeepSpeed waits for the gradient's norm, sees whether it is finite, and begins t
 device has nothing to do while a host looks and starts it, a few milliseconds of a small model's
 fifteen. torch's Adam in one kernel takes a flag that says whether to leave everything as it is, so
 that all of the step can be on its way before anything is read. What is computed is DeepSpeed's
-(`stage_1_and_2.py`, `step` and `unscale_and_clip_grads` of 0.19.8), to the last digit: but that in
-fp16 gradients are divided by the loss scale that is in them. DeepSpeed changes the scale before it
-divides, and so halves the gradients of a step after which the scale is doubled.
+(`stage_1_and_2.py`, `step` and `unscale_and_clip_grads` of 0.19.8), to the last digit.
 """
 
 from __future__ import annotations

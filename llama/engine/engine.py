@@ -20,6 +20,7 @@ from llama.engine.backend import LOGGER
 from llama.engine.configuration import configuration, with_fused_adam
 from llama.engine.gradients import check_all_at_once, norm_of
 from llama.engine.hand_over import hand_over_to
+from llama.engine.loss_scale import keep_scale_through_steps
 from llama.engine.nonfinite import Finding, advice_on, first_nonfinite
 from llama.engine.optimizer_state import Held, OptimizerState, Source
 from llama.engine.owners import send_gradients_to_owners
@@ -87,6 +88,7 @@ class Engine:
         LOGGER.setLevel(logging.WARNING)
         if check_all_at_once(self._optimizer):
             decide_at_device(self._optimizer)
+        keep_scale_through_steps(self._optimizer)
         send_gradients_to_owners(self._optimizer)
         self.model: nn.Module = self._engine.module
         self._window: Window = ByDeepSpeed(self._engine)

@@ -8,6 +8,8 @@ import inspect
 from typing import Any
 
 import deepspeed
+from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 from llama.errors import UserError
@@ -34,6 +36,8 @@ KNOWN: tuple[tuple[type, str, tuple[str, ...]], ...] = (
     (DeepSpeedZeroOptimizer, "scaled_global_norm", ("self", "norm_type")),
     (DeepSpeedZeroOptimizer, "_optimizer_step", ("self", "group_no")),
     (DeepSpeedZeroOptimizer, "_update_scale", ("self", "has_overflow")),
+    (DeepSpeedZeroOptimizer_Stage3, "_update_scale", ("self", "has_overflow")),
+    (FP16_Optimizer, "_update_scale", ("self", "skip")),
     (DeepSpeedZeroOptimizer, "_lazy_init_hp_params_optimizer_state", ("self",)),
 )
 """Class, method, and the names of what the method takes."""

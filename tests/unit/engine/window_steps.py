@@ -118,10 +118,12 @@ def main(folder: str, tensor_parallel: str) -> None:
         for precision, stages in (("float32", (0, 1, 2)), ("bf16", (1, 2)))
         for stage in stages
     }
-    found["float32 at ZeRO-1, scaled"] = [
-        steps(folder, 1, "float32", int(tensor_parallel), True, change)
-        for change in (lambda _: None, scaled)
-    ]
+    alone = torch.distributed.get_world_size() == 1
+    for stage, together in ((1, True), (2, False), (3, False)) if alone else ():
+        found[f"ZeRO-{stage}, scaled"] = [
+            steps(folder, stage, "float32", int(tensor_parallel), together, change)
+            for change in (lambda _: None, scaled)
+        ]
     main_rank = torch.distributed.get_rank() == 0
     stop_processes()
     if main_rank:
