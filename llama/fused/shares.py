@@ -25,7 +25,7 @@ def output_share(
 ) -> tuple[torch.Tensor, Finish | None]:
     """What the layer `name` makes of `x`, with what its adapter adds: left in `place`, if there is
     one. With what finishes it, if that is left to do."""
-    if place_TO is None or weight.MADE_DENSE:  # which a product of a few rows would do too
+    if place_TO is None or weight.MADE_DENSE:  # it would be made dense anew for each part
         return adapted.add_to(name, weight.times(x_TI, into=place_TO), hidden), None
 
     def finish(rows: slice) -> None:

@@ -30,7 +30,7 @@ SUMMED = 16, 256
 
 
 class Tile(NamedTuple):
-    """How a kernel is cut up; measured on an H100 with 1024 and 8192 tokens."""
+    """How a kernel is cut up; measured on H100s and H200s with 1024 and 8192 tokens."""
 
     rows: int
     columns: int
