@@ -26,8 +26,8 @@ from llama.fused import kernels, tiles
 from llama.fused.attended import Attended, attended
 from llama.fused.factors import Adapted
 from llama.fused.offload import HostInputs, Stored
+from llama.fused.overlapped import input_share, output_share
 from llama.fused.paths import gated, gated_backward_
-from llama.fused.shares import input_share, output_share
 from llama.model.config import PART_OF
 from llama.model.documents import Documents
 from llama.model.kept import Kept

@@ -222,7 +222,7 @@ def sum_seconds(job: Job, link: Link, bytes_sent: float) -> float:
         return seconds * SUMS_WAIT
     kind, width = KINDS[job.base], job.config.ffn_dim // job.tensor_parallel
     in_parts = len(parts_of(slice(0, job.tokens), width)) > 1
-    hidden = in_parts and kind.ADDS and not kind.MADE_DENSE  # `llama/fused/shares.py`
+    hidden = in_parts and kind.ADDS and not kind.MADE_DENSE  # `llama/fused/overlapped.py`
     return seconds * (SUMS_HIDDEN if hidden else SUMS_READ)
 
 
