@@ -44,11 +44,11 @@ def decide_at_device(optimizer: DeepSpeedZeroOptimizer) -> None:
 def _step(optimizer: Any) -> None:
     optimizer.micro_step_id = INITIAL_MICRO_STEP_ID
     norm, scale = norm_on_device(optimizer), optimizer.loss_scale
-    inner = optimizer.optimizer
+    divisor, inner = _divisor(optimizer, norm, scale), optimizer.optimizer
     inner.found_inf = norm.isinf().float()  # as one that is NaN is given too
     try:
         for index in range(len(optimizer.bit16_groups)):
-            _step_of_group(optimizer, index, _divisor(optimizer, norm, scale))
+            _step_of_group(optimizer, index, divisor)
     finally:
         del inner.found_inf
     all_gather_dp_groups(

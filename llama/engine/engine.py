@@ -132,7 +132,7 @@ class Engine:
             self._engine.train()
         scale = self._scale()
         loss_sum = self._window.run(window, self._loss, weight, scale)
-        loss_sum = self._over_data_parallel(loss_sum)  # begun before the step is waited for
+        loss_sum = self._reduced(loss_sum.double())  # begun before the step is waited for
         rates = self._engine.get_lr()  # of this update: the schedule moves on in the step
         applied, grad_norm = self._take_step()
         reason = None if applied else self._skip(window, weight, scale)
@@ -332,9 +332,6 @@ class Engine:
 
     def _total(self, *numbers: int) -> list[int]:
         return [int(n) for n in self._reduced(torch.tensor(numbers, dtype=torch.int64))]
-
-    def _over_data_parallel(self, value: torch.Tensor) -> torch.Tensor:
-        return self._reduced(value.double())
 
     def _reduced(self, value: torch.Tensor) -> torch.Tensor:
         if self.mesh.data_parallel_size > 1:

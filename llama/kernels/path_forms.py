@@ -79,9 +79,7 @@ def add_with_path_(y: torch.Tensor, x: torch.Tensor, path: Tensors, scale: float
 def _hidden_tile(x: torch.Tensor, rank: int) -> Tile:
     """Narrower where numbers have more bytes, and where ranks are larger: a tile of each A lies in
     shared memory beside that of `x`."""
-    tile = HIDDEN if len(x) > FEW else HIDDEN_OF_FEW
-    narrow = tile.columns * 32 // (x.element_size() * room(rank))
-    return tile._replace(columns=max(64, narrow))
+    return (HIDDEN if len(x) > FEW else HIDDEN_OF_FEW).narrowed(x, rank, least=64)
 
 
 def hidden_each(x: torch.Tensor, matrices: Tensors, seed: Tensors, p: float) -> Tensors:

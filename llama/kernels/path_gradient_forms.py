@@ -40,11 +40,11 @@ DROPPED_RANK = 32
 def _output_tile(grads: Tensors, rank: int) -> Tile:
     """For gradients of one number of tokens. Numbers of more bytes and larger ranks, whose sums
     take more registers, have narrower tiles."""
-    columns = OUTPUT.columns * 32 // (grads[0].element_size() * room(rank))
-    blocks = sum(triton.cdiv(grad.shape[1], columns) for grad in grads)
+    tile = OUTPUT.narrowed(grads[0], rank)
+    blocks = sum(triton.cdiv(grad.shape[1], tile.columns) for grad in grads)
     steps = blocks * triton.cdiv(len(grads[0]), OUTPUT.rows)
     if steps >= 4 * OUTPUT.programs:
-        return OUTPUT._replace(columns=columns)
+        return tile
     wide = grads[0].element_size() * room(rank) > 128  # more than smaller GPUs' shared memory
     return OUTPUT_OF_FEW._replace(stages=2) if wide else OUTPUT_OF_FEW
 

@@ -46,6 +46,12 @@ class Tile(NamedTuple):
         shape = {"ROWS": self.rows, "COLUMNS": self.columns, "RANK": room(rank)}
         return {**shape, "num_warps": self.warps, "num_stages": self.stages}
 
+    def narrowed(self, x: torch.Tensor, rank: int, least: int = 0) -> Tile:
+        """With fewer columns, and not below `least`, where numbers have more bytes or the rank is
+        larger than the tile was measured with: 2 and 16."""
+        columns = self.columns * 32 // (x.element_size() * room(rank))
+        return self._replace(columns=max(least, columns))
+
 
 def mask(p: float) -> tuple[int, float]:
     """The least product of keys that stays, and what is multiplied there."""

@@ -137,7 +137,7 @@ class Sums:
             dist.all_reduce(tensor, op=op, group=self._group)
             return
 
-        flat = tensor.view(-1) if tensor.is_contiguous() else tensor.reshape(-1)
+        flat = tensor.reshape(-1)  # the tensor's own memory, or a copy where that is not possible
 
         def read(rows: slice, shares: Shares) -> None:
             flat[rows] = reduce(TWO_BY_TWO[op], shares)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -18,6 +19,7 @@ from llama.assembly.model import build_model
 from llama.data.batches import make_batch
 from llama.engine import Engine, at_device, start_processes
 from llama.engine import engine as engine_module
+from llama.engine.configuration import with_fused_adam
 from llama.launch.processes import stop_processes
 from llama.launch.program import run_program
 from llama.model.config import LINEARS
@@ -31,12 +33,6 @@ from tests.support.tiny_runs import deepspeed_json as settings
 STEPS = 4
 BROKEN = 2
 """The step of which a gradient is not finite."""
-
-
-def with_fused_adam(config: dict[str, Any], _: torch.device) -> dict[str, Any]:
-    """As on a GPU."""
-    optimizer = config["optimizer"]
-    return config | {"optimizer": optimizer | {"params": optimizer["params"] | {"fused": True}}}
 
 
 def engine_of(folder: str, stage: int, precision: str, tensor_parallel: int = 1) -> Engine:
@@ -76,7 +72,8 @@ def steps(
     together: bool,
     change: Callable[[Engine], None] = lambda _: None,
 ) -> dict[str, Any]:
-    with mock.patch.object(engine_module, "with_fused_adam", with_fused_adam):
+    as_on_a_gpu = partial(with_fused_adam, device=torch.device("cuda"))
+    with mock.patch.object(engine_module, "with_fused_adam", lambda config, _: as_on_a_gpu(config)):
         engine = engine_of(folder, stage, precision, tensor_parallel)
     change(engine)
     if together:
