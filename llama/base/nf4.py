@@ -1,10 +1,8 @@
 """A frozen weight in four bits: NF4 with double quantisation.
 
-Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023, section 3. Of each block of
-64 weights the largest magnitude, their absmax, is kept, and of each weight which of 16 values it is
-nearest to after division by that. The absmax, less their mean, are themselves quantised to eight
-bits, in groups of 256 with one float32 scale each: 4.127 bits a weight in all. The numbers are
-bitsandbytes' own, to the last bit; this is the one file that knows of it.
+The format is that of `llama/kernels/four_bit_codes.py`: 4.127 bits a weight in all. The numbers are
+bitsandbytes' own, to the last bit; this is the one file that knows of it. It makes the codes. Dense
+they are made by a kernel of ours where kernels are compiled on a GPU, which is faster; else by its.
 
 Letters: B blocks of 64 weights, in the order of the matrix's rows.
 """
@@ -24,13 +22,10 @@ import torch.nn.functional as F
 from llama.base import packed
 from llama.base.packed import Matrix, Packed
 from llama.kernels import products
-
-BLOCK = 64
-"""Weights that share an absmax."""
-GROUP = 256
-"""Absmax that share a scale."""
-LEVELS = 256
-"""Values that an absmax may take, of its scale."""
+from llama.kernels.compiled import compiled
+from llama.kernels.four_bit_codes import BLOCK, GROUP, LEVELS, values_on
+from llama.kernels.four_bits import from_four_bits
+from llama.kernels.paths import on_cuda
 
 
 class NF4(Packed):
@@ -90,18 +85,26 @@ class NF4(Packed):
 
     def _as(self, dtype: torch.dtype) -> torch.Tensor:
         """`W` in `dtype`. Nothing here waits for the device, or depends on what the bytes are."""
-        ops, parts = _operators(), self._parts()
-        absmax = ops.dequantize_blockwise(
-            parts.absmax, parts.scales, parts.levels, GROUP, torch.float32
-        )
-        absmax.add_(parts.mean)
-        # In rows of one block: bitsandbytes' CPU kernel takes none to reach over a row's end.
-        rows = [absmax.numel(), BLOCK]
-        dense = ops.dequantize_4bit(parts.codes, absmax, BLOCK, "nf4", rows, dtype)
-        return dense.view(-1)[: self.matrix.shape.numel()].view(self.matrix.shape)
+        parts, count = self._parts(), self.matrix.shape.numel()
+        if on_cuda(parts.codes) and compiled():
+            dense = from_four_bits(*parts.all(), values_on(parts.codes.device), dtype)
+        else:
+            dense = _by_bitsandbytes(parts, dtype)
+        return dense.view(-1)[:count].view(self.matrix.shape)
 
     def _parts(self) -> _Parts:
         return _Parts(self.parameter.detach(), self.matrix.shape.numel())
+
+
+def _by_bitsandbytes(parts: _Parts, dtype: torch.dtype) -> torch.Tensor:
+    ops = _operators()
+    absmax = ops.dequantize_blockwise(
+        parts.absmax, parts.scales, parts.levels, GROUP, torch.float32
+    )
+    absmax.add_(parts.mean)
+    # In rows of one block: bitsandbytes' CPU kernel takes none to reach over a row's end.
+    rows = [absmax.numel(), BLOCK]
+    return ops.dequantize_4bit(parts.codes, absmax, BLOCK, "nf4", rows, dtype)
 
 
 class _Parts:
@@ -114,6 +117,10 @@ class _Parts:
         self.scales = scales.view(torch.float32)
         self.mean = mean.view(torch.float32).squeeze()
         self.levels = levels.view(torch.float32)
+
+    def all(self) -> tuple[torch.Tensor, ...]:
+        """In the order in which a product asks for them."""
+        return self.codes, self.absmax, self.scales, self.mean, self.levels
 
 
 def _sizes(count: int) -> list[int]:

@@ -1,7 +1,7 @@
 """The kernels of a GPU by the functions that they are forms of: each computes what the function of
 its name, written with torch's operations, says (`elementwise.py`, `llama/fused/kernels.py`,
-`llama/parallel/dropout.py`, `llama/model/loss.py`); those of `eight_bits.py` stand in
-`triton_eight_bits.py`.
+`llama/parallel/dropout.py`, `llama/model/loss.py`); those of `eight_bits.py` and
+`four_bits.py` stand in `triton_eight_bits.py` and `triton_four_bits.py`.
 
 Compiled at the first call in a process, a second each at most, and kept on the disk by Triton for
 the next one.
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import triton
 
-from llama.kernels import triton_eight_bits
+from llama.kernels import triton_eight_bits, triton_four_bits
 from llama.kernels.path_forms import PATH_FORMS
 from llama.kernels.path_tiles import dense, mask
 from llama.kernels.triton_kernels import (
@@ -245,6 +245,7 @@ FORMS: Mapping[str, Callable[..., Any]] = MappingProxyType(
         "swiglu_backward": swiglu_backward,
         **PATH_FORMS,
         **triton_eight_bits.FORMS,
+        **triton_four_bits.FORMS,
     }
 )
 """By the name of the function that each is a form of, without a leading underscore."""

@@ -11,6 +11,7 @@ import torch
 from llama.fused import kernels as _fused  # noqa: F401  (its kernels are known once it is there)
 from llama.kernels import eight_bits as _eight_bits  # noqa: F401
 from llama.kernels import elementwise as _elementwise  # noqa: F401
+from llama.kernels import four_bits as _four_bits  # noqa: F401
 from llama.kernels.compiled import KERNELS
 from llama.model import loss as _loss  # noqa: F401
 from tests.gpu.test_kernels_on_gpu import CUDA, FUSED

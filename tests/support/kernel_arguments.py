@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from llama.kernels.eight_bits import quantised_rows
+from llama.kernels.four_bit_codes import BLOCK, GROUP, LEVELS, values_on
 from tests.support.eight_bits import CODES
 
 P = 0.2
@@ -57,6 +58,23 @@ def calls(
     yield "shard_gradient", (logits, labels, normaliser)
     yield "shard_gradient", (logits[:, 1:], labels - vocabulary // 2, normaliser)
     yield from _of_eight_bits(x, random(tokens + 5, width + 5), weight.float())
+    yield from _of_four_bits(dtype, device, tokens * width // BLOCK + 1, generator)
+
+
+def _of_four_bits(
+    dtype: torch.dtype, device: torch.device, blocks: int, generator: torch.Generator
+) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Of so many blocks, and of as many as have more than one scale."""
+    for count in (blocks, GROUP + 3):
+        codes, absmax = (
+            torch.randint(0, 256, (size,), generator=generator, dtype=torch.uint8).to(device)
+            for size in (count * BLOCK // 2, count)
+        )
+        scales = torch.rand(-(-count // GROUP), generator=generator).to(device)
+        mean = torch.rand((), generator=generator).to(device)
+        levels = torch.linspace(-1.0, 1.0, LEVELS, device=device)
+        given = codes, absmax, scales, mean, levels, values_on(device)
+        yield "from_four_bits", (*given, dtype)
 
 
 def _of_eight_bits(

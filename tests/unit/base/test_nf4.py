@@ -12,14 +12,15 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from llama.base import nf4, packed
+from llama.base import packed
 from llama.base.nf4 import NF4, _Parts
+from llama.kernels.four_bit_codes import VALUES, values_on
+from llama.kernels.four_bits import from_four_bits
 from tests.support.model_files import ROOT
 
 CPU = torch.device("cpu")
 SHAPES = [(128, 256), (96, 64), (320, 192)]
 ODD_SHAPES = [(24, 16), (7, 33), (1, 1), (130, 65)]
-VALUES = bitsandbytes.functional.get_4bit_type("nf4", "cpu")
 
 
 def weights(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -61,11 +62,9 @@ def test_the_bytes_are_what_the_format_says(shape: tuple[int, int]) -> None:
     weight = held(matrix)
     parts = _Parts(weight.parameter.detach(), matrix.numel())
     levels = bitsandbytes.functional.create_dynamic_map()
-    scales = parts.scales.repeat_interleave(nf4.GROUP)[: len(parts.absmax)]
-    absmax = levels[parts.absmax.long()] * scales + parts.mean
-    codes = torch.stack([parts.codes >> 4, parts.codes & 15], dim=1).flatten()
-    plain = VALUES[codes.long()] * absmax.repeat_interleave(nf4.BLOCK)
-    plain = plain[: matrix.numel()].view(shape)
+    assert torch.equal(parts.levels, levels)
+    found = from_four_bits(*parts.all(), values_on(CPU), torch.float32)
+    plain = found.view(-1)[: matrix.numel()].view(shape)
     # One rounding may fall otherwise where a kernel multiplies and adds at once.
     torch.testing.assert_close(weight.dense(), plain, rtol=1e-6, atol=1e-7)
     # The gaps between values are up to 0.304 of a block's absmax; what rounding the absmax adds to
@@ -73,6 +72,10 @@ def test_the_bytes_are_what_the_format_says(shape: tuple[int, int]) -> None:
     error = (plain - matrix).abs().max(dim=1).values
     assert (error <= 0.16 * matrix.abs().max() + 1e-6).all()
     assert (plain - matrix).norm() < 0.12 * matrix.norm()
+
+
+def test_the_values_are_those_of_bitsandbytes() -> None:
+    assert VALUES == tuple(bitsandbytes.functional.get_4bit_type("nf4", "cpu").tolist())
 
 
 def test_a_product_is_that_of_their_linear_layer() -> None:

@@ -22,7 +22,7 @@ def patched(tensor, scope):  # its own takes an array of one number, which numpy
     scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 interpreter._patch_lang_tensor = patched
 from llama.fused import kernels
-from llama.kernels import eight_bits, elementwise, path_gradient_forms
+from llama.kernels import eight_bits, elementwise, four_bits, path_gradient_forms
 from llama.kernels.compiled import KERNELS
 from llama.kernels.triton_forms import FORMS
 from llama.model import loss
