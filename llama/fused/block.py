@@ -27,6 +27,7 @@ from llama.fused.attended import Attended, attended
 from llama.fused.factors import Adapted
 from llama.fused.offload import HostInputs, Stored
 from llama.fused.overlapped import input_share, output_share
+from llama.fused.own_rows import of_own_rows
 from llama.fused.paths import gated, gated_backward_
 from llama.model.config import PART_OF
 from llama.model.documents import Documents
@@ -252,9 +253,10 @@ class _Run:
         grad_q, grad_k = kernels.rotate_both(grad_q, grad_k, *self.rotation.back)
         grads = tuple(g.flatten(1) for g in (grad_q, grad_k, grad_v))
         del grad_q, grad_k, grad_v
-        grad_x = self._norm_backward(QKV, grads, saved.x, grad, saved, to_input)
-        if self.tp.size > 1:
-            self.adapted.sum_over(self.sums, SHARES)
+        share = self._to_norm(QKV, grads, saved.x, saved, to_input)
+        take_sum = self.adapted.begin_sum(self.sums, SHARES)
+        grad_x = None if share is None else self._through_norm(QKV, *share, saved.x, grad)
+        take_sum()
         return grad_x
 
     def _restore(self, saved: Saved) -> None:
@@ -296,9 +298,9 @@ class _Run:
         to_gate, to_up, *found = gated_backward_(grad_h, gate, up, *of_paths, down, seed, adapted.p)
         del gate, up, grad_h
         adapted.grads_a.update(zip(adapted.on(name), found, strict=True))
-        result = self._norm_backward(GATE_UP, (to_gate, to_up), middle, grad, saved, True)
-        assert result is not None
-        return result
+        share = self._to_norm(GATE_UP, (to_gate, to_up), middle, saved, True)
+        assert share is not None
+        return self._through_norm(GATE_UP, *share, middle, grad)
 
     def _attention_output_backward(self, saved: Saved, grad: torch.Tensor) -> torch.Tensor:
         """From the gradient of the residual stream after the attention to that of its output."""
@@ -308,37 +310,41 @@ class _Run:
         self.adapted.input_gradients(("wo",), saved.attended.out(), (grad_out,), (), parts)
         return grad_out
 
-    def _norm_backward(
+    def _to_norm(
         self,
         names: tuple[str, ...],
         grads: tuple[torch.Tensor, ...],
         x: torch.Tensor,
-        residual: torch.Tensor,
         saved: Saved,
         to_input: bool,
-    ) -> torch.Tensor | None:
-        """Through the layers `names`, whose input is the norm of `x`: `residual` and their
-        gradient to `x`; None where nothing below needs it."""
-        norm = self.norms[names]
+    ) -> tuple[torch.Tensor, Finish | None] | None:
+        """This rank's share of the gradient to the norm of `x`, which the layers `names` read; None
+        where nothing below needs it. Leaves the gradients of their adapters."""
         parts = self.adapted.output_gradients(names, grads, saved.hidden)
-        onto, finish = self._frozen_backward(names, grads) if to_input else ((), None)
-        del grads
-        scale = saved.scales[names], norm.weight
-        self.adapted.input_gradients(names, x, onto, scale, parts)
-        if not onto:
-            return None
-        out = torch.empty_like(x)
+        weights, onto, finish = [self.weights[name] for name in names], (), None
+        # Where products do not add themselves up, what adapters add to does it, for all rows.
+        rows, own = of_own_rows(self.tp, parts, not to_input or weights[0].ADDS)
+        if to_input:
+            place = self.sums.place(len(x), self.width, grads[0].dtype)
+            onto, finish = input_share(weights, grads, place)
+        scale = saved.scales[names], self.norms[names].weight
+        self.adapted.input_gradients(names, x, onto, scale, own(), rows)
+        return (onto[0], finish) if onto else None
+
+    def _through_norm(
+        self,
+        names: tuple[str, ...],
+        share: torch.Tensor,
+        finish: Finish | None,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+    ) -> torch.Tensor:
+        """From such shares, and from `residual`, to the gradient to `x`."""
+        norm, out = self.norms[names], torch.empty_like(x)
 
         def read(rows: slice, shares: Shares) -> None:
             given = x[rows], norm.weight, norm.eps, out[rows]
             kernels.norm_backward(residual[rows], shares, *given)
 
-        self.sums.read(onto[0], read, finish)
+        self.sums.read(share, read, finish)
         return out
-
-    def _frozen_backward(
-        self, names: tuple[str, ...], grads: tuple[torch.Tensor, ...]
-    ) -> tuple[tuple[torch.Tensor, ...], Finish | None]:
-        """As `input_share`."""
-        place = self.sums.place(len(grads[0]), self.width, grads[0].dtype)
-        return input_share([self.weights[name] for name in names], grads, place)

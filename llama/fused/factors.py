@@ -5,12 +5,13 @@ Shapes: T tokens, R rank, I inputs, O outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 
 import torch
 
+from llama.fused.own_rows import total
 from llama.fused.paths import (
     Path,
     add_with_path_,
@@ -18,7 +19,6 @@ from llama.fused.paths import (
     input_gradients_,
     output_gradients,
 )
-from llama.kernels.formulas import wide_sum
 from llama.parallel.dropout import draw_seed, further
 from llama.parallel.side_path import LowRank
 from llama.parallel.sums import Sums
@@ -132,31 +132,47 @@ class Adapted:
         return parts
 
     def input_gradients(
-        self, names: Names, x: torch.Tensor, onto: Path, norm: Path, parts: Path
+        self,
+        names: Names,
+        x: torch.Tensor,
+        onto: Path,
+        norm: Path,
+        parts: Path,
+        rows: slice = slice(None),
     ) -> None:
         """Leaves the gradient of each A; adds those to the input, and what else is in `onto`, to
-        its first tensor. As `input_gradients_`, where some of `names` have adapters."""
+        its first tensor. As `input_gradients_`, where some of `names` have adapters; by some `rows`
+        alone, of which `parts` are."""
         if names := self.on(names):
             matrices, seed = self.matrices(names), self.seed(names)
-            found = input_gradients_(x, onto, norm, parts, matrices, seed, self.p)
+            given = x[rows], tuple(y[rows] for y in onto), (*(y[rows] for y in norm[:1]), *norm[1:])
+            found = input_gradients_(*given, parts, matrices, seed, self.p, rows.start or 0)
             self.grads_a.update(zip(names, found[len(onto[:1]) :], strict=True))
         else:
             for other in onto[1:]:
                 onto[0].add_(other)
 
-    def sum_over(self, sums: Sums, cut: Names) -> None:
-        """Sum over tensor-parallel ranks the gradients of what each has whole: B of `cut`, layers
-        whose input is cut over the ranks, and A of all others."""
+    def begin_sum(self, sums: Sums, cut: Names) -> Callable[[], None]:
+        """Begin to sum over tensor-parallel ranks the gradients of what each has whole: B of `cut`,
+        layers whose input is cut over the ranks, and A of all others. They are there once what this
+        gives was called."""
         places = {name: self.grads_b if name in cut else self.grads_a for name in self.factors}
-        if not places:
-            return
         shares = [grads[name] for name, grads in places.items()]
-        share = torch.cat([share.flatten() for share in shares])
-        summed = torch.empty_like(share)
-        sums.read(share, lambda rows, of_ranks: summed[rows].copy_(wide_sum(of_ranks)))
-        parts = summed.split([share.numel() for share in shares])
-        for (name, grads), part in zip(places.items(), parts, strict=True):
-            grads[name] = part.view_as(grads[name])
+        if sums.alone or not shares:
+            return lambda: None
+        end = sums.begin(shares)
+
+        def take() -> None:
+            if end is not None:
+                of_ranks = end()
+            else:  # there was no room
+                sums.all_reduce_(whole := torch.cat([share.flatten() for share in shares]))
+                of_ranks = (whole,)
+            summed = total(of_ranks, shares)
+            for (name, grads), grad in zip(places.items(), summed, strict=True):
+                grads[name] = grad
+
+        return take
 
     def gradients(self) -> Iterator[torch.Tensor]:
         """Those of A and B of each, in order."""

@@ -35,8 +35,9 @@ def add_with_path_(
     return y_TO.copy_(x_TO + with_path(y_TO, path, scale))
 
 
-def _under_mask(x: torch.Tensor, seed: Path, p: float) -> torch.Tensor:
-    return dropped(x, seed[0], p) if p else x
+def _under_mask(x: torch.Tensor, seed: Path, p: float, row: int = 0) -> torch.Tensor:
+    """`x`, which begins with that row of the mask."""
+    return dropped(x, seed[0], p, (row, 0)) if p else x
 
 
 @kernel
@@ -62,18 +63,25 @@ def output_gradients(
 
 @kernel
 def input_gradients_(
-    x: torch.Tensor, onto: Path, norm: Path, parts: Path, matrices: Path, seed: Path, p: float
+    x: torch.Tensor,
+    onto: Path,
+    norm: Path,
+    parts: Path,
+    matrices: Path,
+    seed: Path,
+    p: float,
+    row: int = 0,
 ) -> tuple[torch.Tensor, ...]:
     """From the gradients `parts` of `A x` of adapters with one input: to each A, `[R, I]`. Where
     there is an `onto`, the sum of those to the input and of all that is in it takes the place of
     its first tensor, and that comes first. The input is `x`, or with `norm`, a scale for each token
-    and the weight, the norm of `x`."""
+    and the weight, the norm of `x`; it begins with that `row` of the mask."""
     if norm:
         x = (x.float() * norm[0]).to(x.dtype) * norm[1].to(x.dtype)
-    kept = _under_mask(x, seed, p)
+    kept = _under_mask(x, seed, p, row)
     if onto:
         added = [(part @ a).float() for part, a in zip(parts, matrices, strict=True)]
-        total = _under_mask(sum(added[1:], start=added[0]), seed, p)
+        total = _under_mask(sum(added[1:], start=added[0]), seed, p, row)
         onto[0].copy_(sum((other.float() for other in onto), start=total))
     return *onto[:1], *(part.t() @ kept for part in parts)
 

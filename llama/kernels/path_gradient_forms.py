@@ -108,11 +108,12 @@ def input_gradients_(
     matrices: Tensors,
     seed: Tensors,
     p: float,
+    row: int = 0,
 ) -> Tensors:
     if len({a.shape for a in matrices}) > 1:
         found = []
         for part, a in zip(parts, matrices, strict=True):
-            found.append(input_gradients_(x, onto, norm, (part,), (a,), seed, p)[-1])
+            found.append(input_gradients_(x, onto, norm, (part,), (a,), seed, p, row)[-1])
             onto = onto[:1]
         return *onto, *found
     x = dense(x)
@@ -129,7 +130,7 @@ def input_gradients_(
         *(x, *(norm or (x, x)), target),
         *three(tuple(part.contiguous() for part in parts), x),
         *(*three(tuple(a.contiguous() for a in matrices), x), *(seed or (x,)), grad_a, *others),
-        *(tokens, width, rank, x.stride(0), target.stride(0), least, kept_scale, steps),
+        *(tokens, width, rank, x.stride(0), target.stride(0), row, least, kept_scale, steps),
         COUNT=count,
         NORM=bool(norm),
         ONTO=len(onto),

@@ -106,7 +106,7 @@ def _with_others(total, other_1, other_2, rows, columns, tokens, width, ONTO: tl
 def input_parts(
     x_ptr, scale_ptr, weight_ptr, onto_ptr, part_0, part_1, part_2, a_0, a_1, a_2,
     seed_ptr, grad_a_ptr, other_1, other_2,
-    tokens, width, rank, x_stride, onto_stride, least, kept_scale, steps,
+    tokens, width, rank, x_stride, onto_stride, row, least, kept_scale, steps,
     COUNT: tl.constexpr, NORM: tl.constexpr, ONTO: tl.constexpr, DROP: tl.constexpr,
     RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -130,7 +130,7 @@ def input_parts(
         if NORM:
             x = _normed(x, scale_ptr, weight, rows, tokens)
         if DROP:
-            stays = staying(seed_ptr, rows, columns, least)
+            stays = staying(seed_ptr, row + rows, columns, least)
             x = tl.where(stays, x, 0.0).to(x.dtype)
         if ONTO:
             total = tile(onto_ptr, rows, columns, onto_stride, tokens, width).to(tl.float32)

@@ -57,9 +57,11 @@ class TensorParallel:
         assert self.group is fairscale_groups.get_model_parallel_group()
         return True
 
-    def all_reduce_(self, tensor: torch.Tensor, op: dist.ReduceOp.RedOpType | None = None) -> None:
-        """Reduce `tensor` in place over the group; `op` defaults to the sum."""
-        self.sums.all_reduce_(tensor, op or dist.ReduceOp.SUM)
+    def all_reduce_(
+        self, tensor: torch.Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM
+    ) -> None:
+        """Reduce `tensor` in place over the group."""
+        self.sums.all_reduce_(tensor, op)
 
     def every(self, x: torch.Tensor) -> torch.Tensor:
         """The `x` of each rank of the group, `[ranks, *x.shape]`. Every rank must call it."""

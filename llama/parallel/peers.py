@@ -117,6 +117,10 @@ class Begun:
         torch.cuda.current_stream(self._device).wait_event(self._event)
 
 
+def multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 @lru_cache(maxsize=16)
 def peers_of(group: dist.ProcessGroup, device: torch.device) -> Peers | None:
     """Those of `group`, or None where its ranks' devices do not all reach one another: on CPUs, on

@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import pairwise
 
 import torch
 import torch.distributed as dist
 
-from llama.parallel.peers import peers_of
+from llama.parallel.peers import multiprocessors, peers_of
 from llama.parallel.shown import TURNS, Shown
 
 ROWS = 8192
 """That are summed at once where what is summed is read from the others' memory: room for so many is
 taken."""
-PART, WHOLE = 1024, 256
+BESIDE = 16
+"""What is summed beside that has this part of its bytes at most: room for so many is taken too."""
+PART, MOST = 1024, 4
 """Where some of these are copied from another rank's memory while the others are still made: the
-fewest rows, and what their number is a multiple of."""
+fewest rows of a part, and the most parts."""
+TILE = 128, 256
+"""Rows and columns of a product that a multiprocessor makes at a time."""
 AS_LONG = 2048
 """Inputs of a product that takes as long as a copy of its result does: 680 TFLOP/s in bf16 beside
 330 GB/s, as measured on H200s."""
@@ -49,18 +54,32 @@ def reads_shares(ranks: int) -> bool:
 
 def room_bytes(width: int, itemsize: int) -> int:
     """Of a rank's rooms, for rows of `width` elements: of those that others read, and of the one
-    for what is copied from them."""
-    return (TURNS + 1) * ROWS * width * itemsize
+    for what is copied from them; and the same for what is summed beside."""
+    each = ROWS * width * itemsize
+    return (TURNS + 1) * (each + each // BESIDE)
 
 
-def parts_of(rows: slice, inputs: int) -> list[slice]:
-    """`rows` in two parts, of which the first is copied in the time in which the second is made, by
-    products of so many `inputs`; or whole, where they are few. More parts were no faster."""
-    number = rows.stop - rows.start
-    second = WHOLE * round(number / (1.0 + max(1.0, inputs / AS_LONG)) / WHOLE)
-    if min(second, number - second) < PART:
-        return [rows]
-    return [slice(rows.start, rows.stop - second), slice(rows.stop - second, rows.stop)]
+def rows_at_once(width: int, multiprocessors: int) -> int:
+    """Of a product with so many outputs, that a GPU makes at once. It takes as long for fewer."""
+    rows, columns = TILE
+    return rows * max(1, multiprocessors // -(-width // columns))
+
+
+def parts_of(rows: slice, inputs: int, at_once: int) -> list[slice]:
+    """`rows` in parts of which each is on its way while the next is made, by products of so many
+    `inputs`, all that a GPU makes `at_once` in one part; or whole, where they are few. Where a
+    product takes longer than its copy, there are two parts, so that the first is copied just while
+    the second is made; else equal ones, since what is copied last is waited for."""
+    number, longer = rows.stop - rows.start, inputs / AS_LONG
+    if longer > 1.0:
+        ends = [number - at_once * round(number / (1.0 + longer) / at_once)]
+    else:
+        each = at_once * max(1, round(number / MOST / at_once))
+        count = round(number / each)
+        ends = [number - each * left for left in range(count - 1, 0, -1)]
+    bounds = [rows.start, *(rows.start + end for end in ends), rows.stop]
+    parts = [slice(start, stop) for start, stop in pairwise(bounds)]
+    return parts if min(part.stop - part.start for part in parts) >= PART else [rows]
 
 
 class Sums:
@@ -69,6 +88,8 @@ class Sums:
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self._group = group
         self._shown: Shown | None = None
+        self._beside: Shown | None = None
+        self._at_once = PART
         self._device: torch.device | None = None
 
     def show(self, device: torch.device, width: int, dtype: torch.dtype) -> None:
@@ -78,7 +99,14 @@ class Sums:
             return
         if (peers := peers_of(self._group, device)) is not None:
             self._device = device
-            self._shown = Shown(peers, ROWS * width * dtype.itemsize)
+            nbytes = ROWS * width * dtype.itemsize
+            self._shown, self._beside = Shown(peers, nbytes), Shown(peers, nbytes // BESIDE)
+            self._at_once = rows_at_once(width, multiprocessors(device))
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is nobody to sum with."""
+        return self._group is None
 
     @property
     def are_read(self) -> bool:
@@ -106,7 +134,7 @@ class Sums:
         each = max(1, self._shown.nbytes // max(1, share[:1].nbytes))
         for start in range(0, len(share), each):
             rows = slice(start, min(start + each, len(share)))
-            parts = [rows] if finish is None else parts_of(rows, finish.inputs)
+            parts = [rows] if finish is None else parts_of(rows, finish.inputs, self._at_once)
             if len(parts) > 1 and finish is not None:
                 self._read_in_parts(share, parts, read, finish)
                 continue
@@ -129,7 +157,33 @@ class Sums:
             begun.wait()
             read(rows, shares)
 
-    def all_reduce_(self, tensor: torch.Tensor, op: dist.ReduceOp.RedOpType) -> None:
+    def begin(self, tensors: Sequence[torch.Tensor]) -> Callable[[], Shares] | None:
+        """Begin to bring what every rank has of `tensors`, of one type, beside what is computed
+        from now on, other sums among it. Gives what is to be called, before the next is begun, for
+        the shares of their sum, one-dimensional, of all tensors one after the other; None where
+        there is no room for them."""
+        size, first = sum(tensor.numel() for tensor in tensors), tensors[0]
+        if self._beside is None:
+            total = torch.cat([tensor.flatten() for tensor in tensors])
+            if self._group is not None:
+                dist.all_reduce(total, group=self._group)
+            return lambda: (total,)
+        if size * first.element_size() > self._beside.nbytes:
+            return None
+        place = self._beside.place(torch.Size((size,)), first.dtype)
+        torch.cat([tensor.flatten() for tensor in tensors], out=place)
+        begun, shares = self._beside.brought(place, 0)
+        self._beside.turn()
+
+        def end() -> Shares:
+            begun.wait()
+            return shares
+
+        return end
+
+    def all_reduce_(
+        self, tensor: torch.Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM
+    ) -> None:
         """Reduce `tensor` in its place."""
         if self._group is None:
             return
@@ -167,16 +221,19 @@ class Sums:
     def settle(self) -> None:
         """No rank reads any more what this one has left: what is computed from here on may leave
         something in any room."""
-        if self._shown is not None:
-            self._shown.settle()
+        for shown in self._rooms():
+            shown.settle()
 
     def forget(self) -> None:
         """Begin with the first room, wherever a recording has broken off on this rank."""
-        if self._shown is not None:
-            self._shown.begin_anew()
+        for shown in self._rooms():
+            shown.begin_anew()
 
     def held(self) -> None:
         """The rooms stay for as long as this does."""
+
+    def _rooms(self) -> list[Shown]:
+        return [shown for shown in (self._shown, self._beside) if shown is not None]
 
     def _left(self, share: torch.Tensor, first: int = 0) -> torch.Tensor:
         """`share` where it is to lie, from the byte `first` of a room on."""

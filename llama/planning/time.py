@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from llama.base.kinds import KINDS
 from llama.metrics.hardware import GPU, GPUS_PER_NODE, HOST, Link
 from llama.model.kept import Kept
-from llama.parallel.sums import parts_of, reads_shares
+from llama.parallel.sums import PART, parts_of, reads_shares
 from llama.planning.job import Job
 from llama.planning.work import (
     Traffic,
@@ -221,7 +221,7 @@ def sum_seconds(job: Job, link: Link, bytes_sent: float) -> float:
     if not are_read:
         return seconds * SUMS_WAIT
     kind, width = KINDS[job.base], job.config.ffn_dim // job.tensor_parallel
-    in_parts = len(parts_of(slice(0, job.tokens), width)) > 1
+    in_parts = len(parts_of(slice(0, job.tokens), width, PART)) > 1
     hidden = in_parts and kind.ADDS and not kind.MADE_DENSE  # `llama/fused/overlapped.py`
     return seconds * (SUMS_HIDDEN if hidden else SUMS_READ)
 

@@ -116,6 +116,7 @@ def _paths(
         yield "input_gradients_", (x, (up,), norm, hidden, a, drawn, p)
         yield "input_gradients_", (x, (up, grad, x)[:count], (), hidden, a, drawn, p)
         yield "input_gradients_", (x, (), (), hidden, a, drawn, p)
+        yield "input_gradients_", (x, (up,), norm, hidden, a, drawn, p, 5)
         both = (hidden[0], b[0]), (hidden[-1], b[-1]) if count > 1 else ()
         scales = 0.5, 2.0
         for paths, down in ((both, ()), (((), both[0]), a[:1]), (((), ()), a[:1]), (both, a[:1])):

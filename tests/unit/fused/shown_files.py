@@ -79,6 +79,7 @@ def ranks_read_shares() -> Iterator[list[OnFiles]]:
     with tempfile.TemporaryDirectory() as own:
         folders: list[Any] = [own]
         dist.broadcast_object_list(folders)
-        with mock.patch.object(sums, "peers_of", partial(peers_of, Path(folders[0]))):
+        on_files = {"peers_of": partial(peers_of, Path(folders[0])), "multiprocessors": lambda _: 1}
+        with mock.patch.multiple(sums, **on_files):
             yield made
         dist.barrier()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from itertools import product
 from typing import Any
 from unittest import mock
@@ -15,7 +15,7 @@ from llama.assembly.model import build_model
 from llama.data.batches import make_batch
 from llama.data.feed import model_inputs
 from llama.engine import start_processes
-from llama.fused import tiles
+from llama.fused import own_rows, tiles
 from llama.fused.captured import capture
 from llama.fused.install import install
 from llama.fused.recorded import recorded_by_all
@@ -88,7 +88,12 @@ def check_equal_to_plain(targets: tuple[str, ...], p: float, lengths: list[int],
 
 def parts_of_rows(fewest: int) -> AbstractContextManager[Any]:
     """Within it sums are taken in parts of so many rows at least, as if they had many."""
-    return mock.patch.multiple(sums, PART=fewest, WHOLE=1)
+    return mock.patch.multiple(sums, PART=fewest, rows_at_once=lambda *_: 1)
+
+
+def own_rows_of_few() -> AbstractContextManager[Any]:
+    """Within it ranks share the rows of adapters' inputs, as if there were many."""
+    return mock.patch.object(own_rows, "FEWEST", 2)
 
 
 def check_equal_where_shares_are_read() -> None:
@@ -106,8 +111,21 @@ def check_equal_where_shares_are_read() -> None:
             check_equal_to_plain(targets, 0.3, PACKINGS[1], "half")
         check_equal_to_plain(LINEARS, 0.3, PACKINGS[0], "nf4")
         check_equal_to_plain(LINEARS, 0.3, PACKINGS[0], "fp8")
+        check_own_rows()
+    with mock.patch.object(sums, "BESIDE", 10**6):  # no room for what is summed beside
+        check_own_rows()
     with mock.patch.object(tiles, "TOKENS", 7):
         check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], "half")
+
+
+def check_own_rows() -> None:
+    with own_rows_of_few():
+        for targets, p, lengths in product(TARGETS, (0.0, 0.3), PACKINGS):
+            check_equal_to_plain(targets, p, lengths, "half")
+        check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], "fp8")
+        check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], "nf4")
+        with mock.patch.object(tiles, "TOKENS", 7):
+            check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], "half")
 
 
 def check_loss_by_its_kernels(reads: bool) -> None:
@@ -138,13 +156,16 @@ def check_loss_by_its_kernels(reads: bool) -> None:
 def check_number_of_sums(made: list[OnFiles]) -> None:
     """Of a block whose inputs alone are kept: two in the forward pass, the first again and two more
     in the backward pass, and one of adapters. Nothing below the first block trains. Of the rest of
-    the model: of the embedding, three of the loss, and of the gradient to what it is of."""
-    model = model_of(LINEARS, 0.0, "half")
-    for _ in range(2):
-        install(model)
-        before = made[-1].met
-        result(model, PACKINGS[0], Kept.INPUT)
-    assert made[-1].met - before == 6 * TINY.n_layers - 1 + 5
+    the model: of the embedding, three of the loss, and of the gradient to what it is of. Where
+    ranks share the rows of adapters' inputs, two more of each block."""
+    for sharing, of_block in ((nullcontext(), 6), (own_rows_of_few(), 8)):
+        with sharing:
+            model = model_of(LINEARS, 0.0, "half")
+            for _ in range(2):
+                install(model)
+                before = made[-1].met
+                result(model, PACKINGS[0], Kept.INPUT)
+            assert made[-1].met - before == of_block * TINY.n_layers - 1 + 5
 
 
 def check_that_ranks_record_together() -> None:
@@ -185,6 +206,8 @@ def main() -> None:
         if dist.get_world_size() == 4:
             check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], "half")
             check_equal_to_plain(("wo", "w1"), 0.3, PACKINGS[0], "half")
+            with own_rows_of_few():
+                check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], "half")
             check_loss_by_its_kernels(False)
             stop_processes()
             return
@@ -194,6 +217,7 @@ def main() -> None:
             check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], base)
         with mock.patch.object(tiles, "TOKENS", 7):
             check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], "half")
+        check_own_rows()
         check_loss_by_its_kernels(False)
         with ranks_read_shares() as made:
             check_equal_where_shares_are_read()

@@ -99,17 +99,18 @@ def test_the_first_block_s_frozen_layers_are_not_gone_back_through(
     result: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing below them trains: q, k and v cost no product there."""
-    calls: list[tuple[str, ...]] = []
-    backward = fused_block._Run._frozen_backward
+    calls: list[int] = []
+    backward = fused_block.input_share
 
-    def counted(run: Any, names: tuple[str, ...], grads: Any) -> Any:
-        calls.append(names)
-        return backward(run, names, grads)
+    def counted(weights: Any, grads: Any, place: Any) -> Any:
+        calls.append(len(weights))
+        return backward(weights, grads, place)
 
-    monkeypatch.setattr(fused_block._Run, "_frozen_backward", counted)
+    monkeypatch.setattr(fused_block, "input_share", counted)
     result(model(("wq", "wv")), [8, 8], Kept.ALL)
-    assert calls.count(("wq", "wk", "wv")) == TINY.n_layers - 1
-    assert calls.count(("w1", "w3")) == TINY.n_layers
+    q_k_v, gate_up = 3, 2
+    assert calls.count(q_k_v) == TINY.n_layers - 1
+    assert calls.count(gate_up) == TINY.n_layers
 
 
 def test_more_is_kept_at_each_level(result: Any, monkeypatch: pytest.MonkeyPatch) -> None:

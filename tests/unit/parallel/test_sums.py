@@ -1,4 +1,4 @@
-"""Rows of a sum in parts, of which one is on its way while the other is made."""
+"""Rows of a sum in parts, of which one is on its way while the next is made."""
 
 from __future__ import annotations
 
@@ -6,22 +6,38 @@ from itertools import pairwise
 
 import pytest
 
-from llama.parallel.sums import AS_LONG, PART, WHOLE, parts_of
+from llama.parallel.sums import AS_LONG, MOST, PART, TILE, parts_of, rows_at_once
+
+AT_ONCE = PART // 2
 
 
 @pytest.mark.parametrize("number", [1, PART, 2 * PART, 2 * PART + 7, 8000, 8192])
 @pytest.mark.parametrize("inputs", [64, AS_LONG, 7168, 14336])
 def test_parts_are_all_rows_in_their_order(number: int, inputs: int) -> None:
-    parts = parts_of(slice(5, 5 + number), inputs)
+    parts = parts_of(slice(5, 5 + number), inputs, AT_ONCE)
     assert parts[0].start == 5 and parts[-1].stop == 5 + number
     assert all(one.stop == other.start for one, other in pairwise(parts))
+    assert 1 <= len(parts) <= MOST + 1
     if len(parts) > 1:
         assert min(part.stop - part.start for part in parts) >= PART
-        assert (parts[1].stop - parts[1].start) % WHOLE == 0
 
 
 def test_the_second_is_made_in_the_time_in_which_the_first_is_copied() -> None:
-    """A product of twice the inputs takes twice as long as the copy of its result, one of few none
-    that could be hid behind."""
-    sizes = {n: [p.stop - p.start for p in parts_of(slice(0, 9216), n)] for n in (1, 2 * AS_LONG)}
-    assert sizes == {1: [4608, 4608], 2 * AS_LONG: [6144, 3072]}
+    """A product of twice the inputs takes twice as long as the copy of its result; one that takes
+    no longer than the copy is made in equal parts, of what a GPU makes at once."""
+    sizes = {
+        inputs: [part.stop - part.start for part in parts_of(slice(0, 9216), inputs, 1024)]
+        for inputs in (1, AS_LONG, 2 * AS_LONG)
+    }
+    equal = [3072, 2048, 2048, 2048]
+    assert sizes == {1: equal, AS_LONG: equal, 2 * AS_LONG: [6144, 3072]}
+
+
+@pytest.mark.parametrize(
+    ("width", "multiprocessors", "tiles"),
+    [(4096, 132, 8), (8192, 132, 4), (576, 78, 26), (9, 1, 1)],
+)
+def test_rows_that_a_gpu_makes_at_once(width: int, multiprocessors: int, tiles: int) -> None:
+    """As many tiles of rows as all its multiprocessors make, in each of which is all of a row."""
+    assert rows_at_once(width, multiprocessors) == TILE[0] * tiles
+    assert rows_at_once(10**6, 4) == TILE[0]
