@@ -41,8 +41,8 @@ ADDED = Tile(32, 128, 4)
 HIDDEN, HIDDEN_OF_FEW = Tile(64, 128, 4, 256), Tile(64, 128, 4, 128)
 """The second for up to `FEW` tokens."""
 FEW = 2048
-GATED, GATED_ALONE = Tile(64, 64, 4, 256), Tile(32, 128, 4, 256)
-GATED_BACKWARD, GATED_BACKWARD_ALONE = Tile(16, 128, 4, 1024, 2), Tile(32, 128, 4, 512)
+GATED, GATED_ALONE = Tile(64, 64, 4, 1024), Tile(32, 128, 4, 256)
+GATED_BACKWARD, GATED_BACKWARD_ALONE = Tile(16, 256, 4, 1024), Tile(32, 128, 4, 512)
 """The second of both where no adapter takes part."""
 
 
@@ -126,6 +126,7 @@ def gated(
         *(down[0].contiguous() if down else h, *(seed or (h,)), parts),
         *(tokens, width, rank, gate.stride(0), up.stride(0), *scales, least, steps),
         **_taking_part(paths, down, p),
+        STAGES=tile.stages,
         **tile.sizes(rank),
     )
     return (h, summed(h.dtype, kept_scale, parts)) if down else (h,)
@@ -145,7 +146,8 @@ def gated_backward_(
     assert gate.stride(1) == up.stride(1) == 1
     tokens, width = gate.shape
     rank = _rank(paths, down[1:])
-    tile = GATED_BACKWARD if any(paths) or down else GATED_BACKWARD_ALONE
+    adapted = any(paths) or down
+    tile = GATED_BACKWARD.narrowed(gate, rank) if adapted else GATED_BACKWARD_ALONE
     blocks = triton.cdiv(width, tile.columns)
     steps, splits = share(tokens, tile.rows, blocks, tile.programs)
     grad_a = empty(gate, splits, rank, width) if down else gate
@@ -157,6 +159,7 @@ def gated_backward_(
         *(grad_a, tokens, width, rank),
         *(grad.stride(0), gate.stride(0), up.stride(0), *scales, least, kept_scale, steps),
         **_taking_part(paths, down, p),
+        STAGES=tile.stages,
         **tile.sizes(rank),
     )
     return gate, up, *((summed(gate.dtype, kept_scale, grad_a),) if down else ())

@@ -16,7 +16,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from llama.kernels.triton_tiles import dot, kept, product, put, staying, tile
+from llama.kernels.triton_tiles import (
+    dot,
+    kept,
+    product,
+    put,
+    rounded,
+    sigmoid,
+    staying,
+    tile,
+)
 
 
 @triton.jit
@@ -54,7 +63,7 @@ def _with_path(x, hidden_ptr, b, rows, ranks, tokens, rank, scale, kind: tl.cons
     """A tile of an output with what its adapter adds, rounded as it would be stored."""
     hidden = tile(hidden_ptr, rows, ranks, rank, tokens, rank)
     added = tl.dot(hidden, tl.trans(b), input_precision="ieee")
-    return (x + scale * added).to(kind).to(tl.float32)
+    return rounded(x + scale * added, kind)
 
 
 @triton.jit
@@ -78,14 +87,14 @@ def gated_parts(
     gate_ptr, up_ptr, h_ptr, hidden_g, b_g, hidden_u, b_u, a_ptr, seed_ptr, out_ptr,
     tokens, width, rank, gate_stride, up_stride, scale_g, scale_u, least, steps,
     GATE: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr, DROP: tl.constexpr,
-    RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     split = tl.program_id(1)
     ranks = tl.arange(0, RANK)
     kind: tl.constexpr = h_ptr.dtype.element_ty
     hidden = tl.zeros((ROWS, RANK), tl.float32)
-    for step in range(steps):
+    for step in tl.range(0, steps, num_stages=STAGES):
         columns = (split * steps + step) * COLUMNS + tl.arange(0, COLUMNS)
         gate = tile(gate_ptr, rows, columns, gate_stride, tokens, width).to(tl.float32)
         up = tile(up_ptr, rows, columns, up_stride, tokens, width).to(tl.float32)
@@ -95,7 +104,7 @@ def gated_parts(
         if UP:
             b = tile(b_u, columns, ranks, rank, width, rank)
             up = _with_path(up, hidden_u, b, rows, ranks, tokens, rank, scale_u, kind)
-        h = ((gate * tl.sigmoid(gate)).to(kind).to(tl.float32) * up).to(kind)
+        h = (rounded(gate * sigmoid(gate), kind) * up).to(kind)
         put(h_ptr, h, rows, columns, width, tokens, width)
         if DOWN:
             a = tl.trans(tile(a_ptr, ranks, columns, width, rank, width))
@@ -119,7 +128,7 @@ def gated_backward_parts(
     tokens, width, rank, grad_stride, gate_stride, up_stride,
     scale_g, scale_u, least, kept_scale, steps,
     GATE: tl.constexpr, UP: tl.constexpr, DOWN: tl.constexpr, DROP: tl.constexpr,
-    RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     split = tl.program_id(1)
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
@@ -132,7 +141,7 @@ def gated_backward_parts(
     if DOWN:
         a = tile(a_ptr, ranks, columns, width, rank, width)
         grad_a = tl.zeros((RANK, COLUMNS), tl.float32)
-    for step in range(steps):
+    for step in tl.range(0, steps, num_stages=STAGES):
         rows = (split * steps + step) * ROWS + tl.arange(0, ROWS)
         grad = tile(grad_ptr, rows, columns, grad_stride, tokens, width).to(tl.float32)
         gate = tile(gate_ptr, rows, columns, gate_stride, tokens, width).to(tl.float32)
@@ -141,18 +150,19 @@ def gated_backward_parts(
             gate = _with_path(gate, hidden_g, gate_b, rows, ranks, tokens, rank, scale_g, kind)
         if UP:
             up = _with_path(up, hidden_u, up_b, rows, ranks, tokens, rank, scale_u, kind)
-        sigmoid = tl.sigmoid(gate)
+        share = sigmoid(gate)
+        silu = gate * share
         if DOWN:
-            h = ((gate * sigmoid).to(kind).to(tl.float32) * up).to(kind)
+            h = (rounded(silu, kind) * up).to(kind)
             stays = staying(seed_ptr, rows, columns, least) if DROP else True
             if DROP:
                 h = tl.where(stays, h, 0.0).to(kind)
             part = tile(down_ptr, rows, ranks, rank, tokens, rank)
             grad_a = dot(tl.trans(part), h, grad_a)
             grad = _added(grad, product(part, a, ROWS, COLUMNS), stays, kept_scale, DROP)
-        to_gate = grad * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))
+        to_gate = grad * up * share * (1.0 + gate * (1.0 - share))
         put(gate_ptr, to_gate, rows, columns, gate_stride, tokens, width)
-        put(up_ptr, gate * sigmoid * grad, rows, columns, up_stride, tokens, width)
+        put(up_ptr, silu * grad, rows, columns, up_stride, tokens, width)
     if DOWN:
         own = split.to(tl.int64) * width * rank
         put(grad_a_ptr + own, grad_a, ranks, columns, width, rank, width)
