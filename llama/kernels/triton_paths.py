@@ -193,8 +193,8 @@ def rotate_tiles(
     cos_2 = tile(cos_ptr + half, rows, columns, 2 * half, tokens, half).to(tl.float32)
     sin_1 = tile(sin_ptr, rows, columns, 2 * half, tokens, half).to(tl.float32)
     sin_2 = tile(sin_ptr + half, rows, columns, 2 * half, tokens, half).to(tl.float32)
-    turned_1 = (first * cos_1).to(kind).to(tl.float32) + second * sin_1
-    turned_2 = (second * cos_2).to(kind).to(tl.float32) + first * sin_2
+    turned_1 = rounded(first * cos_1, kind) + second * sin_1
+    turned_2 = rounded(second * cos_2, kind) + first * sin_2
     out = out_ptr + head * 2 * half
     put(out, turned_1, rows, columns, heads * 2 * half, tokens, half)
     put(out + half, turned_2, rows, columns, heads * 2 * half, tokens, half)
