@@ -86,7 +86,7 @@ def _verified(job: Job, at: Callable[[int], Job], available: int, most: int) -> 
         return last + (n - far) * (last - estimate(at(near))) // (far - near)
 
     room = available + estimate(job) - memory(job).used_bytes
-    guess = _largest(used, room, most)
+    guess = _largest(used, room, most, far)
     found = _largest(lambda n: estimate(at(n)), room, most, guess, CLOSE)
     while found and not fits(at(found), available):
         found -= 1 + found // CLOSE
@@ -100,15 +100,15 @@ def _largest(
     for none. Memory grows nearly in proportion, so the line through the last two known numbers says
     where to look after `guess`. Where that finds nothing soon, for it is no line, every other look
     halves what is left. Where `close` is given, a number is near enough to the largest if that is
-    less than a part in `close` of it away."""
+    less than a part in `close` of it away, and no look is nearer to one that fits."""
     before = here = 1
     had = taken = used(1)
     if taken > available:
         return 0
     low, high, looks = 1, most + 1, 0
-    while high - low > (1 + low // close if close else 1):
+    while high - low > (near := 1 + low // close if close else 1):
         before, had = here, taken
-        here = min(max(guess, low + 1), high - 1)
+        here = min(max(guess, low + near), high - 1)
         taken = used(here)
         low, high = (here, high) if taken <= available else (low, here)
         looks += 1
