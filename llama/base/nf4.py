@@ -1,8 +1,9 @@
 """A frozen weight in four bits: NF4 with double quantisation.
 
 The format is that of `llama/kernels/four_bit_codes.py`: 4.127 bits a weight in all. The numbers are
-bitsandbytes' own, to the last bit; this is the one file that knows of it. It makes the codes. Dense
-they are made by a kernel of ours where kernels are compiled on a GPU, which is faster; else by its.
+bitsandbytes' own, to the last bit; this is the one file that knows of that library, which makes the
+codes. From these the dense matrix is made by a kernel of ours where kernels are compiled on a GPU,
+which takes half the time, and by the library elsewhere.
 
 Letters: B blocks of 64 weights, in the order of the matrix's rows.
 """
@@ -119,7 +120,7 @@ class _Parts:
         self.levels = levels.view(torch.float32)
 
     def all(self) -> tuple[torch.Tensor, ...]:
-        """In the order in which a product asks for them."""
+        """In the order in which `from_four_bits` takes them."""
         return self.codes, self.absmax, self.scales, self.mean, self.levels
 
 

@@ -6,8 +6,8 @@ For what `llama/fused/install.py` lists; all else takes the plain path.
 
 Over tensor-parallel ranks each computes its own heads and its own part of the feed-forward. Sums
 (`llama/parallel/sums.py`) are taken of the outputs of `wo` and of `w2`, and on the way back of the
-gradients to the two norms, in both with what adapters add; and at the end of the gradients of those
-factors of adapters that every rank has whole.
+gradients to the two norms, in both with what adapters add; of the gradients to `A x` of adapters on
+those norms (`own_rows.py`); and at the end of those factors of adapters that every rank has whole.
 
 Shapes: T tokens, D dim, H query heads, K kv heads, E head_dim, F feed-forward width, R rank.
 """
@@ -322,7 +322,7 @@ class _Run:
         where nothing below needs it. Leaves the gradients of their adapters."""
         parts = self.adapted.output_gradients(names, grads, saved.hidden)
         weights, onto, finish = [self.weights[name] for name in names], (), None
-        # Where products do not add themselves up, what adapters add to does it, for all rows.
+        # Products in eight bits do not add themselves up: the adapters' kernel does, of all rows.
         rows, own = of_own_rows(self.tp, parts, not to_input or weights[0].ADDS)
         if to_input:
             place = self.sums.place(len(x), self.width, grads[0].dtype)

@@ -1,9 +1,9 @@
 """Weights held in four bits: NF4 with double quantisation.
 
-Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023, section 3: of each block of
-64 weights the largest magnitude, their absmax, and of each weight which of 16 values it is nearest
-to after division by that; the absmax, less their mean, in eight bits, which stand for levels of a
-scale that 256 of them share.
+Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023, section 3. Of each block of
+64 weights the largest magnitude, their absmax, is kept, and of each weight which of 16 values it is
+nearest to after division by that. The absmax, less their mean, are themselves kept in eight bits,
+which say which of 256 levels of a scale that 256 of them share.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ VALUES = (
 
 
 def values_on(device: torch.device) -> torch.Tensor:
-    """`VALUES` in float32: made once, but in a trace that has no values. To be called once before a
-    CUDA graph is captured, in which they cannot be made."""
+    """`VALUES` in float32: made once, but in a trace that has no values. A CUDA graph cannot make
+    them; the launched passes that come before each model's first graph do."""
     return _made(device) if is_planned() else _kept(device)
 
 

@@ -41,9 +41,12 @@ ADDED = Tile(32, 128, 4)
 HIDDEN, HIDDEN_OF_FEW = Tile(64, 128, 4, 256), Tile(64, 128, 4, 128)
 """The second for up to `FEW` tokens."""
 FEW = 2048
-GATED, GATED_ALONE = Tile(64, 64, 4, 1024), Tile(32, 128, 4, 256)
+GATED, GATED_OF_MORE = Tile(64, 64, 4, 1024), Tile(64, 32, 4, 1024, 2)
+"""The second for numbers of more bytes and for larger ranks, which take more shared memory than
+smaller GPUs have."""
+GATED_ALONE = Tile(32, 128, 4, 256)
 GATED_BACKWARD, GATED_BACKWARD_ALONE = Tile(16, 256, 4, 1024), Tile(32, 128, 4, 512)
-"""The second of both where no adapter takes part."""
+"""Both `ALONE` where no adapter takes part."""
 
 
 def _taking_part(paths: tuple[Tensors, Tensors], down: Tensors, p: float) -> dict[str, bool]:
@@ -103,6 +106,11 @@ def hidden_each(x: torch.Tensor, matrices: Tensors, seed: Tensors, p: float) -> 
     return summed(x.dtype, kept_scale, parts).unbind(0)
 
 
+def _gated_tile(gate: torch.Tensor, rank: int) -> Tile:
+    more = gate.element_size() > 2 or room(rank) > 32
+    return GATED_OF_MORE if more else GATED
+
+
 def gated(
     gate: torch.Tensor,
     up: torch.Tensor,
@@ -115,7 +123,7 @@ def gated(
     gate, up = dense(gate), dense(up)
     tokens, width = gate.shape
     rank = _rank(paths, down)
-    tile = GATED if any(paths) or down else GATED_ALONE
+    tile = _gated_tile(gate, rank) if any(paths) or down else GATED_ALONE
     blocks = triton.cdiv(tokens, tile.rows)
     steps, splits = share(width, tile.columns, blocks, tile.programs)
     h = torch.empty((tokens, width), dtype=gate.dtype, device=gate.device)

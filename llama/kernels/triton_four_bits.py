@@ -36,7 +36,7 @@ def dense_blocks(
     absmax = tl.load(levels_ptr + level) * scale + tl.load(mean_ptr)
     bytes_ = block[:, None] * (BLOCK // 2) + tl.arange(0, BLOCK // 2)[None, :]
     pair = tl.load(codes_ptr + bytes_, mask=inside[:, None], other=0).to(tl.int32)
-    # The 16 values lie in one line of the cache: to look one up takes as long as to read it.
+    # The 16 values lie in one line of the cache, so that the threads of a warp read theirs at once.
     upper = tl.load(values_ptr + (pair >> 4)) * absmax[:, None]
     lower = tl.load(values_ptr + (pair & 15)) * absmax[:, None]
     kind = out_ptr.dtype.element_ty

@@ -10,6 +10,7 @@ the feed-forward's, are in `triton_path_gradients.py`.
 
 # Triton is installed where there is a GPU, and not where this is checked.
 # pyright: reportMissingImports=false, reportIndexIssue=false, reportUnboundVariable=false
+# pyright: reportGeneralTypeIssues=false
 
 from __future__ import annotations
 

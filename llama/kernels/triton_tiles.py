@@ -6,13 +6,28 @@ tiles of their tensors, and how the parts that their programs leave are added up
 
 # Triton is installed where there is a GPU, and not where this is checked.
 # pyright: reportMissingImports=false, reportIndexIssue=false, reportUnboundVariable=false
+# pyright: reportOperatorIssue=false
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
 from llama.kernels.triton_kernels import column_keys, row_keys
+
+AMPERE = 8, 0
+"""The compute capability from which on a GPU rounds two numbers to bf16 by one instruction."""
+
+
+def _all_from(capability: tuple[int, int]) -> bool:
+    """Whether there are GPUs here, each of that compute capability or of a later one."""
+    count = torch.cuda.device_count()
+    every = [torch.cuda.get_device_capability(index) for index in range(count)]
+    return bool(every) and min(every) >= capability
+
+
+ROUNDS_TWO = tl.constexpr(_all_from(AMPERE))
 
 
 @triton.jit
@@ -38,9 +53,10 @@ def dot(a, b, onto):
 
 @triton.jit
 def sigmoid(x):
-    """Of float32, by the two functions that a GPU has in hardware, each right to some units of the
-    last place. A compiler's own way there takes thrice the instructions, for numbers so small that
-    they do not count beside 1."""
+    """`1 / (1 + 2^(-x / ln 2))` of float32, by the two functions that a GPU has in hardware, each
+    right to some units of the last place. The compiler's own exponential and division go by the
+    same two, with as many instructions again for results below the smallest normal number, which
+    here are added to 1 or are a sigmoid of less than 1e-38."""
     power = tl.inline_asm_elementwise(
         "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x * -1.4426950408889634],
         dtype=tl.float32, is_pure=True, pack=1,
@@ -53,8 +69,9 @@ def sigmoid(x):
 
 @triton.jit
 def rounded(x, kind: tl.constexpr):
-    """What is left of float32 in a `kind`. To bf16 two numbers are rounded by one instruction."""
-    if kind == tl.bfloat16:
+    """Float32 rounded to a `kind`, in float32 again. To bf16 two numbers at a time, if that can be:
+    one at a time goes by a unit that does a quarter as many, and has the sigmoid to do."""
+    if ROUNDS_TWO and kind == tl.bfloat16:
         bits = tl.inline_asm_elementwise(
             "{ .reg .b32 two; cvt.rn.bf16x2.f32 two, $3, $2;"
             " shl.b32 $0, two, 16; and.b32 $1, two, 0xffff0000; }",

@@ -43,10 +43,14 @@ def _count_outside(nbytes: int) -> None:
 class Peers:
     """The ranks of `group`, of which each has `device`s that reach one another."""
 
-    def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
+    def __init__(
+        self, group: dist.ProcessGroup, device: torch.device, multiprocessors: int = 1
+    ) -> None:
         self.group = group
         self.device = device
         self.rank, self.count = dist.get_rank(group), dist.get_world_size(group)
+        self.multiprocessors = multiprocessors
+        """Of the device that has the fewest: the same number on every rank."""
 
     @contextmanager
     def aside(self, number: int) -> Iterator[None]:
@@ -117,31 +121,30 @@ class Begun:
         torch.cuda.current_stream(self._device).wait_event(self._event)
 
 
-def multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
 @lru_cache(maxsize=16)
 def peers_of(group: dist.ProcessGroup, device: torch.device) -> Peers | None:
     """Those of `group`, or None where its ranks' devices do not all reach one another: on CPUs, on
     several hosts, and where a rank is shown no GPU but its own. Every rank must call it."""
-    mine = _whereabouts(device)
-    others: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(others, mine, group=group)
+    others = _of_all(_whereabouts(device), group)
     hosts = {place and place[0] for place in others}
     if None in hosts or len(hosts) > 1:
         return None
     if not _all(_reaches(device, [place[1] for place in others]), group):
         return None
-    peers = Peers(group, device)
+    peers = Peers(group, device, min(_of_all(_multiprocessors(device), group)))
     return peers if _all(_shows(peers), group) else None
 
 
 def _all(so: bool, group: dist.ProcessGroup) -> bool:
     """Whether every rank says so."""
-    said: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(said, so, group=group)
-    return all(said)
+    return all(_of_all(so, group))
+
+
+def _of_all(own: Any, group: dist.ProcessGroup) -> list[Any]:
+    """What each rank has for `own`."""
+    found: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(found, own, group=group)
+    return found
 
 
 def _shows(peers: Peers) -> bool:
@@ -160,6 +163,10 @@ def _whereabouts(device: torch.device) -> tuple[str, int] | None:
     if device.type != "cuda" or not BOOT.is_file():
         return None
     return f"{socket.gethostname()} {BOOT.read_text().strip()}", _index(device)
+
+
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _index(device: torch.device) -> int:

@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 import torch.distributed as dist
 
-from llama.parallel.peers import multiprocessors, peers_of
+from llama.parallel.peers import peers_of
 from llama.parallel.shown import TURNS, Shown
 
 ROWS = 8192
@@ -60,26 +60,27 @@ def room_bytes(width: int, itemsize: int) -> int:
 
 
 def rows_at_once(width: int, multiprocessors: int) -> int:
-    """Of a product with so many outputs, that a GPU makes at once. It takes as long for fewer."""
+    """Of a product with so many outputs, the rows whose tiles a GPU has all in work together: for
+    fewer it takes as long."""
     rows, columns = TILE
     return rows * max(1, multiprocessors // -(-width // columns))
 
 
 def parts_of(rows: slice, inputs: int, at_once: int) -> list[slice]:
     """`rows` in parts of which each is on its way while the next is made, by products of so many
-    `inputs`, all that a GPU makes `at_once` in one part; or whole, where they are few. Where a
+    `inputs`, of whole `rows_at_once` but for the first; or all in one, where they are few. Where a
     product takes longer than its copy, there are two parts, so that the first is copied just while
-    the second is made; else equal ones, since what is copied last is waited for."""
+    the second is made; else equal ones, since the last part's copy is waited for."""
     number, longer = rows.stop - rows.start, inputs / AS_LONG
     if longer > 1.0:
-        ends = [number - at_once * round(number / (1.0 + longer) / at_once)]
+        count, each = 2, at_once * round(number / (1.0 + longer) / at_once)
     else:
-        each = at_once * max(1, round(number / MOST / at_once))
-        count = round(number / each)
-        ends = [number - each * left for left in range(count - 1, 0, -1)]
-    bounds = [rows.start, *(rows.start + end for end in ends), rows.stop]
-    parts = [slice(start, stop) for start, stop in pairwise(bounds)]
-    return parts if min(part.stop - part.start for part in parts) >= PART else [rows]
+        each = at_once * max(-(-PART // at_once), round(number / MOST / at_once))
+        count = min(MOST, number // each)
+    if count < 2 or min(each, number - each * (count - 1)) < PART:
+        return [rows]
+    ends = [rows.stop - each * left for left in reversed(range(count))]
+    return [slice(start, stop) for start, stop in pairwise([rows.start, *ends])]
 
 
 class Sums:
@@ -101,7 +102,7 @@ class Sums:
             self._device = device
             nbytes = ROWS * width * dtype.itemsize
             self._shown, self._beside = Shown(peers, nbytes), Shown(peers, nbytes // BESIDE)
-            self._at_once = rows_at_once(width, multiprocessors(device))
+            self._at_once = rows_at_once(width, peers.multiprocessors)
 
     @property
     def alone(self) -> bool:
@@ -158,10 +159,10 @@ class Sums:
             read(rows, shares)
 
     def begin(self, tensors: Sequence[torch.Tensor]) -> Callable[[], Shares] | None:
-        """Begin to bring what every rank has of `tensors`, of one type, beside what is computed
-        from now on, other sums among it. Gives what is to be called, before the next is begun, for
-        the shares of their sum, one-dimensional, of all tensors one after the other; None where
-        there is no room for them."""
+        """Begin to sum `tensors`, of one type, over the ranks: where shares are read, beside what
+        is computed from now on, other sums among it. Gives what is to be called, before the next is
+        begun, for the shares of their sum, one-dimensional, of all tensors one after the other;
+        None where there is no room for them."""
         size, first = sum(tensor.numel() for tensor in tensors), tensors[0]
         if self._beside is None:
             total = torch.cat([tensor.flatten() for tensor in tensors])

@@ -82,6 +82,7 @@ def two_ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     monkeypatch.setattr("torch.distributed.all_gather_object", gathered)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda own, other: other != 3)
+    monkeypatch.setattr(peers, "_multiprocessors", lambda device: 132)
     monkeypatch.setattr(peers.Peers, "zeros", lambda self, nbytes: torch.zeros(nbytes))
     monkeypatch.setattr(peers.Peers, "shared", lambda self, own: Shared(None, [own]))
     yield said
@@ -94,13 +95,13 @@ HERE = peers._whereabouts(torch.device("cuda", 0))
 @pytest.mark.parametrize(
     "device, said, are_peers",
     [
-        (torch.device("cuda", 0), [HERE and (HERE[0], 1), True, True], True),
+        (torch.device("cuda", 0), [HERE and (HERE[0], 1), True, 78, True], True),
         (torch.device("cuda", 0), [("elsewhere", 1)], False),
         (torch.device("cuda", 0), [HERE, True], False),  # two ranks on one device
         (torch.device("cuda", 0), [HERE and (HERE[0], 3), True], False),  # no way between them
         (torch.device("cuda", 0), [HERE and (HERE[0], 4), True], False),  # one that is not shown
         (torch.device("cuda", 0), [HERE and (HERE[0], 1), False], False),  # the other says so
-        (torch.device("cuda", 0), [HERE and (HERE[0], 1), True, False], False),  # nor can it
+        (torch.device("cuda", 0), [HERE and (HERE[0], 1), True, 78, False], False),  # nor can it
         (CPU, [None], False),
     ],
     ids=["peers", "hosts", "one device", "no way", "hidden", "other", "not shown", "cpu"],
@@ -110,7 +111,9 @@ def test_ranks_are_peers_where_all_devices_reach_one_another(
 ) -> None:
     two_ranks += said
     group: Any = object()
-    assert (peers_of(group, device) is not None) == are_peers
+    found = peers_of(group, device)
+    assert (found is not None) == are_peers
+    assert found is None or found.multiprocessors == 78  # of the two the fewest, on both
     assert outside_bytes() == 0
     if not are_peers:
         peers_of.cache_clear()
@@ -125,7 +128,7 @@ def test_a_host_whose_processes_hand_over_no_memory_is_named(
         raise RuntimeError("pidfd_getfd: Operation not permitted\nmore of it")
 
     monkeypatch.setattr(peers.Peers, "shared", refused)
-    two_ranks += [HERE and (HERE[0], 1), True, True]
+    two_ranks += [HERE and (HERE[0], 1), True, 78, True]
     group: Any = object()
     assert peers_of(group, torch.device("cuda", 0)) is None
     assert "not by copies: pidfd_getfd: Operation not permitted\n" in capsys.readouterr().err

@@ -8,18 +8,21 @@ import pytest
 
 from llama.parallel.sums import AS_LONG, MOST, PART, TILE, parts_of, rows_at_once
 
-AT_ONCE = PART // 2
 
-
-@pytest.mark.parametrize("number", [1, PART, 2 * PART, 2 * PART + 7, 8000, 8192])
+@pytest.mark.parametrize("at_once", [PART // 2, 384, PART, 3 * PART])
+@pytest.mark.parametrize("number", [1, PART, 2 * PART, 2 * PART + 7, 2816, 5569, 8000, 8192])
 @pytest.mark.parametrize("inputs", [64, AS_LONG, 7168, 14336])
-def test_parts_are_all_rows_in_their_order(number: int, inputs: int) -> None:
-    parts = parts_of(slice(5, 5 + number), inputs, AT_ONCE)
+def test_parts_are_all_rows_in_their_order(number: int, inputs: int, at_once: int) -> None:
+    parts = parts_of(slice(5, 5 + number), inputs, at_once)
     assert parts[0].start == 5 and parts[-1].stop == 5 + number
     assert all(one.stop == other.start for one, other in pairwise(parts))
-    assert 1 <= len(parts) <= MOST + 1
+    assert 1 <= len(parts) <= MOST
+    sizes = [part.stop - part.start for part in parts]
     if len(parts) > 1:
-        assert min(part.stop - part.start for part in parts) >= PART
+        assert min(sizes) >= PART
+        assert all(size % at_once == 0 for size in sizes[1:])
+    elif inputs <= AS_LONG:  # not even two parts
+        assert number < 2 * max(PART, at_once * -(-PART // at_once))
 
 
 def test_the_second_is_made_in_the_time_in_which_the_first_is_copied() -> None:
