@@ -18,6 +18,7 @@ import triton
 
 from llama.kernels.path_gradient_forms import input_gradients_, output_gradients
 from llama.kernels.path_tiles import (
+    FEW,
     LARGEST_RANK,
     Tensors,
     Tile,
@@ -39,13 +40,12 @@ from llama.kernels.triton_paths import (
 
 ADDED = Tile(32, 128, 4)
 HIDDEN, HIDDEN_OF_FEW = Tile(64, 128, 4, 256), Tile(64, 128, 4, 128)
-"""The second for up to `FEW` tokens."""
-FEW = 2048
-GATED, GATED_OF_MORE = Tile(64, 64, 4, 1024), Tile(64, 32, 4, 1024, 2)
-"""The second for numbers of more bytes and for larger ranks, which take more shared memory than
-smaller GPUs have."""
+GATED, GATED_OF_FEW = Tile(64, 64, 4, 1024), Tile(64, 64, 4, 256)
+GATED_WIDE = Tile(64, 32, 4, 1024, 2)
+"""For numbers of more bytes and for larger ranks, which take more shared memory than smaller GPUs
+have."""
 GATED_ALONE = Tile(32, 128, 4, 256)
-GATED_BACKWARD, GATED_BACKWARD_ALONE = Tile(16, 256, 4, 1024), Tile(32, 128, 4, 512)
+GATED_BACKWARD, GATED_BACKWARD_ALONE = Tile(16, 256, 4, 512), Tile(32, 128, 4, 512)
 """Both `ALONE` where no adapter takes part."""
 
 
@@ -107,8 +107,9 @@ def hidden_each(x: torch.Tensor, matrices: Tensors, seed: Tensors, p: float) -> 
 
 
 def _gated_tile(gate: torch.Tensor, rank: int) -> Tile:
-    more = gate.element_size() > 2 or room(rank) > 32
-    return GATED_OF_MORE if more else GATED
+    if gate.element_size() > 2 or room(rank) > 32:
+        return GATED_WIDE
+    return GATED if len(gate) > FEW else GATED_OF_FEW
 
 
 def gated(

@@ -14,6 +14,7 @@ import torch
 import triton
 
 from llama.kernels.path_tiles import (
+    FEW,
     MOST_LAYERS,
     SUMMED,
     Tensors,
@@ -31,9 +32,10 @@ from llama.kernels.triton_path_gradients import input_parts, output_parts, sum_o
 OUTPUT, OUTPUT_OF_FEW = Tile(32, 512, 4, 264), Tile(64, 128, 4, 528)
 """The first where the gradients are so large that all programs have several steps to take. A part
 of the gradient to `A x` is left by each tile's columns: the wider they are, the fewer there are."""
-INPUT, INPUT_DROPPED = Tile(64, 64, 4, 512, 2), Tile(64, 64, 4, 512)
-"""The second under a mask, up to `DROPPED_RANK`: more stages of larger ranks take more shared
-memory than smaller GPUs have."""
+INPUT = Tile(64, 64, 4, 512, 2)
+INPUT_DROPPED, INPUT_DROPPED_OF_FEW = Tile(32, 128, 4, 256), Tile(64, 64, 4, 512)
+"""Under a mask, up to `DROPPED_RANK` and of numbers of two bytes: more stages of larger ranks take
+more shared memory than smaller GPUs have."""
 DROPPED_RANK = 32
 
 
@@ -100,6 +102,12 @@ def _output_sums(
     return parts.unbind(0), grads_b.split(widths)
 
 
+def _input_tile(x: torch.Tensor, rank: int, p: float) -> Tile:
+    if not p or room(rank) > DROPPED_RANK or x.element_size() > 2:
+        return INPUT
+    return INPUT_DROPPED if len(x) > FEW else INPUT_DROPPED_OF_FEW
+
+
 def input_gradients_(
     x: torch.Tensor,
     onto: Tensors,
@@ -118,7 +126,7 @@ def input_gradients_(
         return *onto, *found
     x = dense(x)
     (tokens, width), rank, count = x.shape, matrices[0].shape[0], len(matrices)
-    tile = INPUT_DROPPED if p and room(rank) <= DROPPED_RANK else INPUT
+    tile = _input_tile(x, rank, p)
     blocks = triton.cdiv(width, tile.columns)
     steps, splits = share(tokens, tile.rows, blocks, tile.programs)
     grad_a = empty(x, splits, count, rank, width)

@@ -23,6 +23,8 @@ Tensors = tuple[torch.Tensor, ...]
 LARGEST_RANK = 64
 """Above it a tile's sums no longer fit beside it in the registers: the functions are then taken as
 they are written, operation by operation."""
+FEW = 2048
+"""Tokens, up to which tiles `OF_FEW` are taken."""
 MOST_LAYERS = 3
 """That a kernel takes at once."""
 SUMMED = 16, 256
@@ -36,8 +38,8 @@ class Tile(NamedTuple):
     columns: int
     warps: int
     programs: int = 1
-    """The most that share a sum, over columns with rows of their own, or over rows: as many as a
-    GPU of some hundred processors has at a time, and of the smaller ones several times as many."""
+    """The most that share a sum, over columns with rows of their own, or over rows: some times the
+    hundred-odd processors of a GPU, as was measured to be fastest."""
     stages: int = 3
     """Of its loop, that are under way at once."""
 
