@@ -159,6 +159,7 @@ def test_without_held_out_rows_it_says_that_it_cannot_know(case: Case) -> None:
     )
 
 
+@pytest.mark.long
 def test_another_topology_on_the_way(case: Case) -> None:
     """Four steps on one rank, the rest on two that share the model."""
     case.add(

@@ -69,6 +69,7 @@ def test_the_loss_over_ranks_is_that_of_one_process(files: Path) -> None:
     assert spread["loss"] == pytest.approx(alone["loss"], rel=1e-6)
 
 
+@pytest.mark.long
 def test_a_task_over_ranks_is_that_of_one_process(files: Path, tmp_path: Path) -> None:
     task = ("--task", files / "choices.jsonl", "--compare")
     alone = evaluated(files, *task, "--output", tmp_path / "alone.jsonl")

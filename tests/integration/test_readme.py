@@ -28,7 +28,10 @@ OF_GUIDES = dict.fromkeys(
     for line in shell_lines(ROOT / f"docs/{guide}.md")
     if "launcher/" in line and line not in COMMANDS and "--check_server" not in line
 )
-LONG = ("--method full", "launcher/ablate.py", "launcher/verify.py", "--rows 10000")
+LONG = (
+    *("--method full", "launcher/ablate.py", "launcher/verify.py", "--rows 10000", "--suggest"),
+    *("--num_gpus 8", "--hostfile"),
+)
 """Commands of the README with one of these take most of a minute together with the others."""
 SMALLER = {
     "train": ["--max_steps", "1", "--data", "ROWS.jsonl", "--output_dir", "OUT"],

@@ -122,6 +122,7 @@ def test_another_topology_on_the_way(other: str, more: tuple[str, ...], case: Ca
     assert_within_rounding(out, straight)
 
 
+@pytest.mark.long
 def test_a_shared_base_goes_on_from_a_whole_one_and_back(case: Case) -> None:
     """The base is in no checkpoint: which rank held what of it changes nothing, to the last digit,
     nor does it in the evaluations and the sample answers, in which all ranks take part."""

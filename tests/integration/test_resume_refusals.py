@@ -277,6 +277,7 @@ def test_a_run_that_is_still_going(trial: Trial) -> None:
     trial.said()
 
 
+@pytest.mark.long
 def test_every_rank_refuses_alike(case: Case, tmp_path: Path) -> None:
     """The other rank cannot see the run's folder; it ends with the same status, saying nothing of
     its own."""

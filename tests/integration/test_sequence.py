@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
 SHARED = ("--sequence_parallel", "2")
 
 
+@pytest.mark.long
 def test_verify_proves_it(tmp_path: Path) -> None:
     options = ("--deepspeed", ROOT / "ds_configs" / "lora_bf16.json", "--lora.rank", "4", "--json")
     more = ("--model", write_model(tmp_path / "model"), "--seq_len", "48", "--steps", "3", *SHARED)

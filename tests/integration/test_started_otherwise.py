@@ -90,6 +90,7 @@ def test_processes_started_together_are_one_run(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_accelerate_starts_one_run(sound: Path, tmp_path: Path) -> None:
     """It runs torchrun's agent within itself: a launcher by another name. Its `--cpu` starts one
     process, whatever number it is given."""
@@ -139,7 +140,7 @@ TORCHRUN = {
     [
         {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"},
         {"WORLD_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "3"},
-        {"TORCHELASTIC_RUN_ID": "x"},
+        pytest.param({"TORCHELASTIC_RUN_ID": "x"}, marks=pytest.mark.long),
         TORCHRUN,
     ],
     ids=["no address", "only a size", "one mark of torchrun", "all that torchrun sets"],
@@ -168,6 +169,7 @@ def test_tasks_that_would_train_alone_are_refused(sound: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_runs_of_one_second_have_folders_of_their_own(sound: Path, tmp_path: Path) -> None:
     ended(*(begin(sound, tmp_path) for _ in range(3)))
     folders = list((tmp_path / "runs").iterdir())

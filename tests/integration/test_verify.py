@@ -14,8 +14,8 @@ from tests.support.tiny_runs import launched, succeeded, write_model
 
 pytestmark = pytest.mark.slow
 FILES = sorted((ROOT / "ds_configs").glob("*.json"))
-KINDS = ("lora", "full")
-"""One of each kind; the others are `make test-long`'s."""
+SHORT = ("lora",)
+"""The others are `make test-long`'s."""
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "file",
     [
-        pytest.param(file, id=file.stem, marks=[] if file.stem in KINDS else pytest.mark.long)
+        pytest.param(file, id=file.stem, marks=[] if file.stem in SHORT else pytest.mark.long)
         for file in FILES
     ],
 )

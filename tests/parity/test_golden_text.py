@@ -76,7 +76,7 @@ def test_greedy_text_from_bos_is_the_golden_one(golden: Golden) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("degree", [1, 2, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.parametrize("degree", [1, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 4))])
 def test_any_number_of_shards_at_any_degree(degree: int, golden: Golden, tmp_path: Path) -> None:
     """Meta's layout in 1, 2 and 4 files, cut here as releases are, into as many tensor-parallel
     ranks; and what `export` writes for as many ranks as there are."""

@@ -22,7 +22,11 @@ ROUNDING = {"float32": 2e-6, "bf16": 2.0**-8}
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "tensor_parallel"),
-    [(1, 1), (2, 1), *(pytest.param(n, 2, marks=pytest.mark.long) for n in (2, 4))],
+    [
+        pytest.param(1, 1, marks=pytest.mark.long),
+        (2, 1),
+        *(pytest.param(n, 2, marks=pytest.mark.long) for n in (2, 4)),
+    ],
     ids=["one", "DP 2", "TP 2", "TP 2 x DP 2"],
 )
 def test_steps_are_the_same_to_the_last_digit(

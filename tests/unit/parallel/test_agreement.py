@@ -8,6 +8,7 @@ from tests.support.tiny_runs import torchrun_module
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_rank_may_take_longer_than_a_collective_waits() -> None:
     """Hashing or reading a large model from a slow disk takes more than the ten minutes after which
     a collective gives up: that would end the run at its start, on every start. There is an end

@@ -64,6 +64,7 @@ def test_an_estimate_is_near_the_plan(job: Job) -> None:
     assert estimate(job) == pytest.approx(memory(job).used_bytes, rel=0.001)
 
 
+@pytest.mark.long
 def test_what_is_found_fits_and_little_more_does() -> None:
     available, job = 5 * 2**30, replace(JOB, config=JOB.config.with_layers(6))
     rows = largest_micro_batch(job, available)

@@ -189,6 +189,7 @@ def test_padded_batches_hold_every_document_once_within_the_room() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_all_of_it_works_on_a_cpu(tmp_path: Path) -> None:
     size = ("--suite", "tiny", "--only", "1", "--output_dir", str(tmp_path), "--json")
     document = succeeded(started("python", "launcher/benchmark.py", *size))

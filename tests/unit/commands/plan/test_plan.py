@@ -135,6 +135,7 @@ def test_a_suggestion_fits_and_passes_our_own_check(gpu: str) -> None:
     assert found.way.stage == 1 and not found.way.offload  # one GPU, and room
 
 
+@pytest.mark.long
 def test_the_command_of_a_suggestion_is_planned_alike(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -174,6 +175,7 @@ def test_a_command_trains_what_was_planned(tmp_path: Path) -> None:
     assert read.checkpointing == found.way.checkpointing
 
 
+@pytest.mark.long
 def test_the_fastest_way_that_fits_is_taken() -> None:
     """No way before it in the order fits."""
     given = options(deepspeed=None, suggest=True, model="llama-3.2-3b", gpu="t4", seq_len=4096)
