@@ -13,7 +13,7 @@ train: install  ## fine-tune the bundled model on the bundled rows
 	# Nothing is recomputed: a model of this size needs no memory saved, and the run is shorter.
 	$(BIN)/deepspeed launcher/train.py --deepspeed ds_configs/lora.json --checkpointing none
 
-test: install-test  ## the tests that need no GPU, but for those that take most of a minute each
+test: install-test  ## the tests that need no GPU, but for the longest
 	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not long"
 
 test-long: install-test  ## those
