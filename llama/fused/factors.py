@@ -163,13 +163,7 @@ class Adapted:
         end = sums.begin(shares)
 
         def take() -> None:
-            if end is not None:
-                of_ranks = end()
-            else:  # there was no room
-                sums.all_reduce_(whole := torch.cat([share.flatten() for share in shares]))
-                of_ranks = (whole,)
-            summed = total(of_ranks, shares)
-            for (name, grads), grad in zip(places.items(), summed, strict=True):
+            for (name, grads), grad in zip(places.items(), total(end(), shares), strict=True):
                 grads[name] = grad
 
         return take

@@ -30,9 +30,9 @@ def of_own_rows(
     All rows, and `parts` as they are, where it is not possible or not worth it."""
     tokens = len(parts[0]) if parts else 0
     shared = possible and tp.size > 1 and tokens >= FEWEST
-    end = tp.sums.begin(parts) if shared else None
-    if end is None:
+    if not (shared and tp.sums.has_room_beside(parts)):
         return slice(None), lambda: parts
+    end = tp.sums.begin(parts)
     rows = slice(tokens * tp.rank // tp.size, tokens * (tp.rank + 1) // tp.size)
     return rows, lambda: tuple(part[rows] for part in total(end(), parts, tokens))
 

@@ -16,7 +16,6 @@ Shapes: T tokens, K what is summed over, N outputs, G groups.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ import torch.nn.functional as F
 
 from llama.kernels.codes import GROUP, TILE, quantised
 from llama.kernels.compiled import kernel
-from llama.kernels.paths import is_planned, on_cuda
+from llama.kernels.paths import made_once, on_cuda
 
 _aten: Any = torch.ops.aten
 
@@ -168,13 +167,12 @@ def _float8_product(
 
 
 def _ones(size: int, device: torch.device) -> torch.Tensor:
-    """Made once, but in a trace that has no values, and while a CUDA graph is captured: memory of a
-    graph holds what the graph last left there."""
-    if is_planned() or torch.cuda.is_current_stream_capturing():
-        return torch.ones(size, device=device)
-    return _kept_ones(size, device)
+    """Made once, but not while a CUDA graph is captured: memory of a graph holds what the graph
+    last left there."""
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    return torch.ones(size, device=device) if capturing else _kept_ones(size, device)
 
 
-@cache
+@made_once
 def _kept_ones(size: int, device: torch.device) -> torch.Tensor:
     return torch.ones(size, device=device)

@@ -8,11 +8,9 @@ which say which of 256 levels of a scale that 256 of them share.
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 
-from llama.kernels.paths import is_planned
+from llama.kernels.paths import made_once
 
 BLOCK = 64
 """Weights that share an absmax."""
@@ -29,14 +27,8 @@ VALUES = (
 """That a weight may take, of its absmax: quantiles of a normal distribution (appendix E there)."""
 
 
+@made_once
 def values_on(device: torch.device) -> torch.Tensor:
-    """`VALUES` in float32: made once, but in a trace that has no values. A CUDA graph cannot make
-    them; the launched passes that come before each model's first graph do."""
-    return _made(device) if is_planned() else _kept(device)
-
-
-def _made(device: torch.device) -> torch.Tensor:
+    """`VALUES` in float32. A CUDA graph cannot make them; the launched passes that come before each
+    model's first graph do."""
     return torch.tensor(VALUES, device=device)
-
-
-_kept = cache(_made)

@@ -41,7 +41,7 @@ from llama.kernels.triton_paths import (
 ADDED = Tile(32, 128, 4)
 HIDDEN, HIDDEN_OF_FEW = Tile(64, 128, 4, 256), Tile(64, 128, 4, 128)
 GATED, GATED_OF_FEW = Tile(64, 64, 4, 1024), Tile(64, 64, 4, 256)
-GATED_WIDE = Tile(64, 32, 4, 1024, 2)
+GATED_NARROW = Tile(64, 32, 4, 1024, 2)
 """For numbers of more bytes and for larger ranks, which take more shared memory than smaller GPUs
 have."""
 GATED_ALONE = Tile(32, 128, 4, 256)
@@ -108,7 +108,7 @@ def hidden_each(x: torch.Tensor, matrices: Tensors, seed: Tensors, p: float) -> 
 
 def _gated_tile(gate: torch.Tensor, rank: int) -> Tile:
     if gate.element_size() > 2 or room(rank) > 32:
-        return GATED_WIDE
+        return GATED_NARROW
     return GATED if len(gate) > FEW else GATED_OF_FEW
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -34,6 +35,17 @@ def as_on_cuda(operators: Operators) -> Iterator[None]:
 def is_planned() -> bool:
     """Whether the call is made within `as_on_cuda`: there is no device that could be asked."""
     return _operators.get() is not None
+
+
+def made_once(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """`make`, whose results are kept, but for those of a trace, which have no values."""
+    kept = cache(make)
+
+    @wraps(make)
+    def given(*args: Any) -> torch.Tensor:
+        return make(*args) if is_planned() else kept(*args)
+
+    return given
 
 
 def on_cuda(tensor: torch.Tensor) -> bool:

@@ -44,7 +44,7 @@ class Peers:
     """The ranks of `group`, of which each has `device`s that reach one another."""
 
     def __init__(
-        self, group: dist.ProcessGroup, device: torch.device, multiprocessors: int = 1
+        self, group: dist.ProcessGroup, device: torch.device, multiprocessors: int
     ) -> None:
         self.group = group
         self.device = device

@@ -158,29 +158,36 @@ class Sums:
             begun.wait()
             read(rows, shares)
 
-    def begin(self, tensors: Sequence[torch.Tensor]) -> Callable[[], Shares] | None:
-        """Begin to sum `tensors`, of one type, over the ranks: where shares are read, beside what
-        is computed from now on, other sums among it. Gives what is to be called, before the next is
-        begun, for the shares of their sum, one-dimensional, of all tensors one after the other;
-        None where there is no room for them."""
-        size, first = sum(tensor.numel() for tensor in tensors), tensors[0]
-        if self._beside is None:
-            total = torch.cat([tensor.flatten() for tensor in tensors])
-            if self._group is not None:
-                dist.all_reduce(total, group=self._group)
-            return lambda: (total,)
-        if size * first.element_size() > self._beside.nbytes:
-            return None
-        place = self._beside.place(torch.Size((size,)), first.dtype)
-        torch.cat([tensor.flatten() for tensor in tensors], out=place)
+    def has_room_beside(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether `begin` takes the sum of `tensors` beside others. Where it does not, what it
+        gives must not be called between `place` and `read`."""
+        return self._beside is None or sum(x.nbytes for x in tensors) <= self._beside.nbytes
+
+    def begin(self, tensors: Sequence[torch.Tensor]) -> Callable[[], Shares]:
+        """Begin to sum `tensors`, of one type, over the ranks: where shares are read and there is
+        room, beside what is computed from now on, other sums among it. Gives what is to be called,
+        before the next is begun, for the shares of their sum, one-dimensional, of all tensors one
+        after the other."""
+        pieces = [tensor.flatten() for tensor in tensors]
+        if self._beside is None or not self.has_room_beside(tensors):
+
+            def taken() -> Shares:
+                self.all_reduce_(whole := torch.cat(pieces))
+                return (whole,)
+
+            return taken
+
+        size = torch.Size((sum(len(piece) for piece in pieces),))
+        place = self._beside.place(size, pieces[0].dtype)
+        torch.cat(pieces, out=place)
         begun, shares = self._beside.brought(place, 0)
         self._beside.turn()
 
-        def end() -> Shares:
+        def brought() -> Shares:
             begun.wait()
             return shares
 
-        return end
+        return brought
 
     def all_reduce_(
         self, tensor: torch.Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM

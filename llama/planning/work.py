@@ -295,7 +295,9 @@ def trades(level: Kept) -> tuple[int, int]:
 
 
 def sums(lora: LoRAOptions | None, kept: Sequence[Kept], fused: bool) -> int:
-    """How many sums those are, in the blocks: of adapters one for each, or of a fused block one and
-    those that `llama/fused/own_rows.py` tells of."""
-    adapters = 0 if lora is None else 1 + 2 if fused else len(lora.targets)
+    """How many sums those are, in the blocks: of adapters one for each, or of a fused block one of
+    their factors' gradients and two that `llama/fused/own_rows.py` tells of."""
+    adapters = 0
+    if lora is not None:
+        adapters = 3 if fused else len(lora.targets)
     return sum((5 if level < Kept.FFN_INPUTS else 4) + adapters for level in kept)
