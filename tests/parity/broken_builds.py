@@ -98,7 +98,9 @@ def _never_a_boundary(self: Any, is_boundary: bool) -> None:
     _BOUNDARY(self, False)
 
 
-def _largest_of_own_shard(self: TensorParallel, tensor: torch.Tensor, op: Any = None) -> None:
+def _largest_of_own_shard(
+    self: TensorParallel, tensor: torch.Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM
+) -> None:
     if op != dist.ReduceOp.MAX:
         _REDUCE(self, tensor, op)
 
