@@ -70,7 +70,7 @@ class Attended:
         self._held.extend(qkv)
 
     def of_output(self, grad: torch.Tensor) -> torch.Tensor:
-        """From the gradient of `out` what `backward` wants; nobody asks for `out` after it."""
+        """From the gradient of `out` what `backward` wants."""
         return grad
 
     def backward(self, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -82,7 +82,9 @@ class Attended:
 
 class AttendedOverRanks(Attended):
     """The same of ranks that share the tokens of a micro-batch: all tokens of some heads are
-    attended to here, and q, k and v, the output and the gradients are of some tokens."""
+    attended to here, and q, k and v, the output and the gradients are of some tokens. The output is
+    kept once, by heads, as its backward pass wants it: to trade it again takes less time than to
+    compute again what a second copy would have no room left for."""
 
     def __init__(
         self,
@@ -93,17 +95,15 @@ class AttendedOverRanks(Attended):
     ) -> None:
         self._traded, self._documents, self._kv_heads = traded, documents, qkv[1].shape[1]
         super().__init__(traded.to_heads(qkv, documents), documents, keep_inputs)
-        self._of_own: torch.Tensor | None = traded.to_tokens(super().out(), documents)
 
     def out(self) -> torch.Tensor:
-        assert self._of_own is not None
-        return self._of_own
+        """As of one rank; every rank must call it."""
+        return self._traded.to_tokens(super().out(), self._documents)
 
     def fill(self, qkv: tuple[torch.Tensor, ...]) -> None:
         super().fill(self._traded.to_heads(qkv, self._documents))
 
     def of_output(self, grad: torch.Tensor) -> torch.Tensor:
-        self._of_own = None
         return self._traded.gradient_to_heads(grad, self._documents)
 
     def backward(self, grad: torch.Tensor) -> tuple[torch.Tensor, ...]:

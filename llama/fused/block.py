@@ -134,7 +134,8 @@ class _Run:
         self.tiled = tiles.in_tiles(kept, len(saved.x))
         qkv = self._project(saved)
         if kept >= Kept.ATTENTION:
-            saved.attended = self._attended(qkv, kept >= Kept.FFN_INPUTS)
+            keep_inputs = kept >= Kept.FFN_INPUTS
+            saved.attended = attended(self.attend, qkv, self.documents, keep_inputs)
             out = saved.attended.out()
         else:
             out = self.attend(*qkv, self.documents).flatten(1)
@@ -163,9 +164,6 @@ class _Run:
         )
         of_paths = self.adapted.paths(QKV[:2], hidden)
         return *kernels.rotate_both(q, k, *self.rotation.angles, *of_paths), v
-
-    def _attended(self, qkv: tuple[torch.Tensor, ...], keep_inputs: bool) -> Attended:
-        return attended(self.attend, qkv, self.documents, keep_inputs)
 
     def _after_attention(
         self, saved: Saved, out: torch.Tensor
@@ -262,7 +260,7 @@ class _Run:
     def _restore(self, saved: Saved) -> None:
         """Compute again what `kept` left out."""
         if saved.attended is None:
-            saved.attended = self._attended(self._project(saved), keep_inputs=True)
+            saved.attended = attended(self.attend, self._project(saved), self.documents, True)
         elif saved.attended.needs_inputs:
             saved.attended.fill(self._project(saved))
         y = None
@@ -307,7 +305,8 @@ class _Run:
         assert saved.attended is not None
         parts = self.adapted.output_gradients(("wo",), (grad,), saved.hidden)
         grad_out = self.weights["wo"].times_transposed(grad)
-        self.adapted.input_gradients(("wo",), saved.attended.out(), (grad_out,), (), parts)
+        if self.adapted.on(("wo",)):
+            self.adapted.input_gradients(("wo",), saved.attended.out(), (grad_out,), (), parts)
         return grad_out
 
     def _to_norm(

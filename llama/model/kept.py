@@ -20,8 +20,7 @@ class Kept(IntEnum):
     INPUT = 1
     """x: 2 D"""
     ATTENTION = 2
-    """The attention's output and log-sum-exp, 2 H E + 4 H: not the attention. Where ranks share
-    tokens the output twice, of its heads and of its tokens."""
+    """The attention's output and log-sum-exp, 2 H E + 4 H: not the attention."""
     MIDDLE = 3
     """The residual stream after the attention, 2 D: not wo's product."""
     FFN_INPUTS = 4

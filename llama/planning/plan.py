@@ -12,7 +12,8 @@ from llama.planning.fit import largest_micro_batch, largest_seq_len
 from llama.planning.job import Job, host_bytes
 from llama.planning.memory import Memory, memory
 from llama.planning.time import Place, StepTime, mfu, step_time, tokens_per_second
-from llama.planning.work import Traffic, Work, traffic, work
+from llama.planning.wire import Traffic, traffic
+from llama.planning.work import Work, work
 
 ON_TOP = 0.05
 """Of the steps' time, what is taken for evaluation, checkpoints and the start."""

@@ -14,16 +14,8 @@ from llama.metrics.hardware import GPU, GPUS_PER_NODE, HOST, Link
 from llama.model.kept import Kept
 from llama.parallel.sums import PART, parts_of, reads_shares
 from llama.planning.job import Job
-from llama.planning.work import (
-    Traffic,
-    Work,
-    adapter_bytes,
-    base_bytes,
-    sums,
-    trades,
-    traffic,
-    work,
-)
+from llama.planning.wire import Traffic, block_sums_of, trades_of, traffic
+from llama.planning.work import Work, adapter_bytes, base_bytes, work
 
 
 @dataclass(frozen=True)
@@ -215,7 +207,7 @@ def _trained_bytes(job: Job, size: int) -> float:
 
 def sum_seconds(job: Job, link: Link, bytes_sent: float) -> float:
     """Of a micro-batch's tensor-parallel sums, within a node: nothing is computed meanwhile."""
-    number = sums(job.lora, job.kept, job.blocks_are_fused)
+    number = len(block_sums_of(job))
     seconds = tensor_seconds(link, job.tensor_parallel, bytes_sent, number)
     are_read = job.blocks_are_fused and reads_shares(job.tensor_parallel) and link.reaches_memory
     if not are_read:
@@ -231,7 +223,7 @@ def trade_seconds(job: Job, link: Link, bytes_sent: float) -> float:
     at once, and nothing is computed meanwhile."""
     if job.sequence_parallel == 1:
         return 0.0
-    number = sum(sum(trades(level)) for level in job.kept)
+    number = sum(map(sum, trades_of(job)))
     return bytes_sent / link.bytes_per_second + number * link.hop
 
 

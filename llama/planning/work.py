@@ -1,5 +1,5 @@
-"""The arithmetic of one training step, and the bytes that it puts on the wire: formulas over the
-sizes of a model and of a job, each of one rank.
+"""The arithmetic of one training step: formulas over the sizes of a model and of a job, each of one
+rank.
 
 Letters: T tokens of a micro-batch, D width, F feed-forward width, R rank of the adapters, p the
 tensor-parallel degree, n data-parallel ranks, k micro-batches of a step, s bytes of an element,
@@ -19,7 +19,6 @@ from llama.base.kinds import KINDS
 from llama.fused.keeping import AGAIN
 from llama.model.config import LINEARS, ROW_PARALLEL, ModelConfig
 from llama.model.kept import Kept
-from llama.parallel.sharded import rooms
 from llama.planning.job import Job
 from llama.settings import LoRAOptions
 
@@ -45,27 +44,6 @@ class Work:
     @property
     def flops(self) -> float:
         return self.products + self.again + self.attention + self.adapters
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Bytes that leave one rank in a step."""
-
-    exchanged: float
-    """Over data-parallel ranks: gradients, parameters, and weights under ZeRO-3."""
-    gathered: float
-    """Over those that share a base: its blocks."""
-    summed: float
-    """Over tensor-parallel ranks."""
-    traded: float
-    """Over ranks that share tokens: heads for tokens, around attention."""
-    from_host: float
-    """From host memory, of offloaded weights."""
-
-    @property
-    def total(self) -> float:
-        """On the wire."""
-        return self.exchanged + self.gathered + self.summed + self.traded
 
 
 def work(job: Job) -> Work:
@@ -174,25 +152,7 @@ def _element_bytes(job: Job) -> float:
     return total * job.tokens * size + logits + read
 
 
-# On the wire
-
-
-def traffic(job: Job) -> Traffic:
-    """Of one step."""
-    size = 4 if job.precision == "fp32" else 2
-    n, k, p = job.data_parallel, job.accumulation, job.tensor_parallel
-    whole = base_bytes(job.config, p, size)
-    trained = whole if job.lora is None else adapter_bytes(job.config, job.lora, p, size)
-    frozen = whole if job.zero.stage == 3 else 0
-    summed = k * summed_bytes(job.config, job.lora, job.tokens, supervised(job), job.kept, size)
-    offloaded = 2 * k * whole / n if job.zero.offload_param else 0.0
-    return Traffic(
-        exchanged=exchanged_bytes(job.zero.stage, n, k, trained, frozen, job.lora is None),
-        gathered=k * base_gathered(job.config, job.base_sharers, p, size),
-        summed=2 * (p - 1) / p * summed,
-        traded=k * traded_bytes(job.config, job.tokens, job.sequence_parallel, p, job.kept, size),
-        from_host=offloaded,
-    )
+# Sizes
 
 
 def width(lora: LoRAOptions) -> int:
@@ -229,75 +189,3 @@ def _held_bytes(job: Job, name: str) -> int:
     shape[cut] //= job.tensor_parallel
     kind = KINDS[job.base]
     return kind(kind.empty(torch.Size(shape), job.dtype, torch.device("meta"), cut)).nbytes
-
-
-def exchanged_bytes(
-    stage: int, n: int, k: int, trained: float, frozen: float, full: bool = False
-) -> float:
-    """Bytes that leave a rank over the data-parallel group: the table of docs/scaling.md. ZeRO-2
-    and 3 send gradients after each micro-batch; ZeRO-3 gathers the weights in each forward and
-    each backward pass, and where all of them train has none to send afterwards."""
-    gradients = trained * (k if stage >= 2 else 1)
-    parameters = 0.0 if full and stage == 3 else trained
-    gathered = 2 * k * frozen if stage == 3 else 0.0
-    return (n - 1) / n * (gradients + parameters + gathered)
-
-
-def base_gathered(config: ModelConfig, n: int, p: int, size: int) -> float:
-    """Bytes that leave each of `n` ranks that share a base in a micro-batch: embedding and head
-    once, each block twice, but for those that still lie in their rooms when a pass turns round."""
-    vocabulary = config.vocab_size * config.dim
-    blocks = config.parameter_count() - vocabulary * (1 if config.tied_embedding else 2)
-    turned = 1 - rooms(config.n_layers) / config.n_layers
-    return (n - 1) / n * size / p * 2 * (vocabulary + turned * blocks)
-
-
-def summed_bytes(
-    config: ModelConfig,
-    lora: LoRAOptions | None,
-    tokens: int,
-    supervised: int,
-    kept: Sequence[Kept],
-    size: int,
-) -> float:
-    """Bytes of the activations that tensor parallelism sums in a micro-batch: of each layer two in
-    the forward, two in the backward pass, and one in between where the block is computed again,
-    which stops before the second; for each adapter one of its factors' width, again where it is on
-    a layer cut by its inputs; the embedding's, and the gradient of the last hidden states."""
-    names = lora.targets if lora else ()
-    rank = width(lora) if lora else 0
-    total = 0.0
-    for level in kept:
-        again = level < Kept.FFN_INPUTS
-        rows = sum(name in ROW_PARALLEL for name in names) if again else 0
-        total += tokens * ((5 if again else 4) * config.dim + rank * (len(names) + rows))
-    return size * (total + (tokens + supervised) * config.dim)
-
-
-def traded_bytes(
-    config: ModelConfig, tokens: int, ranks: int, p: int, kept: Sequence[Kept], size: int
-) -> float:
-    """Bytes that leave a rank in a micro-batch as heads are traded for tokens, of which it has
-    `tokens`: of each layer q, k and v one way and the heads' output the other, in the forward and
-    in the backward pass, and those of them once more that are computed again. Of kv heads there are
-    as many as ranks at least, each being sent to all that need it."""
-    heads, kv_heads = config.n_heads // p, max(config.n_kv_heads // p, ranks)
-    traded = 0
-    for of_qkv, of_output in map(trades, kept):
-        traded += of_qkv * (heads + 2 * kv_heads) + of_output * heads
-    return (ranks - 1) / ranks * tokens * config.head_dim * size * traded
-
-
-def trades(level: Kept) -> tuple[int, int]:
-    """How often a block that keeps `level` has q, k and v traded, and how often its heads' output:
-    in the forward and the backward pass, and where they are computed again."""
-    return 2 + (level < Kept.FFN_INPUTS), 2 + (level <= Kept.INPUT)
-
-
-def sums(lora: LoRAOptions | None, kept: Sequence[Kept], fused: bool) -> int:
-    """How many sums those are, in the blocks: of adapters one for each, or of a fused block one of
-    their factors' gradients and two that `llama/fused/own_rows.py` tells of."""
-    adapters = 0
-    if lora is not None:
-        adapters = 3 if fused else len(lora.targets)
-    return sum((5 if level < Kept.FFN_INPUTS else 4) + adapters for level in kept)

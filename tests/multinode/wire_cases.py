@@ -8,7 +8,7 @@ from typing import Literal
 
 from llama.adapters.match import parameter_count
 from llama.model.config import LINEARS
-from llama.planning.work import base_gathered
+from llama.planning.wire import base_gathered
 from llama.settings import LoRAOptions
 from llama.settings.sharing import ALL, HOST, WHOLE
 from tests.support.tiny_runs import CONFIG

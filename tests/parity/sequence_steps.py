@@ -37,7 +37,7 @@ from llama.objectives.kinds import SFT
 from llama.parallel.layers import joined, share_of
 from llama.parallel.mesh import SINGLE, Mesh, TensorParallel, create_mesh
 from llama.parallel.sequence import SequenceParallel, Span
-from llama.planning.work import traded_bytes
+from llama.planning.wire import traded_bytes, trades
 from tests.parity.topologies import MODEL, case_of, document, rows_of
 from tests.support.closeness import difference
 from tests.support.tiny_runs import resolved_json
@@ -156,8 +156,9 @@ def wire(mesh: Mesh, device: torch.device, checkpointing: str) -> dict[str, floa
     everyone = torch.tensor(found["bytes"])
     dist.all_reduce(everyone)
     shards, ranks = mesh.tensor_parallel.size, mesh.sequence_parallel.size
-    kept = (KEPT[checkpointing],) * MODEL.n_layers  # type: ignore[index]
-    formula = traded_bytes(MODEL, tokens["of batches"], ranks, shards, kept, 4)
+    level = KEPT[checkpointing]  # type: ignore[index]
+    of_blocks = [trades(level, fused=False, on_output=True)] * MODEL.n_layers
+    formula = traded_bytes(MODEL, tokens["of batches"], ranks, shards, of_blocks, 4)
     # The formula is of a rank that has `tokens`: all ranks together have those of the batches.
     return {"sent": int(everyone), "formula": formula * shards * mesh.readers}
 

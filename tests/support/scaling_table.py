@@ -16,14 +16,8 @@ from llama.model.kept import Kept
 from llama.model.presets import PRESETS
 from llama.planning.time import Place, group_place, ring_seconds, small_sums_seconds
 from llama.planning.time import tensor_seconds as tensor_seconds_of
-from llama.planning.work import (
-    adapter_bytes,
-    base_bytes,
-    base_gathered,
-    exchanged_bytes,
-    summed_bytes,
-    sums,
-)
+from llama.planning.wire import base_gathered, block_sums, exchanged_bytes, summed_bytes
+from llama.planning.work import adapter_bytes, base_bytes
 from llama.settings import LoRAOptions
 from llama.settings.sharing import ALL, HOST, WHOLE, Ranks, sharers
 
@@ -90,16 +84,17 @@ class Layout:
         return base_gathered(self.config, self.sharers(gpus), self.tensor_parallel, HALF)
 
     @property
-    def kept(self) -> tuple[Kept, ...]:
-        """Blocks are recomputed."""
-        return (Kept.INPUT,) * self.config.n_layers
+    def block_sums(self) -> list[int]:
+        """Elements of each of a micro-batch's sums in blocks, which are fused and recomputed."""
+        kept = (Kept.INPUT,) * self.config.n_layers
+        return block_sums(self.config, LORA, self.tokens, kept, fused=True, by_rows=True)
 
     @property
     def summed(self) -> float:
         """Bytes of the activations that tensor parallelism sums in a step."""
         if self.tensor_parallel == 1:
             return 0
-        return summed_bytes(self.config, LORA, self.tokens, self.tokens, self.kept, HALF)
+        return summed_bytes(self.config, self.tokens, self.tokens, self.block_sums, HALF)
 
 
 LAYOUTS = (
@@ -126,7 +121,7 @@ def efficiency(layout: Layout, gpus: int, between: Link) -> float:
 def tensor_seconds(layout: Layout) -> float:
     """Of the sums over model shards, which stay within a node: each by a ring."""
     p = layout.tensor_parallel
-    number = sums(LORA, layout.kept, fused=True)
+    number = len(layout.block_sums)
     return tensor_seconds_of(NVLINK, p, 2 * (p - 1) / p * layout.summed, number)
 
 

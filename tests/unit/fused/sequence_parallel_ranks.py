@@ -28,7 +28,7 @@ from llama.parallel import dropout
 from llama.parallel.layers import shard_dim
 from llama.parallel.mesh import SINGLE, TensorParallel, create_mesh
 from llama.parallel.sequence import SequenceParallel
-from llama.planning.work import traded_bytes
+from llama.planning.wire import traded_bytes, trades
 from llama.settings import LoRAOptions
 from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader
@@ -104,7 +104,8 @@ def check_equal_to_one_process(
             assert "share tokens" in str(capture(model))
         model.keep([Kept.ALL if kept is None else kept] * config.n_layers)
         traded = check_equal(model, shares, lengths, expected, kept)
-        planned = traded_bytes(config, sum(lengths), shares.size, 1, model.kept, 4)
+        of_blocks = [trades(level, kept is not None, "wo" in targets) for level in model.kept]
+        planned = traded_bytes(config, sum(lengths), shares.size, 1, of_blocks, 4)
         # Nothing goes back through the first attention where nothing before it trains.
         assert targets != LINEARS or traded == planned > 0, (traded, planned, kept)
 
@@ -130,7 +131,8 @@ def check_equal_to_plain_on_shards() -> None:
         assert install(model) is None
         model.keep([kept] * TINY.n_layers)
         traded = check_equal(model, shares, lengths, plain, kept)
-        assert traded == traded_bytes(TINY, sum(lengths), 2, 2, model.kept, 4) > 0
+        of_blocks = [trades(level, fused=True, on_output=True) for level in model.kept]
+        assert traded == traded_bytes(TINY, sum(lengths), 2, 2, of_blocks, 4) > 0
 
 
 def main() -> None:

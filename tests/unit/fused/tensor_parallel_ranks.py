@@ -29,6 +29,7 @@ from llama.model.transformer import Transformer, run_block
 from llama.parallel import dropout, sums
 from llama.parallel.layers import shard_dim
 from llama.parallel.mesh import create_mesh
+from llama.planning.wire import block_sums, summed_bytes
 from llama.settings import LoRAOptions
 from llama.weights.open_model import ModelSource
 from llama.weights.random_init import RandomReader
@@ -168,6 +169,31 @@ def check_number_of_sums(made: list[OnFiles]) -> None:
             assert made[-1].met - before == of_block * TINY.n_layers - 1 + 5
 
 
+def check_elements_of_sums() -> None:
+    """Those of whole steps are those planned, whatever is kept. Beside the blocks' there are the
+    embedding's output, and of each supervised token the gradient of its last hidden state and three
+    numbers of its loss. Nothing below the first block trains."""
+    lengths, met = PACKINGS[1], 0
+
+    def counting(tensor: torch.Tensor, *args: Any, **options: Any) -> Any:
+        nonlocal met
+        met += tensor.numel()
+        return all_reduce(tensor, *args, **options)
+
+    all_reduce, tokens = dist.all_reduce, sum(lengths)
+    supervised = make_batch([documents(lengths)], 0).supervised
+    for targets, by_rows, kept in product(TARGETS, (False, True), Kept):
+        lora = LoRAOptions(4, 8.0, 0.0, targets)
+        of_blocks = block_sums(TINY, lora, tokens, [kept] * TINY.n_layers, True, by_rows)
+        model, met = model_of(targets, 0.0, "half"), 0
+        with own_rows_of_few() if by_rows else nullcontext():
+            with mock.patch.object(dist, "all_reduce", counting):
+                result(model, lengths, kept)
+        first = tokens * TINY.dim
+        planned = summed_bytes(TINY, tokens, supervised, of_blocks, 1) - first + 3 * supervised
+        assert met == planned, (targets, by_rows, kept, met, planned)
+
+
 def check_that_ranks_record_together() -> None:
     """Where one of them cannot, none does, and the error is that of all. Sums go on from one room
     wherever each has broken its recording off: while it is recorded no rank waits for another."""
@@ -218,6 +244,7 @@ def main() -> None:
         with mock.patch.object(tiles, "TOKENS", 7):
             check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], "half")
         check_own_rows()
+        check_elements_of_sums()
         check_loss_by_its_kernels(False)
         with ranks_read_shares() as made:
             check_equal_where_shares_are_read()

@@ -13,7 +13,8 @@ from llama.model.config import LINEARS, ModelConfig
 from llama.model.kept import Kept
 from llama.model.presets import PRESETS
 from llama.planning.job import Job, Zero
-from llama.planning.work import adapter_bytes, summed_bytes, traded_bytes, traffic, work
+from llama.planning.wire import block_sums, summed_bytes, traded_bytes, trades, traffic
+from llama.planning.work import adapter_bytes, work
 from llama.settings import LoRAOptions
 
 SEVEN_B = PRESETS["llama-7b"]
@@ -90,7 +91,8 @@ COUNTED = ModelConfig(
 def test_tensor_parallel_sums_are_those_counted_on_two_hosts(level: Kept, count: int) -> None:
     """docs/scaling.md: a block of 192 tokens x 256 in float32, without what is once a model."""
     once = 2 * 192 * 256 * 4
-    assert summed_bytes(COUNTED, QV, 192, 192, (level,), 4) - once == count
+    of_block = block_sums(COUNTED, QV, 192, (level,))
+    assert summed_bytes(COUNTED, 192, 192, of_block, 4) - once == count
 
 
 @pytest.mark.parametrize(
@@ -156,5 +158,6 @@ def test_kv_heads_are_traded_once_for_each_rank_that_needs_them() -> None:
     assert (few.n_heads, few.n_kv_heads, few.n_layers) == (32, 8, 32)
     for ranks, kv_heads in ((4, 8), (8, 8), (16, 16)):
         each = 2 * 2 * (32 + kv_heads) * 128 * 2
-        found = traded_bytes(few, 1, ranks, 1, (Kept.ALL,) * 32, 2)
+        of_blocks = [trades(Kept.ALL, fused=False, on_output=True)] * 32
+        found = traded_bytes(few, 1, ranks, 1, of_blocks, 2)
         assert found == 32 * each * (ranks - 1) / ranks
