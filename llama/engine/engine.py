@@ -21,7 +21,7 @@ from llama.engine.configuration import configuration, with_fused_adam
 from llama.engine.gradients import check_all_at_once, norm_of
 from llama.engine.hand_over import hand_over_to
 from llama.engine.loss_scale import keep_scale_through_steps
-from llama.engine.nonfinite import Finding, advice_on, first_nonfinite
+from llama.engine.nonfinite import Finding, advice_on, first_nonfinite, what_was_first
 from llama.engine.optimizer_state import Held, OptimizerState, Source
 from llama.engine.owners import send_gradients_to_owners
 from llama.engine.parts import Parts
@@ -199,14 +199,10 @@ class Engine:
         losses: list[Callable[[], torch.Tensor]] = [
             lambda batch=batch: self._loss(self.model, batch) * factor for batch in window
         ]
-        finding = first_nonfinite(self.model, self.trainable, losses)
+        own = first_nonfinite(self.model, self.trainable, losses)
         found: list[Finding | None] = [None] * self.mesh.world_size
-        dist.all_gather_object(found, finding)
-        seen = [(f.order, rank, f.text()) for rank, f in enumerate(found) if f is not None]
-        if seen:
-            _, rank, text = min(seen)
-            return f"{text} (rank {rank})"
-        return "the sum of the window's gradients overflowed, though each is finite"
+        dist.all_gather_object(found, own)
+        return what_was_first(found)
 
     # State
 

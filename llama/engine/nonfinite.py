@@ -37,6 +37,10 @@ class Finding:
         )
 
 
+UNSEEN = Finding(0, "", 0, 0, 0.0)
+"""Of a rank that could not look at all tensors, and has found those finite that it did."""
+
+
 class Watch:
     """Hooks on every module of `model`: outputs as they come, their gradients as they go back."""
 
@@ -81,7 +85,8 @@ def first_nonfinite(
 ) -> Finding | None:
     """Replay `losses` (each computes one micro-batch's scaled loss anew) and their gradients; None
     if all of it is finite on this rank. No parameter's `.grad` is touched. Shards compute together,
-    so no rank stops early, whatever it has found."""
+    so no rank stops early, whatever it has found; but for one whose memory does not hold the
+    replay, which takes more than a step: what it has seen by then is all finite, or `UNSEEN`."""
     watch = Watch(model)
     for name, parameter in model.named_parameters():
         watch.look(f"the weight {name}", own_values(parameter))
@@ -93,9 +98,22 @@ def first_nonfinite(
             for name, gradient in zip(trainable, gradients, strict=True):
                 if gradient is not None:
                     watch.look(f"the gradient of {name}", gradient)
-        return watch.finding
+    except torch.OutOfMemoryError:
+        return watch.finding or UNSEEN
     finally:
         watch.close()
+    return watch.finding
+
+
+def what_was_first(found: Sequence[Finding | None]) -> str:
+    """In words, of what each rank has found."""
+    seen = [(f.order, rank, f) for rank, f in enumerate(found) if f not in (None, UNSEEN)]
+    if seen:
+        _, rank, first = min(seen, key=lambda one: one[:2])
+        return f"{first.text()} (rank {rank})"  # type: ignore[union-attr]
+    if UNSEEN in found:
+        return "what went non-finite first is not known: memory did not hold a pass that looks"
+    return "the sum of the window's gradients overflowed, though each is finite"
 
 
 def advice_on(skipped_in_a_row: int, spent_scale: float | None) -> str:

@@ -13,7 +13,7 @@ Shapes: T tokens.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +24,7 @@ from llama.fused.captured_inputs import (
     Shape,
     is_watched,
     mode_of,
+    serving,
     shapes_of,
     shares_tokens,
     side_paths,
@@ -34,12 +35,14 @@ from llama.fused.recorded import (
     Beside,
     Recorded,
     RecordedLoss,
+    RecordedPass,
     Results,
     is_out_of_memory,
     is_usable,
     recorded_by_all,
 )
 from llama.model.documents import Documents
+from llama.model.kept import Kept
 from llama.model.kv_cache import KVCache
 from llama.model.transformer import Supervision, Transformer
 from llama.notes import note
@@ -60,39 +63,6 @@ Each takes some megabytes of its own."""
 OFTEN = 64
 """Passes after which a shape whose micro-batches are filled up for another, which serves them, is
 worth a recording of its own: that takes as long as three passes, and filling up a tenth of one."""
-
-
-class _Pass(torch.autograd.Function):
-    """A recorded pass, as autograd sees it. Its gradients are added where those of all passes are;
-    `given`: autograd is to have them as well, for each tensor that trains."""
-
-    @staticmethod
-    def forward(ctx: Any, recorded: Recorded, given: bool, *leaves: torch.Tensor) -> torch.Tensor:
-        loss = recorded.forward()
-        ctx.recorded, ctx.number, ctx.given = recorded, recorded.results.passes, given
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
-        results = ctx.recorded.results
-        if ctx.number != results.passes:
-            raise RuntimeError("another pass has taken the memory of this one's activations")
-        if not ctx.given:
-            ctx.recorded.backward(grad_outputs[0])
-            return None, None, None
-        results.gradients.zero_()
-        ctx.recorded.backward(grad_outputs[0])
-        return None, None, *(part.clone() for part in results.gradients.parts)
-
-
-def serving(recorded: Mapping[Shape, T], shapes: Iterable[Shape]) -> T | None:
-    """What of `recorded` takes a micro-batch of any of `shapes`, of an earlier one rather: its own,
-    or else another's."""
-    for shape in shapes:
-        others = (found for of, found in recorded.items() if of.serves(shape))
-        if (known := recorded.get(shape) or next(others, None)) is not None:
-            return known
-    return None
 
 
 class RunCaptured:
@@ -140,7 +110,11 @@ class RunCaptured:
         asked = cache is None and model.training == torch.is_grad_enabled()
         asked = asked and documents.boundaries[-1] <= LONG and self._records
         if labels is None or not asked or is_watched(model):
-            return self._run(model, tokens_T, positions_T, documents, labels, cache, last)
+            arguments = tokens_T, positions_T, documents, labels, cache, last
+            # What is watched takes more memory than a fused pass, and ranks of one model, which
+            # take no pass again, are to have room for one of another kind from the start.
+            alone = is_watched(model) or (labels is not None and self._tp.size > 1)
+            return self._launched(model, arguments, alone)
         mode = mode_of(model, self._paths)
         shapes = list(shapes_of(documents, len(labels.index_N), mode))
         self._forget_if_moved()
@@ -152,13 +126,29 @@ class RunCaptured:
         inputs = Inputs(shapes[0], tokens_T.device) if found is None else found.inputs
         inputs.fill(tokens_T, positions_T, documents, labels)
         if found is None:
-            return self._run(model, *inputs.arguments())
+            return self._launched(model, inputs.arguments())
         if isinstance(found, RecordedLoss):
             return found.forward()
         found.seeds.draw()
         if self.onto is not None:
-            return _Pass.apply(found, False, self.onto.leaf)  # type: ignore[return-value]
-        return _Pass.apply(found, True, *self._trained.values())  # type: ignore[return-value]
+            return RecordedPass.apply(found, False, self.onto.leaf)  # type: ignore[return-value]
+        return RecordedPass.apply(found, True, *self._trained.values())  # type: ignore[return-value]
+
+    def _launched(
+        self, model: Transformer, arguments: Sequence[Any], alone: bool = False
+    ) -> torch.Tensor:
+        """What a pass gives that is no graph, `alone` once graphs were let go of. Where one of no
+        training finds no memory beside them it is taken again alone; who trains does so himself."""
+        if alone:
+            self._let_go()
+        trains = model.training and torch.is_grad_enabled()
+        try:
+            return self._run(model, *arguments)
+        except torch.OutOfMemoryError:
+            if trains or self._tp.size > 1 or not self._recorded:
+                raise
+        self._let_go()
+        return self._run(model, *arguments)
 
     def _is_past_hooks(self) -> bool:
         """Whether a hook waits for the gradient of a tensor, which a graph would add past it."""
@@ -204,6 +194,7 @@ class RunCaptured:
             return known
 
         def make() -> Recorded:
+            self._make_room_on_host(model, shape.tokens)
             inputs, *places = self._room(model, shape)
             return Recorded(model, self._run, inputs, self._trained, *places)
 
@@ -251,7 +242,8 @@ class RunCaptured:
             if instead is not None:
                 return instead
             if is_out_of_memory(error) and may_do_with_less:
-                raise (error.__context__ or error) from None
+                full = isinstance(error, torch.OutOfMemoryError)
+                raise (error if full else error.__context__ or error) from None
             new = self._seen[shape] == 1
             if new and not is_out_of_memory(error):
                 self._at_once = False
@@ -282,6 +274,18 @@ class RunCaptured:
         if self._seen[shape] > 1 or (self._at_once and alike):
             return shape.with_room_of(alike)
         return None
+
+    def _make_room_on_host(self, model: Transformer, tokens: int) -> None:
+        """For the block inputs of so many tokens that are to lie there. What was recorded for fewer
+        is let go of where there is too little: it would hold as much again as was planned."""
+        if not (count := model.kept.count(Kept.HOST)):
+            return
+        assert isinstance(model.run_block, RunFused)
+        host, weight = model.run_block.host, model.tok_embeddings.weight
+        inputs = count, tokens * model.config.dim * weight.itemsize
+        if not host.has_room(*inputs):
+            self._let_go()
+            host.make_room(*inputs, weight.device)
 
     def _room(self, model: Transformer, shape: Shape) -> tuple[Any, ...]:
         """Inputs of `shape`, and what recordings have in common."""

@@ -26,6 +26,7 @@ from llama.fused.recorded import is_out_of_memory, recording
 from llama.model.documents import Documents
 from llama.model.kv_cache import KVCache, SteppedCache
 from llama.model.transformer import RunModel, Supervision, Transformer
+from llama.notes import note
 from llama.parallel.layers import ParallelLinear
 from llama.parallel.sharded import is_sharded
 
@@ -166,7 +167,8 @@ class RunDecoding:
             return steps.logits(model, self._run, cache, tokens_M, held_M)
         except RuntimeError as error:
             if not is_out_of_memory(error):
-                raise
+                reason = str(error).splitlines()[0]
+                note(f"texts are not written by CUDA graphs: {reason}")
         self._records = False
         self._steps.clear()
         return None

@@ -6,9 +6,9 @@ Shapes: T tokens, N supervised positions, both with their rounding up.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,6 +17,8 @@ from llama.model.documents import Documents
 from llama.model.kept import Kept
 from llama.model.transformer import Supervision, Transformer
 from llama.parallel.side_path import SidePath
+
+T = TypeVar("T")
 
 TILE = 128
 """Sizes are multiples of it: rows of the products' and the attention's tiles."""
@@ -207,3 +209,13 @@ class Inputs:
         """Those of a `RunModel`, after the model."""
         labels = Supervision(self.index_N, self.labels_N)
         return self.tokens_T, self.positions_T, self.documents, labels, None, False
+
+
+def serving(recorded: Mapping[Shape, T], shapes: Iterable[Shape]) -> T | None:
+    """What of `recorded` takes a micro-batch of any of `shapes`, of an earlier one rather: its own,
+    or else another's."""
+    for shape in shapes:
+        others = (found for of, found in recorded.items() if of.serves(shape))
+        if (known := recorded.get(shape) or next(others, None)) is not None:
+            return known
+    return None

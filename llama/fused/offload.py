@@ -46,7 +46,7 @@ class Copies(Protocol):
         ...
 
     def finish(self) -> None:
-        """Have all copies done when this returns."""
+        """Have all copies done when this returns, those of recorded passes too."""
         ...
 
 
@@ -110,6 +110,17 @@ class HostInputs:
     def held(self) -> list[Any]:
         """The memory that serves passes, while none is between its forward and its backward one."""
         return list(self._free)
+
+    def has_room(self, count: int, nbytes: int) -> bool:
+        """Whether so many inputs of `nbytes` each would find memory that is there."""
+        return sum(room.nbytes >= nbytes for room in self._free) >= count
+
+    def make_room(self, count: int, nbytes: int, device: torch.device) -> None:
+        """Take what memory so many inputs of `device` need. To be called before a pass is recorded:
+        in the middle of that no device takes memory of its host, or is waited for."""
+        if self._copies is None:
+            self._copies = copies_of(device)
+        self._free += [self._room(nbytes) for _ in range(count)]
 
     def _room(self, nbytes: int) -> Any:
         assert self._copies is not None
@@ -224,7 +235,7 @@ class _OnStream:
         torch.cuda.current_stream(self._device).wait_event(copied)
 
     def finish(self) -> None:
-        self._stream.synchronize()
+        torch.cuda.synchronize(self._device)
 
 
 class _NoCopies(PlainCopies):

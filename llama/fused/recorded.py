@@ -211,6 +211,29 @@ class Recorded:
         self._backward.replay()
 
 
+class RecordedPass(torch.autograd.Function):
+    """A recorded pass, as autograd sees it. Its gradients are added where those of all passes are;
+    `given`: autograd is to have them as well, for each tensor that trains."""
+
+    @staticmethod
+    def forward(ctx: Any, recorded: Recorded, given: bool, *leaves: torch.Tensor) -> torch.Tensor:
+        loss = recorded.forward()
+        ctx.recorded, ctx.number, ctx.given = recorded, recorded.results.passes, given
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
+        results = ctx.recorded.results
+        if ctx.number != results.passes:
+            raise RuntimeError("another pass has taken the memory of this one's activations")
+        if not ctx.given:
+            ctx.recorded.backward(grad_outputs[0])
+            return None, None, None
+        results.gradients.zero_()
+        ctx.recorded.backward(grad_outputs[0])
+        return None, None, *(part.clone() for part in results.gradients.parts)
+
+
 class RecordedLoss:
     """The graph of one shape of an evaluation. It lies in the memory of training's: one pass's
     activations have no use once another has begun, and `RunCaptured` sees that none has."""

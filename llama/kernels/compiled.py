@@ -95,8 +95,9 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
             return plan.call(function, args)
         if not _compiled:
             return function(*args)
-        if _first(args).is_cuda:
-            found = _forms()[name](*args)
+        if (first := _first(args)).is_cuda:
+            # A rank that shares few tokens may have none, which no kernel can divide its work by.
+            found = _forms()[name](*args) if first.numel() else NotImplemented
             return function(*args) if found is NotImplemented else found
         if not made:
             made.append(torch.compile(function))

@@ -58,9 +58,11 @@ def served_by(recorded: Mapping[Shape, Any], shapes: set[Shape]) -> None:
     assert all(serving(recorded, [shape]) is not None for shape in shapes)
 
 
-def results(made: Transformer, seed: int) -> list[tuple[float, torch.Tensor]]:
+def results(
+    made: Transformer, seed: int, batches: list[list[int]] = BATCHES
+) -> list[tuple[float, torch.Tensor]]:
     found = []
-    for number, lengths in enumerate(BATCHES):
+    for number, lengths in enumerate(batches):
         torch.manual_seed(seed + number)
         batch = inputs(lengths)
         loss, gradients = loss_and_gradients(made, [batch])
@@ -97,6 +99,24 @@ def test_captured_passes_give_what_launched_ones_do(
     if p:  # the masks are those of the seed
         other, same = results(made, 70), results(made, 7)
         assert all(a[0] != b[0] for a, b in zip(other, same, strict=True))
+
+
+def test_block_inputs_find_room_on_the_host_as_batches_grow(
+    compiled: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shape that is recorded when it first comes takes none in the middle of that."""
+    made, growing = model(torch.bfloat16, torch.bfloat16), [[9, 200, 40]] * 2 + [[9, 900, 40]]
+    growing += [[9, 1900, 70], [9, 200, 40]]
+    made.keep([Kept.HOST] * len(made.layers))
+    assert install(made) is None
+    expected = results(made, 7, growing)
+    assert capture(made) is None
+    found = results(made, 7, growing)
+    for (loss, gradients), (loss_as, gradients_as) in zip(found, expected, strict=True):
+        assert abs(loss - loss_as) <= LOSS[torch.bfloat16] / 5 * abs(loss_as)
+        assert difference(gradients, gradients_as) <= GRADIENTS[torch.bfloat16]
+    run: Any = made.run_model
+    assert len(run._recorded) == 2 and not capsys.readouterr().err  # the last two
 
 
 def recorded() -> tuple[Transformer, dict[str, Any]]:

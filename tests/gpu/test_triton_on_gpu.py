@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llama.fused import kernels as _fused  # noqa: F401  (its kernels are known once it is there)
+from llama.fused import paths
 from llama.kernels import eight_bits as _eight_bits  # noqa: F401
 from llama.kernels import elementwise as _elementwise  # noqa: F401
 from llama.kernels import four_bits as _four_bits  # noqa: F401
@@ -59,3 +60,12 @@ def test_wide_tiles_compute_what_the_functions_say(
     monkeypatch.setattr(path_gradient_forms, "OUTPUT", wide)
     for args in (args for of, args in calls(dtype, CUDA, 300, 1600) if of == name):
         assert apart(forms()[name](*own(args)), KERNELS[name](*own(args))) <= FUSED[dtype]
+
+
+def test_a_rank_without_tokens_computes_nothing(compiled: None) -> None:
+    """As the first of four that share three tokens."""
+    x, a = torch.empty(0, 64, device=CUDA), torch.ones(8, 64, device=CUDA)
+    (hidden,) = paths.hidden_each(x, (a,), (), 0.0)
+    assert hidden.shape == (0, 8)
+    _, (grad_b,) = paths.output_gradients((x,), (hidden,), (a.t(),), (1.0,))
+    assert not grad_b.any()

@@ -1,0 +1,159 @@
+"""What memory a pass finds beside those that are recorded: of the host, taken before a recording,
+and of the device, for passes that are launched."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+
+from llama.adapters.attach import trainable_parameters
+from llama.assembly.use import summed_loss
+from llama.data.batches import make_batch
+from llama.data.feed import model_inputs
+from llama.fused import captured
+from llama.fused.captured_inputs import Inputs
+from llama.fused.install import RunFused, install
+from llama.fused.offload import PlainCopies
+from llama.model.kept import Kept
+from llama.model.transformer import Transformer
+from llama.parallel.mesh import TensorParallel
+from tests.parity.test_packing import documents, trained_model
+from tests.unit.fused.test_captured import _Launched
+from tests.unit.fused.test_captured_inputs import read_arguments
+
+CPU = torch.device("cpu")
+
+
+class _AsRecorded(_Launched):
+    """Goes through the pass when it is made, as a recording does."""
+
+    is_made = False
+
+    def __init__(self, model: Transformer, run: Any, inputs: Inputs, *rest: Any) -> None:
+        super().__init__(model, run, inputs, *rest)
+        inputs.ends[1:] = inputs.shape.tokens  # as one document has it
+        _AsRecorded.is_made = True
+        with torch.enable_grad():
+            torch.autograd.grad(self._call(), self._trained)
+        _AsRecorded.is_made = False
+        assert isinstance(model.run_block, RunFused)
+        self._held = model.run_block.host.held()
+
+
+class _Copies(PlainCopies):
+    """Says of what sizes memory was taken, and allows neither that nor a wait in a recording."""
+
+    def __init__(self) -> None:
+        self.taken: list[int] = []
+
+    def room(self, nbytes: int) -> torch.Tensor:
+        assert not _AsRecorded.is_made, "memory is taken in a recording"
+        self.taken.append(nbytes)
+        return super().room(nbytes)
+
+    def finish(self) -> None:
+        assert not _AsRecorded.is_made, "a recording waits"
+
+
+def captured_model(monkeypatch: pytest.MonkeyPatch, kind: type[_Launched]) -> Transformer:
+    monkeypatch.setattr(captured, "Recorded", kind)
+    monkeypatch.setattr(Inputs, "arguments", read_arguments)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    model = trained_model(0.0)
+    model.run_model = captured.RunCaptured(model, trainable_parameters(model))
+    return model
+
+
+def take_a_pass(model: Transformer, lengths: list[int]) -> None:
+    model(**model_inputs(make_batch([documents(lengths)], 0), CPU)).backward()
+
+
+def test_host_memory_is_there_before_a_pass_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for a larger shape that is recorded when it first comes. What was recorded for the
+    smaller one goes, since it would hold its memory beside."""
+    model = captured_model(monkeypatch, _AsRecorded)
+    run: Any = model.run_model
+    assert install(model) is None
+    model.keep([Kept.HOST] * len(model.layers))
+    copies = _Copies()
+    model.run_block.host._copies = copies  # type: ignore[union-attr]
+    for _ in range(3):
+        take_a_pass(model, [100, 90, 30])
+    layers, a_token = len(model.layers), model.config.dim * model.tok_embeddings.weight.itemsize
+    assert [shape.tokens for shape in run._recorded] == [256]
+    assert copies.taken == [256 * a_token] * layers  # by the pass that was launched
+    take_a_pass(model, [200, 150, 90, 60])
+    assert [shape.tokens for shape in run._recorded] == [512]
+    assert copies.taken[layers:] == [512 * a_token] * layers
+    take_a_pass(model, [100, 90, 30])
+    assert [shape.tokens for shape in run._recorded] == [512, 256]
+    assert len(copies.taken) == 2 * layers  # the larger ones serve
+
+
+def full_beside(model: Transformer) -> list[bool]:
+    """Have passes that are launched find no memory while there is a recording; gives of each
+    whether there was one."""
+    run: Any = model.run_model
+    launched, tried = run._run, []
+
+    def launch(*args: Any) -> torch.Tensor:
+        tried.append(bool(run._recorded))
+        if tried[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return launched(*args)
+
+    run._run = launch
+    return tried
+
+
+def test_an_evaluation_that_is_launched_finds_the_memory_of_graphs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = captured_model(monkeypatch, _Launched)
+    for _ in range(2):
+        take_a_pass(model, [100, 90, 30])
+    assert model.run_model._recorded  # type: ignore[attr-defined]
+    tried = full_beside(model)
+    model.run_model._evaluates = False  # type: ignore[attr-defined]
+    model.eval()
+    batch = make_batch([documents([50, 20])], 0)
+    assert summed_loss(model, [batch], CPU)[0] > 0
+    assert tried == [True, False]
+
+
+def test_a_step_that_is_launched_is_taken_again_by_who_trains(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = captured_model(monkeypatch, _Launched)
+    for _ in range(2):
+        take_a_pass(model, [100, 90, 30])
+    tried = full_beside(model)
+    with pytest.raises(torch.OutOfMemoryError):
+        take_a_pass(model, [256])
+    assert tried == [True] and model.run_model._recorded  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("why", ["watched", "long, on ranks of one model"])
+def test_a_pass_that_takes_more_is_launched_alone(
+    monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """One that is watched, as that which looks for what is not finite; and one of another kind on
+    ranks that cannot take it again."""
+    model = captured_model(monkeypatch, _Launched)
+    run: Any = model.run_model
+    for _ in range(2):
+        take_a_pass(model, [100, 90, 30])
+    assert run._recorded
+    tried = full_beside(model)
+    if why == "watched":
+        hook = model.layers[0].register_forward_hook(lambda *_: None)
+    else:
+        hook = nullcontext()
+        run._tp = TensorParallel(0, 2)
+        monkeypatch.setattr(captured, "LONG", 255)
+    with hook:
+        take_a_pass(model, [256])
+    assert tried == [False]
