@@ -6,6 +6,7 @@ of the user's is opened: `llama.files.inputs.file_problem` asks here for all of 
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -26,6 +27,11 @@ TEXTS = (TEXT, JSON, CSV, ERROR)
 """Kinds that a reader of any text takes: what the text says is its own matter."""
 
 Test = Callable[[bytes], bool]
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
+"""What no text holds. Spaces and joiners of any script, and characters younger than this Python,
+are as good as letters."""
+_NAME = re.compile(r"\w")
+_LINE_END = re.compile(r"\r|\n")
 _UNPACK = "unpack it first"
 _AGAIN = "it was saved in the file's place; download the file again"
 _ROWS = "it holds rows of data"
@@ -91,7 +97,7 @@ def _is_text(head: bytes) -> bool:
         if error.start < len(head) - 3 or error.reason != "unexpected end of data":
             return False
         text = head[: error.start].decode("utf-8-sig")
-    return bool(text.strip()) and all(c.isprintable() or c in "\t\n\r\f" for c in text)
+    return bool(text.strip()) and not _CONTROL.search(text)
 
 
 def _is_json(head: bytes) -> bool:
@@ -100,12 +106,24 @@ def _is_json(head: bytes) -> bool:
     return start.startswith((b"{", b"[")) and not jinja and b"\0" not in head
 
 
+def csv_mark(text: str) -> str:
+    """What parts the names in the first line of `text`, which is CSV."""
+    return max(",;\t", key=_LINE_END.split(text, 1)[0].count)
+
+
 def _is_csv(head: bytes) -> bool:
-    """A first line of names parted by one separator, and a line after it."""
-    line, end, _ = head.removeprefix(b"\xef\xbb\xbf").partition(b"\n")
-    name = rb'(?:"[^"]*"|[\w .-]*\w[\w .-]*)'
-    pattern = b"|".join(name + b"(?:" + mark + name + b")+" for mark in (b",", b";", b"\t"))
-    return bool(end) and _is_text(head) and bool(re.fullmatch(pattern, line.rstrip()))
+    """A first line of names parted by one separator, and a line after it. The first name may be
+    empty: so pandas and R write the column of row numbers. A sentence with commas is no such line.
+    """
+    if not _is_text(head):
+        return False
+    line, *rest = _LINE_END.split(head.decode("utf-8-sig", "ignore"), 1)
+    try:
+        found = next(csv.reader([line], delimiter=csv_mark(line), strict=True), [])
+    except csv.Error:
+        return False
+    named = len(found) > 1 and all(map(_NAME.search, found[1:]))
+    return bool(rest) and named and not found[-1].endswith((".", "!"))
 
 
 KINDS = (

@@ -123,6 +123,19 @@ def test_each_kind_is_known_as_its_own_writer_writes_it(name: str, tmp_path: Pat
         (b"\n  [1, 2]", "JSON text"),
         (b'"a name";other\n1;2\n', "CSV text"),
         (b"a\tb\r\n1\t2\r\n", "CSV text"),
+        (b"a,b\r1,2\r", "CSV text"),
+        (b",instruction,output\n0,a,b\n", "CSV text"),
+        (b'"","instruction"\n"1","a"\n', "CSV text"),
+        ("\u8d28\u95ee,\u7b54\u3048\na,b\n".encode(), "CSV text"),
+        (b"question (en),rating 1/5?,note: long\n1,2,3\n", "CSV text"),
+        (
+            "a,b\nSay\u00a0hi\u200b\u3000\u2028,\U0001f468\u200d\U0001f469 \ufeff\n".encode(),
+            "CSV text",
+        ),
+        ("a,b\n\U0001fae0,\u0378\n".encode(), "CSV text"),
+        (b"Dear all, please read on.\nThese are no rows.\n", "plain text"),
+        (b"one\ntwo\n", "plain text"),
+        (b"a,b\n\x1b,2\n", None),
         (b"  <html lang='en'>", "an HTML page"),
         (_zip("archive/data.pkl"), "a PyTorch file of pickled tensors"),
         (_buffer(lambda b: zipfile.ZipFile(b, "w").close()), "a zip archive"),
@@ -139,6 +152,13 @@ def test_each_kind_is_known_as_its_own_writer_writes_it(name: str, tmp_path: Pat
 )
 def test_kinds_at_their_borders(head: bytes, name: str | None) -> None:
     assert kind_of(head) == name
+
+
+@pytest.mark.parametrize("end", ["rating (1-5)", "courage!", '"', ""])
+def test_a_first_line_of_many_commas_is_judged_at_once(end: str) -> None:
+    """Each further comma once doubled the time: of 400 this would not end."""
+    kind_of((",".join(["a long name of words"] * 400) + f",{end}\nx\n").encode()[:HEAD])
+    kind_of((",".join(["a name of words"] * 200) + f",{end}\nx\n").encode())
 
 
 def test_torch_s_older_form_is_torch_s() -> None:
