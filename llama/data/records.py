@@ -15,7 +15,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 
 from llama.errors import UserError, raise_if
-from llama.files.kinds import CSV, ERROR, HEAD, JSON, PARQUET, TEXT, kind_of
+from llama.files.kinds import CSV, ERROR, HEAD, JSON, PARQUET, TEXT, csv_mark, kind_of
 from llama.files.outside import read_bytes, refused
 
 WANTED = "a JSON list of objects, JSONL, CSV, Parquet or Arrow"
@@ -25,6 +25,8 @@ TABLES: dict[str, Callable[[pyarrow.BufferReader], pyarrow.Table]] = {
     "an Arrow stream": lambda data: pyarrow.ipc.open_stream(data).read_all(),
 }
 """How each kind of file that holds columns is read."""
+CSV_NAMES = {".csv": ",", ".tsv": "\t"}
+"""How the names of CSV files end, and what parts the values of one by that name."""
 LONGEST_CELL = 1 << 30
 """Characters of one value of a CSV file; Python's own limit is 131,072."""
 SHOWN = 20
@@ -79,17 +81,36 @@ def read_records(path: Path) -> tuple[list[tuple[int, Any]], str]:
     """The records of `path`, each with its number from 1, and what the numbers count: `row`, or
     `line` of a JSONL file. A record may still be anything that JSON can hold. Raises UserError."""
     data = read_bytes(path, WANTED, kinds=(JSON, CSV, ERROR, TEXT, *TABLES))
-    kind = kind_of(data[:HEAD])
+    kind = kind_by(path, data[:HEAD])
     if kind in TABLES:
         return list(enumerate(_table(path, data, kind), start=1)), "row"
     data = data.removeprefix(codecs.BOM_UTF8)
     if not data.strip():
-        raise UserError(f"{path}: holds no rows; give {WANTED}")
+        raise no_rows(path)
     if kind == CSV:
         return list(enumerate(_csv(path, data), start=1)), "row"
     if data.lstrip().startswith(b"[") and not _is_lines_of_lists(data):
         return list(enumerate(_json(path, data), start=1)), "row"
     return _json_lines(path, data), "line"
+
+
+def kind_by(path: Path, head: bytes) -> str | None:
+    """The kind of a file that begins with `head`. Its content decides, and its name where that
+    tells nothing: a CSV file of one column looks like any text."""
+    kind = kind_of(head)
+    return CSV if kind in (None, TEXT) and path.suffix.lower() in CSV_NAMES else kind
+
+
+def no_rows(path: Path) -> UserError:
+    """For a file in which there are none."""
+    is_csv = path.suffix.lower() in CSV_NAMES
+    wanted = "put them below a line with the names of the columns" if is_csv else f"give {WANTED}"
+    return UserError(f"{path}: holds no rows; {wanted}")
+
+
+def mark_of(path: Path, text: str) -> str:
+    """What parts the values of a CSV file that begins with `text`."""
+    return csv_mark(text, CSV_NAMES.get(path.suffix.lower(), ","))
 
 
 def _table(path: Path, data: bytes, kind: str) -> list[dict[str, Any]]:
@@ -114,11 +135,9 @@ def _csv(path: Path, data: bytes) -> list[dict[str, str]]:
     _check_bytes(data, problems)
     problems.raise_any()
     text = data.decode("utf-8")
-    heading = text.partition("\n")[0]
-    mark = max(",;\t", key=heading.count)
-    csv.field_size_limit(LONGEST_CELL)
-    with refused(path, "is not valid CSV"):
-        names, *lines = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
+    names, *lines = _csv_lines(path, text) or [[]]
+    if not names:
+        raise UserError(f"{path}: line 1: is blank; begin with the names of the columns")
     names = [name.strip() for name in names]
     if len(set(names)) < len(names):
         raise UserError(f"{path}: its first line names a column twice: {', '.join(names)}")
@@ -126,9 +145,30 @@ def _csv(path: Path, data: bytes) -> list[dict[str, str]]:
     for number, line in enumerate(lines, start=1):
         if len(line) != len(names):
             found = f"has {len(line)} values where the first line names {len(names)} columns"
+            mark = mark_of(path, text)
             problems.add(f"row {number}", f"{found}; put a value with {mark!r} in quotes")
     problems.raise_any()
     return [dict(zip(names, line, strict=True)) for line in lines]
+
+
+def _csv_lines(path: Path, text: str) -> list[list[str]]:
+    """The values of every row of a CSV file, that of the names included."""
+    csv.field_size_limit(LONGEST_CELL)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark_of(path, text), strict=True)
+    rows: list[list[str]] = []
+    line = 1
+    try:
+        for row in reader:
+            rows.append(row)
+            line = reader.line_num + 1
+    except csv.Error as error:
+        last = reader.line_num
+        where = f"line {line}" if last <= line else f"lines {line} to {last}, one row"
+        raise UserError(
+            f"{path}: {where}: is not valid CSV ({error}); close each quote, and write one within "
+            "quotes twice"
+        ) from None
+    return rows
 
 
 def _is_lines_of_lists(data: bytes) -> bool:

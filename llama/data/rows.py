@@ -12,7 +12,7 @@ from typing import Any
 from llama.data.columns import Columns, Renamer
 from llama.data.fields import Fields, kind
 from llama.data.forms import EXPECTED, Form, columns_hint, foreign, form_of, read_tools
-from llama.data.records import WANTED, Problems, read_records
+from llama.data.records import WANTED, Problems, no_rows, read_records
 from llama.data.source import Source
 from llama.errors import UserError, raise_if
 from llama.files.shards import data_files
@@ -80,7 +80,7 @@ def _read_file(path: Path, start: int, renamer: Renamer) -> tuple[list[Row], int
     """The rows of one file, numbered from `start` + 1, and the number of the last within it."""
     records, unit = read_records(path)
     if not records:
-        raise UserError(f"{path}: holds no rows; give {WANTED}")
+        raise no_rows(path)
     problems = Problems(path)
     rows, _ = rows_of(records, unit, start, renamer, problems)
     problems.raise_any()

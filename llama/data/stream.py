@@ -26,9 +26,9 @@ import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 
-from llama.data.records import LONGEST_CELL, WANTED, without_nulls
+from llama.data.records import LONGEST_CELL, WANTED, kind_by, mark_of, without_nulls
 from llama.errors import UserError
-from llama.files.kinds import CSV, ERROR, HEAD, JSON, PARQUET, TEXT, kind_of
+from llama.files.kinds import CSV, ERROR, HEAD, JSON, PARQUET, TEXT
 from llama.files.outside import require_file
 
 Item = tuple[int, int, Any]
@@ -83,7 +83,7 @@ def _kind_of(path: Path) -> str:
     """The kind of a file of data, as the tables below have it."""
     require_file(path, WANTED, (JSON, CSV, ERROR, TEXT, *_BATCHES))
     with path.open("rb") as file:
-        kind = kind_of(file.read(HEAD))
+        kind = kind_by(path, file.read(HEAD))
         if kind in _BATCHES or kind == CSV:
             return kind
         file.seek(_begin(file))
@@ -134,13 +134,13 @@ def _csv(file: BinaryIO, start: int | None) -> Iterator[Item]:
     begin = _begin(file)
     file.seek(begin)
     heading = file.readline().decode("utf-8")
-    mark = max(",;\t", key=heading.count)
+    mark = mark_of(Path(file.name), heading)
     csv.field_size_limit(LONGEST_CELL)
     lines = _Lines(file.name, begin)
     reader = csv.reader(lines, delimiter=mark, strict=True)
     names = [name.strip() for name in next(reader)]
-    if len(set(names)) < len(names):
-        raise UnsoundError("a name twice")
+    if not names or len(set(names)) < len(names):
+        raise UnsoundError("no name, or one twice")
     if start is not None:
         lines = _Lines(file.name, start)
         reader = csv.reader(lines, delimiter=mark, strict=True)

@@ -106,9 +106,10 @@ def _is_json(head: bytes) -> bool:
     return start.startswith((b"{", b"[")) and not jinja and b"\0" not in head
 
 
-def csv_mark(text: str) -> str:
-    """What parts the names in the first line of `text`, which is CSV."""
-    return max(",;\t", key=_LINE_END.split(text, 1)[0].count)
+def csv_mark(text: str, usual: str = ",") -> str:
+    """What parts the names in the first line of `text`, which is CSV: the mark of which there are
+    most, `usual` before others."""
+    return max(usual + ",;\t", key=_LINE_END.split(text, 1)[0].count)
 
 
 def _is_csv(head: bytes) -> bool:

@@ -11,7 +11,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from llama.data.records import read_records
 from llama.data.rows import BUNDLED, Row, bundled, read_rows
+from llama.data.stream import items
 from llama.errors import UserError
 from tests.support.skips import needs_another_user_than_root, outside
 
@@ -214,6 +216,61 @@ def test_bad_files(tmp_path: Path, content: bytes, said: str) -> None:
     found = problems(write(tmp_path, content))
     assert any(word in found[0] for word in said.split("|")), found
     assert len(found) == 1
+
+
+CSV_OF_ANY_NAME = {
+    "one column": ("text\nhello world\nagain\n", ["hello world", "again"]),
+    "one column that holds commas": ('text\n"one, two"\n', ["one, two"]),
+    "a first column without a name": (",text\n0,a\n1,b\n", ["a", "b"]),
+    "a script of no spaces": ("text;\u8d28\u95ee\n\u6328\u62f6\u3000;x\n", ["\u6328\u62f6\u3000"]),
+    "joiners and control characters": ("text\na\u200d\ufeffb\x1b\n", ["a\u200d\ufeffb\x1b"]),
+    "many columns": ("text,a note (long)" + ",b c d" * 9 + "\n" + "x" + "," * 10, None),
+}
+
+
+@pytest.mark.parametrize("name", CSV_OF_ANY_NAME)
+def test_csv_by_its_name(tmp_path: Path, name: str) -> None:
+    """What its content does not tell the name does, for both readers."""
+    text, texts = CSV_OF_ANY_NAME[name]
+    path = write(tmp_path, text.encode(), "ROWS.CSV")
+    if texts is None:
+        assert "names a column twice" in problems(path)[0]
+        return
+    assert [row.text for row in read(path)] == texts
+    assert [record for *_, record in items(path)] == [record for _, record in read_records(path)[0]]
+
+
+def test_what_parts_values_by_the_name(tmp_path: Path) -> None:
+    assert [row.text for row in read(write(tmp_path, b"text\na, b\n", "a.tsv"))] == ["a, b"]
+    assert len(read(write(tmp_path, b"id,text\n1,a\n", "b.tsv"))) == 1
+    assert problems(write(tmp_path, b"text\na, b\n", "a.csv")) == [
+        "row 1: has 2 values where the first line names 1 columns; put a value with ',' in quotes"
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["Dear all,\nhello.\n", "\ntext\nb\n", '"a\nb\n', "text\n\xff", "text\n", "\n"]
+)
+def test_a_csv_file_is_never_told_to_be_one(tmp_path: Path, text: str) -> None:
+    assert not any(
+        "give" in line for line in problems(write(tmp_path, text.encode("latin-1"), "a.csv"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            'text,id\n"a\nb",1\n"x"y,2\n',
+            "line 4: is not valid CSV (',' expected after '\"'); close",
+        ),
+        ('text,id\na,1\n"x y,2\nb,3\n', "lines 3 to 4, one row: is not valid CSV (unexpected end"),
+        ('"text,id\n', "line 1: is not valid CSV (unexpected end of data)"),
+    ],
+)
+def test_csv_that_cannot_be_read_is_told_by_its_line(tmp_path: Path, text: str, said: str) -> None:
+    (line,) = problems(write(tmp_path, text.encode(), "a.csv"))
+    assert line.startswith(said)
 
 
 def test_parquet_problems(tmp_path: Path) -> None:
