@@ -6,7 +6,8 @@ import codecs
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from json.decoder import WHITESPACE  # pyright: ignore[reportAttributeAccessIssue]
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ LONGEST_CELL = 1 << 30
 """Characters of one value of a CSV file; Python's own limit is 131,072."""
 SHOWN = 20
 """Problems of one file that are told one by one."""
+
+
+class TwiceError(ValueError):
+    """An object of JSON that names a field twice: a reader would keep the last."""
 
 
 class Problems:
@@ -113,9 +118,33 @@ def mark_of(path: Path, text: str) -> str:
     return csv_mark(text, CSV_NAMES.get(path.suffix.lower(), ","))
 
 
+def named_twice(names: Sequence[str]) -> str | None:
+    """The first name that comes a second time."""
+    seen: set[str] = set()
+    again = (name for name in names if name in seen or seen.add(name))
+    return next(again, None)
+
+
+def loads(text: str | bytes) -> Any:
+    """What JSON holds. Raises ValueError, of which TwiceError is one, and RecursionError."""
+    return json.loads(text, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name = str(named_twice([name for name, _ in pairs]))
+        raise TwiceError(f"names the field {name[:40]!r} twice; keep one")
+    return found
+
+
 def _table(path: Path, data: bytes, kind: str) -> list[dict[str, Any]]:
-    with refused(path, f"is not a readable {kind.removeprefix('a ').removeprefix('an ')}"):
+    problem = f"is not a readable {kind.removeprefix('a ').removeprefix('an ')}"
+    with refused(path, problem):
         table = TABLES[kind](pyarrow.BufferReader(data))
+    if (name := named_twice(table.column_names)) is not None:
+        raise UserError(f"{path}: names the column {name[:40]!r} twice; keep one")
+    with refused(path, problem):
         table.validate(full=True)  # Among the rest, that texts are UTF-8.
         return [without_nulls(row) for row in table.to_pylist()]
 
@@ -186,9 +215,26 @@ def _json(path: Path, data: bytes) -> list[Any]:
     problems.raise_any()
     with refused(path, "is not valid JSON"):
         try:
-            return json.loads(data)
+            return loads(data)
         except RecursionError:
             raise UserError(f"{path}: is nested too deeply") from None
+        except TwiceError:
+            _add_twice(json.JSONDecoder(), data.decode("utf-8"), problems)
+    problems.raise_any()
+    raise AssertionError("a field was named twice in one of the rows")
+
+
+def _add_twice(plain: json.JSONDecoder, text: str, problems: Problems) -> None:
+    """Note each element of a list, sound but for that, that names a field twice."""
+    once = json.JSONDecoder(object_pairs_hook=_once)
+    at, number = text.index("["), 0
+    while text[at] != "]":
+        at, number = WHITESPACE.match(text, at + 1).end(), number + 1
+        try:
+            once.raw_decode(text, at)
+        except TwiceError as error:
+            problems.add(f"row {number}", str(error))
+        at = WHITESPACE.match(text, plain.raw_decode(text, at)[1]).end()
 
 
 def _json_lines(path: Path, data: bytes) -> list[tuple[int, Any]]:
@@ -200,10 +246,17 @@ def _json_lines(path: Path, data: bytes) -> list[tuple[int, Any]]:
         if not line.strip() or number in told:
             continue
         try:
-            records.append((number, json.loads(line)))
+            records.append((number, loads(line)))
         except RecursionError:
             problems.add(f"line {number}", "is nested too deeply")
+        except TwiceError as error:
+            problems.add(f"line {number}", str(error))
         except ValueError as error:
+            if b"\n" not in data and b"\r" in data.strip():
+                problems.add(
+                    "", "its lines end in CR alone; save it with line feeds (LF) at their ends"
+                )
+                break
             if number == 1 and _is_one_object(data):
                 problems.add("", f"holds one JSON object over several lines; give {WANTED}")
                 break

@@ -26,7 +26,15 @@ import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 
-from llama.data.records import LONGEST_CELL, WANTED, kind_by, mark_of, without_nulls
+from llama.data.records import (
+    LONGEST_CELL,
+    WANTED,
+    kind_by,
+    loads,
+    mark_of,
+    named_twice,
+    without_nulls,
+)
 from llama.errors import UserError
 from llama.files.kinds import CSV, ERROR, HEAD, JSON, PARQUET, TEXT
 from llama.files.outside import require_file
@@ -71,7 +79,7 @@ def records_at(path: Path, places: Sequence[int]) -> Iterator[Any]:
 
 def parsed(item: Any) -> Any:
     """The record that an item holds. Raises ValueError and RecursionError."""
-    return json.loads(item) if isinstance(item, str | bytes) else item
+    return loads(item) if isinstance(item, str | bytes) else item
 
 
 def unit_of(path: Path) -> str:
@@ -265,6 +273,8 @@ def _of_table(path: Path, kind: str, places: Sequence[int] | None = None) -> Ite
     for batch in _BATCHES[kind](path):
         ends = before + batch.num_rows
         if wanted is None:
+            if named_twice(batch.schema.names) is not None:
+                raise UnsoundError("a column twice")
             batch.validate(full=True)  # Among the rest, that texts are UTF-8.
             for start in range(0, batch.num_rows, ROWS):
                 for index, row in enumerate(batch.slice(start, ROWS).to_pylist(), before + start):

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
+from llama.data.prepare import Reading, prepare
 from llama.data.records import read_records
 from llama.data.rows import BUNDLED, Row, bundled, read_rows
 from llama.data.stream import items
 from llama.errors import UserError
+from llama.tokenizer.templates import load_template
 from tests.support.skips import needs_another_user_than_root, outside
+from tests.support.tokenizer_files import byte_tokenizer
 
 ALPACA = {"instruction": "Add", "input": "1 2", "output": "3"}
 ALPACA_MESSAGES = (
@@ -271,6 +275,52 @@ def test_a_csv_file_is_never_told_to_be_one(tmp_path: Path, text: str) -> None:
 def test_csv_that_cannot_be_read_is_told_by_its_line(tmp_path: Path, text: str, said: str) -> None:
     (line,) = problems(write(tmp_path, text.encode(), "a.csv"))
     assert line.startswith(said)
+
+
+TWICE = '{"text": "a", "text": "b"}'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"text": "a"}\n' + TWICE, ["line 2: names the field 'text' twice; keep one"]),
+        (f'[{{"text": "x"}}, {TWICE} ,\n{{"text": "y"}},{TWICE}]',
+         [f"row {n}: names the field 'text' twice; keep one" for n in (2, 4)]),
+        ('[{"messages": [{"role": "user", "role": "assistant"}]}]',
+         ["row 1: names the field 'role' twice; keep one"]),
+        ('{"text": "a"}\r{"text": "b"}\r',
+         ["its lines end in CR alone; save it with line feeds (LF) at their ends"]),
+        ('{"instruction": "a", "input": NaN, "output": "b"}',
+         ["line 1: field 'input' is NaN (a missing value of pandas), not a string"]),
+    ],
+)  # fmt: skip
+def test_json_that_others_would_read_in_their_own_way(
+    tmp_path: Path, text: str, said: list[str]
+) -> None:
+    path = write(tmp_path, text.encode())
+    assert problems(path) == said
+    with pytest.raises(UserError):
+        prepare_it(path)
+
+
+def prepare_it(path: Path) -> None:
+    """By the fast way."""
+    tokenizer = byte_tokenizer(path.parent)
+    prepare([path], load_template("chatml", tokenizer), tokenizer, Reading(64))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_table_that_names_a_column_twice(tmp_path: Path, kind: str) -> None:
+    arrays = [pyarrow.array([name]) for name in "abc"]
+    table = pyarrow.Table.from_arrays(arrays, names=["prompt", "completion", "completion"])
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, tmp_path / "x")
+    else:
+        with pyarrow.ipc.new_file(str(tmp_path / "x"), table.schema) as writer:
+            writer.write_table(table)
+    assert problems(tmp_path / "x") == ["names the column 'completion' twice; keep one"]
+    with pytest.raises(UserError):
+        prepare_it(tmp_path / "x")
 
 
 def test_parquet_problems(tmp_path: Path) -> None:
