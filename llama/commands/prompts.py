@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from llama.assembly.adapter import Opened
+from llama.data.fields import unencodable
+from llama.data.records import TwiceError, loads
 from llama.errors import UserError, raise_if
 from llama.files.inputs import decoded
 from llama.files.outside import read_bytes
@@ -20,7 +23,10 @@ from llama.weights.fields import shorten
 
 STANDARD_INPUT = "-"
 WANTED = "a text with one prompt a line, or JSONL with a prompt in each object"
+GIVE = "give JSONL with a prompt in each object, or plain text"
 MOST_BYTES = 1 << 30
+_LIKE_JSON = re.compile(r"""\s*(?:\{\s*["'{}]|\[\s*["'{\[\]]|[\[{]\s*$)""")
+"""A first line that means to be JSON: no `[INST]`, no `{name}` to be filled in."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +62,17 @@ def prompts_of_file(path: Path, known: Sequence[str] = ()) -> list[Prompt]:
         name, data = "standard input", sys.stdin.buffer.read(MOST_BYTES + 1)
     else:
         name, data = str(path), read_bytes(path, WANTED, MOST_BYTES)
+    text = _text(data, name)
     lines = [
         (number, line.removesuffix("\r"))
-        for number, line in enumerate(_text(data, name).split("\n"), start=1)
+        for number, line in enumerate(text.split("\n"), start=1)
         if line.strip()
     ]
     if not lines:
         raise UserError(f"{name}: holds no prompts; give {WANTED}")
-    if _is_json(lines[0][1]):
-        return _of_objects(name, lines, known)
-    return [Prompt(text, f"{name}: line {number}") for number, text in lines]
+    if (objects := _objects(name, text, lines)) is not None:
+        return _of_objects(name, objects, known)
+    return [Prompt(line, f"{name}: line {number}") for number, line in lines]
 
 
 def _text(data: bytes, name: str) -> str:
@@ -76,35 +83,72 @@ def _text(data: bytes, name: str) -> str:
     return text
 
 
-def _is_json(line: str) -> bool:
-    """Whether `line` is an object of JSON, and the file therefore JSONL."""
-    return line.lstrip().startswith("{") and isinstance(_loaded(line), dict)
+def _objects(name: str, text: str, lines: list[tuple[int, str]]) -> list[tuple[str, Any]] | None:
+    """Each object of `text`, or what stands in its place, with the place; None where `text` is no
+    JSON. Raises `UserError` where it only looks like some: the model would be asked braces."""
+    number, first = lines[0]
+    if isinstance(_loaded(first, f"{name}: line {number}"), dict):
+        places = [(f"line {number}", line) for number, line in lines]
+        return [(place, _loaded(line, f"{name}: {place}")) for place, line in places]
+    whole = _loaded(text, name)
+    if isinstance(whole, list):
+        return [(f"row {row}", value) for row, value in enumerate(whole, start=1)]
+    if isinstance(whole, dict):
+        raise UserError(f"{name}: line {number}: begins one JSON object over several lines; {GIVE}")
+    if _LIKE_JSON.match(first):
+        at, why = _broken(text, lines)
+        raise UserError(f"{name}: line {at}: looks like JSON and is none ({why}); {GIVE}")
+    if all(isinstance(_loaded(line, name), str) for _, line in lines):
+        raise UserError(f"{name}: line {number}: is a text of JSON, in quotes; {GIVE}")
+    return None
 
 
-def _loaded(line: str) -> Any:
-    """What `line` is as JSON; None where it is none."""
+def _broken(text: str, lines: list[tuple[int, str]]) -> tuple[int, str]:
+    """The line where what looks like JSON goes wrong, and how: of JSONL in the first line itself,
+    which would else be taken for one that goes on in the next."""
+    number, first = lines[0]
+    alone = all(line.lstrip().startswith("{") for _, line in lines[:2])
     try:
-        return json.loads(line)
+        json.loads(first if alone else text)
+    except json.JSONDecodeError as error:
+        return number if alone else error.lineno, f"{error.msg} at column {error.colno}"
+    except RecursionError:
+        pass
+    return number, "nested too deeply"
+
+
+def _loaded(text: str, place: str) -> Any:
+    """What `text` is as JSON; None where it is none. Raises `UserError` where an object has two
+    fields of one name."""
+    try:
+        return loads(text)
+    except TwiceError as error:
+        raise UserError(f"{place}: {error}") from None
     except (ValueError, RecursionError):
         return None
 
 
-def _of_objects(name: str, lines: list[tuple[int, str]], known: Sequence[str]) -> list[Prompt]:
+def _of_objects(name: str, objects: list[tuple[str, Any]], known: Sequence[str]) -> list[Prompt]:
+    if not objects:
+        raise UserError(f"{name}: holds no prompts; give {WANTED}")
     prompts, problems = [], []
     unread: dict[str, int] = {}
-    for number, line in lines:
-        place = f"{name}: line {number}"
-        row = _loaded(line)
+    for at, row in objects:
+        place = f"{name}: {at}"
         text = row.get("prompt") if isinstance(row, dict) else None
-        if isinstance(row, dict) and isinstance(text, str):
+        if not isinstance(row, dict):
+            in_list = f" with `prompt`, found {shorten(row)}"
+            how = in_list if at.startswith("row") else ", as the first line is one"
+            problems.append(f"{place}: expected a JSON object{how}")
+        elif not isinstance(text, str):
+            found = "none" if text is None else shorten(text)
+            problems.append(f"{place}: expected a text as `prompt`, found {found}")
+        elif (problem := unencodable(text)) is not None:
+            problems.append(f"{place}: `prompt` {problem}")
+        else:
             prompts.append(Prompt(text, place))
             for field in row.keys() - {"prompt", *known}:
                 unread[field] = unread.get(field, 0) + 1
-        elif not isinstance(row, dict):
-            problems.append(f"{place}: expected a JSON object, as the first line is one")
-        else:
-            found = "none" if text is None else shorten(text)
-            problems.append(f"{place}: expected a text as `prompt`, found {found}")
     raise_if(_some(problems, name))
     for field, count in sorted(unread.items()):
         note(f"{name}: the field {field!r} of {count:,} rows is not read")

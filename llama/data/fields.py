@@ -64,19 +64,23 @@ class Fields:
 
     def encodable(self, where: str, value: Any) -> bool:
         """Whether every text in `value` can be encoded; notes it where not."""
-        if _is_deep(value):
-            self.refuse(f"{where} is nested deeper than {DEEPEST}")
-            return False
-        for text in texts_of(value):
-            if "\0" in text:
-                self.refuse(f"{where} holds a NUL character")
-                return False
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError:
-                self.refuse(f"{where} holds half of a surrogate pair, which is no character")
-                return False
-        return True
+        if (problem := unencodable(value)) is not None:
+            self.refuse(f"{where} {problem}")
+        return problem is None
+
+
+def unencodable(value: Any) -> str | None:
+    """Why a text in `value`, of whatever depth, can be no token; None where all can."""
+    if _is_deep(value):
+        return f"is nested deeper than {DEEPEST}"
+    for text in texts_of(value):
+        if "\0" in text:
+            return "holds a NUL character"
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            return "holds half of a surrogate pair, which is no character"
+    return None
 
 
 def _is_deep(value: Any) -> bool:

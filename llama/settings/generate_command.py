@@ -20,8 +20,8 @@ class GenerateOptions(AnswerOptions):
     """A text to answer; with --raw to continue, where '' starts from BOS alone. May be repeated; -
     is all of standard input as one text."""
     prompt_file: Path | None = None
-    """More prompts: a text with one a line, or JSONL with `prompt` in each object; - reads them
-    from standard input. Empty lines are none."""
+    """More prompts: a text with one a line, or JSONL or a JSON list with `prompt` in each object; -
+    reads them from standard input. Empty lines are none."""
     system: str | None = None
     """What the template is given as the system's turn, before each prompt."""
     raw: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,6 +66,59 @@ def test_a_file_of_objects_is_told_by_its_first_line(
     ]
     given(b'{braces} are no JSON\n{"prompt": 1}\n')
     assert texts(prompt_file=Path("-")) == ["{braces} are no JSON", '{"prompt": 1}']
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_list_of_objects_is_read_as_training_data_is(
+    indent: int | None, given: Callable[[bytes], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given(json.dumps([{"prompt": "a\nb", "id": 1}, {"prompt": "c"}], indent=indent).encode())
+    assert texts(prompt_file=Path("-")) == ["a\nb", "c"]
+    assert "the field 'id' of 1 rows is not read" in capsys.readouterr().err
+
+
+GIVE = "; give JSONL with a prompt in each object, or plain text"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"prompt": "a",}\n{"prompt": "b"}', "line 1: looks like JSON and is none (#)" + GIVE),
+        ('{"prompt": "a"\n{"prompt": "b"}', "line 1: looks like JSON and is none (#)" + GIVE),
+        ("{'prompt': 'a'}", "line 1: looks like JSON and is none (#)" + GIVE),
+        ('\n[\n{"prompt": "a"},\n{"prompt" 1}]', "line 4: looks like JSON and is none (#)" + GIVE),
+        ('{\n "prompt": "a"\n}\n', "line 1: begins one JSON object over several lines" + GIVE),
+        ('{\n "prompt" "a"\n}\n', "line 2: looks like JSON and is none (#)" + GIVE),
+        ("[" * 100_000, "line 1: looks like JSON and is none (nested too deeply)" + GIVE),
+        ('["a"]\n["b"]', "line 2: looks like JSON and is none (#)" + GIVE),
+        ('["a", {"prompt": 1}]', "row 1: expected a JSON object with `prompt`, found 'a'"),
+        ("[]", "holds no prompts; give a text with one prompt a line, or JSONL with a prompt in "
+         "each object"),
+        ('"a"\n"b"', "line 1: is a text of JSON, in quotes" + GIVE),
+        ('{"prompt": "a"}\n{"prompt": "a\\ud83d b"}', "line 2: `prompt` holds half of a surrogate "
+         "pair, which is no character"),
+        ('[{"prompt": "a\\u0000"}]', "row 1: `prompt` holds a NUL character"),
+        ('{"prompt": "a"}\n{"prompt": "b", "prompt": "c"}', "line 2: names the field "
+         "'prompt' twice; keep one"),
+    ],
+)  # fmt: skip
+def test_what_looks_like_json_is_no_plain_text(
+    content: str, said: str, given: Callable[[bytes], None]
+) -> None:
+    given(content.encode())
+    with pytest.raises(UserError) as caught:
+        texts(prompt_file=Path("-"))
+    line = caught.value.problems[0]
+    why = re.sub(r"is none \((?!nested).*\);", "is none (#);", line)
+    assert why == f"standard input: {said}"
+
+
+@pytest.mark.parametrize(
+    "text", ["[INST] a [/INST]", "{a} or b?", '"To be" is whose?', "42", "[sic]", '"a"\nb', "(a)"]
+)
+def test_what_only_begins_like_it_is(text: str, given: Callable[[bytes], None]) -> None:
+    given(text.encode())
+    assert texts(prompt_file=Path("-")) == text.split("\n")
 
 
 def test_many_problems_of_a_file_are_counted(given: Callable[[bytes], None]) -> None:
