@@ -26,33 +26,46 @@ class Renamer:
         self.others: dict[str, None] = {}
         """Every other column, and field of a turn, in the order of their first occurrence."""
 
-    def renamed(self, record: dict[str, Any]) -> dict[str, Any]:
-        """`record` by the new names. What a column that is renamed replaces is kept, under a name
-        that no form reads and that says so."""
+    def renamed(self, record: dict[str, Any]) -> tuple[dict[str, Any], Columns]:
+        """`record` by the new names, and the columns that it does not have and for which it is read
+        by its own of the new name. What a column that is renamed replaces is kept, under a name
+        that no form reads and that says so. A null is no column: a table has one wherever a row has
+        nothing, and JSON is to mean the same."""
         if not (self._whole or self._nested):
-            return record
-        row = self._with(record, self._whole)
+            return record, ()
+        row, own = self._with(record, self._whole)
+        of_turns: dict[tuple[str, str], None] = {}
         for field in dict.fromkeys(field for field, _, _ in self._nested):
             pairs = [(new, old) for of, new, old in self._nested if of == field]
             if isinstance(row.get(field), list):
-                row[field] = [
-                    self._with(turn, pairs) if isinstance(turn, dict) else turn
-                    for turn in row[field]
-                ]
-        return row
+                turns = row[field] = list(row[field])
+                for at, turn in enumerate(turns):
+                    if isinstance(turn, dict):
+                        turns[at], own_names = self._with(turn, pairs)
+                        of_turns |= dict.fromkeys(own_names)
+        named = [(f"{new} of a turn", f"{old} of a turn") for new, old in of_turns]
+        return row, (*own, *named)
 
-    def _with(self, record: Mapping[str, Any], pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    def _with(
+        self, record: Mapping[str, Any], pairs: Sequence[tuple[str, str]]
+    ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         old_names = {old for _, old in pairs}
-        self.met |= old_names & record.keys()
+        given = {old for old in old_names if record.get(old) is not None}
+        own: list[tuple[str, str]] = []
+        self.met |= given
         row = {name: value for name, value in record.items() if name not in old_names}
         self.others |= dict.fromkeys(map(str, row))
         for new, old in pairs:
-            if old not in record:
+            if old not in given:
+                if row.get(new) is not None:
+                    own.append((new, old))
+                elif old in record:
+                    row[new] = None  # Then it is this field that is said to be missing.
                 continue
             if row.get(new) is not None:
                 row[f"{new} (replaced by --columns)"] = row.pop(new)
             row[new] = record[old]
-        return row
+        return row, own
 
     def merge(self, later: Renamer) -> None:
         """Take in what was met in the rows that follow."""

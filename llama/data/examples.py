@@ -174,6 +174,8 @@ def _note_row(row: Row, tokenizer: Tokenizer, found: Findings) -> None:
     """What can be told of a row before it is tokenised."""
     for name in row.unread:
         found.add(findings.unread(name), row.number)
+    for new, old in row.own:
+        found.add(findings.own(new, old), row.number)
     special = special_pattern(tuple(tokenizer.special_tokens))
     said = [value for message in row.messages for key, value in message.items() if key != "role"]
     texts = texts_of([row.text, said, row.tools])

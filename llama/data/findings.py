@@ -63,6 +63,14 @@ def unread(field: str) -> Finding:
     return _rows_have(f'"{field}", which is not read')
 
 
+def own(new: str, old: str) -> Finding:
+    """A row without the column that `--columns` renames."""
+    return Finding(
+        f'row has no "{old}" and is read by its own "{new}"',
+        f'rows have no "{old}" and are read by their own "{new}"',
+    )
+
+
 def unwritten(field: str) -> Finding:
     """A field that the template was given."""
     return _rows_have(f'"{field}", which the template does not write')

@@ -35,6 +35,8 @@ class Row:
     """The functions that the model may call, for the template to write."""
     unread: tuple[str, ...] = ()
     """Fields that it has and that are not read, those of its turns as `name of a turn`."""
+    own: Columns = ()
+    """Columns that were to be renamed, and that it has by the new name alone."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def rows_of(
         if not isinstance(record, dict):
             problems.add_kind(place, f"is {kind(record)}, not an object; give {WANTED}")
             continue
-        record = renamer.renamed(record)
+        record, own = renamer.renamed(record)
         form = form_of(record)
         if (what := foreign(record, form)) is not None:
             problems.add_kind(place, what)
@@ -121,17 +123,18 @@ def rows_of(
             mixed = True
             continue
         fields = Fields(record, place, problems)
-        row = _read_row(fields, form, start + number)
+        row = _read_row(fields, form, start + number, own)
         if fields.sound:
             rows.append(row)
     return rows, first and first.name
 
 
-def _read_row(fields: Fields, form: Form, number: int) -> Row:
+def _read_row(fields: Fields, form: Form, number: int, own: Columns) -> Row:
     said = form.read(fields)
     if isinstance(said, str):
-        return Row(number, text=said, unread=fields.unread)
-    return Row(number, tuple(said), tools=read_tools(fields), unread=fields.unread)
+        return Row(number, text=said, unread=fields.unread, own=own)
+    tools = read_tools(fields)
+    return Row(number, tuple(said), tools=tools, unread=fields.unread, own=own)
 
 
 def _found(record: dict[str, Any]) -> str:

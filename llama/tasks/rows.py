@@ -31,6 +31,8 @@ class TaskFile:
     questions: list[Question]
     unread: dict[str, int]
     """Fields that are not read, with the number of rows that have them."""
+    own: dict[tuple[str, str], int]
+    """Columns, as `Row.own` has them, with the number of rows that are read by their own."""
 
 
 def read_task(path: Path, columns: Columns = ()) -> TaskFile:
@@ -43,12 +45,14 @@ def read_task(path: Path, columns: Columns = ()) -> TaskFile:
     first: Task[Any] | None = None
     questions: list[Question] = []
     unread: dict[str, int] = {}
+    own: dict[tuple[str, str], int] = {}
     for number, record in records:
         place = f"{unit} {number}"
         if not isinstance(record, dict):
             problems.add_kind(place, f"is {kind(record)}, not an object; {EXPECTED}")
             continue
-        fields = Fields(renamer.renamed(record), place, problems)
+        record, of_its_own = renamer.renamed(record)
+        fields = Fields(record, place, problems)
         task = next((task for task in KINDS if fields.has(task.told_by)), None)
         first = first or task
         if task is None:
@@ -63,10 +67,12 @@ def read_task(path: Path, columns: Columns = ()) -> TaskFile:
                 questions.append(question)
                 for name in fields.unread:
                     unread[name] = unread.get(name, 0) + 1
+                for pair in of_its_own:
+                    own[pair] = own.get(pair, 0) + 1
     raise_if(renamer.problems(str(path)))
     problems.raise_any()
     assert first is not None
-    return TaskFile(path, first, unit, questions, unread)
+    return TaskFile(path, first, unit, questions, unread, own)
 
 
 def _messages(fields: Fields) -> tuple[Message, ...]:

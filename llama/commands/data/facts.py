@@ -99,7 +99,7 @@ def set_facts(
 
 def _file_facts(path: Path, rows: int, columns: Columns) -> FileFacts:
     record = parsed(next(items(path))[2])
-    form = form_of(Renamer(columns).renamed(record))
+    form = form_of(Renamer(columns).renamed(record)[0])
     assert form is not None, "prepare refuses such a file"
     return FileFacts(path, rows, form.name, tuple(map(str, record)))
 

@@ -119,6 +119,8 @@ def _on_task(
     _require_sameness(mesh, repr(task.questions), "--task")
     for name, count in task.unread.items():
         note(f"{task.path}: field '{name}' of {count:,} rows is not read")
+    for (new, old), count in task.own.items():
+        note(f"{task.path}: {count:,} rows have no '{old}' and are read by their own '{new}'")
     model = _ready(opened, options, mesh)
     respondent = ModelRespondent(
         model,

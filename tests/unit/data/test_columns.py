@@ -6,11 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from llama.data.columns import Columns, Renamer
+from llama.data.prepare import Reading, prepare
 from llama.data.rows import Row, read_rows
 from llama.errors import UserError
+from llama.tokenizer.templates import load_template
+from tests.support.tokenizer_files import byte_tokenizer
 
 SAME = [
     ({"q": "one", "a": "two"}, (("prompt", "q"), ("completion", "a"))),
@@ -56,6 +61,45 @@ def test_a_row_without_the_column_is_read_by_its_own(tmp_path: Path) -> None:
     first, second = {"prompt": "one", "answer": "two"}, {"prompt": "one", "completion": "two"}
     columns = (("completion", "answer"),)
     assert [row.messages for row in rows(tmp_path, columns, first, second)] == [SAID, SAID]
+
+
+KINDS = {
+    "rows.json": lambda rows, path: path.write_text(json.dumps(rows)),
+    "rows.jsonl": lambda rows, path: path.write_text("\n".join(map(json.dumps, rows))),
+    "rows.parquet": lambda rows, path: pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist(rows), path
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_null_is_no_column_in_any_kind_of_file(tmp_path: Path, name: str) -> None:
+    """And what is read in its stead is told."""
+    records = [
+        {"prompt": "one", "completion": "old", "better": "two"},
+        {"prompt": "one", "completion": "two", "better": None},
+    ]
+    KINDS[name](records, tmp_path / name)
+    found = read_rows([tmp_path / name], (("completion", "better"),)).rows
+    assert [row.messages for row in found] == [SAID, SAID]
+    assert [row.own for row in found] == [(), (("completion", "better"),)]
+    tokenizer = byte_tokenizer(tmp_path)
+    reading = Reading(64, columns=(("completion", "better"),))
+    made = prepare([tmp_path / name], load_template("chatml", tokenizer), tokenizer, reading)
+    said = 'row has no "better" and is read by its own "completion" (row 2)'
+    assert f"1 {said}" in made.report.text()
+    KINDS[name](
+        [{"prompt": "one", "better": "x"}, {"prompt": "one", "better": None}], tmp_path / name
+    )
+    with pytest.raises(UserError, match="2: field 'completion' is missing"):
+        read_rows([tmp_path / name], (("completion", "better"),))
+
+
+def test_a_field_of_a_turn_that_some_turns_lack(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "one"}, {"who": "assistant", "content": "two"}]
+    (row,) = rows(tmp_path, (("messages.role", "who"),), {"messages": turns})
+    assert row.messages == SAID
+    assert row.own == (("role of a turn", "who of a turn"),)
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,10 @@ def test_columns_and_what_is_not_read(tmp_path: Path) -> None:
     row = {"input": "q", "gold": "a", "id": 3}
     file = task(tmp_path, row, row, columns=(("question", "input"), ("answer", "gold")))
     assert file.questions[0].key == ("a",) and file.unread == {"id": 2}
+    assert file.own == {}
+    lacking = {"input": "q", "gold": None, "answer": "b"}
+    file = task(tmp_path, row, lacking, columns=(("question", "input"), ("answer", "gold")))
+    assert file.questions[1].key == ("b",) and file.own == {("answer", "gold"): 1}
 
 
 def test_a_csv(tmp_path: Path) -> None:
