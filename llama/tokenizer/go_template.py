@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from llama.errors import UserError
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.chat import ChatTemplate
+from llama.tokenizer.jinja_sandbox import CLOCK
 
 Turns = Sequence[dict[str, str]]
 _SAID = [f"\ue000{number}\ue001" for number in range(6)]
 """What is said in the conversations that are asked for: no template holds it, and none trims it."""
 _NAME = "the chat template"
-_CLOCK = "strftime_now"
-"""A template that asks for the date writes another text tomorrow."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class TurnTemplate:
 def go_template(source: str, tokenizer: Tokenizer) -> str | None:
     """The Jinja template `source` in Go's words, without the BOS that llama.cpp puts before a text
     itself; None where that cannot be said, or not be seen to be the same."""
-    if _CLOCK in source:
+    if CLOCK in source:
         return None
     try:
         asked = _Asked(ChatTemplate(_NAME, source), tokenizer)

@@ -27,6 +27,8 @@ LARGEST = 1 << 26
 """Characters of any text on the way, or elements of any list."""
 DEEPEST_INDENT = 64
 """Characters by which `tojson` indents a level."""
+CLOCK = "strftime_now"
+"""What a template calls that writes the date: it writes another text tomorrow."""
 LEFT_OUT = frozenset({"random"})
 """Of Jinja's filters: a prompt must be the same whenever it is written."""
 GROWING = frozenset(
@@ -60,7 +62,7 @@ def compile_template(source: str, name: str) -> Callable[[Mapping[str, Any]], st
     environment.filters["tojson"] = _to_json
     del environment.globals["lipsum"]
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
+    environment.globals[CLOCK] = _strftime_now
     try:
         template = environment.from_string(source)
     except Exception as error:  # Python's own too: `break` outside a loop is its SyntaxError.
@@ -248,6 +250,14 @@ def _one_line(error: Exception) -> str:
 
 def _raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
+
+
+def day_written(source: str) -> str | None:
+    """The day that a template of `source` writes now, or the whole of SOURCE_DATE_EPOCH; None where
+    it asks for no date."""
+    if CLOCK not in source:
+        return None
+    return os.environ.get("SOURCE_DATE_EPOCH") or _strftime_now("%Y-%m-%d")
 
 
 def _strftime_now(format_: str) -> str:

@@ -23,6 +23,7 @@ from llama.data.tally import Tally
 from llama.errors import UserError, raise_if
 from llama.files.inputs import sha256_of
 from llama.files.shards import data_files
+from llama.tokenizer.jinja_sandbox import day_written
 
 SMALL = 4 << 20
 """Bytes of files that are made anew at each start, in this process and in memory: it takes no
@@ -58,7 +59,8 @@ def tokenise(
         job = _Job(paths, files, making, first)
         kept = None
         if first is None and sum(size for size, *_ in before) >= SMALL:
-            key = key_of(files=hashes, making=vars(making))
+            day = day_written(making.template.jinja(making.tokenizer))
+            key = key_of(files=hashes, making=vars(making), day=day)
             kept = (cache or default_folder(), key)
             entry = cached(*kept, DTYPES, job.fill)
         else:

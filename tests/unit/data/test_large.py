@@ -138,6 +138,22 @@ def test_what_changes_the_tokens_changes_the_key(tokenizer: Tokenizer, tmp_path:
     assert len(entries(folder)) == 15
 
 
+def test_a_template_that_writes_the_date_writes_that_of_the_run(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "{{ strftime_now('%Y') }}{% for m in messages %}{{ m.content }}</s>{% endfor %}"
+    (tmp_path / "dated.jinja").write_text(source)
+    template = load_template(str(tmp_path / "dated.jinja"), tokenizer)
+    path = file_of(tmp_path)
+    digests = []
+    for epoch in ("0", "0", str(366 * 86400)):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
+        digests.append(prepare([path], template, tokenizer, Reading(SEQ_LEN)).packed.digest)
+    monkeypatch.delenv("SOURCE_DATE_EPOCH")
+    digests.append(prepare([path], template, tokenizer, Reading(SEQ_LEN)).packed.digest)
+    assert digests[0] == digests[1] and len(set(digests)) == 3
+
+
 @pytest.mark.parametrize("name", ["tokens.bin", "index.json", "lengths.bin", "places.bin"])
 @pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
 def test_a_damaged_entry_is_made_again_with_one_note(
