@@ -200,6 +200,8 @@ def _note_written(row: Row, written: Written, found: Findings) -> None:
         found.add(findings.left_out(role), row.number)
     for name in written.unwritten:
         found.add(findings.unwritten(name), row.number)
+    if written.ends is not None:
+        found.add(findings.other_end(*written.ends), row.number)
     found.add(findings.LOST, row.number, written.lost)
 
 

@@ -76,6 +76,16 @@ def unwritten(field: str) -> Finding:
     return _rows_have(f'"{field}", which the template does not write')
 
 
+def other_end(token: str, eos: str) -> Finding:
+    """A template that ends answers with a token at which nothing stops."""
+    rest = (
+        f'"{token}" after answers by the template, where the last is taught to end with "{eos}", '
+        f'others with nothing: to teach "{token}" and stop at it, list its id in eos_token_id of '
+        "the model's generation_config.json"
+    )
+    return _rows_have(rest)
+
+
 def left_out(role: str) -> Finding:
     """A turn that the template was given."""
     rest = f"of the role {role} that the template leaves out"

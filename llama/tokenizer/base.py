@@ -64,6 +64,9 @@ class Written:
     """Fields of turns, and `tools`, that the template does not write."""
     lost: int = 0
     """Characters for which the tokenizer gave no token."""
+    ends: tuple[str, str] | None = None
+    """The control token that the template writes after the last answer and that ends none to this
+    tokenizer, and EOS, which stands in its place."""
 
 
 class Template(Protocol):

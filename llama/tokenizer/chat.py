@@ -65,7 +65,7 @@ class ChatTemplate(Template):
         ids, labels = encode_segments(segments, tokenizer)
         text = "".join(segment.value for segment in segments if isinstance(segment.value, str))
         lost = lost_characters(text, ids, tokenizer)
-        return Written(ids, labels, page.left_out(), unwritten, lost)
+        return Written(ids, labels, page.left_out(), unwritten, lost, page.ends)
 
     def prompt(
         self, messages: Sequence[Message], tokenizer: Tokenizer, tools: Tools = None
@@ -129,6 +129,8 @@ class _Page:
             raise self._unplaced()
         self._placed = placed
         self._places = {mark.number: mark for mark in placed}
+        self.ends: tuple[str, str] | None = None
+        """As of `Written`, once the last turn was asked for."""
 
     def border(self, answer: int) -> int:
         """Where the prompt of turn `answer` ends: where the template's own generation prompt does,
@@ -152,6 +154,7 @@ class _Page:
         close = self._closing(answer, end)
         learned = [Segment(s.value, True, muted) for s in self.segments(border, close or end)]
         if close is None and answer == len(self._messages) - 1:
+            self.ends = self._replaced(end)
             return [*learned, Segment(self._tokenizer.eos_id, True, muted)], len(self.text)
         return learned, close or end
 
@@ -270,6 +273,12 @@ class _Page:
             return None
         tokens = self._special.finditer(self.text, end, max(end, len(whole)))
         return next((token.end() for token in tokens if self._ends(token[0])), None)
+
+    def _replaced(self, end: int) -> tuple[str, str] | None:
+        """The control token at `end`, in whose place EOS is put, and EOS."""
+        token = self._special.match(self.text, end + _spaces(self.text[end:]))
+        names = {id_: text for text, id_ in self._tokenizer.special_tokens.items()}
+        return None if token is None else (token[0], names.get(self._tokenizer.eos_id, "EOS"))
 
     def _ends(self, token: str) -> bool:
         return self._tokenizer.special_tokens[token] in self._tokenizer.stop_ids
