@@ -4,6 +4,7 @@
     DIR/.making-*/      one that is being made, its maker holding a lock in it
     DIR/.locks/KEY.*    .make: held by the one that makes it, the others waiting
                         .use: held by every run that has it mapped
+                        .ASKED.refused: what was wrong with the rows, for those that waited
 
 An entry is made under another name, synced to the disk and renamed: at whatever moment its maker is
 killed, KEY is whole or is not there. The kernel lets go of a dead process's locks. Where the file
@@ -14,6 +15,8 @@ lost but time.
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -25,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from llama.data.store.entry import INDEX, DamagedError, Entry, NotKeptError, Sink, read_entry
+from llama.errors import UserError
+from llama.files.json_text import json_text
 from llama.notes import note
 
 LIMIT = 64 << 30
@@ -33,6 +38,8 @@ PATIENCE = 5.0
 """Seconds of waiting for another process after which a line says so."""
 YOUNG = 60.0
 """Seconds for which what another process has begun is left alone in any case."""
+OLD = 86400.0
+"""Seconds after which nobody waits for a refusal any more."""
 _MAKING = ".making-"
 
 Fill = Callable[[Sink, bool], dict[str, Any]]
@@ -47,17 +54,30 @@ def default_folder() -> Path:
     return home / "llama-lora" / "data"
 
 
-def cached(folder: Path, key: str, types: dict[str, str], fill: Fill) -> Entry:
+def cached(folder: Path, key: str, types: dict[str, str], fill: Fill, asked: str = "") -> Entry:
     """The entry `key` of the cache in `folder`, made by `fill` if it is not there whole. Where the
-    folder cannot be written, a line says so and the entry is held in memory."""
+    folder cannot be written, a line says so and the entry is held in memory.
+
+    A UserError of `fill` is raised by all that wait for it: reading bad rows takes as long as good
+    ones, and the ranks of a host would do it one after another. `asked` tells apart those to whom
+    it would say something else, as by the names of the files."""
     if (entry := _found(folder, key, tell=False)) is not None:
         return entry
     try:
         os.makedirs(folder / ".locks", exist_ok=True)
+        name = hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        refusal = folder / ".locks" / f"{key}.{name}.refused"
+        before = _mark(refusal)
         with _locked(folder / ".locks" / f"{key}.make", key) as alone:
+            if problems := _refused(refusal, before):  # Another was, meanwhile.
+                raise UserError(problems)
             if (entry := _found(folder, key, tell=True)) is not None:  # Another made it meanwhile.
                 return entry
-            return _made(folder, key, types, fill, alone)
+            try:
+                return _made(folder, key, types, fill, alone)
+            except UserError as error:
+                _keep(refusal, error)
+                raise
     except NotKeptError as error:
         why = str(error)
     except OSError as error:
@@ -128,6 +148,33 @@ def _made(folder: Path, key: str, types: dict[str, str], fill: Fill, alone: bool
     return entry
 
 
+def _mark(file: Path) -> tuple[int, int] | None:
+    """What another file in the place of `file` has otherwise."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _keep(refusal: Path, error: UserError) -> None:
+    """Write what was refused, whole or not at all. Who cannot read it looks for himself."""
+    with suppress(OSError):
+        making = refusal.with_suffix(f".{os.getpid()}")
+        making.write_text(json_text(error.problems), encoding="utf-8")
+        os.replace(making, refusal)
+
+
+def _refused(refusal: Path, before: tuple[int, int] | None) -> list[str]:
+    """What was written there after `before` was looked at. An older refusal counts for nothing: a
+    file that could not be read may be readable now."""
+    if _mark(refusal) in (None, before):
+        return []
+    with suppress(OSError, ValueError):
+        return json.loads(refusal.read_text(encoding="utf-8"))
+    return []
+
+
 def _put(making: Path, place: Path) -> None:
     """Rename; a damaged entry in its place goes first, a whole one stays."""
     for _ in range(2):
@@ -151,7 +198,12 @@ def _remove(entry: Path) -> None:
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """What makers left who were killed. One that has only begun may not hold its lock yet."""
+    """What makers left who were killed, and refusals of long ago. One that has only begun may not
+    hold its lock yet."""
+    for refusal in folder.glob(".locks/*.refused"):
+        with suppress(OSError):
+            if time.time() - refusal.stat().st_mtime > OLD:
+                refusal.unlink()
     for making in folder.glob(f"{_MAKING}*"):
         with suppress(OSError):
             if time.time() - making.stat().st_mtime < YOUNG:

@@ -62,7 +62,7 @@ def tokenise(
             day = day_written(making.template.jinja(making.tokenizer))
             key = key_of(files=hashes, making=vars(making), day=day)
             kept = (cache or default_folder(), key)
-            entry = cached(*kept, DTYPES, job.fill)
+            entry = cached(*kept, DTYPES, job.fill, asked=str([*map(str, paths)]))
         else:
             entry = in_memory(DTYPES, job.fill)
     except OSError:

@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -259,6 +261,37 @@ def test_several_at_once(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert [process.returncode for process in several] == [0, 0, 0]
     assert said == {prepared(path, tokenizer).packed.digest}
     assert len(entries(tmp_path / "xdg" / "llama-lora" / "data")) == 2
+
+
+def test_those_that_wait_are_told_what_another_was_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of them reads the rows again; who comes later does, and who asks by another name."""
+    here: SimpleQueue[str] = SimpleQueue()
+    mark = cache._mark
+    monkeypatch.setattr(cache, "_mark", lambda file: here.put(file.name) or mark(file))
+    filled = []
+
+    def fill(sink: entry.Sink, alone: bool) -> dict[str, Any]:
+        filled.append(alone)
+        if len(filled) == 1:
+            for _ in range(3):  # All have come, and wait.
+                here.get()
+        raise UserError(["rows.json: row 1: bad", "rows.json: row 2: bad"])
+
+    def ask(name: str) -> list[str]:
+        with pytest.raises(UserError) as caught:
+            cache.cached(tmp_path, "key", {"a": "<i8"}, fill, asked=name)
+        return caught.value.problems
+
+    with ThreadPoolExecutor(3) as threads:
+        told = list(threads.map(ask, ["rows.json"] * 3))
+    assert told == [["rows.json: row 1: bad", "rows.json: row 2: bad"]] * 3
+    assert filled == [True]
+    ask("rows.json")
+    ask("other.json")
+    assert filled == [True] * 3
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(cache._MAKING)]
 
 
 def test_the_least_used_goes_first_and_what_is_mapped_stays(
