@@ -9,12 +9,12 @@ import torch
 import torch.distributed as dist
 
 from llama.adapters.attach import adapters
-from llama.assembly.cgroup import cgroup_room
 from llama.assembly.lessening import LESS, Lessening
 from llama.base.kinds import KINDS
 from llama.fused.install import is_installed
 from llama.fused.keeping import choose, within_host
 from llama.kernels.compiled import compiled
+from llama.launch.cgroup import cgroup_room
 from llama.launch.ranks import ranks_of_host
 from llama.model.documents import Documents
 from llama.model.kept import Kept

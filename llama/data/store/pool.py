@@ -1,8 +1,9 @@
-"""Processes that make parts of data, as many as this one may have CPUs."""
+"""Processes that make parts of data, at most as many as this one may have CPUs."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import subprocess
 import sys
@@ -10,12 +11,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
+from threading import Lock
 
 from llama.data.store.making import Made, Making, Part
 from llama.data.store.wire import Answer, receive, send
 from llama.data.stream import UnsoundError
 from llama.errors import TrainingError
+from llama.launch.cgroup import cgroup_cpus
 from llama.launch.ranks import ranks_of_host
 
 AHEAD = 2
@@ -24,23 +27,35 @@ _WORKER = "llama.data.store.worker"
 
 
 def cpus(alone: bool) -> int:
-    """CPUs that this process may use: all that the system lets it, where the other ranks of this
-    host wait for it (`alone`), else its share of them."""
+    """CPUs that this process may use: all that the system and its container let it, where the other
+    ranks of this host wait for it (`alone`), else its share of them."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    granted = cgroup_cpus()
+    if granted is not None:
+        allowed = min(allowed or 1, math.ceil(granted))
     ranks = 1 if alone else ranks_of_host(os.environ) or 1
     return max(1, (allowed or 1) // ranks)
 
 
 def make_in(every: Iterable[Part], making: Making, count: int) -> Iterator[Made]:
-    """What comes of each part, in their order, made by `count` processes. Raises UnsoundError, and
-    TrainingError where a process was ended or failed."""
+    """What comes of each part, in their order, made by up to `count` processes, each started when a
+    part waits for one. Raises UnsoundError, and TrainingError where a process was ended or failed.
+    """
     idle: SimpleQueue[_Worker] = SimpleQueue()
-    workers = [_Worker(making) for _ in range(count)]
-    for worker in workers:
-        idle.put(worker)
+    workers: list[_Worker] = []
+    starting = Lock()
+
+    def free() -> _Worker:
+        with contextlib.suppress(Empty):
+            return idle.get_nowait()
+        with starting:
+            if len(workers) < count:
+                workers.append(_Worker(making))
+                return workers[-1]
+        return idle.get()
 
     def make(part: Part) -> Made:
-        worker = idle.get()
+        worker = free()
         try:
             return worker.make(part)
         finally:

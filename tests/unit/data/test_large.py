@@ -362,7 +362,29 @@ def test_a_process_that_is_killed_ends_the_run(
 
 def test_cpus_are_shared_by_the_ranks_of_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda of: set(range(12)), raising=False)
+    monkeypatch.setattr(pool, "cgroup_cpus", lambda: None)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert pool.cpus(alone=False) == 3 and pool.cpus(alone=True) == 12
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "40")
     assert pool.cpus(alone=False) == 1
+    monkeypatch.setattr(pool, "cgroup_cpus", lambda: 5.5)
+    assert pool.cpus(alone=True) == 6
+    monkeypatch.setattr(pool, "cgroup_cpus", lambda: 0.25)
+    assert pool.cpus(alone=True) == 1
+
+
+def test_no_more_processes_than_parts(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenised, "cpus", lambda alone: 9)
+    started: list[Any] = []
+
+    class Counted(pool._Worker):
+        def __init__(self, job: making.Making) -> None:
+            started.append(job)
+            super().__init__(job)
+
+    monkeypatch.setattr(pool, "_Worker", Counted)
+    path = file_of(tmp_path, 14)
+    assert list(prepared(path, tokenizer).examples) == all_at_once(path, tokenizer)
+    assert 1 <= len(started) <= 2

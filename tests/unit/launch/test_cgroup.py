@@ -1,4 +1,5 @@
-"""What control groups leave of a machine's memory, read from trees of files as the kernel has."""
+"""What control groups leave of a machine's memory and CPUs, read from trees of files like the
+kernel's."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llama.assembly.cgroup import cgroup_room
+from llama.launch.cgroup import cgroup_cpus, cgroup_room
 
 GIB = 2**30
 NO_LIMIT = 2**63 - 4096
@@ -117,3 +118,32 @@ def test_where_there_are_none(machine: Machine) -> None:
     assert cgroup_room(machine.process) is None
     machine.group("gone", memory__max="max")
     assert cgroup_room(machine.process) is None
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "expected"),
+    [
+        ("400000 100000", "150000 100000", 1.5),
+        ("100000 50000", "max 100000", 2.0),
+        ("max 100000", "max 100000", None),
+        ("max 100000", "what is this", None),
+    ],
+)
+def test_cpus_of_version_2(
+    machine: Machine, outer: str, inner: str, expected: float | None
+) -> None:
+    machine.mounts(V2)
+    machine.member_of("0::/jobs/task")
+    machine.group("jobs", cpu__max=outer)
+    machine.group("jobs/task", cpu__max=inner)
+    assert cgroup_cpus(machine.process) == expected
+
+
+def test_cpus_of_version_1(machine: Machine) -> None:
+    machine.mounts(V1.replace("rw,cpu\n", "rw,cpu,cpuacct\n"))
+    machine.member_of("4:memory:/", "5:cpu,cpuacct:/docker/7a", "0::/")
+    assert cgroup_cpus(machine.process) is None
+    machine.group("cpu/docker/7a", cpu__cfs_quota_us=-1, cpu__cfs_period_us=100_000)
+    assert cgroup_cpus(machine.process) is None
+    machine.group("cpu/docker", cpu__cfs_quota_us=250_000, cpu__cfs_period_us=100_000)
+    assert cgroup_cpus(machine.process) == 2.5

@@ -1,9 +1,10 @@
-"""What the process's control group still lets it take of a machine's memory.
+"""What the process's control group lets it take of a machine's memory and CPUs.
 
 A container, a job of a batch system or a systemd slice is given less than the machine has, and the
-kernel ends it at that limit however much is free outside. Limits are nested: each group on the way
-up to the root bounds what is below it. The files are those of the kernel's documents
-`admin-guide/cgroup-v2.rst` and `admin-guide/cgroup-v1/memory.rst`.
+kernel ends it, or has it wait, at that limit however much is free outside. Limits are nested: each
+group on the way up to the root bounds what is below it. The files are those of the kernel's
+documents `admin-guide/cgroup-v2.rst`, `admin-guide/cgroup-v1/memory.rst` and
+`scheduler/sched-bwc.rst`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 
 class _Files(NamedTuple):
-    """The names that one version of control groups gives to what is asked here."""
+    """The names that one version of control groups gives to what is asked here of memory."""
 
     limits: tuple[str, ...]
     used: str
@@ -34,42 +35,56 @@ def cgroup_room(process: Path = Path("/proc/self")) -> int | None:
     and where there are no control groups."""
     rooms = [
         room
-        for folder, top, files in _groups(process)
-        for group in (folder, *folder.parents)
-        if group.is_relative_to(top) and (room := _room(group, files)) is not None
+        for group, is_v2 in _upwards(process, "memory")
+        if (room := _room(group, _V2 if is_v2 else _V1)) is not None
     ]
     return min(rooms, default=None)
 
 
-def _groups(process: Path) -> Iterator[tuple[Path, Path, _Files]]:
-    """The folder of each control group that counts memory, and that of the uppermost to be seen."""
-    mounts = list(_mounts(_lines(process / "mountinfo")))
+def cgroup_cpus(process: Path = Path("/proc/self")) -> float | None:
+    """CPUs of which the tightest of the control groups of `process` grants the time, as 1.5; None
+    where none has a limit."""
+    found = [_cpus(group, is_v2) for group, is_v2 in _upwards(process, "cpu")]
+    return min((cpus for cpus in found if cpus is not None), default=None)
+
+
+def _upwards(process: Path, controller: str) -> Iterator[tuple[Path, bool]]:
+    """The folders of the control groups that count `controller`, from that of `process` up to the
+    uppermost to be seen, and whether they are of version 2."""
+    for folder, top, is_v2 in _groups(process, controller):
+        for group in (folder, *folder.parents):
+            if group.is_relative_to(top):
+                yield group, is_v2
+
+
+def _groups(process: Path, controller: str) -> Iterator[tuple[Path, Path, bool]]:
+    """The folder of each control group that counts `controller`, and that of the uppermost."""
+    mounts = list(_mounts(_lines(process / "mountinfo"), controller))
     for line in _lines(process / "cgroup"):  # as `0::/user.slice` (v2) or `4:memory:/docker/7a`
         number, controllers, path = [*line.split(":", 2), "", ""][:3]
         is_v2 = number == "0" and not controllers
-        if not is_v2 and "memory" not in controllers.split(","):
+        if not is_v2 and controller not in controllers.split(","):
             continue
-        files = _V2 if is_v2 else _V1
-        seen = [(root, top) for kind, root, top in mounts if kind is files]
+        seen = [(root, top) for second, root, top in mounts if second == is_v2]
         group = PurePosixPath(path)
         holding = [(group.relative_to(r), top) for r, top in seen if group.is_relative_to(r)]
         # A container may be shown its own group alone, under a name that it does not have inside.
         for inside, top in holding or [(PurePosixPath(), top) for _, top in seen]:
-            yield top / inside, top, files
+            yield top / inside, top, is_v2
 
 
-def _mounts(lines: list[str]) -> Iterator[tuple[_Files, str, Path]]:
-    """Of the lines of mountinfo (proc(5)) those of control groups with memory: the version, the
-    group that is mounted, and where."""
+def _mounts(lines: list[str], controller: str) -> Iterator[tuple[bool, str, Path]]:
+    """Of the lines of mountinfo (proc(5)) those of control groups with `controller`: whether they
+    are of version 2, the group that is mounted, and where."""
     for line in lines:
         before, _, after = line.partition(" - ")
         fields, kind = before.split(), after.split()
         if len(fields) < 5 or not kind:
             continue
-        is_v1 = kind[0] == "cgroup" and "memory" in kind[-1].split(",")
+        is_v1 = kind[0] == "cgroup" and controller in kind[-1].split(",")
         if is_v1 or kind[0] == "cgroup2":
             root, where = map(_plain, fields[3:5])
-            yield _V1 if is_v1 else _V2, root, Path(where)
+            yield not is_v1, root, Path(where)
 
 
 def _plain(path: str) -> str:
@@ -85,6 +100,17 @@ def _room(group: Path, files: _Files) -> int | None:
         return None
     cache = [line.split()[1] for line in _lines(group / "memory.stat") if _is(line, files.cache)]
     return max(0, min(limits) - int(used) + sum(map(int, cache)))
+
+
+def _cpus(group: Path, is_v2: bool) -> float | None:
+    """The limit of one group: time that it may run in each period of time."""
+    if is_v2:
+        quota, period = [*_text(group / "cpu.max").split(), "", ""][:2]
+    else:
+        quota, period = (_text(group / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+    if not quota.isdigit() or not period.isdigit() or not int(period):
+        return None  # `max`, or -1
+    return int(quota) / int(period)
 
 
 def _is(line: str, name: str) -> bool:
