@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from llama.tokenizer.base import Template, Tokenizer
 
 PART_ROWS, PART_BYTES = 512, 1 << 20
 """A part ends at whichever comes first. It is what one process holds at a time."""
+_NUMBER = 8
+"""Bytes of what is no text."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def parts(files: Sequence[Path], starts: list[int]) -> Iterator[Part]:
         for item in items(path):
             part.items.append(item)
             last = item[0]
-            size += len(item[2])
+            size += size_of(item[2])
             if len(part.items) == PART_ROWS or size >= PART_BYTES:
                 yield part
                 part, size = Part(path, part.unit, part.start), 0
@@ -79,6 +82,15 @@ def parts(files: Sequence[Path], starts: list[int]) -> Iterator[Part]:
         if part.items:
             yield part
         next_start += last
+
+
+def size_of(item: Any) -> int:
+    """Bytes or characters that an item holds, roughly: of a row of a table those of its values."""
+    if isinstance(item, dict):
+        return sum(map(size_of, item.values()))
+    if isinstance(item, list | tuple):
+        return sum(map(size_of, item))
+    return len(item) if isinstance(item, str | bytes) else _NUMBER
 
 
 def make(part: Part, making: Making, first: int | None = None) -> Made:

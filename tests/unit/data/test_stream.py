@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from llama.data import stream
 from llama.data.records import read_records
+from llama.data.store import making
 from llama.data.stream import UnsoundError, items, parsed, records_at
 from llama.errors import UserError
 
@@ -90,6 +91,18 @@ def test_the_same_records_as_read_whole(
     chosen = [0, 1, 36, 37, 69, 70, 200, 299]
     places = [found[i][1] for i in chosen]
     assert list(records_at(tmp_path / "rows", places)) == [expected[i][1] for i in chosen]
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
+def test_parts_are_of_like_size_in_every_kind_of_file(
+    write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a table's rows too, which once counted as many bytes as they have columns."""
+    monkeypatch.setattr(making, "PART_BYTES", 500)
+    write(tmp_path / "rows")
+    found = list(making.parts([tmp_path / "rows"], []))
+    rows = [len(part.items) for part in found]
+    assert sum(rows) == len(ROWS) and max(rows) < 40
 
 
 def outcome(path: Path) -> Any:
