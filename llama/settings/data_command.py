@@ -9,7 +9,7 @@ from pathlib import Path
 from llama.settings.data_sets import check_plain, check_sets, check_split
 from llama.settings.model import RowOptions
 from llama.settings.options.marks import POSITIONAL
-from llama.settings.validate import at_least, check_model
+from llama.settings.validate import at_least, check_model, check_seed
 
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
@@ -40,8 +40,11 @@ class DataOptions(RowOptions):
 
 def check_data(options: DataOptions) -> list[str]:
     """Every problem of `data`'s settings; whether there are such rows comes later."""
+    in_vain = options.seed > 0 and options.eval_split is None
     return [
         *check_model(options),
+        *check_seed(options.seed),
+        *(["--seed: has no effect without --eval_split"] if in_vain else []),
         *at_least(2, seq_len=options.seq_len),
         *check_sets(options.data),
         *check_plain("eval_data", options.eval_data),

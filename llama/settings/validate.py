@@ -49,7 +49,7 @@ def check_train(options: TrainOptions, world_size: int) -> list[str]:
         *_check_method(options),
         *_check_init_adapter(options),
         *check_degrees(options, world_size),
-        *_check_seed(options.seed),
+        *check_seed(options.seed),
         *check_sets(options.data),
         *check_plain("eval_data", options.eval_data),
         *check_split(options.eval_split, options.eval_data),
@@ -92,7 +92,7 @@ def checked_verify(options: VerifyOptions, world_size: int) -> dict[str, Any]:
         *at_least(8, seq_len=options.seq_len),
         *_check_method(options),
         *check_degrees(options, world_size),
-        *_check_seed(options.seed),
+        *check_seed(options.seed),
     ]
     return _with_deepspeed(problems, options, options.deepspeed, Ranks.launched(world_size))
 
@@ -123,7 +123,7 @@ def check_answering(options: AnswerOptions) -> list[str]:
         *check_use(options),
         *check_held(options.base),
         *at_least(1, max_new_tokens=options.max_new_tokens),
-        *_check_seed(options.seed),
+        *check_seed(options.seed),
     ]
     if not 0 <= options.temperature < math.inf:
         expected = "expected a finite number of at least 0"
@@ -143,7 +143,7 @@ def check_benchmark(options: BenchmarkOptions, world_size: int) -> list[str]:
         *at_least(2, seq_len=options.seq_len),
         *_check_method(options),
         *check_degrees(options, world_size),
-        *_check_seed(options.seed),
+        *check_seed(options.seed),
     ]
     if not options.data:
         problems += [
@@ -173,7 +173,7 @@ def check_ablate(options: AblateOptions) -> list[str]:
         *at_least(1, steps=options.steps),
         *at_least(2, seq_len=options.seq_len, rows=options.rows),
         *check_lora(options.lora),
-        *_check_seed(options.seed),
+        *check_seed(options.seed),
         *check_plain("data", options.data),
         *check_plain("eval_data", options.eval_data),
         *check_output(options.output_dir, unused=False),
@@ -258,7 +258,8 @@ def at_least(least: int, **values: int | None) -> list[str]:
     ]
 
 
-def _check_seed(seed: int) -> list[str]:
+def check_seed(seed: int) -> list[str]:
+    """The problem of a seed that is none to PyTorch."""
     if 0 <= seed < SEED_LIMIT:
         return []
     return [f"--seed: expected from 0 to below 2**63, found {seed}"]

@@ -10,15 +10,18 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from llama.commands.doctor.options import DoctorOptions
+from llama.data.rows import bundled
 from llama.errors import UserError
 from llama.settings import (
     BenchmarkOptions,
+    DataOptions,
     EvaluateOptions,
     GenerateOptions,
     LoRAOptions,
     PlanOptions,
     TrainOptions,
     check_benchmark,
+    check_data,
     check_evaluate,
     check_generate,
     check_lora,
@@ -95,6 +98,20 @@ def test_lora(lora: LoRAOptions, line: str):
     (found,) = check_lora(lora)
     assert line in found
     assert found in check_train(train(lora=lora), world_size=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"eval_split": 0.1, "seed": -1}, "--seed: expected from 0 to below 2**63, found -1"),
+        ({"seed": 2**63, "eval_split": 0.1}, "--seed: expected from 0"),
+        ({"seed": 5}, "--seed: has no effect without --eval_split"),
+        ({"seq_len": 1}, "--seq_len: expected at least 2"),
+    ],
+)
+def test_data(changes: dict[str, Any], line: str) -> None:
+    (found,) = check_data(DataOptions(data=[bundled("heldout_40")], **changes))
+    assert line in found
 
 
 @pytest.mark.parametrize(
