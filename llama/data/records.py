@@ -6,6 +6,7 @@ import codecs
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Sequence
 from json.decoder import WHITESPACE  # pyright: ignore[reportAttributeAccessIssue]
 from pathlib import Path
@@ -28,6 +29,8 @@ TABLES: dict[str, Callable[[pyarrow.BufferReader], pyarrow.Table]] = {
 """How each kind of file that holds columns is read."""
 CSV_NAMES = {".csv": ",", ".tsv": "\t"}
 """How the names of CSV files end, and what parts the values of one by that name."""
+_JSON_BEGINS = re.compile(rb"(?:\xef\xbb\xbf)?\s*[\[{]\s*[\[{\"\]}]")
+"""A list or an object with something of JSON's in it: no `[id],text`."""
 LONGEST_CELL = 1 << 30
 """Characters of one value of a CSV file; Python's own limit is 131,072."""
 SHOWN = 20
@@ -101,9 +104,11 @@ def read_records(path: Path) -> tuple[list[tuple[int, Any]], str]:
 
 def kind_by(path: Path, head: bytes) -> str | None:
     """The kind of a file that begins with `head`. Its content decides, and its name where that
-    tells nothing: a CSV file of one column looks like any text."""
+    tells nothing: a CSV file of one column looks like any text, and the name of a column may begin
+    as JSON does."""
     kind = kind_of(head)
-    return CSV if kind in (None, TEXT) and path.suffix.lower() in CSV_NAMES else kind
+    unsure = kind in (None, TEXT) or (kind == JSON and not _JSON_BEGINS.match(head))
+    return CSV if unsure and path.suffix.lower() in CSV_NAMES else kind
 
 
 def no_rows(path: Path) -> UserError:

@@ -225,6 +225,7 @@ def test_bad_files(tmp_path: Path, content: bytes, said: str) -> None:
 CSV_OF_ANY_NAME = {
     "one column": ("text\nhello world\nagain\n", ["hello world", "again"]),
     "one column that holds commas": ('text\n"one, two"\n', ["one, two"]),
+    "a name in brackets": ("[id],text\n0,a\n", ["a"]),
     "a first column without a name": (",text\n0,a\n1,b\n", ["a", "b"]),
     "a script of no spaces": ("text;\u8d28\u95ee\n\u6328\u62f6\u3000;x\n", ["\u6328\u62f6\u3000"]),
     "joiners and control characters": ("text\na\u200d\ufeffb\x1b\n", ["a\u200d\ufeffb\x1b"]),
