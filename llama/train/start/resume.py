@@ -34,9 +34,10 @@ from llama.train.start.folder import (
 from llama.train.start.identity import CONTENTS, differences, identity, topology
 from llama.train.start.inputs import Inputs
 from llama.train.start.schedule import Schedule
+from llama.train.start.users_files import require_none
 
-_RESULTS = tuple(kind.RESULT for kind in KINDS.values())
-_WRITTEN = (*WRITTEN, *_RESULTS, *(kind.LAST for kind in KINDS.values()))
+_RESULTS = tuple(name for kind in KINDS.values() for name in (kind.RESULT, kind.LAST))
+_WRITTEN = (*WRITTEN, *_RESULTS)
 
 
 @dataclass
@@ -92,6 +93,8 @@ class Resumer:
             asked = Path(options.resume)
             folder = folder or _run_of(asked)
         used = folder is not None and holds_run(folder)
+        if folder is not None:
+            require_none(folder, options, self._inputs.method, used)
         try:
             if folder is not None and used:
                 self._take(folder)

@@ -259,3 +259,67 @@ def test_a_folder_that_cannot_be_locked_is_refused(run: Run) -> None:
     (run.folder / ".lock").mkdir(parents=True)
     line = refusal(run)
     assert line.startswith(f"--output_dir: {run.folder} cannot be written in: Is a directory")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("adapter/a.bin", "adapter_last/a.bin", "best/step-3/a.bin"),
+        *("metrics.jsonl", "norms.jsonl", "samples.jsonl", "summary.json", "report.html"),
+    ],
+)
+def test_what_is_of_no_run_is_not_written_over(run: Run, name: str) -> None:
+    path = run.folder / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    before = contents(run.folder)
+    held = name.split("/")[0]
+    assert refusal(run) == (
+        f"--output_dir: {run.folder} holds {held}, which is of no run: give an empty folder"
+    )
+    assert contents(run.folder) == before
+
+
+def test_a_link_of_the_user_s_is_not_written_over(run: Run) -> None:
+    run.folder.mkdir()
+    (run.folder / "adapter").symlink_to("not mounted")
+    assert "holds adapter, which is of no run" in refusal(run)
+
+
+def test_what_a_killed_start_left_and_what_no_run_replaces_is_in_no_one_s_way(run: Run) -> None:
+    """Adapters beside a model that lies there: such a run writes no model/."""
+    for name in ("tensorboard/train", "best", "model"):
+        (run.folder / name).mkdir(parents=True)
+    for name in ("log.txt", "log-rank-1.txt", ".lock", "notes.txt", "model/config.json"):
+        (run.folder / name).write_text("something")
+    for name in ("metrics.jsonl", "norms.jsonl"):
+        (run.folder / name).write_text("")
+    with run.resumed() as start:
+        assert start.step == 0
+
+
+def test_no_run_writes_over_the_model_that_it_trains(run: Run) -> None:
+    """Nor over what it is given besides, be there a run already, or a link on the way."""
+    model = Path(run.inputs.options.model)
+    full = run.given(method="full", output_dir=model.parent)
+    full = Run(full.inputs, model.parent)
+    said = f"--output_dir: the run would write {model}, where --model {model} is: give another"
+    assert refusal(full) == f"{said} folder"
+    (link := model.parent / "link").symlink_to(model.parent)
+    assert "--model" in refusal(full.given(model=str(link / "model")))
+    tokenizer = {"model": "random:llama-7b", "tokenizer": model / "tokenizer.json"}
+    assert "--tokenizer" in refusal(full.given(**tokenizer))
+    run.save(3)
+    (run.folder / "adapter").mkdir()
+    (run.folder / "adapter" / "adapter_config.json").write_text("{}")
+    assert "--init_adapter" in refusal(run.given(init_adapter=run.folder))
+
+
+def test_a_last_result_without_its_checkpoints_is_not_removed(run: Run) -> None:
+    (run.folder / "adapter_last").mkdir(parents=True)
+    (run.folder / "run.json").write_text("{}")
+    assert "holds the adapter_last of a run whose checkpoints are gone" in refusal(run)

@@ -29,8 +29,10 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def resumer(folder: Path | None, resume: str = "auto", meanwhile: Path | None = None) -> Resumer:
     """One that has no model; another process begins a run in `meanwhile` while it reads inputs."""
-    options = mock.Mock(output_dir=folder, resume=resume)
+    given = {"model": "random:tiny", "init_adapter": None, "tokenizer": None}
+    options = mock.Mock(output_dir=folder, resume=resume, **given)
     inputs = mock.Mock(options=options)
+    inputs.method.RESULT, inputs.method.LAST = "adapter", "adapter_last"
     inputs.source.config.parameter_count.return_value = 1
 
     def read(*_: object) -> dict[str, str]:
