@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from llama.errors import UserError
+from llama.files import life
 from llama.files.inputs import file_problem, is_folder, read_text
 from llama.files.json_text import json_text
 from llama.files.kinds import SAFETENSORS, TEXTS
@@ -86,6 +87,7 @@ def check_listed(folder: Path, name: str, entry: dict[str, Any]) -> None:
     found = hashlib.sha256()
     with open_saved(folder / name, entry["bytes"]) as file:
         while chunk := file.read(_CHUNK):
+            life.show()
             found.update(chunk)
     _require(folder / name, found.hexdigest(), entry)
 

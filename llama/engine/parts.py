@@ -17,6 +17,7 @@ from torch import nn
 
 from llama.engine.optimizer_state import OptimizerState
 from llama.engine.zero3 import gathered
+from llama.files import life
 from llama.parallel.layers import joined, shard_dim
 from llama.parallel.mesh import Mesh
 from llama.parallel.shares import own_values
@@ -180,6 +181,7 @@ def checksum(tensor: torch.Tensor) -> torch.Tensor:
     flat = tensor.detach().contiguous().flatten().view(_BITS[tensor.element_size()])
     total = torch.zeros((), dtype=torch.int64, device=flat.device)
     for start in range(0, flat.numel(), _CHUNK):
+        life.show()
         bits = flat[start : start + _CHUNK].long()
         place = torch.arange(start, start + bits.numel(), device=flat.device)
         total += (bits * (2 * place + 1)).sum()

@@ -25,7 +25,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from llama.files import life
 from llama.files.inputs import is_folder
+from llama.files.new_file import NewFile
 
 _PARTIAL, _OLD, _GONE = ".partial", ".old", ".gone"
 
@@ -160,6 +162,7 @@ def _put_back(old: Path, folder: Path) -> None:
 
 def _delete(path: Path) -> None:
     """Whatever is there, if anything is."""
+    life.show()
     if is_folder(path):
         shutil.rmtree(path)
     elif os.path.lexists(path):
@@ -171,6 +174,7 @@ def _beside(path: Path, ending: str) -> Path:
 
 
 def _link(path: Path, to: Path) -> None:
+    life.show()
     os.makedirs(to.parent, exist_ok=True)
     try:
         os.link(path, to)
@@ -180,14 +184,12 @@ def _link(path: Path, to: Path) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    file = NewFile(path)
     try:
-        rest = memoryview(content)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
-        os.fsync(descriptor)
+        file.write(content)
+        file.finish()
     finally:
-        os.close(descriptor)
+        file.close()
 
 
 def _sync(path: Path) -> None:

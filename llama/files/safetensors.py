@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -17,6 +16,7 @@ from llama.errors import UserError
 from llama.files.inputs import filled_file_problem
 from llama.files.json_text import json_text
 from llama.files.kinds import SAFETENSORS
+from llama.files.new_file import NewFile
 
 FLOATS = ("F16", "BF16", "F32", "F64")
 """Its types of floating-point numbers."""
@@ -60,7 +60,7 @@ class TensorFile:
         text = json_text(header).encode()
         text += b" " * (-len(text) % 8)
         self._to_come.reverse()
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        self._file = NewFile(path)
         self._write(len(text).to_bytes(8, "little") + text)
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
@@ -70,21 +70,16 @@ class TensorFile:
         self._write(flat.view(torch.uint8).numpy().data)
 
     def _write(self, content: bytes | memoryview) -> None:
-        rest = memoryview(content)
-        while rest:
-            rest = rest[os.write(self._descriptor, rest) :]
+        self._file.write(content)
 
     def finish(self) -> None:
         """Have all of it on the disk."""
         assert not self._to_come
-        os.fsync(self._descriptor)
-        self.close()
+        self._file.finish()
 
     def close(self) -> None:
         """Let go of the file, finished or not."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._file.close()
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import FrameType
 
 from llama.errors import TrainingError
+from llama.files import life
 from llama.launch.parent import GONE
 from llama.notes import say
 
@@ -54,10 +55,10 @@ _LOST = re.compile(
 class Ends:
     """Watches over one rank's training; a context around it.
 
-    `hang_timeout` is in seconds: a rank of which `beat` hears nothing for so long is ended with
-    status 1, after the stacks of its threads went to standard error and to `hang-rank-N.txt` in
-    `folder`. Raises `TrainingError` in place of what a collective raises when another rank has
-    gone."""
+    `hang_timeout` is in seconds: a rank that shows no sign of life (`llama/files/life.py`) for so
+    long is ended with status 1, after the stacks of its threads went to standard error and to
+    `hang-rank-N.txt` in `folder`. Raises `TrainingError` in place of what a collective raises when
+    another rank has gone."""
 
     def __init__(self, rank: int, folder: Path, hang_timeout: float) -> None:
         self.rank = rank
@@ -68,7 +69,6 @@ class Ends:
         self._wish = 0
         self._first: float | None = None
         self._step = 0
-        self._last_beat = time.monotonic()
         self._closing = False
         self._thread = threading.Thread(target=self._watch, name="ends", daemon=True)
 
@@ -80,7 +80,7 @@ class Ends:
         for number in _SIGNALS:
             signal.signal(number, _to_the_thread)
             signal.siginterrupt(number, False)  # no system call of a library's is to fail for it
-        self.beat()
+        life.show()
         self._thread.start()
         return self
 
@@ -103,10 +103,6 @@ class Ends:
         os.close(self._reader)
         os.close(self._writer)
 
-    def beat(self) -> None:
-        """The rank is alive: call it at least at every micro-batch."""
-        self._last_beat = time.monotonic()
-
     @property
     def wish(self) -> int:
         """What this rank was asked for so far; 0: nothing. Of all ranks' the highest prevails."""
@@ -115,7 +111,7 @@ class Ends:
     def stops(self, step: int, wish: int) -> bool:
         """Whether training is to stop here, after optimizer step `step`, by what the ranks agreed
         on. `status` then holds what to exit with."""
-        self.beat()
+        life.show()
         self._step = step
         self.status = _WISHES[wish]
         return self.status != 0
@@ -133,7 +129,7 @@ class Ends:
                 self._wish = max(self._wish, 1)
             late = time.monotonic() - before - _TICK
             if late > _TICK:  # stopped as a whole (Ctrl-Z, a scheduler's pause): that is no hang
-                self._last_beat += late
+                life.was_stopped(late)
             self._end_if_hung()
 
     def _received(self, number: int) -> None:
@@ -147,7 +143,7 @@ class Ends:
             os._exit(128 + number)
 
     def _end_if_hung(self) -> None:
-        silent = time.monotonic() - self._last_beat
+        silent = life.silence()
         if silent < self._hang_timeout:
             return
         where, waits = _standing(self._thread.ident)

@@ -9,6 +9,7 @@ import torch
 
 from llama.engine import Engine
 from llama.engine.state import Tensors
+from llama.files import life
 from llama.files.run_folder import MODEL
 from llama.methods.about import About
 from llama.methods.method import Hints, Method, Shapes, Watched
@@ -81,6 +82,7 @@ class FullMethod(Method):
         huggingface.beside = about.files(template=False)
         writer = _Failing(huggingface)
         for name in names:
+            life.show()
             value = engine.parts.whole(name)
             if mesh.is_main:
                 writer.add(name, value)

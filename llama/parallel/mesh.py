@@ -13,6 +13,7 @@ from fairscale.nn.model_parallel import initialize as fairscale_groups
 from fairscale.nn.model_parallel import mappings
 
 from llama.errors import TrainingError, UserError
+from llama.files import life
 from llama.parallel.sequence import ALONE, SequenceParallel
 from llama.parallel.sums import Sums
 
@@ -176,7 +177,8 @@ class Mesh:
         options.timeout, options.device = PATIENCE, torch.device("cpu")  # gloo, wherever it runs
         assert dist.group.WORLD is not None
         try:
-            dist.group.WORLD.barrier(options).wait()
+            with life.excused():
+                dist.group.WORLD.barrier(options).wait()
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise TrainingError(f"rank {self.rank} waited for another in vain: {reason}") from error

@@ -179,7 +179,7 @@ class Run:
 
     def _train(self) -> None:
         comparison = samples.Comparison(self.inputs, self.model, self.mesh)
-        show_life(self.model, self.ends.beat)
+        show_life(self.model)
         if self.start.source is None:
             self.summary |= {"steps": 0, "eval_loss_before": self._evaluate(), "epoch_losses": []}
             self.state.samples_before = comparison.before()

@@ -16,6 +16,7 @@ from unittest import mock
 import psutil
 import pytest
 
+from llama.files import life
 from llama.launch.parent import is_launcher
 from llama.launch.stopping import _standing
 from llama.parallel.mesh import SINGLE, Mesh
@@ -247,7 +248,10 @@ def test_a_rank_that_waits_for_a_slow_one_is_not_taken_for_the_one_that_hangs() 
         try:
             assert came.wait(10)
             assert _standing(None)[1]
+            life.was_stopped(-1000)
+            assert life.silence() == 0, "the other rank is the one to say that it hangs"
         finally:
             goes_on.set()
             waiting.join()
     assert not _standing(None)[1]
+    assert life.silence() < 1000, "the wait was none of its own silence"

@@ -7,6 +7,7 @@ import torch
 
 from llama.data.batches import make_batch
 from llama.data.feed import model_inputs
+from llama.files import life
 from llama.fused.install import install
 from llama.model.kept import Kept
 from llama.train.life import show_life
@@ -19,7 +20,9 @@ LAYERS = TINY.n_layers
 
 @pytest.mark.parametrize("kept", Kept, ids=str)
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
-def test_every_block_shows_life_forwards_and_backwards(fused: bool, kept: Kept) -> None:
+def test_every_block_shows_life_forwards_and_backwards(
+    fused: bool, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The fused form calls no module, and a plain block that is recomputed goes through
     `run_block` only once. The model's call shows life too."""
     model = trained_model(0.0)
@@ -28,7 +31,8 @@ def test_every_block_shows_life_forwards_and_backwards(fused: bool, kept: Kept) 
         assert install(model) is None
     beats: list[int] = []
     run_model = model.run_model
-    show_life(model, lambda: beats.append(1))
+    monkeypatch.setattr(life, "show", lambda: beats.append(1))
+    show_life(model)
     assert model.run_model is run_model, "which may be one that can forget"
     loss = model(**INPUTS)
     assert len(beats) == 1 + LAYERS
@@ -49,7 +53,7 @@ def test_showing_life_changes_neither_the_form_nor_the_numbers() -> None:
         for block in model.layers:
             block.attention.register_forward_hook(lambda *_, calls=calls: calls.append("plain"))
         if watched:
-            show_life(model, lambda: None)
+            show_life(model)
         model(**INPUTS).backward()
         assert calls == []
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
