@@ -14,9 +14,9 @@ class JSONLines:
     """One line for each moment, flushed at once: a killed run keeps what it had reached."""
 
     def __init__(self, path: Path, lines: list[str] | None = None) -> None:
-        """`lines` are those that the file begins with."""
+        """`lines` are those that the file begins with, a byte that is no text as a surrogate."""
         self.lines = len(lines or [])
-        write_file(path, "".join(lines or []).encode())
+        write_file(path, "".join(lines or []).encode(errors="surrogateescape"))
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, step: int, values: dict[str, Any]) -> None:

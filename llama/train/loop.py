@@ -159,10 +159,11 @@ class Run:
 
     def _write_record(self) -> None:
         def write() -> None:
-            self.report.check()
+            earlier = self.report.earlier()
             more = (self.resumer, self.verdict)
             record = write_record(self.inputs, self.plan, self.mesh, self.device, *more)
-            self.report.begin(record, self.options.report_to)
+            self.report.begin(earlier, record, self.options.report_to)
+            self.report.check()
 
         on_main(self.mesh, write)
 

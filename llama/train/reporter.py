@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import islice, takewhile
 from typing import Any
 
@@ -34,8 +35,18 @@ _NO_SETTINGS = ("command", "working_directory", "notes", "resumed", "plan")
 """Of run.json, what is no setting: not told elsewhere."""
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """Lines of a run's files that were written before the checkpoint."""
+
+    lines: list[str]
+    """Of metrics.jsonl."""
+    norms: list[str]
+    """Of norms.jsonl."""
+
+
 class Reporter:
-    """Takes what happened. Nothing is written where the rank is not the main one."""
+    """Takes what happened. Nothing is written before `begin`, nor by any rank but the main one."""
 
     def __init__(
         self, start: Start, method: Method, total_steps: int, mesh: Mesh, device: torch.device
@@ -48,24 +59,28 @@ class Reporter:
         """What went wrong in writing, on this rank; the others are to be told."""
         self._lines: JSONLines | None = None
         self._norms: JSONLines | None = None
+        self._start = start
         self._watched = Watched(start.folder, start.step, Ids(start.folder))
         self._places = Places()
         self._best = math.inf
-        self._before = lines_before(start) if mesh.is_main else []
-        if mesh.is_main:
-            with self._guarded():
-                self._lines = JSONLines(start.folder / METRICS, self._before)
-                self._norms = JSONLines(start.folder / NORMS, norms_before(start))
 
-    def begin(self, config: Mapping[str, Any], report_to: Sequence[str]) -> None:
-        """Have the run be watched in the places `report_to`; `config` is what it is, as run.json
-        has it. For the main rank."""
+    def earlier(self) -> Earlier:
+        """What an earlier process of this run has written. For the main rank. Raises
+        `TrainingError` where that cannot be read."""
+        return Earlier(lines_before(self._start), norms_before(self._start))
+
+    def begin(self, earlier: Earlier, config: Mapping[str, Any], report_to: Sequence[str]) -> None:
+        """Write from now on, behind what is `earlier`, and have the run be watched in the places
+        `report_to`; `config` is what it is, as run.json has it. For the main rank, once nothing is
+        left on which the start of the run may fail: what an earlier process has written after the
+        checkpoint is gone then."""
         with self._guarded():
+            self._lines = JSONLines(self._start.folder / METRICS, earlier.lines)
+            self._norms = JSONLines(self._start.folder / NORMS, earlier.norms)
             told = {key: value for key, value in config.items() if key not in _NO_SETTINGS}
             self._places.open(report_to, self._watched, _as_json(told), self.say)
-            for line in read_whole(self._before):
+            for line in read_whole(earlier.lines):
                 self._tell(line)
-            self._before = []
 
     def say(self, line: str) -> None:
         self.progress.say(line)
@@ -203,7 +218,7 @@ def lines_before(start: Start) -> list[str]:
 def read_whole(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Those of `lines` that can be read: one that is spoilt is not told again, and ends no run."""
     for line in lines:
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             found = json.loads(line)
             if isinstance(found, dict) and isinstance(found.get("step"), int):
                 yield found
@@ -222,16 +237,19 @@ def _earlier(start: Start, name: str, kept: Callable[[Iterable[str]], Iterable[s
     path = start.source.parent.parent / name
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8") as file:
-        return list(kept(file))
+    try:  # a byte that a disk has spoilt is carried along as it is
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            return list(kept(file))
+    except OSError as error:
+        why = error.strerror or error
+        raise TrainingError(
+            f"{path}: cannot be read: {why}; make it readable, or take it away to go on without it"
+        ) from error
 
 
 def _step(line: str) -> float:
     """Infinite for a line that a killed run did not end: it is of no step before a checkpoint."""
-    try:
-        return json.loads(line)["step"]
-    except ValueError:
-        return math.inf
+    return next((found["step"] for found in read_whole([line])), math.inf)
 
 
 def _of_b(step: Step) -> dict[str, float]:

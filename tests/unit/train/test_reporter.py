@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
 
 from llama.checkpoint import RunState
+from llama.errors import TrainingError
 from llama.files.json_text import json_text
-from llama.train.reporter import norms_before, read_whole, shown
+from llama.parallel.mesh import SINGLE, Mesh
+from llama.train.reporter import Reporter, norms_before, read_whole, shown
 from llama.train.start.resume import Start
 
 
@@ -40,3 +46,49 @@ def test_norms_of_a_checkpoint_s_own_step_and_later_are_taken_again(tmp_path: Pa
 def test_a_spoilt_line_is_not_told_again_and_ends_no_run() -> None:
     lines = ['{"step": 1, "loss": null}\n', '{"step"', "3\n", '{"loss": 2}\n', '{"step": 2}\n']
     assert [line["step"] for line in read_whole(lines)] == [1, 2]
+
+
+def reporter(folder: Path, branch: Path | None = None, **start: Any) -> Reporter:
+    """Of a run in `folder`, or in `branch` that goes on from it."""
+    method: Any = None
+    begun = Start(branch or folder, source=folder / "checkpoints" / "step-1", **start)
+    return Reporter(begun, method, 4, Mesh(0, 1, SINGLE, 0, 1, None), torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def test_a_start_that_ends_before_the_run_begins_changes_no_line(tmp_path: Path) -> None:
+    """As where memory gives out while the weights load: the run that was there was whole."""
+    for name in ("metrics.jsonl", "norms.jsonl"):
+        (tmp_path / name).write_text('{"step": 1}\n{"step": 2}\n')
+    report = reporter(tmp_path, run=RunState(metrics_lines=1, evaluated=1))
+    earlier = report.earlier()
+    for name in ("metrics.jsonl", "norms.jsonl"):
+        assert (tmp_path / name).read_text() == '{"step": 1}\n{"step": 2}\n'
+    report.begin(earlier, {}, ("none",))
+    for name in ("metrics.jsonl", "norms.jsonl"):
+        assert (tmp_path / name).read_text() == '{"step": 1}\n'
+    assert report.lines == 1
+
+
+def test_bytes_that_are_no_text_are_carried_along(tmp_path: Path) -> None:
+    spoilt = b'{"step": 1, "loss": "\xff"}\n\xfe\r\n[1]\n{"step": 9}\n'
+    for name in ("metrics.jsonl", "norms.jsonl"):
+        (tmp_path / name).write_bytes(spoilt)
+    (branch := tmp_path / "branch").mkdir()
+    report = reporter(tmp_path, branch, run=RunState(metrics_lines=4, evaluated=9))
+    report.begin(report.earlier(), {}, ("none",))
+    assert (branch / "metrics.jsonl").read_bytes() == spoilt
+    assert (branch / "norms.jsonl").read_bytes() == spoilt[: spoilt.index(b"\xfe")]
+
+
+def test_lines_that_cannot_be_read_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path := tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+
+    def failing(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", failing)
+    with pytest.raises(TrainingError) as ended:
+        reporter(tmp_path).earlier()
+    assert str(ended.value).startswith(f"{path}: cannot be read: Permission denied; make it")
