@@ -59,7 +59,8 @@ class About:
     eval_loss_before: float | None
     eval_loss: float | None
     """At this step; None where it was not evaluated here."""
-    epoch_losses: Sequence[float]
+    epoch_losses: Sequence[float | None]
+    """None of an epoch of which no step counted."""
 
     def files(self, template: bool = True) -> dict[str, bytes]:
         """Name to content of `FILES`; the template only if asked for."""

@@ -48,7 +48,7 @@ def closing(inputs: Inputs, folder: Path, summary: dict[str, Any], precision: st
     """The last lines of a run that came to its end: what it has learnt, where that is, and the
     commands that come next. `precision` is what it computed in."""
     method = inputs.method
-    losses = ", ".join(f"{loss:.4f}" for loss in summary["epoch_losses"])
+    losses = ", ".join(map(shown, summary["epoch_losses"]))
     result = f"{method.RESULT_TITLE}: {folder / method.RESULT}"
     if inputs.held_out is not None and summary["kept_step"] != summary["steps"]:
         result += f", of step {summary['kept_step']}; of the last, {folder / method.LAST}"

@@ -8,12 +8,16 @@ microsoft/LoRA#120), so it stops and names the tensors.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import nn
 
-from llama.engine import Engine
+from llama.checkpoint import RunState
+from llama.engine import Engine, Step
 from llama.errors import TrainingError
-from llama.methods.method import Watched
+from llama.methods.method import Method, Watched
 
 
 class FirstStepsCheck:
@@ -33,7 +37,8 @@ class FirstStepsCheck:
         }
         self._hooks = [p.register_hook(self._watch(name)) for name, p in trainable.items()]
         self.tensors = len(self._before)
-        self._counted = 0
+        self.counted = 0
+        """Steps so far that should have moved every tensor."""
         self.done = False
 
     def _watch(self, name: str):
@@ -49,8 +54,8 @@ class FirstStepsCheck:
         steps have counted; before that, and when all is well, nothing."""
         if self.done or not applied or learning_rate <= 0:
             return []
-        self._counted += 1
-        if self._counted < self.STEPS:
+        self.counted += 1
+        if self.counted < self.STEPS:
             return []
         self.done = True
         for hook in self._hooks:
@@ -67,10 +72,52 @@ class FirstStepsCheck:
             if not (had and moved):
                 what = "has had no gradient" if not had else "has had a gradient but has not moved"
                 problems.append(
-                    f"{name} {what} after {self._counted} optimizer steps: it is not being trained"
+                    f"{name} {what} after {self.counted} optimizer steps: it is not being trained"
                 )
         self._before.clear()
         return problems
+
+
+class FirstSteps:
+    """What is looked at in the first steps of one run, and whether there were any, at its end."""
+
+    def __init__(
+        self, engine: Engine, method: Method, state: RunState, summary: dict[str, Any]
+    ) -> None:
+        self._engine, self._state, self._summary = engine, state, summary
+        self._check = (
+            None if state.trains else FirstStepsCheck(engine.trainable, method.watched(engine))
+        )
+
+    def after(self, step: Step, detail: Callable[[str], None]) -> None:
+        """Call after every step; `detail` takes a line for the log. Raises `TrainingError`."""
+        check, summary = self._check, self._summary
+        if check is not None:
+            problems = check.after_step(step.applied, step.learning_rate)
+            if problems:
+                raise TrainingError("\n".join(problems))
+            if check.done:
+                summary["first_steps"] = {"step": self._engine.steps, "tensors": check.tensors}
+                self._state.trains, self._check = True, None
+        if "optimizer_state_bytes" not in summary:
+            summary["optimizer_state_bytes"] = held = optimizer_state_bytes(self._engine)
+            detail(f"optimizer states: {held:,} bytes on this rank")
+
+    def at_the_end(self) -> list[str]:
+        """Raises `TrainingError` where the run has trained nothing; a line where it had too few
+        steps to tell."""
+        engine, check = self._engine, self._check
+        if engine.skipped == engine.steps:
+            raise TrainingError(
+                f"every one of the {engine.steps} steps was skipped, for the reasons that are said "
+                "above and in metrics.jsonl: nothing was trained"
+            )
+        if check is None:
+            return []
+        return [
+            f"steps with an update at a rate above zero: {check.counted}; that every tensor trains "
+            f"is seen after {check.STEPS}, and was not checked here"
+        ]
 
 
 def optimizer_state_bytes(engine: Engine) -> int:

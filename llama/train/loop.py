@@ -37,11 +37,11 @@ from llama.train import samples
 from llama.train.best import Best
 from llama.train.ending import UNKNOWN, closing, draw_report, finished_already, in_words
 from llama.train.evaluation import held_out_loss
-from llama.train.first_steps import FirstStepsCheck, optimizer_state_bytes
+from llama.train.first_steps import FirstSteps
 from llama.train.life import show_life
 from llama.train.origin import about, origin_of
 from llama.train.record import write_json, write_record
-from llama.train.reporter import Reporter
+from llama.train.reporter import Reporter, shown
 from llama.train.start.fits import Verdict, require_fit
 from llama.train.start.inputs import Inputs, read_inputs
 from llama.train.start.overview import said_first
@@ -116,11 +116,7 @@ class Run:
             self.report.say(f"checkpointing auto: {summary(self.model.kept)}")
         resumer.restore(self.engine)
         self.ends = Ends(mesh.rank, self.folder, self.options.hang_timeout)
-        self.check = (
-            None
-            if self.state.trains
-            else FirstStepsCheck(self.engine.trainable, self.method.watched(self.engine))
-        )
+        self.first_steps = FirstSteps(self.engine, self.method, self.state, self.summary)
         self.watch = Stopwatch()
         store = Store(self.folder / CHECKPOINTS)
         self.saver = saver_of(self.method, self.engine, store, self.options.keep)
@@ -216,9 +212,9 @@ class Run:
             self._after_step(step, self.watch.lap())
             if self.ends.status:
                 return
-        mean = state.loss_sum / max(state.supervised, 1)
+        mean = state.loss_sum / state.supervised if state.supervised else None
         self.summary["epoch_losses"].append(mean)
-        self.report.say(f"epoch {state.epoch}: average loss {mean:.4f}")
+        self.report.say(f"epoch {state.epoch}: average loss {shown(mean)}")
         state.epoch, state.window, state.loss_sum, state.supervised = state.epoch + 1, 0, 0.0, 0
         self._evaluate_where_due()
 
@@ -226,17 +222,7 @@ class Run:
         """Check, report, save where it is due or the run is to stop here."""
         state, number = self.state, self.engine.steps
         self.summary["steps"] = number
-        if self.check is not None:
-            problems = self.check.after_step(step.applied, step.learning_rate)
-            if problems:
-                raise TrainingError("\n".join(problems))
-            if self.check.done:
-                self.summary["first_steps"] = {"step": number, "tensors": self.check.tensors}
-                state.trains, self.check = True, None
-        if "optimizer_state_bytes" not in self.summary:
-            held = optimizer_state_bytes(self.engine)
-            self.summary["optimizer_state_bytes"] = held
-            self.report.detail(f"optimizer states: {held:,} bytes on this rank")
+        self.first_steps.after(step, self.report.detail)
         state.tokens += step.tokens
         state.step_seconds += seconds
         self.summary["tokens_per_second"] = round(state.tokens / state.step_seconds, 1)
@@ -253,6 +239,8 @@ class Run:
 
     def _finish(self, comparison: samples.Comparison) -> None:
         state, steps = self.state, self.engine.steps
+        for line in self.first_steps.at_the_end():
+            self.report.say(line)
         for hint in self.best.at_the_end(self._about(self.summary.get("eval_loss"))):
             self.report.say(hint)
         self.summary |= {

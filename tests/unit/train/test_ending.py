@@ -64,6 +64,10 @@ def test_what_became_of_the_held_out_loss(more: dict[str, Any], said: str) -> No
     assert lines(ended(**more))[1] == f"held-out loss: {said}"
 
 
+def test_an_epoch_without_a_step_that_counted_has_no_loss() -> None:
+    assert lines(ended(epoch_losses=[None, 1.5]))[0] == "average loss of each epoch: nan, 1.5000"
+
+
 def test_a_run_that_made_it_worse_says_so() -> None:
     said = "no step has come below the held-out loss before training"
     assert said in lines(ended(eval_loss_before=2.0)) and said not in lines(ended())

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from llama.adapters.attach import attach, initialise, trainable_parameters
+from llama.checkpoint import RunState
 from llama.data.batches import make_batch
 from llama.data.feed import model_inputs
 from llama.data.types import Example
@@ -17,7 +18,7 @@ from llama.errors import TrainingError
 from llama.methods.method import Watched
 from llama.model.transformer import Transformer
 from llama.settings import LoRAOptions
-from llama.train.first_steps import FirstStepsCheck, optimizer_state_bytes
+from llama.train.first_steps import FirstSteps, FirstStepsCheck, optimizer_state_bytes
 from tests.support.model_files import TINY, random_state
 
 CPU = torch.device("cpu")
@@ -129,3 +130,39 @@ def test_the_optimizer_may_hold_twelve_bytes_an_element_and_no_more() -> None:
     assert optimizer_state_bytes(engine(8_000)) == 8_000  # float32 parameters that are the masters
     with pytest.raises(TrainingError, match="holds 12,004 bytes, and the states"):
         optimizer_state_bytes(engine(12_004))
+
+
+def looked_at(steps: list[bool]) -> tuple[FirstSteps, Any]:
+    """A run of `steps`, true where one was applied, which each move what trains."""
+    model = adapted()
+    trainable = trainable_parameters(model)
+
+    def values() -> dict[str, torch.Tensor]:
+        return {name: p.detach().clone() for name, p in trainable.items()}
+
+    engine: Any = SimpleNamespace(trainable=trainable, steps=0, skipped=0, optimized_elements=1)
+    engine.optimizer_state_bytes = lambda: 0
+    method: Any = SimpleNamespace(watched=lambda _: Watched(values, lambda flags: flags))
+    looking = FirstSteps(engine, method, RunState(), {})
+    optimizer = torch.optim.AdamW(list(trainable.values()), lr=1e-3)
+    for applied in steps:
+        optimizer.zero_grad()
+        model(**INPUTS).backward()
+        optimizer.step()
+        engine.steps, engine.skipped = engine.steps + 1, engine.skipped + (not applied)
+        step: Any = SimpleNamespace(applied=applied, learning_rate=1e-3)
+        looking.after(step, lambda _: None)
+    return looking, engine
+
+
+def test_a_run_of_which_every_step_was_skipped_has_trained_nothing() -> None:
+    looking, _ = looked_at([False, False])
+    with pytest.raises(TrainingError, match="every one of the 2 steps was skipped"):
+        looking.at_the_end()
+
+
+def test_a_run_that_was_too_short_to_tell_says_so() -> None:
+    looking, _ = looked_at([True, False, True])
+    (line,) = looking.at_the_end()
+    assert line.startswith("steps with an update at a rate above zero: 2; that every tensor trains")
+    assert looked_at([True, False, True, True])[0].at_the_end() == []
