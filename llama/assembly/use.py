@@ -41,10 +41,12 @@ def loss_of_share(
     micro_batch: int,
     mesh: Mesh,
     device: torch.device,
+    taken: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
 ) -> tuple[float, int]:
-    """`summed_loss` on this rank's share of `rows`; ranks that share a model have the same one, and
-    those that share tokens each its own of them."""
-    batches = eval_batches(rows, micro_batch, mesh.reader, mesh.readers)
+    """`summed_loss` on this rank's share of `rows`, of whose micro-batches `taken` may leave some
+    out; ranks that share a model have the same one, and those that share tokens each its own of
+    them."""
+    batches = taken(eval_batches(rows, micro_batch, mesh.reader, mesh.readers))
     shares = (own_part(batch, mesh.sequence_parallel) for batch in batches)
     return summed_loss(model, shares, device)
 

@@ -1,8 +1,9 @@
 """How a rank ends before its time: asked to, left by its launcher, or hung.
 
-The first SIGTERM or SIGINT asks: training stops after the step in progress, saves once and exits
-with 143 or 130. A signal may reach one rank alone, so after each step the ranks agree on the
-highest `wish` among them. A second signal ends the process at once; what was saved earlier stays
+The first SIGTERM or SIGINT asks: training stops after the step in progress, or within an
+evaluation, saves once and exits with 143 or 130. A signal may reach one rank alone, so after each
+step, and every few micro-batches of an evaluation, the ranks agree on the highest `wish` among
+them. A second signal ends the process at once; what was saved earlier stays
 whole.
 
 All is decided in a thread of its own. Python runs a signal's handler between two instructions of

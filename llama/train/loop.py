@@ -36,7 +36,7 @@ from llama.settings import TrainOptions, checked_train
 from llama.train import samples
 from llama.train.best import Best
 from llama.train.ending import UNKNOWN, closing, draw_report, finished_already, in_words
-from llama.train.evaluation import held_out_loss
+from llama.train.evaluation import Evaluations
 from llama.train.first_steps import FirstSteps
 from llama.train.life import show_life
 from llama.train.origin import about, origin_of
@@ -121,6 +121,8 @@ class Run:
         store = Store(self.folder / CHECKPOINTS)
         self.saver = saver_of(self.method, self.engine, store, self.options.keep)
         self.best = Best(self.start, inputs, self.saver)
+        more = (self.ends, self.best, self.report, self.summary)
+        self.evaluations = Evaluations(self.engine, inputs, plan, *more)
         self._has_saved = on_main(mesh, lambda: bool(store.steps()))
         self._seconds_before = self.state.seconds
         self._started = time.monotonic()
@@ -178,7 +180,10 @@ class Run:
         comparison = samples.Comparison(self.inputs, self.model, self.mesh)
         show_life(self.model)
         if self.start.source is None:
-            self.summary |= {"steps": 0, "eval_loss_before": self._evaluate(), "epoch_losses": []}
+            self.summary |= {"steps": 0, "epoch_losses": []}
+            self.evaluations.before()
+            if self._stops_here():
+                return
             self.state.samples_before = comparison.before()
         for line in self.best.take_up():
             self.report.say(line)
@@ -189,7 +194,9 @@ class Run:
             self._epoch()
             if self.ends.status:
                 return
-        self._finish(comparison)
+        self._evaluate_where_due()  # a checkpoint from behind an epoch's end may be before that
+        if not self.ends.status:
+            self._finish(comparison)
 
     def _goes_on(self) -> bool:
         has_steps = self.engine.steps < self.plan.total_steps and not self.best.is_worn_out
@@ -202,6 +209,8 @@ class Run:
         for window in self.plan.epochs.windows(state.epoch, state.window):
             if self._goes_on():  # the step before, also where the run is taken up there
                 self._evaluate_where_due()
+            if self.ends.status:
+                return
             if not self._goes_on():
                 break
             step = self.engine.step(window)
@@ -233,7 +242,7 @@ class Run:
             on_main(self.mesh, self._check_writing)
         stops = self.ends.stops(number, wish)
         if stops:
-            self.report.say(f"stopped after step {number}; the same command goes on from there")
+            self._say_stopped()
         if stops or self._is_due(self.options.save_every):
             self._save()
 
@@ -266,15 +275,9 @@ class Run:
         if self.best.keeps and not self._has_saved:  # see `llama/train/best.py`
             self._save()
         with self.watch.paused():
-            loss = self._evaluate()
-            state.evaluated, self.summary["eval_loss"] = steps, loss
-            norms = self.method.norms(self.engine)
-            self.report.norms(steps, norms, self.method.histogram_of)
-            if loss is not None:
-                for hint in self.best.after(loss, self._about(loss)):
-                    self.report.say(hint)
-                best = (state.best_step, state.best_loss) if state.best_step else (None, None)
-                self.summary["best_step"], self.summary["best_eval_loss"] = best
+            self.evaluations.now(self._about)
+        if self._stops_here():
+            return
         if self.best.is_worn_out and steps < self.plan.total_steps:
             self._stop_early()
 
@@ -287,14 +290,22 @@ class Run:
             "without a lower held-out loss"
         )
 
-    def _evaluate(self) -> float | None:
-        held_out = self.inputs.held_out
-        if held_out is None:
-            return None
-        loss = held_out_loss(self.engine, held_out.packed, self.plan.resolved.micro_batch)
-        steps = self.engine.steps  # the state is in the next epoch where --max_steps ended one
-        self.report.evaluation(steps, steps / self.plan.epochs.windows_per_epoch, loss)
-        return loss
+    def _stops_here(self) -> bool:
+        """Whether the run ends between two steps, as it was asked to in an evaluation; there is a
+        checkpoint of the step that the engine is at then. Before the first there is nothing to
+        keep."""
+        steps, (wish,) = self.engine.steps, self.mesh.highest(self.ends.wish)
+        if not self.ends.stops(steps, wish):
+            return False
+        if steps and not self.best.has_checkpoint(steps):
+            self._save()
+        self._say_stopped()
+        return True
+
+    def _say_stopped(self) -> None:
+        self.report.say(
+            f"stopped after step {self.engine.steps}; the same command goes on from there"
+        )
 
     def _about(self, eval_loss: float | None) -> About:
         return about(self.origin, self.engine.steps, self.summary, eval_loss)

@@ -1,6 +1,7 @@
 """Several runs of `train` in one process, or in one set of ranks: `resume_runs.py PLAN.json`, where
-the plan is a list of `{"argv": [...], "stop_at": step or null, "full_at": step or null}`, counted
-from where the run starts. At the first step of each it says how many hooks watch gradients."""
+the plan is a list of `{"argv": [...], "stop_at": step or null, "full_at": step or null,
+"stop_in_evaluation_at": step or null}`, counted from where the run starts. At the first step
+of each it says how many hooks watch gradients."""
 
 from __future__ import annotations
 
@@ -32,9 +33,18 @@ class After(Ends):
     engine: ClassVar[Engine]
     steps = 0
 
+    def __enter__(self) -> Ends:
+        self.before = self.engine.steps
+        return super().__enter__()
+
     @property
     def wish(self) -> int:
-        self.steps += 1
+        steps = self.engine.steps - self.before
+        if steps == self.steps:  # an evaluation asks too, between two steps
+            if steps == self.run.get("stop_in_evaluation_at"):
+                self._wish = 1
+            return super().wish
+        self.steps = steps
         if self.steps == 1:
             hooks = sum(len(p._backward_hooks or ()) for p in self.engine.trainable.values())
             print(f"hooks on gradients: {hooks}", file=sys.stderr, flush=True)
@@ -60,7 +70,8 @@ def go(run: dict[str, Any]) -> None:
         assert full_at, run
         print(f"rank {os.environ['RANK']} reports: {error}", file=sys.stderr, flush=True)
         return
-    assert not full_at and status == (STOPPED if stop_at else 0), (run, status)
+    stops = stop_at or run.get("stop_in_evaluation_at") is not None
+    assert not full_at and status == (STOPPED if stops else 0), (run, status)
 
 
 def main(path: Path) -> None:
