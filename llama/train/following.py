@@ -7,6 +7,7 @@ from pathlib import Path
 from llama.data.rows import bundled
 from llama.launch.typed import is_offered, nearer, typed
 from llama.settings import EvaluateOptions
+from llama.settings.base import HALF
 from llama.settings.options.declare import declared
 from llama.train.start.inputs import Inputs
 
@@ -25,14 +26,15 @@ def next_commands(inputs: Inputs, folder: Path, precision: str) -> list[str]:
         result = ["--adapter", folder]
     if options.tokenizer is not None:
         result += ["--tokenizer", options.tokenizer]
+    used = result if options.base == HALF else [*result, "--base", options.base]
     lines = []
     if is_offered("chat") and not inputs.method.SHARDED:
-        lines.append(typed("chat", *result))
+        lines.append(typed("chat", *used))
     elif is_offered("generate"):
-        lines.append(typed("generate", *result, "--prompt", _PROMPT))
+        lines.append(typed("generate", *used, "--prompt", _PROMPT))
     if is_offered("evaluate") and (rows := _held_out(inputs)):
         more = ["--precision", "float32"] if precision == "fp32" else []
-        lines.append(typed("evaluate", *result, *rows, *_read_alike(inputs), *more))
+        lines.append(typed("evaluate", *used, *rows, *_read_alike(inputs), *more))
     if is_offered("export"):
         to = ("--format", "hf", "--output_dir", folder / "merged")
         lines.append(typed("export", *result, *to))

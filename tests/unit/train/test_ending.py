@@ -104,6 +104,18 @@ def test_what_comes_next_is_taken_by_the_commands() -> None:
     assert "--seq_len" not in following(lines(ended()))[1], "what is the default is left out"
 
 
+def test_a_base_in_fewer_bits_is_held_so_where_it_is_asked_and_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As it was trained beside, and fits: merged weights are of the untouched base."""
+    monkeypatch.setattr(typing, "_offered", {"generate", "evaluate", "export"})
+    asked, measured, handed_on = following(lines(ended(), base="int8"))
+    assert parse(GenerateOptions, asked[2:], "generate", "").base == "int8"
+    assert parse(EvaluateOptions, measured[2:], "evaluate", "").base == "int8"
+    assert "--base" not in handed_on
+    assert not any("--base" in words for words in following(lines(ended())))
+
+
 def test_a_model_is_named_as_one() -> None:
     found = following(lines(ended(), FullMethod, template="chatml"))
     for words in found:
