@@ -62,6 +62,17 @@ def topology(
     }
 
 
+def likeness(was: dict[str, Any], now: dict[str, Any], dropout: float) -> str:
+    """How like the run that was begun one is that goes on under another `topology`, as a line. A
+    mask of dropout follows from the number of the micro-batch that it is of; GPUs have all the same
+    way to make one, and a CPU has another."""
+    on_cpu = [topology.get("device") == "cpu" for topology in (was, now)]
+    same_masks = was.get("micro_batch") == now.get("micro_batch") and on_cpu[0] == on_cpu[1]
+    if dropout > 0 and not same_masks:
+        return "so dropout draws other masks from here on: a like run, not the same one"
+    return "so it equals the run that was begun within rounding, not bit for bit"
+
+
 def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """One line for each thing in which a run is not the one that was begun."""
     lines = []

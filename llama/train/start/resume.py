@@ -31,7 +31,7 @@ from llama.train.start.folder import (
     require_shared,
     writing_in,
 )
-from llama.train.start.identity import CONTENTS, differences, identity, topology
+from llama.train.start.identity import CONTENTS, differences, identity, likeness, topology
 from llama.train.start.inputs import Inputs
 from llama.train.start.schedule import Schedule
 from llama.train.start.users_files import require_none
@@ -206,10 +206,10 @@ class Resumer:
                 f"the run was begun for {found.total_steps} steps: from here on the learning rate "
                 f"follows the schedule of {total}"
             )
-        moved = differences({**_SPREAD_BEFORE, **found.topology}, self.topology)
-        if moved:
-            notes += moved
-            notes.append("so it equals the run that was begun within rounding, not bit for bit")
+        was = {**_SPREAD_BEFORE, **found.topology}
+        if moved := differences(was, self.topology):
+            lora = self._inputs.method.adapters(self._inputs.options.lora)
+            notes += [*moved, likeness(was, self.topology, lora.dropout if lora else 0.0)]
         self._checkpoint = found
         result = self._inputs.method.RESULT
         finished = _finished(folder, source, found.step, result)

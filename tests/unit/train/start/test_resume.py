@@ -135,6 +135,28 @@ def test_the_position_at_the_end_of_an_epoch_s_windows(run: Run, epoch: int) -> 
         assert torch.equal(following[0].tokens, whole[start.step][0].tokens)
 
 
+@pytest.mark.parametrize(
+    ("was", "dropout", "said"),
+    [
+        ({"micro_batch": 2}, 0.1, "so dropout draws other masks from here on: a like run, not"),
+        ({"micro_batch": 2}, 0.0, "so it equals the run that was begun within rounding"),
+        ({"zero_stage": 2}, 0.1, "so it equals the run that was begun within rounding"),
+        ({"device": "NVIDIA H100"}, 0.1, "so dropout draws other masks from here on"),
+    ],
+)
+def test_a_run_that_is_spread_otherwise_says_how_like_the_one_that_was_begun_it_is(
+    run: Run, monkeypatch: pytest.MonkeyPatch, was: dict[str, Any], dropout: float, said: str
+) -> None:
+    """A mask follows from the micro-batch that it is of, and on GPUs is made in another way."""
+    given = run.given(lora=LoRAOptions(dropout=dropout))
+    before = {**topology(given.inputs, given.plan, ALONE, CPU), **was}
+    with monkeypatch.context() as patched:
+        patched.setitem(globals(), "topology", lambda *_: before)
+        given.save(3)
+    with given.resumed() as start:
+        assert start.notes[-1].startswith(said)
+
+
 def test_a_checkpoint_that_was_being_replaced_is_taken_up(run: Run) -> None:
     """Killed between two renames: the earlier one is set aside, and nothing goes by its name."""
     saved = run.save(3)
