@@ -117,6 +117,7 @@ class Best:
         return [hint.replace(str(own), str(self.result)) for hint in hints]
 
     def _have_it_be(self, own: Path) -> None:
+        self._saver.wait()  # a result beside no checkpoint at all is taken for no run's
         link_folder(own, self.result)
         self._forget_others()
 

@@ -124,6 +124,19 @@ def test_the_result_is_of_the_best_whatever_comes_after(tmp_path: Path) -> None:
     assert (run.of("adapter"), run.of("adapter_last"), run.best.kept_step) == (4, 6, 4)
 
 
+def test_a_result_comes_after_the_checkpoint_that_is_being_written(tmp_path: Path) -> None:
+    """Killed in between the folder would hold a result of no run, and no start would take it."""
+    run, found = Run(tmp_path), []
+
+    def wait() -> None:
+        found.append(run.of("adapter"))
+        run.save(2)
+
+    run.best._saver.wait = wait  # type: ignore[method-assign]
+    run.evaluated(2, 3.0)
+    assert found[0] is None and run.of("adapter") == 2
+
+
 def test_where_the_last_is_the_best_it_is_written_once(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.evaluated(2, 3.0)
