@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from llama.files.json_text import json_text
-from llama.tokenizer.base import Tokenizer
+from llama.tokenizer.base import END_OF_ANSWER, Tokenizer
 from llama.tokenizer.bpe import BpeTokenizer
 from llama.tokenizer.gguf_vocabulary import (
     ADD,
@@ -26,6 +27,10 @@ from llama.tokenizer.sidecar import ATTRIBUTES, CONFIG
 JSON_FILE, MODEL_FILE = "tokenizer.json", "tokenizer.model"
 _NO_SCORE = -1e6
 """Of a token that nothing is merged into."""
+_NAMED = 8
+"""Tokens that a message names."""
+_BY_TOKEN = {"tokens", "token_type", "scores"}
+"""Fields that have an entry for each token."""
 
 
 def is_written(tokenizer: Tokenizer) -> bool:
@@ -80,20 +85,47 @@ def gguf_problem(tokenizer: Tokenizer) -> str | None:
     return None
 
 
+def without_row(tokenizer: Tokenizer, rows: int) -> dict[int, str]:
+    """Id to text of the tokens for which an embedding of `rows` rows has none, as where a `[PAD]`
+    was added and the model was not resized. `gguf_fields` leaves them out."""
+    fields = _vocabulary(tokenizer)
+    known = zip(fields["tokens"], fields["token_type"], strict=True)
+    return {id_: token for id_, (token, kind) in enumerate(known) if id_ >= rows and kind != UNUSED}
+
+
+def rows_problem(tokenizer: Tokenizer, rows: int) -> str | None:
+    """Why the tokens that have no row cannot be left out, if they cannot. llama.cpp puts ids of its
+    own in place of a BOS or EOS that is not named; and texts are made of the vocabulary's own
+    tokens, with others where one is not there."""
+    left_out = without_row(tokenizer, rows)
+    added = {token for token in left_out.values() if token in _added_texts(tokenizer)}
+    ends = {tokenizer.bos_id, tokenizer.eos_id}
+    needed = {id_: t for id_, t in left_out.items() if id_ in ends or t not in added}
+    if not needed:
+        return None
+    return f"needs {listed(needed)}, and the model's embedding has {rows} rows"
+
+
+def listed(tokens: Mapping[int, str]) -> str:
+    """Tokens by id, for a message: of many the first few and a count."""
+    named = [f"{text} ({id_})" for id_, text in tokens.items()]
+    more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+    return ", ".join(named[:_NAMED]) + more
+
+
 def gguf_fields(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:
-    """`tokenizer.ggml.*` by their full names, for an embedding of `rows` rows: those for which
-    there is no token are filled up, since llama.cpp takes the number of tokens for theirs."""
-    if isinstance(tokenizer, BpeTokenizer):
-        fields = _byte_level(tokenizer)
-    else:
-        assert isinstance(tokenizer, SentencePieceTokenizer)
-        fields = _sentencepiece(tokenizer)
+    """`tokenizer.ggml.*` by their full names, for an embedding of `rows` rows: llama.cpp takes the
+    number of tokens for that of the rows. Those for which there is no token are filled up, and
+    tokens without a row left out."""
+    fields = _vocabulary(tokenizer)
+    for name in _BY_TOKEN & fields.keys():
+        del fields[name][rows:]
     for id_ in range(len(fields["tokens"]), rows):
         fields["tokens"].append(f"[PAD{id_}]")
         fields["token_type"].append(UNUSED)
         fields.get("scores", []).append(_NO_SCORE)
     fields = {f"tokenizer.ggml.{name}": value for name, value in fields.items()}
-    stops = sorted(tokenizer.stop_ids - {tokenizer.eos_id})
+    stops = [id_ for id_ in _stops(tokenizer) if id_ != tokenizer.eos_id and id_ < rows]
     ids = {
         **{end: getattr(tokenizer, f"{name}_id") for name, end in NAMED.items()},
         **dict(zip(("eot", "eom"), stops, strict=False)),
@@ -102,6 +134,28 @@ def gguf_fields(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:
     fields[ADD.format("bos")] = bool(tokenizer.text_begins)
     fields[ADD.format("eos")] = bool(tokenizer.text_ends)
     return fields
+
+
+def _stops(tokenizer: Tokenizer) -> list[int]:
+    """The ids that end an answer, those first that llama.cpp would not know by their text: it has
+    two fields for those besides EOS."""
+    known = {tokenizer.special_tokens.get(text) for text in END_OF_ANSWER}
+    return sorted(tokenizer.stop_ids, key=lambda id_: (id_ in known, id_))
+
+
+def _vocabulary(tokenizer: Tokenizer) -> dict[str, Any]:
+    if isinstance(tokenizer, BpeTokenizer):
+        return _byte_level(tokenizer)
+    assert isinstance(tokenizer, SentencePieceTokenizer)
+    return _sentencepiece(tokenizer)
+
+
+def _added_texts(tokenizer: Tokenizer) -> set[str]:
+    """The tokens beside the vocabulary's own, which are found in a text whole or not at all."""
+    if isinstance(tokenizer, BpeTokenizer):
+        return {token["content"] for token in tokenizer.description()["added_tokens"]}
+    assert isinstance(tokenizer, SentencePieceTokenizer)
+    return {token.content for token in tokenizer.added} | tokenizer.special_tokens.keys()
 
 
 def _byte_level(tokenizer: BpeTokenizer) -> dict[str, Any]:

@@ -30,7 +30,13 @@ from llama.tokenizer.gguf_vocabulary import TEMPLATE
 from llama.tokenizer.go_template import begins_with_bos, go_template
 from llama.tokenizer.load import load_tokenizer
 from llama.tokenizer.named_templates import DEFAULT
-from llama.tokenizer.writing import MODEL_FILE, gguf_fields, gguf_problem
+from llama.tokenizer.writing import (
+    MODEL_FILE,
+    gguf_fields,
+    gguf_problem,
+    listed,
+    without_row,
+)
 from llama.weights.gguf import ROPE_FACTORS, rope_divisors
 from llama.weights.modelfile import NAME as MODELFILE
 from llama.weights.modelfile import is_sayable, modelfile
@@ -134,7 +140,8 @@ class GGUFFileWriter(FileWriter):
     def _say_tokenizer(self, writer: GGUFWriter) -> None:
         assert self.tokenizer is not None
         tokenizer = load_tokenizer(named_tokenizer(self.tokenizer))
-        for key, value in gguf_fields(tokenizer, self.config.vocab_size).items():
+        rows = self.config.vocab_size
+        for key, value in gguf_fields(tokenizer, rows).items():
             _add(writer, key, value)
         templates = tokenizer.chat_templates
         if self.template is not None:
@@ -142,11 +149,15 @@ class GGUFFileWriter(FileWriter):
         for name, source in templates.items():
             writer.add_string(TEMPLATE if name == DEFAULT else f"{TEMPLATE}.{name}", source)
         texts = {id_: text for text, id_ in tokenizer.special_tokens.items()}
-        stops = [texts[id_] for id_ in sorted(tokenizer.stop_ids) if id_ in texts]
+        stops = [texts[id_] for id_ in sorted(tokenizer.stop_ids) if id_ in texts and id_ < rows]
         source = templates.get(DEFAULT)
         template = go_template(source, tokenizer) if source is not None else None
         self._modelfile = modelfile(FILE, template, stops)
         self._hints = _hints(source, template, tokenizer)
+        if left_out := without_row(tokenizer, rows):
+            self._hints.append(
+                f"{FILE}: leaves out what the embedding has no row for: {listed(left_out)}"
+            )
 
     def finish(self) -> list[str]:
         assert self._writer is not None
@@ -158,7 +169,7 @@ class GGUFFileWriter(FileWriter):
         with (self._partial / FILE).open("rb") as file:
             os.fsync(file.fileno())
         self._appear({MODELFILE: self._modelfile.encode()})
-        return [f"{self.folder / name}: {hint}" for name, hint in self._hints.items()]
+        return [f"{self.folder}/{hint}" for hint in self._hints]
 
     def abandon(self) -> None:
         if self._writer is not None and self._writer.fout is not None:
@@ -175,20 +186,21 @@ def named_tokenizer(path: Path) -> Path:
     return path
 
 
-def _hints(source: str | None, template: str | None, tokenizer: Tokenizer) -> dict[str, str]:
+def _hints(source: str | None, template: str | None, tokenizer: Tokenizer) -> list[str]:
     """By file, what of the chat template `source` other programs will not do as it says."""
-    hints: dict[str, str] = {}
+    hints: list[str] = []
     if source is None:
         return hints
     if template is None or not is_sayable(template):
-        hints[MODELFILE] = (
-            "holds no TEMPLATE: Go has no words for this chat template. Ollama from 0.30 on takes "
-            f"the one in {FILE} unless it knows a similar one, and an earlier one none at all: "
-            "look at its prompts first (OLLAMA_DEBUG=1)"
+        hints.append(
+            f"{MODELFILE}: holds no TEMPLATE: Go has no words for this chat template. Ollama from "
+            f"0.30 on takes the one in {FILE} unless it knows a similar one, and an earlier one "
+            "none at all: look at its prompts first (OLLAMA_DEBUG=1)"
         )
     if tokenizer.text_begins and not begins_with_bos(source, tokenizer):
-        hints[FILE] = (
-            "the chat template does not begin with BOS, and llama.cpp and Ollama put one before it"
+        hints.append(
+            f"{FILE}: the chat template does not begin with BOS, and llama.cpp and Ollama put one "
+            "before it"
         )
     return hints
 

@@ -4,6 +4,7 @@ the base with its adapter does."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.support.closeness import SMALL_MODEL, assert_close
 from tests.support.llama_cpp import completion, serving
 from tests.support.skips import outside
 from tests.support.tiny_runs import CONFIG, write_meta_model, write_model
+from tests.support.tokenizer_files import byte_description, write_tokenizer_json
 
 IDS = torch.arange(24) * 5 % 261
 ALL_LINEAR = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
@@ -175,6 +177,20 @@ def test_llama_cpp_and_transformers_write_what_smollm2_does(tmp_path: Path) -> N
             ids = tokenizer(prompt, return_tensors="pt")
             found = theirs.generate(**ids, max_new_tokens=16, do_sample=False)[0].tolist()
             assert found[ids["input_ids"].shape[1] :][: len(expected)] == expected
+
+
+def test_a_padding_token_without_a_row_stays_out_of_gguf(sound: Path, tmp_path: Path) -> None:
+    """Beside a model of as many rows as its tokenizer had before `[PAD]`; hf keeps the files."""
+    model = write_model(tmp_path / "model", replace(CONFIG, vocab_size=261))
+    description = byte_description()
+    pad = {**description["added_tokens"][0], "id": 261, "content": "[PAD]"}
+    description["added_tokens"].append(pad)
+    write_tokenizer_json(model, description, pad_token="[PAD]")
+    plain: dict[str, Any] = {"model": str(model), "adapter": None}
+    files = exported(sound, tmp_path / "gguf", "gguf", **plain)
+    assert len(gguf.GGUFReader(files["model.gguf"]).fields["tokenizer.ggml.tokens"].data) == 261
+    files = exported(sound, tmp_path / "hf", "hf", **plain)
+    assert "[PAD]" in files["tokenizer.json"].read_text()
 
 
 def test_a_wrong_order_of_rows_is_found_and_nothing_is_left(sound, tmp_path, monkeypatch) -> None:

@@ -26,7 +26,7 @@ from llama.notes import note
 from llama.settings import ExportOptions, check_export
 from llama.settings.export_command import OF_ADAPTER
 from llama.tokenizer.load import load_tokenizer
-from llama.tokenizer.writing import gguf_problem
+from llama.tokenizer.writing import gguf_problem, rows_problem
 from llama.weights.gguf import GGUFReader
 from llama.weights.gguf_writer import GGUFFileWriter, named_tokenizer
 from llama.weights.meta_writer import MetaWriter
@@ -84,7 +84,9 @@ def _misfits(job: Job) -> list[str]:
         problems += MetaWriter.shard_problems(config, options.shards)
     if job.format == "gguf":
         path = named_tokenizer(job.opened.tokenizer_path)
-        if problem := gguf_problem(load_tokenizer(path)):
+        tokenizer = load_tokenizer(path)
+        problem = gguf_problem(tokenizer) or rows_problem(tokenizer, config.vocab_size)
+        if problem:
             problems.append(f"{where}: the tokenizer {path} {problem}; give another --tokenizer")
     return problems
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from llama.assembly.streamed import streamed_logits
 from llama.commands.export.job import Job, Layers, State
 from llama.errors import TrainingError
+from llama.files.gguf_header import read_metadata
 from llama.model.config import ModelConfig
 from llama.model.rope import attention_factor, inverse_frequencies
 from llama.notes import note
 from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.identity import PROBE_TEXT
 from llama.tokenizer.load import load_tokenizer
+from llama.weights.gguf import GGUFReader
 from llama.weights.open_model import ModelSource
 from llama.weights.reader import WeightReader
 
@@ -45,19 +48,40 @@ def prove(job: Job, exported: ModelSource, rounded_to: torch.dtype | str) -> Pro
     where it is another, or its tokenizer is."""
     where, path = f"--format {job.format}", exported.tokenizer_path
     if path is not None:
-        _require_same_tokens(where, load_tokenizer(path), job.opened.tokenizer)
+        rows = exported.config.vocab_size
+        size = job.opened.tokenizer.vocab_size
+        if isinstance(exported.reader, GGUFReader):
+            _require_token_for_each_row(where, path, rows)
+            size = min(size, rows)
+        _require_same_tokens(where, load_tokenizer(path), job.opened.tokenizer, size)
     _require_same_positions(where, exported.config, job.opened.source.config)
     return compare(job, exported.reader, {}, {}, LIMITS[rounded_to])
 
 
-def _require_same_tokens(where: str, found: Tokenizer, expected: Tokenizer) -> None:
-    """Of the unknown token alone the text may be another: each program shows it in its own way."""
-    ids = range(expected.vocab_size)
-    others = sum(found.decode([id_]) != expected.decode([id_]) for id_ in ids)
+def _require_token_for_each_row(where: str, file: Path, rows: int) -> None:
+    """llama.cpp refuses a file that has more tokens, or fewer, than its embedding has rows."""
+    count = len(read_metadata(file)["tokenizer.ggml.tokens"])
+    if count != rows:
+        raise TrainingError(
+            f"{where}: read back, it has {count} tokens for an embedding of {rows} rows: nothing "
+            "was kept"
+        )
+
+
+def _require_same_tokens(where: str, found: Tokenizer, expected: Tokenizer, size: int) -> None:
+    """The first `size` tokens, and which of them end an answer. Of the unknown token alone the text
+    may be another: each program shows it in its own way."""
+    others = sum(found.decode([id_]) != expected.decode([id_]) for id_ in range(size))
     once = " ".join(PROBE_TEXT.split())
     if others > 1 or found.encode(once) != expected.encode(once):
         raise TrainingError(
             f"{where}: the tokenizer, read back, gives other tokens than before: nothing was kept"
+        )
+    stops = sorted(id_ for id_ in expected.stop_ids if id_ < size)
+    if not found.stop_ids.issuperset(stops):
+        raise TrainingError(
+            f"{where}: an answer ends, read back, with {sorted(found.stop_ids)}, and not with "
+            f"{stops}: nothing was kept"
         )
     if found.encode(PROBE_TEXT) != expected.encode(PROBE_TEXT):
         note(

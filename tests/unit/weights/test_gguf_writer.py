@@ -13,6 +13,7 @@ from llama.model.config import ModelConfig
 from llama.model.scaling import DynamicScaling, LinearScaling, Llama3Scaling, YarnScaling
 from llama.tokenizer.identity import tokenizer_hash
 from llama.tokenizer.load import load_tokenizer
+from llama.tokenizer.writing import rows_problem
 from llama.weights.gguf import GGUFReader
 from llama.weights.gguf_writer import GGUFFileWriter, named_tokenizer
 from llama.weights.names import to_gguf
@@ -123,6 +124,43 @@ def test_a_tokenizer_json_of_sentencepiece_s_gives_way_to_the_model_beside_it(tm
     write_sentencepiece(tmp_path / "tokenizer.model", 512)
     assert named_tokenizer(tmp_path) == tmp_path / "tokenizer.model"
     assert named_tokenizer(smollm2_gguf()) == smollm2_gguf() and smollm2().vocab_size
+
+
+def test_tokens_without_a_row_are_left_out_by_name(tmp_path: Path) -> None:
+    """As where `[PAD]` was added without resizing: llama.cpp takes a token for each row alone.
+    Those of llama.cpp's two fields that it would not know by its text go first."""
+    description = byte_description()
+    rows = len(description["model"]["vocab"])
+    flags = {**description["added_tokens"][0], "id": rows, "content": "[PAD]"}
+    description["added_tokens"].append(flags)
+    description["added_tokens"].append({**flags, "id": rows + 1, "content": "<|eot_id|>"})
+    path = write_tokenizer_json(tmp_path / "padded", description, pad_token="[PAD]")
+    config = replace(CONFIG, vocab_size=rows)
+    writer = GGUFFileWriter(tmp_path / "out", config, of_no_files(config), path)
+    (hint,) = written(writer, config, torch.float32)
+    file = tmp_path / "out" / "model.gguf"
+    assert hint.startswith(f"{file}: leaves out") and f"[PAD] ({rows}), <|eot_id|>" in hint
+    fields = gguf.GGUFReader(file).fields
+    assert len(fields["tokenizer.ggml.tokens"].data) == rows
+    assert len(fields["tokenizer.ggml.token_type"].data) == rows
+    ids = {f.contents() for name, f in fields.items() if name.endswith("_token_id")}
+    assert ids == {0, 1, 3}, "BOS, EOS and <|im_end|>"
+    assert load_tokenizer(file).stop_ids == {1, 3}
+    assert "eot_id" not in (tmp_path / "out" / "Modelfile").read_text()
+
+
+def test_tokens_that_gguf_cannot_do_without_are_named(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(write_tokenizer_json(tmp_path))
+    rows = tokenizer.vocab_size
+    assert rows_problem(tokenizer, rows) is None
+    assert rows_problem(tokenizer, rows - 1) == (
+        f"needs he ({rows - 1}), and the model's embedding has {rows - 1} rows"
+    )
+    description = byte_description()
+    flags = {**description["added_tokens"][0], "id": rows, "content": "<end>"}
+    description["added_tokens"].append(flags)
+    other = load_tokenizer(write_tokenizer_json(tmp_path / "2", description, eos_token="<end>"))
+    assert "needs <end>" in str(rows_problem(other, rows))
 
 
 def test_what_gguf_has_no_words_for_is_named() -> None:
