@@ -80,8 +80,6 @@ def read_sidecar(folder: Path) -> Sidecar:
     )
     if class_ is not None and not isinstance(class_, str):
         raise UserError(f"{folder / CONFIG}: `tokenizer_class` must be text; download it again")
-    eos_ids = generation.get("eos_token_id")
-    listed = eos_ids if isinstance(eos_ids, list) else [eos_ids]
     with refused(folder / CONFIG, "has tokens that are not as transformers writes them"):
         tokens = dict(_named(settings))
         extra = _extra(settings)
@@ -98,13 +96,21 @@ def read_sidecar(folder: Path) -> Sidecar:
             - {token.content for token in (*extra, *(t for t in added if t.id is not None))}
         ),
         unnamed=frozenset(name for name in ATTRIBUTES if name in settings and not settings[name]),
-        eos_ids=tuple(id_ for id_ in listed if type(id_) is int and id_ >= 0),
+        eos_ids=eos_ids_of(generation),
         add_bos=_switch(folder, settings, "add_bos_token"),
         add_eos=_switch(folder, settings, "add_eos_token"),
         add_prefix_space=_switch(folder, settings, "add_prefix_space"),
         legacy=bool(_switch(folder, settings, "legacy")),
         chat_templates=read_templates(folder, config.get("chat_template"), folder / CONFIG),
     )
+
+
+def eos_ids_of(generation: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids that end an answer by a generation_config.json. transformers ends one with no others,
+    vLLM with EOS besides."""
+    given = generation.get("eos_token_id")
+    listed = given if isinstance(given, list) else [given]
+    return tuple(id_ for id_ in listed if type(id_) is int and id_ >= 0)
 
 
 def settle_unplaced(

@@ -3,7 +3,9 @@ tokenizer's files."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from functools import cached_property
 from math import prod
 
 import torch
@@ -11,7 +13,9 @@ import torch
 from llama.files.atomic import abandon_folder, begin_folder, write_in
 from llama.files.json_text import json_text
 from llama.files.safetensors import TensorFile
+from llama.tokenizer.base import Tokenizer
 from llama.tokenizer.load import load_tokenizer
+from llama.tokenizer.sidecar import eos_ids_of
 from llama.weights.huggingface import INDEX, SINGLE, HuggingFaceReader
 from llama.weights.huggingface_config import CONFIG, config_document
 from llama.weights.names import to_huggingface
@@ -77,8 +81,9 @@ class HuggingFaceWriter(FileWriter):
             self._write_json(INDEX, index)
         self._write_json(CONFIG, self._config_document())
         files, hints = files_beside(self.tokenizer, self.template, for_transformers=True)
-        if files and GENERATION not in files:
-            files[GENERATION] = (json_text(self._ids(), indent=2) + "\n").encode()
+        if self._loaded is not None:
+            files[GENERATION], said = self._generation(self._loaded, files.get(GENERATION))
+            hints += said
         self._appear(files)
         return [f"{self.folder} {hint}" for hint in hints]
 
@@ -88,7 +93,7 @@ class HuggingFaceWriter(FileWriter):
         abandon_folder(self.folder)
 
     def _write_json(self, name: str, document: object) -> None:
-        write_in(self._partial, name, (json_text(document, indent=2) + "\n").encode())
+        write_in(self._partial, name, _encoded(document))
 
     def _config_document(self) -> dict[str, object]:
         """The source's own where it has one: it says more than the sizes."""
@@ -97,15 +102,44 @@ class HuggingFaceWriter(FileWriter):
         ids = {} if beside is not None else self._ids()
         return config_document(self.config, self._dtype, beside) | ids
 
+    @cached_property
+    def _loaded(self) -> Tokenizer | None:
+        return None if self.tokenizer is None else load_tokenizer(self.tokenizer)
+
     def _ids(self) -> dict[str, object]:
-        if self.tokenizer is None:
+        if self._loaded is None:
             return {}
-        tokenizer = load_tokenizer(self.tokenizer)
-        stops = sorted(tokenizer.stop_ids)
+        stops = self._stops(self._loaded)
         return {
-            "bos_token_id": tokenizer.bos_id,
+            "bos_token_id": self._loaded.bos_id,
             "eos_token_id": stops[0] if len(stops) == 1 else stops,
         }
+
+    def _stops(self, tokenizer: Tokenizer) -> list[int]:
+        """What ends an answer here, of the tokens that the model can write."""
+        return sorted(id_ for id_ in tokenizer.stop_ids if id_ < self.config.vocab_size)
+
+    def _generation(self, tokenizer: Tokenizer, beside: bytes | None) -> tuple[bytes, list[str]]:
+        """generation_config.json, and what to say of it. Many a base names EOS alone there, and
+        transformers and vLLM would write on past the end of a turn, where `generate` stops."""
+        if beside is None:
+            return _encoded(self._ids()), []
+        document: dict[str, object] = json.loads(beside.decode("utf-8-sig"))
+        listed = eos_ids_of(document)
+        missing = [id_ for id_ in self._stops(tokenizer) if id_ not in listed]
+        if not missing:
+            return beside, []
+        document["eos_token_id"] = [*listed, *missing]
+        # it would say that all follows from config.json, from which transformers may make it again
+        document.pop("_from_model_config", None)
+        texts = {id_: text for text, id_ in tokenizer.special_tokens.items()}
+        named = ", ".join(f"{texts.get(id_, 'the token')} ({id_})" for id_ in missing)
+        hint = f"ends answers with {named} too, which the base's {GENERATION} does not name"
+        return _encoded(document), [hint]
+
+
+def _encoded(document: object) -> bytes:
+    return (json_text(document, indent=2) + "\n").encode()
 
 
 def _cut(shapes: dict[str, tuple[int, ...]], item: int) -> Iterator[list[str]]:

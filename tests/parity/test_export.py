@@ -205,6 +205,15 @@ def test_a_wrong_order_of_rows_is_found_and_nothing_is_left(sound, tmp_path, mon
     exported(sound, tmp_path / "out", "meta", verify=False)
 
 
+def test_an_answer_that_would_not_end_is_found(sound, tmp_path, monkeypatch) -> None:
+    from llama.weights.huggingface_writer import HuggingFaceWriter
+
+    monkeypatch.setattr(HuggingFaceWriter, "_stops", lambda *_: [])
+    with pytest.raises(TrainingError, match=r"no more with \[1, 3\]"):
+        exported(sound, tmp_path / "out", "hf")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_export_that_is_interrupted_leaves_nothing(sound, tmp_path, monkeypatch) -> None:
     from llama.commands.export import command
 

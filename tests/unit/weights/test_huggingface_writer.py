@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -99,6 +100,7 @@ def test_what_lies_beside_the_source_comes_with_it(tmp_path: Path) -> None:
     source = write_model(tmp_path / "source")
     (source / "chat_template.jinja").write_text("{{ messages }}")
     (source / "notes.txt").write_text("not of the model")
+    (source / "generation_config.json").write_text('{"eos_token_id": [1, 3], "top_p": 0.5}')
     assert write(tmp_path / "model", CONFIG, open_model(str(source)), torch.bfloat16) == []
     names = {path.name for path in (tmp_path / "model").iterdir()}
     assert names == {path.name for path in source.iterdir()} - {"notes.txt"}
@@ -106,6 +108,18 @@ def test_what_lies_beside_the_source_comes_with_it(tmp_path: Path) -> None:
         assert (tmp_path / "model" / name).read_bytes() == (source / name).read_bytes()
     assert '"bfloat16"' in (tmp_path / "model" / "config.json").read_text()
     assert open_model(str(tmp_path / "model")).tokenizer_path == tmp_path / "model"
+
+
+@pytest.mark.parametrize("listed", [1, [1], None])
+def test_transformers_ends_an_answer_where_generate_does(listed: Any, tmp_path: Path) -> None:
+    """Many a base names EOS alone in generation_config.json, and not the end of a turn."""
+    source = write_model(tmp_path / "source")
+    beside = {"_from_model_config": True, "eos_token_id": listed, "top_p": 0.5}
+    (source / "generation_config.json").write_text(json.dumps(beside))
+    (hint,) = write(tmp_path / "model", CONFIG, open_model(str(source)), torch.float32)
+    assert "<|im_end|> (3)" in hint
+    found = json.loads((tmp_path / "model" / "generation_config.json").read_text())
+    assert found == {"eos_token_id": [1, 3], "top_p": 0.5}
 
 
 def test_from_meta_s_layout_the_tokenizer_comes_with_what_transformers_needs(
