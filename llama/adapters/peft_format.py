@@ -36,6 +36,9 @@ class AdapterConfig:
 
     options: LoRAOptions
     base_model: str
+    layers: int | None = None
+    """Blocks of the base, where not every one of them may have an adapter on each of the targets;
+    else None."""
 
 
 def to_peft(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -75,9 +78,6 @@ def contents(state: dict[str, torch.Tensor], config: AdapterConfig) -> dict[str,
     """Name to content of a PEFT folder's files. `state` is whole, not sharded, with what an adapter
     keeps and does not train; it is written in float32."""
     state = _of_each_layer(state, kind_of(config.options).written)
-    modules = sorted(
-        {_module_to_huggingface(name.partition(".lora.")[0]).rpartition(".")[2] for name in state}
-    )
     options = config.options
     document: dict[str, Any] = {
         "task_type": "CAUSAL_LM",
@@ -85,7 +85,7 @@ def contents(state: dict[str, torch.Tensor], config: AdapterConfig) -> dict[str,
         "r": options.rank,
         "lora_alpha": options.alpha,
         "lora_dropout": options.dropout,
-        "target_modules": modules,
+        "target_modules": _target_modules(state, config.layers),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -96,6 +96,15 @@ def contents(state: dict[str, torch.Tensor], config: AdapterConfig) -> dict[str,
         WEIGHTS: safetensors.torch.save(tensors, metadata={"format": "pt"}),
         CONFIG: (json_text(document, indent=2) + "\n").encode(),
     }
+
+
+def _target_modules(state: Tensors, layers: int | None) -> list[str]:
+    """The last part of each adapted module's name, such as `q_proj`, which means that of every
+    block; where it is not adapted in all `layers` of them, the whole name of each."""
+    modules = {_module_to_huggingface(name.partition(".lora.")[0]) for name in state}
+    short = {module.rpartition(".")[2] for module in modules}
+    everywhere = layers is None or len(modules) == layers * len(short)
+    return sorted(short if everywhere else modules)
 
 
 def held(state: Tensors, options: LoRAOptions) -> Tensors:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+
+import torch
 
 from llama.adapters import peft_format
+from llama.adapters.adapter import Tensors
 from llama.adapters.combine import Part, combined
 from llama.adapters.peft_format import AdapterConfig
 from llama.assembly.adapter import Opened, open_for_use
 from llama.assembly.model import read_adapter
-from llama.errors import UserError, raise_if
+from llama.errors import TrainingError, UserError, raise_if
 from llama.files.atomic import write_folder
 from llama.files.json_text import json_text
 from llama.methods.about import TEMPLATE, TRAINING, files_of_combined
+from llama.model.config import ModelConfig
 from llama.notes import note
 from llama.settings import AdapterOptions, CombineOptions, LoRAOptions, check_combine
 from llama.settings.combine_command import weights
@@ -33,17 +38,30 @@ def combine(options: CombineOptions) -> int:
     parts = [_part(one, weight) for one, (_, weight) in zip(opened, given, strict=True)]
     raise_if(_misfits(opened, parts, options.how))
     state, lora = combined(parts, options.how)
-    config = AdapterConfig(lora, opened[0].source.name)
+    base = opened[0].source
+    config = AdapterConfig(lora, base.name, base.config.n_layers)
     said = [f"{path}:{weight:g}" for path, weight in given]
     contents = peft_format.contents(state, config) | _beside(opened, said, lora, options.how)
     try:
-        write_folder(options.output_dir, contents)
+        write_folder(
+            options.output_dir, contents, lambda partial: _prove(partial, base.config, state)
+        )
     except OSError as error:
         where = f"--output_dir: {options.output_dir} cannot be written"
         raise UserError(f"{where}: {error.strerror or error}") from None
     told = {"adapter": str(options.output_dir), "of": said, "how": options.how, "rank": lora.rank}
     print(json_text(told) if options.json else options.output_dir)
     return 0
+
+
+def _prove(folder: Path, config: ModelConfig, state: Tensors) -> None:
+    """Read back what was written. Raises `TrainingError` where it is not the adapter `state`."""
+    try:
+        found = read_adapter(folder, config)[1]
+    except UserError as error:
+        raise TrainingError(f"what was written cannot be read back: {error}") from None
+    if found.keys() != state.keys() or any(not torch.equal(found[n], state[n]) for n in found):
+        raise TrainingError(f"{folder}: what was written, read back, is another adapter")
 
 
 def _part(opened: Opened, weight: float) -> Part:

@@ -97,6 +97,28 @@ def test_cat_is_the_sum(base: Path, tmp_path: Path) -> None:
     assert_close(our_logits(base, again, tokens), expected, 2 * SMALL_MODEL)
 
 
+def test_adapters_of_some_layers_make_one_that_peft_and_we_read(
+    base: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """One of every block's wq and one of a single block's w2, as PEFT's `layers_to_transform` says
+    it: the sum names its modules one by one, and PEFT misses no tensor."""
+    a, b = adapter(tmp_path / "a", base, NARROW, 1), adapter(tmp_path / "b", base, ONE, 2)
+    tensors = load_file(b / "adapter_model.safetensors")
+    kept = {n: t for n, t in tensors.items() if ".layers.1." in n and "down_proj" in n}
+    save_file(kept, b / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = json.loads((b / "adapter_config.json").read_text())
+    config |= {"target_modules": ["down_proj"], "layers_to_transform": [1]}
+    (b / "adapter_config.json").write_text(json.dumps(config))
+    for given in ([a, b], [b, f"{b}:0.5"]):
+        status, out = combined(tmp_path / f"of-{given[0].name}", *given)
+        assert status == 0
+        tokens = torch.arange(LENGTH)
+        assert_close(our_logits(base, out, tokens), their_logits(base, out, tokens), SMALL_MODEL)
+        modules = json.loads((out / "adapter_config.json").read_text())["target_modules"]
+        assert "model.layers.1.mlp.down_proj" in modules and "down_proj" not in modules
+    assert not [w for w in recwarn if "adapter keys" in str(w.message)]
+
+
 def told(folder: Path, base: Path, set_name: str, template: str = "chatml") -> None:
     """The folder of `adapter`, as a run leaves it."""
     source = open_model(str(base))
