@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from gguf import GGUFWriter
 
+from llama.files.gguf_data import data_of
 from llama.files.gguf_header import read_header
 from llama.model.config import ModelConfig
 from llama.parallel.side_path import LowRank
@@ -43,7 +44,7 @@ def write(path: Path, factors: Mapping[str, LowRank], config: ModelConfig) -> No
         if rotary.is_rotary(name):
             b = rotary.halves_to_interleaved(b, config.head_dim)
         for end, tensor in ((_A, pair.a.float()), (_B, b)):
-            data = np.ascontiguousarray(tensor.detach().numpy())
+            data = data_of(np.ascontiguousarray(tensor.detach().numpy()))
             writer.add_tensor(f"{to_gguf(name)}{end}", data)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

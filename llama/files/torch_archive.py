@@ -14,6 +14,7 @@ import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,11 @@ class _Pickler(pickle.Pickler):
         return obj.id if isinstance(obj, _Storage) else None
 
 
+class _Zip(zipfile.ZipFile):
+    def __del__(self) -> None:
+        """Nothing: zipfile would write the end of an archive that was given up."""
+
+
 class TorchArchive:
     """A new file of tensors in `dtype`. Raises `OSError` as the system does."""
 
@@ -77,7 +83,7 @@ class TorchArchive:
         _Pickler(pickled, protocol=2).dump(tensors)
         self._key = 0
         self._file = path.open("xb")
-        self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED)
+        self._zip = _Zip(self._file, "w", zipfile.ZIP_STORED)
         self._write("data.pkl", memoryview(pickled.getvalue()))
         self._write("byteorder", memoryview(sys.byteorder.encode()))
 
@@ -108,5 +114,7 @@ class TorchArchive:
         self._file.close()
 
     def close(self) -> None:
-        """Let go of the file, finished or not."""
-        self._file.close()
+        """Let go of the file, finished or not. Its last bytes may find no room on a full disk, and
+        if it is not finished nobody wants them."""
+        with suppress(OSError):
+            self._file.close()

@@ -16,7 +16,8 @@ from gguf import GGUFWriter
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 from gguf.quants import quantize
 
-from llama.files.atomic import abandon_folder, begin_folder
+from llama.files.atomic import begin_folder
+from llama.files.gguf_data import data_of
 from llama.model.config import ModelConfig
 from llama.model.scaling import (
     DynamicScaling,
@@ -87,7 +88,7 @@ class GGUFFileWriter(FileWriter):
             data = tensor.to(plain).contiguous().view(torch.uint8).numpy()
         else:
             data = _in_blocks(tensor, kind)
-        self._writer.write_tensor_data(data)
+        self._writer.write_tensor_data(data_of(data))
 
     def _begin(self, dtype: torch.dtype) -> None:
         self._partial = begin_folder(self.folder)
@@ -163,7 +164,7 @@ class GGUFFileWriter(FileWriter):
         assert self._writer is not None
         divisors = self._divisors()
         if divisors is not None:
-            self._writer.write_tensor_data(divisors.numpy())
+            self._writer.write_tensor_data(data_of(divisors.numpy()))
         self._writer.close()
         self._writer = None
         with (self._partial / FILE).open("rb") as file:
@@ -171,10 +172,9 @@ class GGUFFileWriter(FileWriter):
         self._appear({MODELFILE: self._modelfile.encode()})
         return [f"{self.folder}/{hint}" for hint in self._hints]
 
-    def abandon(self) -> None:
+    def _let_go(self) -> None:
         if self._writer is not None and self._writer.fout is not None:
             self._writer.close()
-        abandon_folder(self.folder)
 
 
 def named_tokenizer(path: Path) -> Path:

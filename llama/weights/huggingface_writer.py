@@ -10,7 +10,7 @@ from math import prod
 
 import torch
 
-from llama.files.atomic import abandon_folder, begin_folder, write_in
+from llama.files.atomic import begin_folder, write_in
 from llama.files.json_text import json_text
 from llama.files.safetensors import TensorFile
 from llama.tokenizer.base import Tokenizer
@@ -87,10 +87,9 @@ class HuggingFaceWriter(FileWriter):
         self._appear(files)
         return [f"{self.folder} {hint}" for hint in hints]
 
-    def abandon(self) -> None:
+    def _let_go(self) -> None:
         if self._file is not None:
             self._file.close()
-        abandon_folder(self.folder)
 
     def _write_json(self, name: str, document: object) -> None:
         write_in(self._partial, name, _encoded(document))

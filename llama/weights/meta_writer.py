@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from llama.files.atomic import abandon_folder, begin_folder
+from llama.files.atomic import begin_folder
 from llama.files.json_text import json_text
 from llama.files.torch_archive import TorchArchive
 from llama.model.config import ModelConfig
@@ -113,7 +113,6 @@ class MetaWriter(FileWriter):
         self._appear({"params.json": params.encode()} | files)
         return [f"{self.folder} {hint}" for hint in hints]
 
-    def abandon(self) -> None:
+    def _let_go(self) -> None:
         for archive in self._archives:
             archive.close()
-        abandon_folder(self.folder)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from llama.files.atomic import finish_folder, sync_folders, write_in
+from llama.files.atomic import abandon_folder, finish_folder, sync_folders, write_in
 from llama.model.config import ModelConfig
 from llama.weights import rotary
 from llama.weights.open_model import ModelSource
@@ -81,7 +82,16 @@ class FileWriter(ABC):
     def finish(self) -> list[str]: ...
 
     @abstractmethod
-    def abandon(self) -> None: ...
+    def _let_go(self) -> None:
+        """Close the files that are open, finished or not. Raises `OSError`."""
+
+    def abandon(self) -> None:
+        """Whatever closing says: what a full disk has refused it refuses again."""
+        try:
+            with suppress(OSError):
+                self._let_go()
+        finally:
+            abandon_folder(self.folder)
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         if self.interleaved and rotary.is_rotary(name):
