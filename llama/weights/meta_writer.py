@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from llama.files.atomic import begin_folder
@@ -12,22 +14,30 @@ from llama.model.scaling import Llama3Scaling
 from llama.tokenizer.writing import JSON_FILE
 from llama.weights.meta import cut_along
 from llama.weights.meta_config import params_document
+from llama.weights.open_model import ModelSource
 from llama.weights.shapes import expected_shapes
 from llama.weights.tokenizer_beside import files_beside
 from llama.weights.writing import FileWriter
 
+_EMBEDDING, _OUTPUT = "tok_embeddings.weight", "output.weight"
 _LLAMA3_VOCABULARY = 128_000
 """From which size on the embedding is cut by rows, as Llama 3's is, and not by columns."""
 
 
 class MetaWriter(FileWriter):
     """All shards at once, each tensor cut over them. A tied matrix goes by both its names, as in
-    Meta's own tied releases."""
+    Meta's own tied releases; where the embedding is cut by columns it is there a second time, cut
+    by rows as every output matrix is."""
 
     interleaved = True
     shards = 1
     """How many files each layer is cut over."""
-    _archives: tuple[TorchArchive, ...] = ()
+
+    def __init__(
+        self, folder: Path, config: ModelConfig, source: ModelSource, tokenizer: Path | None
+    ) -> None:
+        super().__init__(folder, config, source, tokenizer)
+        self._archives: list[TorchArchive] = []
 
     @staticmethod
     def misfits(config: ModelConfig) -> list[str]:
@@ -64,6 +74,11 @@ class MetaWriter(FileWriter):
     def _store(self, name: str, tensor: torch.Tensor) -> None:
         if not self._archives:
             self._begin(tensor.dtype)
+        self._cut(name, tensor)
+        if name == _EMBEDDING and self._is_cut_twice():
+            self._cut(_OUTPUT, tensor)
+
+    def _cut(self, name: str, tensor: torch.Tensor) -> None:
         dim = self._dim(name)
         for shard, archive in enumerate(self._archives):
             if dim is None:
@@ -75,25 +90,26 @@ class MetaWriter(FileWriter):
         """The dimension along which the shards cut it, if they do."""
         if self.shards == 1:
             return None
-        if name == "tok_embeddings.weight":
+        if name == _EMBEDDING:
             return 0 if self.config.vocab_size >= _LLAMA3_VOCABULARY else 1
         return cut_along(name)
 
     def _begin(self, dtype: torch.dtype) -> None:
         self._partial = begin_folder(self.folder)
-        shapes = {
-            name: self._share(shape, self._dim(name))
-            for name, shape in expected_shapes(self.config).items()
-        }
-        aliases = {"output.weight": "tok_embeddings.weight"} if self._tied_alias() else {}
-        self._archives = tuple(
-            TorchArchive(self._partial / f"consolidated.{shard:02}.pth", shapes, dtype, aliases)
-            for shard in range(self.shards)
-        )
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, shape in expected_shapes(self.config).items():
+            shapes[name] = self._share(shape, self._dim(name))
+            if name == _EMBEDDING and self._is_cut_twice():
+                shapes[_OUTPUT] = self._share(shape, self._dim(_OUTPUT))
+        tied = self.config.tied_embedding and _OUTPUT not in shapes
+        aliases = {_OUTPUT: _EMBEDDING} if tied else {}
+        for shard in range(self.shards):
+            path = self._partial / f"consolidated.{shard:02}.pth"
+            self._archives.append(TorchArchive(path, shapes, dtype, aliases))
 
-    def _tied_alias(self) -> bool:
+    def _is_cut_twice(self) -> bool:
         """Cut by columns, the embedding's shares are no shares of the output matrix, by rows."""
-        return self.config.tied_embedding and self._dim("tok_embeddings.weight") != 1
+        return self.config.tied_embedding and self._dim(_EMBEDDING) == 1
 
     def _share(self, shape: tuple[int, ...], dim: int | None) -> tuple[int, ...]:
         if dim is None:

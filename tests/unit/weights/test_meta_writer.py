@@ -65,6 +65,17 @@ def test_each_shard_is_what_meta_s_cut_gives(tmp_path: Path) -> None:
             assert all(torch.equal(found[name], part[name]) for name in part)
 
 
+def test_a_tied_matrix_has_both_names_in_every_shard(tmp_path: Path) -> None:
+    """For Meta's own code, which knows no tying: the output matrix is cut by rows, the embedding of
+    a small vocabulary by columns."""
+    write(tmp_path / "model", tied(TINY), 2, torch.float32)
+    whole = random_state(tied(TINY), seed=3)["tok_embeddings.weight"]
+    for shard in range(2):
+        found = torch.load(tmp_path / "model" / f"consolidated.{shard:02}.pth", weights_only=True)
+        assert torch.equal(found["output.weight"], whole.chunk(2, 0)[shard])
+        assert torch.equal(found["tok_embeddings.weight"], whole.chunk(2, 1)[shard])
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_params_json_of_a_release_gives_its_sizes(name: str, tmp_path: Path) -> None:
     """Biases and tying show in the tensors alone."""
