@@ -19,7 +19,7 @@ from llama.errors import UserError, raise_if
 from llama.files.inputs import filled_file_problem
 from llama.files.kinds import PICKLE, TORCH
 from llama.model.config import ModelConfig
-from llama.weights.meta_config import complete, read_params
+from llama.weights.meta_config import POSITIONS, complete, read_params
 from llama.weights.names import from_meta, is_rotary_buffer
 from llama.weights.reader import FileReader, same_values
 from llama.weights.shapes import TensorHeader, first_few, header_problems, size_problems, summarise
@@ -59,7 +59,8 @@ class MetaReader(FileReader):
         raise_if(problems + width_problems)  # wrong sizes would make every shape wrong
         raise_if(header_problems(config, headers, str(folder)))
         shapes = {name: header.shape for name, header in headers.items()}
-        super().__init__(config, shapes, [params, *files])
+        sizes = [path for path in (params, folder / POSITIONS) if path.exists()]
+        super().__init__(config, shapes, [*sizes, *files])
         # Meta's tied releases hold the matrix under both names; two trained matrices that were
         # not tied would not be equal to the last bit.
         if untied and same_values(

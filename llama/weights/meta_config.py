@@ -1,4 +1,8 @@
-"""Sizes from Meta's `params.json`, and written as it."""
+"""Sizes from Meta's `params.json`, and written as it.
+
+It has no field for the positions: Meta's own code is told them by its caller, and fails where
+`params.json` gives `max_seq_len` too. Where they are not those of a release they are in a file of
+this project's own beside it, `positions.json`, which Meta's code does not look at."""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ from llama.model.presets import PRESETS
 from llama.model.scaling import Llama3Scaling
 from llama.weights.fields import Fields, read_json_object
 
+POSITIONS = "positions.json"
+_MAX_SEQ_LEN = "max_seq_len"
 _OTHER_ARITHMETIC = (
     "moe",
     "moe_args",
@@ -25,15 +31,16 @@ _OTHER_ARITHMETIC = (
 """Fields of releases that this model cannot reproduce."""
 _MULTIPLE = 256
 """What the width of the feed-forward is a multiple of, where nothing says."""
-_POSITIONS, _USUAL_FACTOR, _HIGH_FREQUENCY = 2048, 8.0, 4.0
+_USUAL_POSITIONS, _USUAL_FACTOR, _HIGH_FREQUENCY = 2048, 8.0, 4.0
 """Of a release that is not known: its positions; of Llama 3.1's scaling, two of its factors."""
 _HARMLESS = ("max_batch_size", "model_parallel_size")
 """Fields that change nothing here."""
 
 
 def read_params(path: Path) -> tuple[Fields, ModelConfig]:
-    """The fields of `params.json` and the sizes they give. `vocab_size` is 0 where the file leaves
-    it to the tokenizer; biases and tying show only in the tensors. Problems are in the fields."""
+    """The fields of `params.json` and the sizes they give, and `positions.json` beside it gives.
+    `vocab_size` is 0 where the file leaves it to the tokenizer, `max_seq_len` where nothing says;
+    biases and tying show only in the tensors. Problems are in the fields."""
     fields = Fields(read_json_object(path), str(path))
     dim, n_heads = fields.integer("dim"), fields.integer("n_heads")
     eps = fields.number("norm_eps", 1e-5)
@@ -57,7 +64,17 @@ def read_params(path: Path) -> tuple[Fields, ModelConfig]:
     )
     for key in _OTHER_ARITHMETIC:
         fields.refuse(key)
-    return fields, config
+    return fields, replace(config, max_seq_len=_max_seq_len(fields, path.with_name(POSITIONS)))
+
+
+def _max_seq_len(fields: Fields, beside: Path) -> int:
+    """0 where nothing says."""
+    if beside.exists():
+        own = Fields(read_json_object(beside), str(beside))
+        positions = own.integer(_MAX_SEQ_LEN)
+        fields.problems += own.problems
+        return positions
+    return fields.integer(_MAX_SEQ_LEN, 0)
 
 
 def _ffn_dim(dim: int, fields: Fields) -> int:
@@ -77,7 +94,7 @@ def complete(fields: Fields, config: ModelConfig) -> ModelConfig:
     """Add what `params.json` does not say outright: the context length, and how far Llama 3.1's
     scaling stretches. Both follow from the release, which is known by its sizes."""
     release = _release(fields, config)
-    max_seq_len = fields.integer("max_seq_len", release.max_seq_len if release else _POSITIONS)
+    max_seq_len = config.max_seq_len or _positions_of(release)
     scaling = None
     if fields.flag("use_scaled_rope"):
         known = release.rope_scaling if release else None
@@ -119,10 +136,20 @@ def params_document(config: ModelConfig) -> dict[str, object]:
             document["rope_scaling_factor"] = scaling.factor
         if scaling.high_freq_factor != _HIGH_FREQUENCY:
             document["rope_high_freq_factor"] = scaling.high_freq_factor
-    # Meta's own code takes none from here, and fails where one is given that it passes itself
-    if config.max_seq_len != (release.max_seq_len if release else _POSITIONS):
-        document["max_seq_len"] = config.max_seq_len
     return document
+
+
+def positions_document(config: ModelConfig) -> dict[str, object] | None:
+    """`positions.json` of these sizes; None where `params.json` tells them by its release."""
+    fields = Fields(params_document(config), "params.json")
+    release = _release(fields, replace(config, rope_scaling=None))
+    if config.max_seq_len == _positions_of(release):
+        return None
+    return {_MAX_SEQ_LEN: config.max_seq_len}
+
+
+def _positions_of(release: ModelConfig | None) -> int:
+    return release.max_seq_len if release else _USUAL_POSITIONS
 
 
 def _release(fields: Fields, config: ModelConfig) -> ModelConfig | None:

@@ -1,4 +1,5 @@
-"""Meta's layout, written: `params.json`, a `consolidated.NN.pth` for each shard, the tokenizer."""
+"""Meta's layout, written: `params.json` and what it cannot say, a `consolidated.NN.pth` for each
+shard, the tokenizer."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from llama.model.config import ModelConfig
 from llama.model.scaling import Llama3Scaling
 from llama.tokenizer.writing import JSON_FILE
 from llama.weights.meta import cut_along
-from llama.weights.meta_config import params_document
+from llama.weights.meta_config import POSITIONS, params_document, positions_document
 from llama.weights.open_model import ModelSource
 from llama.weights.shapes import expected_shapes
 from llama.weights.tokenizer_beside import files_beside
@@ -125,8 +126,16 @@ class MetaWriter(FileWriter):
                 f"holds its tokenizer as {JSON_FILE}, which Meta's own code does not read: there "
                 "is no tokenizer.model of it"
             )
-        params = json_text(params_document(self.config), indent=2) + "\n"
-        self._appear({"params.json": params.encode()} | files)
+        documents = {
+            "params.json": params_document(self.config),
+            POSITIONS: positions_document(self.config),
+        }
+        sizes = {
+            name: (json_text(document, indent=2) + "\n").encode()
+            for name, document in documents.items()
+            if document is not None
+        }
+        self._appear(sizes | files)
         return [f"{self.folder} {hint}" for hint in hints]
 
     def _let_go(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llama.errors import UserError
 from llama.files.torch_archive import TorchArchive
 from llama.model.config import ModelConfig
 from llama.model.presets import PRESETS
@@ -84,6 +85,24 @@ def test_params_json_of_a_release_gives_its_sizes(name: str, tmp_path: Path) -> 
     fields, read = read_params(tmp_path / "params.json")
     assert fields.problems == []
     assert complete(fields, replace(read, tied_embedding=config.tied_embedding)) == config
+
+
+def test_the_positions_are_not_in_params_json(tmp_path: Path) -> None:
+    """Meta's own `Llama.build` gives `ModelArgs` a max_seq_len besides those of `params.json`."""
+    write(tmp_path / "model", TINY, 1, torch.float32)
+    params = json.loads((tmp_path / "model" / "params.json").read_text())
+    assert dict(max_seq_len=64, max_batch_size=1, **params)["max_seq_len"] == 64
+    beside = tmp_path / "model" / "positions.json"
+    assert json.loads(beside.read_text()) == {"max_seq_len": TINY.max_seq_len}
+    reader = MetaReader(tmp_path / "model")
+    assert reader.config == TINY and beside in reader.files
+    beside.write_text('{"max_seq_len": 0}')
+    with pytest.raises(UserError, match=r"positions.json: max_seq_len must be a positive"):
+        MetaReader(tmp_path / "model")
+    beside.unlink()
+    assert MetaReader(tmp_path / "model").config.max_seq_len == 2048, "as Meta's own code has it"
+    (tmp_path / "model" / "params.json").write_text(json.dumps(params | {"max_seq_len": 99}))
+    assert MetaReader(tmp_path / "model").config.max_seq_len == 99, "as earlier versions wrote it"
 
 
 def test_what_meta_has_no_words_for_is_named() -> None:
