@@ -31,8 +31,8 @@ class ExportOptions(AdapterOptions):
     output_dir: Path | None = None
     """Folder to be made, required but with --check_server; one that holds something is refused."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """Type of the weights that are written; none means the one in which the model is stored, and
-    float16 where that is quantised."""
+    """Type of the weights that are written; none means the one in which the model's layers are
+    stored, and float16 where they are quantised."""
     quantize: Literal["q8_0"] | None = None
     """With --format gguf: store matrices in blocks of 32 numbers of 8 bits with one scale."""
     shards: int = 1

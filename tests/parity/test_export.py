@@ -110,6 +110,26 @@ def test_of_bf16_weights_the_sum_is_rounded_once(sound: Path, tmp_path: Path) ->
         assert torch.equal(half.read(name), whole.read(name).bfloat16()), name
 
 
+def test_tensors_wider_than_the_layers_are_named(sound: Path, tmp_path: Path, capsys) -> None:
+    """A bf16 model whose norms were trained in float32; values that bf16 holds are not told of."""
+    from safetensors.torch import load_file, save_file
+
+    model = write_model(tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    kept = {"model.norm.weight", "model.embed_tokens.weight"}
+    mixed = {n: t if n in kept else t.bfloat16() for n, t in tensors.items()}
+    mixed["lm_head.weight"] = mixed["lm_head.weight"].float()
+    save_file(mixed, model / "model.safetensors", metadata={"format": "pt"})
+    plain: dict[str, Any] = {"model": str(model), "adapter": None}
+    exported(sound, tmp_path / "narrow", "hf", **plain)
+    said = "stored as float32 and rounded to bfloat16: 2, the first tok_embeddings.weight; --dtype"
+    assert f"{said} float32 keeps them" in capsys.readouterr().err
+    exported(sound, tmp_path / "wide", "hf", dtype="float32", **plain)
+    assert "rounded to" not in capsys.readouterr().err
+    wide = load_file(tmp_path / "wide" / "model.safetensors")
+    assert all(torch.equal(wide[name], value.float()) for name, value in mixed.items())
+
+
 def test_a_gguf_lora_has_llama_cpp_s_names(sound: Path, tmp_path: Path) -> None:
     files = exported(sound, tmp_path / "out", "gguf-lora")
     read = gguf.GGUFReader(files["adapter.gguf"])

@@ -16,6 +16,7 @@ from llama.assembly.adapter import open_for_use
 from llama.commands.export.alone import write_gguf_lora, write_peft
 from llama.commands.export.job import Job
 from llama.commands.export.proof import Proof, prove
+from llama.commands.export.rounding import narrowed, written_type
 from llama.commands.export.served import check_server
 from llama.commands.export.words import closing
 from llama.errors import TrainingError, UserError, raise_if
@@ -27,7 +28,6 @@ from llama.settings import ExportOptions, check_export
 from llama.settings.export_command import OF_ADAPTER
 from llama.tokenizer.load import load_tokenizer
 from llama.tokenizer.writing import gguf_problem, rows_problem
-from llama.weights.gguf import GGUFReader
 from llama.weights.gguf_writer import GGUFFileWriter, named_tokenizer
 from llama.weights.meta_writer import MetaWriter
 from llama.weights.open_model import open_model
@@ -55,9 +55,12 @@ def export(options: ExportOptions) -> int:
     opened = open_for_use(options)
     job = Job.of(options, opened)
     raise_if(_misfits(job))
-    dtype = _dtype(options, opened.source.reader)
+    reader = opened.source.reader
+    dtype = written_type(options, reader)
     if job.format not in OF_ADAPTER:
         _require_room(job.folder, _bytes(job, dtype))
+        if options.dtype is None and (line := narrowed(reader, reader.config, dtype)):
+            note(line)
     try:
         if job.format == "peft":
             proof = write_peft(job)
@@ -89,19 +92,6 @@ def _misfits(job: Job) -> list[str]:
         if problem:
             problems.append(f"{where}: the tokenizer {path} {problem}; give another --tokenizer")
     return problems
-
-
-def _dtype(options: ExportOptions, reader: WeightReader) -> torch.dtype:
-    """Of the tensors that a writer is given: what is to be quantised is not rounded before."""
-    if options.quantize is not None:
-        return torch.float32
-    if options.dtype is not None:
-        return getattr(torch, options.dtype)
-    name = "layers.0.attention.wq.weight"
-    if isinstance(reader, GGUFReader):
-        return reader.stored_type(name) or torch.float16
-    stored = reader.read(name, 0, 0, 1).dtype
-    return torch.float32 if stored == torch.float64 else stored
 
 
 def _bytes(job: Job, dtype: torch.dtype) -> int:
