@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import sys
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 
 from llama.commands.table import COMMANDS, Command
 from llama.files.inputs import nearest
-from llama.launch.program import loading, run_program
+from llama.launch.program import ended_in_order, loading, run_program
 from llama.launch.typed import offer
 from llama.notes import note
 
@@ -90,7 +91,8 @@ def _run(command: Command, prog: str, words: list[str]) -> int:
             follow_launcher()
         with loading():  # after the options: a typo is answered without torch
             function = _named(command.function)
-        return function(options)
+        with contextlib.nullcontext() if command.in_ranks else ended_in_order():
+            return function(options)
 
     summary = command.summary[:1].upper() + command.summary[1:]
     return run_command(begin, cls, prog, summary, words)

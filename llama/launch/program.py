@@ -12,6 +12,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import NoReturn, ParamSpec
 
 from llama.launch.log import warnings_kept
@@ -20,7 +21,7 @@ from llama.notes import LOG, say_where_the_log_is
 
 P = ParamSpec("P")
 
-INTERRUPTED = 128 + signal.SIGINT
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 
 def run_program(main: Callable[P, int | None], *args: P.args, **kwargs: P.kwargs) -> NoReturn:
@@ -66,6 +67,27 @@ def loading() -> Iterator[None]:
     finally:
         if replaced:
             signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def ended_in_order() -> Iterator[None]:
+    """Around a command of a single process: SIGTERM ends it as Ctrl-C does, so that what it has
+    begun to write goes, but with 143. A second one ends it there and then. Ranks have their own
+    way (`llama.launch.stopping`): one that waits for another would not come to this."""
+    before = signal.getsignal(signal.SIGTERM)
+    replaced = before is signal.SIG_DFL  # else whoever started it has it ignored
+    if replaced:
+        signal.signal(signal.SIGTERM, _end_in_order)
+    try:
+        yield
+    finally:
+        if replaced:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _end_in_order(_number: int, _frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise SystemExit(TERMINATED)
 
 
 def _speak_utf8() -> None:

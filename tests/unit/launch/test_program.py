@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -131,6 +132,43 @@ def test_after_the_imports_ctrl_c_is_raised_again() -> None:
     assert signal.getsignal(signal.SIGINT) is before
     assert ended("signal.raise_signal(signal.SIGINT)").returncode == 130
     assert ended("signal.raise_signal(signal.SIGINT)").stderr == ""
+
+
+WRITING = """
+import sys, time
+from pathlib import Path
+from llama.commands.start import run
+from llama.commands.table import COMMANDS, Command
+from llama.files.atomic import write_folder
+from llama.launch.program import run_program
+
+def wait(partial):
+    print("begun", flush=True)
+    time.sleep(60)
+
+def write(options):
+    write_folder(Path(sys.argv[2]), {"file": b""}, wait)
+
+in_ranks = sys.argv[1] == "True"
+COMMANDS["report"] = Command("", "llama.settings:ReportOptions", "__main__:write", in_ranks)
+run_program(lambda: run("report", "report.py", ["RUN"]))
+"""
+
+
+@pytest.mark.parametrize(("in_ranks", "status"), [(False, 143), (True, -signal.SIGTERM)])
+def test_sigterm_leaves_no_half_of_a_folder(in_ranks: bool, status: int, tmp_path: Path) -> None:
+    """As Ctrl-C. A rank is its launcher's to end: it may wait for others where no handler runs."""
+    command = [sys.executable, "-c", WRITING, str(in_ranks), str(tmp_path / "out")]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == b"begun\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == status
+        assert process.stderr.read() == b""
+    left = [path.name for path in tmp_path.iterdir()]
+    assert left == ([".out.partial"] if in_ranks else [])
 
 
 @pytest.mark.parametrize(
