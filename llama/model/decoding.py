@@ -243,7 +243,11 @@ def choose(logits_V: torch.Tensor, sampling: Sampling, generator: torch.Generato
     """One token from float32 logits."""
     if sampling.temperature == 0.0:
         return int(logits_V.argmax())
-    ordered, index = (logits_V / sampling.temperature).softmax(dim=-1).sort(descending=True)
+    # Taken away before the division, the largest logit stays 0 however small the temperature. Below
+    # the smallest normal number, of which a device may make 0, no two logits are as near as that.
+    temperature = max(sampling.temperature, torch.finfo(logits_V.dtype).tiny)
+    scaled = (logits_V - logits_V.max()) / temperature
+    ordered, index = scaled.softmax(dim=-1).sort(descending=True)
     # A token stays if those before it do not yet hold top_p; the likeliest always does.
     before = ordered.cumsum(dim=-1) - ordered
     kept = ordered.where((before < sampling.top_p), torch.zeros_like(ordered))

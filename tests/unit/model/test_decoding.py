@@ -58,6 +58,13 @@ def chosen(sampling: Sampling, draws: int = DRAWS) -> Counter[int]:
     return Counter(choose(logits, sampling, generator) for _ in range(draws))
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e-40, 1e-45, 1e-300])
+def test_a_temperature_near_0_takes_the_likeliest(temperature: float) -> None:
+    assert chosen(Sampling(temperature), 3) == {1: 3}
+    logits = torch.tensor([-3e4, 2e4, 1.9e4])
+    assert choose(logits, Sampling(temperature), torch.Generator()) == 1
+
+
 def assert_drawn(share: float, probability: float) -> None:
     """Within five deviations of chance: whatever numbers this CPU's generator gives."""
     deviation = (probability * (1 - probability) / DRAWS) ** 0.5
