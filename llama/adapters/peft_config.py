@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ class Description:
     config: AdapterConfig
     """`targets` holds those that it names one by one; the tensors tell all of them."""
     ranks: Mapping[str, int]
-    """Of layers whose names end so, the rank; `r` of the others."""
+    """Of layers whose names end so, the rank; `r` of the others. Of what stands behind an
+    expression nothing: PEFT takes the first entry that fits a layer, which may be that one."""
     free_ranks: bool
     """Whether an expression gives ranks: then those of the tensors are taken."""
     alphas: Mapping[str, float]
@@ -106,7 +108,7 @@ def read_description(folder: Path) -> Description:
         for key in alphas.values
         if not _PLAIN_NAME.fullmatch(key)
     ]
-    plain = [key for key in ranks.values if _PLAIN_NAME.fullmatch(key)]
+    plain = [*takewhile(_PLAIN_NAME.fullmatch, ranks.values)]
     raise_if(problems)
     unread = sorted(k for k, v in document.items() if v and k not in _READ | _HARMLESS)
     if unread:

@@ -46,6 +46,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "rank_pattern": {"up_proj": 6},
         "alpha_pattern": {"layers.1.self_attn.q_proj": 3},
     },
+    "ranks by an expression, and by the name of the same layer after it": {
+        "target_modules": ["q_proj", "up_proj"],
+        "rank_pattern": {"up_proj": 3, r".*\.0\..*q_proj": 2, "q_proj": 6},
+    },
     "both and the root": {
         "target_modules": ["q_proj", "up_proj"],
         "rank_pattern": {"q_proj": 2},
