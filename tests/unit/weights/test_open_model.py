@@ -197,6 +197,7 @@ def test_hub_uses_the_cache_before_the_network(
     import huggingface_hub as hub_module
 
     write_huggingface(tmp_path / "whole", TINY)
+    (tmp_path / "whole" / "tokenizer.json").write_text("{}")
     (tmp_path / "partial").mkdir()
     asked: list[bool] = []
 
@@ -209,6 +210,40 @@ def test_hub_uses_the_cache_before_the_network(
     source = open_model("org/model")
     assert source.name == "org/model" and source.config == TINY
     assert asked == ([True] if cached else [True, False])
+
+
+@pytest.mark.parametrize("lacks", ["config.json", "model.safetensors.index.json", "a part", "it"])
+@pytest.mark.parametrize("network", [True, False])
+def test_a_download_that_was_broken_off_is_gone_on_with(
+    lacks: str, network: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`it`: the tokenizer, which is asked for, and without which the model opens all the same."""
+    import huggingface_hub as hub_module
+
+    folder = tmp_path / "snapshot"
+    write_huggingface(folder, TINY, max_shard_size="60KB")
+    (folder / "tokenizer.json").write_text("{}")
+    parts = sorted(path.name for path in folder.glob("*.safetensors"))
+    gone = folder / {"a part": parts[1], "it": "tokenizer.json"}.get(lacks, lacks)
+    content = gone.read_bytes()
+    gone.unlink()
+    asked: list[bool] = []
+
+    def download(name: str, local_files_only: bool, **_: object) -> str:
+        asked.append(local_files_only)
+        if not local_files_only and not network:
+            raise OSError("no network in this test")
+        if not local_files_only:
+            gone.write_bytes(content)
+        return str(folder)
+
+    monkeypatch.setattr(hub_module, "snapshot_download", download)
+    if network or lacks == "it":
+        assert open_model("org/model").config == TINY
+    else:
+        text = refusal("org/model")
+        assert f"lacks {gone.name}, which the hub has not given (no network in this test)" in text
+    assert asked == [True, False]
 
 
 @pytest.mark.parametrize("has_tokenizer", [True, False])
