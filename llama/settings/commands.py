@@ -9,7 +9,7 @@ from typing import Literal
 from llama.model.kept import Checkpointing
 from llama.settings.base import Base
 from llama.settings.model import AdapterOptions, RowOptions
-from llama.settings.options.marks import BARE, BY_CONTENT, BY_VALUE
+from llama.settings.options.marks import BARE, BY_CONTENT, BY_KEY, BY_VALUE
 from llama.settings.sharing import WHOLE
 from llama.settings.starts import UNIFORM
 from llama.settings.suite_options import SuiteOptions
@@ -146,7 +146,7 @@ class TrainOptions(RowOptions):
     hang_timeout: float = 480.0
     """Seconds without a sign of life after which a rank in training ends the run, the stacks of its
     threads in hang-rank-N.txt; by default before NCCL would, which does not say where it stood."""
-    override: list[str] = field(default_factory=list)
+    override: list[str] = field(default_factory=list, metadata=BY_KEY)
     """One key of the DeepSpeed JSON, as optimizer.params.lr=1e-4; may be repeated."""
     json: bool = False
     """Whether the last line of standard output is the run's summary as one JSON object."""
@@ -254,7 +254,7 @@ class VerifyOptions:
     former."""
     seed: int = 0
     """Seed of the weights, the rows, the adapters and the dropout."""
-    override: list[str] = field(default_factory=list)
+    override: list[str] = field(default_factory=list, metadata=BY_KEY)
     """One key of the DeepSpeed JSON, as in train; may be repeated."""
     json: bool = False
     """Whether the last line of standard output is the result as one JSON object."""
@@ -310,7 +310,7 @@ class PlanOptions(RowOptions):
     """Passes over the rows."""
     max_steps: int | None = None
     """Stop after this many optimizer steps; none means all the epochs."""
-    override: list[str] = field(default_factory=list)
+    override: list[str] = field(default_factory=list, metadata=BY_KEY)
     """One key of the DeepSpeed JSON, as in train; may be repeated."""
     output_dir: Path | None = None
     """Folder for plan.json, plan.png and plan.html, and deepspeed.json with --suggest; none means

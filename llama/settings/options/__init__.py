@@ -15,9 +15,9 @@ A field's type decides what the option takes:
 Values of the list that is marked positional may also stand alone: `report.py RUN RUN`.
 
 Any other option may stand on a command line once; `--seq-len` is `--seq_len`. `--config FILE.yaml`
-takes the same options, nested or dotted; the command line wins. A file may serve several commands:
-what only another one has is named in a note. What another trainer calls differently is answered
-with where it lives here (`elsewhere`).
+takes the same options, nested or dotted; the command line wins, in a list of `KEY=VALUE` key by
+key. A file may serve several commands: what only another one has is named in a note. What another
+trainer calls differently is answered with where it lives here (`elsewhere`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from llama.errors import TrainingError, UserError, raise_if
 from llama.launch.ranks import adopt
 from llama.notes import is_first_rank, say, say_where_the_log_is
 from llama.settings.options.declare import CONFIG, build, declared, help_text
-from llama.settings.options.read import read_arguments, read_yaml
+from llama.settings.options.read import merged_by_key, read_arguments, read_yaml
 from llama.settings.options.shared import names_of_all_commands
 from llama.settings.options.values import value_of
 
@@ -57,7 +57,10 @@ def parse(cls: type[T], argv: list[str], prog: str, description: str) -> T:
     given = read_arguments(argv, options, problems)
     if config := given.pop(CONFIG, None):
         file = Path(config.texts[0] or "")
-        given = read_yaml(file, options, names_of_all_commands(), problems) | given
+        in_file = read_yaml(file, options, names_of_all_commands(), problems)
+        by_key = {name for name in in_file.keys() & given.keys() if options[name].by_key}
+        both = {name: merged_by_key(in_file[name], given[name]) for name in by_key}
+        given = in_file | given | both
     values: dict[str, Any] = {}
     for name, option in options.items():
         if name in given:

@@ -14,7 +14,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-from llama.settings.options.marks import BARE, POSITIONAL
+from llama.settings.options.marks import BARE, BY_KEY, POSITIONAL
 
 T = TypeVar("T")
 
@@ -37,6 +37,8 @@ class Option:
     meaning: str
     positional: bool = False
     """Whether its values may stand without its name."""
+    by_key: bool = False
+    """Whether each of its values is a setting of its own, `KEY=VALUE`."""
     bare: str | None = None
     """What its name means without a value; None where one must follow."""
 
@@ -74,8 +76,9 @@ def declared(cls: Any, prefix: str = "") -> Iterator[Option]:
         default = field.default if factory is MISSING else factory()
         marks = dict(field.metadata)
         bare = BARE["bare"] if kind is bool or marks == BARE else None
-        meaning, positional = docs[field.name], marks == POSITIONAL
-        yield Option(prefix + field.name, kind, optional, default, meaning, positional, bare)
+        name, meaning = prefix + field.name, docs[field.name]
+        is_positional, by_key = marks == POSITIONAL, marks == BY_KEY
+        yield Option(name, kind, optional, default, meaning, is_positional, by_key, bare)
 
 
 def field_docs(cls: Any) -> dict[str, str]:

@@ -20,6 +20,10 @@ BARE = {"bare": "true"}
 """Its name may stand alone, and then means `true`, as that of a switch does; it takes other words
 too."""
 
+BY_KEY = {"merged": "by key"}
+"""A list of `KEY=VALUE` of which each key is a setting of its own: the command line adds to a
+file's list, and wins where both have a key."""
+
 POSITIONAL = {"positional": True}
 """Its values may stand on the command line without its name; a command has one such option, a
 list."""

@@ -135,6 +135,13 @@ def read_yaml(
     return given
 
 
+def merged_by_key(in_file: Given, typed: Given) -> Given:
+    """Both lists of `KEY=VALUE`, the typed one last, less what the file has of a typed key."""
+    keys = {(text or "").partition("=")[0] for text in typed.texts}
+    kept = [text for text in in_file.texts if (text or "").partition("=")[0] not in keys]
+    return Given(typed.where, [*(kept if kept != [None] else []), *typed.texts])
+
+
 def _why(error: yaml.YAMLError) -> str:
     """The complaint without the excerpts of the file that go with it."""
     mark = getattr(error, "problem_mark", None)

@@ -20,6 +20,7 @@ from llama.settings import (
     LoRAOptions,
     PlanOptions,
     TrainOptions,
+    VerifyOptions,
     check_benchmark,
     check_data,
     check_evaluate,
@@ -31,6 +32,7 @@ from llama.settings import (
     checked_train,
 )
 from llama.settings.options import parse
+from llama.settings.options.declare import declared
 
 REPOSITORY = Path(__file__).parents[3]
 LORA_JSON = REPOSITORY / "ds_configs/lora.json"
@@ -221,6 +223,16 @@ def test_without_a_deepspeed_json_the_method_has_one_that_ships(method: str):
     assert checked_train(replace(given, deepspeed=None), 1) == checked_train(given, 1) != {}
     plan = PlanOptions(gpu="h100-80gb", deepspeed=file, method=method)
     assert checked_plan(replace(plan, deepspeed=None)) == checked_plan(plan) != {}
+
+
+def test_overrides_of_a_file_stand_beside_those_of_the_command_line(tmp_path: Path):
+    file = tmp_path / "run.yaml"
+    file.write_text("override: [gradient_clipping=2, steps_per_print=3]\n")
+    words = ["--config", str(file), "--override", "steps_per_print=7"]
+    config = checked_train(parse(TrainOptions, words, "train.py", ""), 1)
+    assert (config["gradient_clipping"], config["steps_per_print"]) == (2, 7)
+    for cls in (TrainOptions, VerifyOptions, PlanOptions):
+        assert {o.name for o in declared(cls) if o.by_key} == {"override"}
 
 
 def test_problems_of_settings_and_of_the_deepspeed_json_come_together():

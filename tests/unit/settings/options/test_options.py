@@ -15,7 +15,7 @@ import pytest
 
 from llama.errors import UserError
 from llama.settings.options import parse, run_command
-from llama.settings.options.marks import POSITIONAL
+from llama.settings.options.marks import BY_KEY, POSITIONAL
 
 REPOSITORY = Path(__file__).parents[4]
 
@@ -53,7 +53,7 @@ class Outer(Base):
     """A prompt."""
     lora: Inner = field(default_factory=Inner)
     """The adapters."""
-    override: list[str] = field(default_factory=list)
+    override: list[str] = field(default_factory=list, metadata=BY_KEY)
     """A key."""
     more: list[Path] = field(default_factory=list)
     """Files."""
@@ -216,6 +216,24 @@ def test_yaml_nested_dotted_and_overridden(tmp_path: Path):
     file.write_text("data: rows\nmore: [a, b]\n")
     found = parse(Outer, ["--config", str(file), "--more", "c"], "prog", "")
     assert found.more == [Path("c")], "the command line's list takes the place of the file's"
+
+
+@pytest.mark.parametrize(
+    ("listed", "typed", "expected"),
+    [
+        ("[a=1, b=2]", ["c=3"], ["a=1", "b=2", "c=3"]),
+        ("[a=1, b=2]", ["a=3"], ["b=2", "a=3"]),
+        ("[a.b=1]", ["a={}"], ["a.b=1", "a={}"]),
+        ("a=1", ["b=2"], ["a=1", "b=2"]),
+        ("null", ["b=2"], ["b=2"]),
+    ],
+)
+def test_settings_of_a_file_are_kept_beside_those_of_the_command_line(
+    tmp_path: Path, listed: str, typed: list[str], expected: list[str]
+):
+    (tmp_path / "run.yaml").write_text(f"override: {listed}\n")
+    words = [word for setting in typed for word in ("--override", setting)]
+    assert outer("--config", str(tmp_path / "run.yaml"), *words).override == expected
 
 
 @pytest.mark.parametrize(
