@@ -60,9 +60,12 @@ def load(path: Path, overrides: list[str]) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected a JSON object, found {json.dumps(config)[:60]}")
     problems: list[str] = []
+    applied: list[str] = []
     for override in overrides:
-        _apply(config, override, problems)
-    raise_if(problems)
+        if name := _apply(config, override, problems):
+            applied.append(name)
+    twice = [name for name in dict.fromkeys(applied) if applied.count(name) > 1]
+    raise_if(problems + [f"--override {name}: given twice; keep one" for name in twice])
     try:
         return without_what_is_off(config)
     except RecursionError:
@@ -109,25 +112,27 @@ def _why(text: str, error: json.JSONDecodeError) -> str:
     return error.msg[:1].lower() + error.msg[1:]
 
 
-def _apply(config: dict[str, Any], override: str, problems: list[str]) -> None:
+def _apply(config: dict[str, Any], override: str, problems: list[str]) -> str | None:
+    """Gives the key that was set, where it is one that there is."""
     name, equals, text = override.partition("=")
     parts = name.split(".")
     if not equals or not text or not all(parts):
         example = "expected KEY=VALUE, as optimizer.params.lr=1e-4"
         problems.append(f"--override {override}: {example}")
-        return
+        return None
     if name not in (known := keys.names()):
         hint = nearest(name, known) or in_deepspeed_json(parts[-1])
         problems.append(f"--override {override}: unknown key {name}{hint}")
-        return
+        return None
     section = config
     for part in parts[:-1]:
         if section.get(part) is None:  # null is as if it were not there
             section[part] = {}
         section = section[part]
         if not isinstance(section, dict):
-            return  # `check` says what is wrong with this section of the file
+            return name  # `check` says what is wrong with this section of the file
     try:
         section[parts[-1]] = _strict_json(text)
     except (ValueError, RecursionError):
         section[parts[-1]] = text
+    return name

@@ -14,7 +14,9 @@ from tests.unit.settings.deepspeed_json.test_check import LORA, RATE, problems
 
 
 def run_of(config: dict[str, Any] | list[str], **changes: Any):
-    config = load(LORA, [RATE, *config]) if isinstance(config, list) else config
+    if isinstance(config, list):
+        has_rate = any(override.startswith("optimizer.params.lr=") for override in config)
+        config = load(LORA, config if has_rate else [RATE, *config])
     fixed = {"data_parallel": 1, "total_steps": 100, "width": 576, "fp16_supported": True}
     arguments = fixed | changes
     return resolve(config, **arguments)
