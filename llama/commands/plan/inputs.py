@@ -132,6 +132,7 @@ def plan_of(inputs: Inputs, deepspeed: dict[str, Any], options: PlanOptions) -> 
         width=inputs.config.dim,
         fp16_supported=True,
         bf16_supported=inputs.place.gpu.bf16,
+        method=options.method,
     )
     job = Job(
         inputs.config,

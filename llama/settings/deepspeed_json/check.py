@@ -92,6 +92,24 @@ def batch_sizes(config: dict[str, Any], data_parallel: int) -> tuple[int, int]:
     return (micro, other) if micro else (other, factor)
 
 
+def rate_problems(config: dict[str, Any], said_of_rate: str = "") -> list[str]:
+    """Whether the schedule goes up to the optimizer's rate, from below it. What "auto" stands for
+    cannot be compared before it is filled in: ask again then. `said_of_rate` follows the rate."""
+    params, rate = get(config, "scheduler.params", {}), get(config, "optimizer.params.lr")
+    lr = f"optimizer.params.lr, {rate}{said_of_rate}"
+    problems: list[str] = []
+    for prefix in ("warmup", "cycle"):
+        low, high = (params.get(f"{prefix}_{name}_lr", AUTO) for name in ("min", "max"))
+        where = f"scheduler.params.{prefix}"
+        if high != AUTO and rate is not None and high != rate:
+            problems.append(
+                f"{where}_max_lr: {high} is not {lr}, and would replace it; leave it out"
+            )
+        elif low != AUTO and rate not in (None, AUTO) and low > rate:
+            problems.append(f"{where}_min_lr: {low} is above {lr}")
+    return problems
+
+
 def _against_table(
     section: dict[str, Any], table: Table, prefix: str, problems: list[str]
 ) -> dict[str, Any]:
@@ -191,18 +209,7 @@ def _optimizer(config: dict[str, Any]) -> list[str]:
 
 
 def _scheduler(config: dict[str, Any]) -> list[str]:
-    params, rate = get(config, "scheduler.params", {}), get(config, "optimizer.params.lr")
-    problems: list[str] = []
-    for prefix in ("warmup", "cycle"):
-        low, high = (params.get(f"{prefix}_{name}_lr", AUTO) for name in ("min", "max"))
-        where = f"scheduler.params.{prefix}"
-        if high != AUTO and rate is not None and high != rate:
-            problems.append(
-                f"{where}_max_lr: {high} is not optimizer.params.lr, {rate}, and would replace it; "
-                "leave it out"
-            )
-        elif low != AUTO and rate not in (None, AUTO) and low > rate:
-            problems.append(f"{where}_min_lr: {low} is above optimizer.params.lr, {rate}")
+    params, problems = get(config, "scheduler.params", {}), rate_problems(config)
     total, warmup = (params.get(f"{name}_num_steps", AUTO) for name in ("total", "warmup"))
     if AUTO not in (total, warmup) and warmup > total:
         where = "scheduler.params.warmup_num_steps"

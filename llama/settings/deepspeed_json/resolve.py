@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llama.errors import UserError
+from llama.errors import UserError, raise_if
 from llama.settings.deepspeed_json import auto, keys
 from llama.settings.deepspeed_json.auto import AUTO
 from llama.settings.deepspeed_json.check import (
@@ -15,6 +15,7 @@ from llama.settings.deepspeed_json.check import (
     cycles_momentum,
     get,
     is_left_off,
+    rate_problems,
     zero_stage,
 )
 from llama.settings.deepspeed_json.keys import KEYS
@@ -56,7 +57,8 @@ def resolve(
     """Make `config`, in which `check` found nothing, definite for `total_steps` optimizer steps on
     `data_parallel` ranks whose devices support these types, and a model `width` wide of which
     `method` (a key of `auto.RATES`) says what trains. Raises `UserError` where the batch sizes
-    disagree or the device has no half precision at all."""
+    disagree, the device has no half precision at all, or the schedule does not go with a rate that
+    was left to "auto"."""
     notes: list[str] = []
     engine = _passed_on(config, KEYS, "", notes)
     micro_batch, accumulation = batch_sizes(config, data_parallel)
@@ -64,6 +66,7 @@ def resolve(
     precision = _resolve_precision(engine, fp16_supported, bf16_supported, notes)
     _complete_optimizer(engine, notes)
     filled = auto.fill(auto.Facts(sizes, precision, width, total_steps, method, engine))
+    raise_if(rate_problems(engine, ' ("auto" for this model)'))
     said = _what_auto_is(filled, width, auto.RATES[method])
     notes += said
     engine.update(zip(keys.BATCH, sizes, strict=True))

@@ -74,6 +74,28 @@ def test_an_overridden_learning_rate_reaches_the_schedule():
     assert resolved.engine["scheduler"]["params"]["warmup_max_lr"] == 5e-5
 
 
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("scheduler.params.warmup_min_lr=0.01", "warmup_min_lr: 0.01 is above optimizer.params.lr"),
+        (
+            'scheduler={"type": "OneCycle", "params": {"cycle_min_lr": 0.01, "cycle_momentum": '
+            'false, "cycle_first_step_size": "auto"}}',
+            "cycle_min_lr: 0.01 is above optimizer.params.lr",
+        ),
+        ("scheduler.params.warmup_max_lr=0.01", "0.01 is not optimizer.params.lr"),
+    ],
+)
+def test_a_schedule_is_held_to_a_rate_that_is_auto(override: str, line: str):
+    config = load(LORA, [override])
+    del config["optimizer"]
+    assert check(config, "F", 1) == []
+    with pytest.raises(UserError) as caught:
+        run_of(config)
+    (found,) = caught.value.problems
+    assert line in found and "0.00295" in found and '"auto"' in found
+
+
 def test_fp16_becomes_bf16_where_the_device_has_none():
     resolved = run_of([], fp16_supported=False)
     assert resolved.precision == "bf16"
