@@ -23,6 +23,9 @@ from llama.settings.deepspeed_json.kinds import Refused, Table, Unused
 
 Precision = Literal["fp16", "bf16", "fp32"]
 
+LEFT = 0.05
+"""A rate that ends below this share of its peak has fallen to zero, as one says."""
+
 
 @dataclass(frozen=True)
 class Resolved:
@@ -74,6 +77,8 @@ def resolve(
     if zero["stage"] == 3:  # else it would replace torch's own linear, for the whole process
         zero["memory_efficient_linear"] = False
     if "scheduler" in engine:
+        said += (falls := _where_the_rate_falls_to(engine, filled, total_steps))
+        notes += falls
         _check_schedule(engine["scheduler"], total_steps, notes)
     return Resolved(
         engine=engine,
@@ -188,10 +193,34 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else json.dumps(value)
 
 
+def _where_the_rate_falls_to(
+    engine: dict[str, Any], filled: dict[str, Any], total_steps: int
+) -> list[str]:
+    """WarmupDecayLR ends where it began, and with "auto" for that, the more so the shorter the
+    run: a line that says so, unless next to nothing is left of the rate."""
+    scheduler, where = engine["scheduler"], "scheduler.params.warmup_min_lr"
+    if where not in filled or scheduler["type"] != "WarmupDecayLR":
+        return []
+    params = scheduler["params"]
+    low, peak, total = (params[k] for k in ("warmup_min_lr", "warmup_max_lr", "total_num_steps"))
+    warmup = max(2, params["warmup_num_steps"])
+    before = total_steps - 2  # DeepSpeed gives the first two steps the rate of its step 0
+    if before <= warmup:  # it has not begun to fall
+        return []
+    last = low + (peak - low) * max(0, total - before) / max(1, total - warmup)
+    if last <= LEFT * peak:
+        return []
+    return [
+        f'{where} "auto" is also where the rate falls to: the last step has {last:.3g}, '
+        f"{last / peak:.0%} of the peak; for a fall to zero: --override {where}=0"
+    ]
+
+
 def _check_schedule(scheduler: dict[str, Any], total_steps: int, notes: list[str]) -> None:
     """Say where the schedule is not made for this run."""
     params = scheduler["params"]
     if scheduler["type"] == "OneCycle":
+        notes += _check_cycle(params, total_steps)
         return
     for name in ("total_num_steps", "warmup_num_steps"):
         written = params.get(name, 0)
@@ -201,3 +230,25 @@ def _check_schedule(scheduler: dict[str, Any], total_steps: int, notes: list[str
         notes.append(
             f"{scheduler['type']} starts at learning rate 0: its first steps change nothing"
         )
+
+
+def _check_cycle(params: dict[str, Any], total_steps: int) -> list[str]:
+    """Of OneCycle, whose second half is as long as its first where it is not written, and whose
+    rate falls further once the cycle is over, if it is to."""
+    first = params["cycle_first_step_size"]
+    second = params.get("cycle_second_step_size", first)
+    decays = [name for name in ("decay_lr_rate", "decay_mom_rate") if params.get(name)]
+    goes_on = bool(decays and params.get("decay_step_size"))
+    notes: list[str] = []
+    if first + second > total_steps or (first + second < total_steps and not goes_on):
+        notes.append(
+            f"scheduler.params.cycle_first_step_size and cycle_second_step_size are {first} and "
+            f"{second}, {first + second} in all; this run has {total_steps} steps"
+        )
+    for name in decays:
+        where = f"scheduler.params.{name} has no effect"
+        if not goes_on:
+            notes.append(f"{where} without decay_step_size")
+        elif first + second >= total_steps:
+            notes.append(f"{where}: it comes after the cycle, and the run ends before")
+    return notes

@@ -112,7 +112,7 @@ _ROWS: tuple[tuple[str, Answer], ...] = (
         "lr_scheduler_type lr_scheduler",
         ByValue(
             {
-                "linear": Already("ds_configs/*.json rise and fall in lines (WarmupDecayLR)"),
+                "linear": Here("--override scheduler.params.warmup_min_lr=0", "linear"),
                 "cosine": Here(
                     "--override scheduler.type=WarmupCosineLR "
                     "--override scheduler.params.warmup_min_lr=null",

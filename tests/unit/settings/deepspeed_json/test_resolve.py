@@ -6,10 +6,12 @@ import json
 from typing import Any
 
 import pytest
+import torch
 
 from llama.errors import UserError
 from llama.settings.deepspeed_json import check, keys, load, resolve
 from llama.settings.deepspeed_json.kinds import Kind
+from llama.settings.deepspeed_json.resolve import LEFT
 from tests.unit.settings.deepspeed_json.test_check import LORA, RATE, problems
 
 
@@ -62,7 +64,8 @@ def test_nothing_is_left_to_deepspeeds_defaults_and_the_file_is_not_changed():
         "warmup_type": "linear",
     }
     assert (resolved.precision, resolved.zero_stage, resolved.gradient_clipping) == ("fp16", 1, 1.0)
-    (note,) = resolved.notes
+    note, falls = resolved.notes
+    assert "the last step has 0.000347, 35% of the peak" in falls and resolved.filled[1] == falls
     assert note == (
         '"auto" is: scheduler.params.total_num_steps 100, scheduler.params.warmup_num_steps 3, '
         "scheduler.params.warmup_max_lr 0.001, scheduler.params.warmup_min_lr 0.000333333"
@@ -101,7 +104,7 @@ def test_fp16_becomes_bf16_where_the_device_has_none():
     assert resolved.precision == "bf16"
     assert "fp16" not in resolved.engine
     assert resolved.engine["bf16"] == {"enabled": True}
-    assert resolved.notes[:-1] == [
+    assert resolved.notes[:-2] == [
         "fp16 is not supported on this device: running in bf16, with no loss scale"
     ]
 
@@ -156,8 +159,62 @@ def test_schedules_fit_the_run(total_steps: int):
     ],
 )
 def test_a_schedule_that_does_not_fit_is_said(override: str, note: str):
-    auto, found = run_of([override]).notes
+    auto, *_, found = run_of([override]).notes
     assert auto.startswith('"auto" is: ') and note in found
+
+
+@pytest.mark.parametrize("warmup", ["auto", 1, 2, 10])
+@pytest.mark.parametrize("total_steps", [1, 3, 4, 12, 40, 100, 300, 1000])
+def test_the_rate_of_the_last_step_is_said_as_deepspeed_has_it(total_steps: int, warmup: int | str):
+    from deepspeed.runtime.lr_schedules import WarmupDecayLR
+
+    found = run_of([f"scheduler.params.warmup_num_steps={warmup}"], total_steps=total_steps)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    schedule = WarmupDecayLR(optimizer, **found.engine["scheduler"]["params"])
+    rates: list[float] = []
+    for _ in range(total_steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        schedule.step()
+    falls = [note for note in found.filled if "the last step has" in note]
+    if max(rates) == 1e-3 and LEFT * 1e-3 < rates[-1] < 1e-3:
+        share = f"{rates[-1]:.3g}, {rates[-1] / 1e-3:.0%} of the peak"
+        assert len(falls) == 1 and f"the last step has {share}" in falls[0]
+    else:
+        assert falls == []
+
+
+def test_a_fall_to_zero_is_as_said():
+    (note,) = run_of(["scheduler.params.warmup_min_lr=0"], total_steps=100).filled
+    assert "the last step" not in note
+
+
+def cycle(**params: Any) -> str:
+    params = {"cycle_min_lr": 1e-5, "cycle_momentum": False} | params
+    return f"scheduler={json.dumps({'type': 'OneCycle', 'params': params})}"
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"cycle_first_step_size": 2000}, ["are 2000 and 2000, 4000 in all; this run has 100 s"]),
+        ({"cycle_first_step_size": 20}, ["are 20 and 20, 40 in all; this run has 100 steps"]),
+        ({"cycle_first_step_size": 50}, []),
+        ({"cycle_first_step_size": 30, "cycle_second_step_size": "auto"}, []),
+        (
+            {"cycle_first_step_size": 50, "decay_lr_rate": 0.1},
+            ["decay_lr_rate has no effect without decay_step_size"],
+        ),
+        ({"cycle_first_step_size": 20, "decay_lr_rate": 0.1, "decay_step_size": 9}, []),
+        (
+            {"cycle_first_step_size": 50, "decay_lr_rate": 0.1, "decay_step_size": 9},
+            ["decay_lr_rate has no effect: it comes after the cycle"],
+        ),
+    ],
+)
+def test_a_cycle_that_does_not_fit_is_said(params: dict[str, Any], said: list[str]):
+    found = [note for note in run_of([cycle(**params)]).notes if '"auto" is' not in note]
+    assert len(found) == len(said), found
+    assert all(line in note for line, note in zip(said, found, strict=True))
 
 
 # DeepSpeed's own view --------------------------------------------------------------------------
