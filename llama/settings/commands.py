@@ -278,8 +278,8 @@ class PlanOptions(RowOptions):
     """Look for the fastest way that fits, write its DeepSpeed JSON and print its command; it
     chooses precision, ZeRO, --tensor_parallel, --shard_base, --checkpointing, --compile and the
     micro-batch."""
-    batch: int = 16
-    """With --suggest: rows of an optimizer step over all GPUs, at least one each."""
+    batch: int | None = None
+    """With --suggest: rows of an optimizer step over all GPUs, at least one each; none means 16."""
     method: Literal["lora", "full"] = "lora"
     """What trains: adapters, or every parameter."""
     lora: LoRAOptions = field(default_factory=LoRAOptions)

@@ -34,6 +34,8 @@ def plan(options: PlanOptions) -> int:
         _write_json(suggestion, folder)
         command = suggestion.command(folder)
         _say(found, inputs, folder, command, suggestion.options)
+        if line := suggestion.other_batch:
+            print(f"\n{line}")
         print(f"\n{folder / FILE} is written; run:\n\n  {command}")
         if suggestion.model == WEIGHTS:
             print(f"\n{WEIGHTS}: the folder, file or hub name of {options.model}'s weights")

@@ -32,8 +32,12 @@ from llama.settings.options.declare import declared
 from llama.settings.sharing import ALL, HOST, WHOLE, sharers
 
 FILE = "deepspeed.json"
+BATCH = 16
+"""Rows of an optimizer step, where --batch does not say."""
 SAME = 1.02
 """Ways whose speeds lie within so much of each other for each step of trouble count as equal."""
+LARGEST = 64
+"""Rows of a micro-batch that are tried."""
 FILLED = 0.92
 """Of a GPU's memory that a suggestion uses at most: the allocator comes to hold more than it gives
 out as a run goes on."""
@@ -87,6 +91,16 @@ class Suggestion:
         """What `--model` is to be given: of a shape that was only named, nobody knows where its
         weights lie."""
         return WEIGHTS if self.options.model in PRESETS else self.options.model
+
+    @property
+    def other_batch(self) -> str | None:
+        """A line where a step has not the rows that were asked for."""
+        job, asked = self.plan.job, asked_batch(self.options)
+        rows = job.micro_batch * job.accumulation * job.data_parallel
+        if rows == asked:
+            return None
+        ranks = f"{job.data_parallel} data-parallel ranks"
+        return f"--batch {asked} does not divide over {ranks}: a step has {rows} rows"
 
     def command(self, folder: Path) -> str:
         """The command line that trains so: what was chosen, what a run is best told in so many
@@ -179,12 +193,23 @@ def ways(inputs: Inputs) -> Iterator[Way]:
         stages = [(1, False), (3, True)] if options.base == HALF else [(1, False)]
         if n > 1 and options.base == HALF:
             stages += [(3, False)] + ([(2, False)] if options.method == "full" else [])
-        rows = max(1, options.batch // n)
-        sizes = [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= rows]
+        rows = rows_of_rank(inputs, n)
+        sizes = [size for size in range(1, LARGEST + 1) if rows % size == 0]
         for (stage, offload), size in product(stages, sizes):
             fused = p == 1 and stage < 3 and options.method == "lora"
             for word in _sharings(inputs, p) if stage == 1 else [WHOLE]:
                 yield Way(p, stage, offload, keeping, size, word, fused)
+
+
+def rows_of_rank(inputs: Inputs, data_parallel: int) -> int:
+    """Rows that each of so many ranks takes in a step: --batch, rounded up where it does not
+    divide."""
+    return -(-asked_batch(inputs.options) // data_parallel)
+
+
+def asked_batch(options: PlanOptions) -> int:
+    """Rows of an optimizer step that the user wants."""
+    return BATCH if options.batch is None else options.batch
 
 
 def _sharings(inputs: Inputs, degree: int) -> list[str]:
@@ -256,7 +281,6 @@ def options_of(inputs: Inputs, way: Way) -> PlanOptions:
 
 def deepspeed_of(inputs: Inputs, way: Way) -> dict[str, Any]:
     """The DeepSpeed JSON of a way, as ds_configs/ has them."""
-    options = inputs.options
     n = inputs.world_size // way.tensor_parallel
     zero: dict[str, Any] = {"stage": way.stage, "reduce_bucket_size": _BUCKET}
     if way.stage < 3:
@@ -278,7 +302,7 @@ def deepspeed_of(inputs: Inputs, way: Way) -> dict[str, Any]:
     adam = {"lr": "auto", "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
     return {
         "train_micro_batch_size_per_gpu": way.micro_batch,
-        "gradient_accumulation_steps": max(1, -(-options.batch // (n * way.micro_batch))),
+        "gradient_accumulation_steps": rows_of_rank(inputs, n) // way.micro_batch,
         "gradient_clipping": 1.0,
         **half,
         "optimizer": {"type": "AdamW", "params": {**adam, "torch_adam": True}},

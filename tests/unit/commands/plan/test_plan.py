@@ -135,6 +135,36 @@ def test_a_suggestion_fits_and_passes_our_own_check(gpu: str) -> None:
     assert found.way.stage == 1 and not found.way.offload  # one GPU, and room
 
 
+@pytest.mark.parametrize(
+    ("batch", "gpus", "nodes"),
+    [(24, 1, 1), (12, 1, 1), (10, 4, 1), (48, 4, 2), (3, 8, 1), (7, 2, 1)],
+)
+def test_a_suggested_step_has_the_rows_that_were_asked_for(
+    batch: int, gpus: int, nodes: int
+) -> None:
+    """Where the ranks divide them; else the fewest above that all ranks share alike."""
+    inputs = read_inputs(options(deepspeed=None, suggest=True, batch=batch, gpus=gpus, nodes=nodes))
+    for way in ordered(inputs):
+        n = inputs.world_size // way.tensor_parallel
+        document = deepspeed_of(inputs, way)
+        of_rank = way.micro_batch * document["gradient_accumulation_steps"]
+        assert of_rank == -(-batch // n)
+
+
+def test_a_batch_that_the_ranks_do_not_divide_is_said(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    model = str(write_model(tmp_path / "model"))
+    given: dict[str, Any] = {"deepspeed": None, "suggest": True, "gpus": 2, "model": model}
+    for batch, line in (
+        (7, "--batch 7 does not divide over 2 data-parallel ranks: a step has 8"),
+        (6, ""),
+    ):
+        plan(options(**given, batch=batch, output_dir=tmp_path))
+        out = capsys.readouterr().out
+        assert (line in out) and ("does not divide" in out) == bool(line)
+
+
 @pytest.mark.long
 def test_the_command_of_a_suggestion_is_planned_alike(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
