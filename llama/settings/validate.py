@@ -30,7 +30,7 @@ from llama.settings.degrees import check_degrees, readers
 from llama.settings.model import AdapterOptions, ModelOptions
 from llama.settings.report_to import check_report_to
 from llama.settings.shard_base import check_shard_base
-from llama.settings.sharing import WHOLE, Ranks
+from llama.settings.sharing import Ranks
 from llama.settings.starts import UNIFORM
 from llama.settings.suite import without_suite
 from llama.tokenizer.built_in_templates import TEMPLATES
@@ -202,14 +202,11 @@ def check_plan(options: PlanOptions) -> list[str]:
     ]
     if options.gpus >= 1 and options.nodes >= 1:
         problems += check_degrees(options, options.gpus, "GPUs of a node")
-    if options.columns and not options.data:
-        problems.append("--columns: has no effect without --data")
+    problems += _idle_in_plan(options)
     if options.rows is not None and options.data:
         problems.append("--rows: --data says it; give one of them")
     if options.suggest and options.deepspeed is not None:
         problems.append("--deepspeed: --suggest writes one; give one of them")
-    if options.suggest and options.shard_base != WHOLE:
-        problems.append("--shard_base: --suggest chooses it; leave it out, or give --deepspeed")
     if options.suggest and options.sequence_parallel > 1:
         problems.append(
             "--sequence_parallel: --suggest looks among ways without it; plan it with --deepspeed"
@@ -219,6 +216,25 @@ def check_plan(options: PlanOptions) -> list[str]:
     if options.output_dir is not None:
         problems += check_output(options.output_dir, unused=False)
     return problems
+
+
+def _idle_in_plan(options: PlanOptions) -> list[str]:
+    """What a plan was given and would not look at."""
+    has_length = bool(options.data) or options.rows is not None
+    chosen = "--suggest chooses it; leave it out, or give --deepspeed"
+    given: list[tuple[bool, str, tuple[str, ...]]] = [
+        (not options.data, "has no effect without --data", ("columns", "pack", "overlong")),
+        (not has_length, "has no effect without --data or --rows", ("epochs",)),
+        (not options.suggest, "has no effect without --suggest; the JSON says it", ("batch",)),
+        (options.suggest, chosen, ("shard_base", "tensor_parallel", "checkpointing", "compile")),
+    ]
+    usual = {field.name: field.default for field in dataclasses.fields(options)}
+    return [
+        f"--{name}: {why}"
+        for is_idle, why, names in given
+        for name in names
+        if is_idle and getattr(options, name) != usual[name]
+    ]
 
 
 def checked_plan(options: PlanOptions) -> dict[str, Any]:

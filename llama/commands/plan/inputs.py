@@ -97,6 +97,8 @@ def _place(options: PlanOptions) -> Place:
         raise UserError(
             f"--network: expected one of {', '.join(NETWORKS)}, found {options.network!r}"
         )
+    if options.nodes == 1 and options.network != PlanOptions.network:
+        raise UserError("--network: has no effect on one node; leave it out, or give --nodes")
     return Place(gpu_named(options.gpu), options.nodes, NETWORKS[options.network])
 
 

@@ -168,6 +168,41 @@ def test_columns_of_no_rows_have_no_effect():
     assert check_plan(PlanOptions(gpu="l4", suggest=True, columns=columns)) == [line]
 
 
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"batch": 16}, "--batch: has no effect without --suggest"),
+        ({"epochs": 9}, "--epochs: has no effect without --data or --rows"),
+        ({"epochs": 9, "max_steps": 5}, "--epochs: has no effect without --data or --rows"),
+        ({"pack": False, "rows": 9}, "--pack: has no effect without --data"),
+        ({"overlong": "cut"}, "--overlong: has no effect without --data"),
+        ({"suggest": True, "checkpointing": "none"}, "--checkpointing: --suggest chooses it"),
+        ({"suggest": True, "compile": "false"}, "--compile: --suggest chooses it"),
+        ({"suggest": True, "shard_base": "true", "gpus": 2}, "--shard_base: --suggest chooses"),
+        (
+            {"suggest": True, "tensor_parallel": 2, "gpus": 2},
+            "--tensor_parallel: --suggest chooses it",
+        ),
+        ({"batch": 0, "suggest": True}, "--batch: expected at least 1"),
+    ],
+)
+def test_what_a_plan_would_not_look_at_is_refused(given: dict[str, Any], line: str):
+    (found,) = check_plan(PlanOptions(gpu="l4", **given))
+    assert line in found
+
+
+def test_what_a_plan_looks_at_is_taken():
+    of_nodes = PlanOptions(gpu="l4", nodes=2, network="25gbe", rows=9, epochs=9)
+    assert check_plan(of_nodes) == []
+    packed = PlanOptions(gpu="l4", data=[LORA_JSON], pack=False, overlong="cut", epochs=9)
+    assert (
+        check_plan(packed)
+        == check_plan(replace(packed, data=[], rows=5, pack=True, overlong="drop"))
+        == []
+    )
+    assert check_plan(PlanOptions(gpu="l4", suggest=True, batch=8)) == []
+
+
 def test_a_data_set_of_the_hub_is_not_asked_for_before_the_options_are_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -101,6 +101,7 @@ def test_auto_keeps_what_the_gpu_holds() -> None:
     [
         ({"gpu": "a100"}, "did you mean a100-"),
         ({"network": "wifi"}, "--network: expected one of"),
+        ({"network": "25gbe", "gpus": 8}, "--network: has no effect on one node"),
         ({"tensor_parallel": 3, "gpus": 8}, "--tensor_parallel: 3 does not divide the 8 GPUs"),
         ({"suggest": True}, "--suggest writes one"),
         ({"rows": 5, "data": [ROOT / "README.md"]}, "--rows: --data says it"),
