@@ -11,8 +11,8 @@ from llama.commands.benchmark.sub_run import gib, markdown
 from tests.gpu.sub_runs import SubRun
 
 VERIFY_HEAD = [
-    *("topology", "precision", "loss", "gradient norm", "updated adapter", "copies equal"),
-    "verdict",
+    *("topology", "precision", "loss", "gradient norm", "updated adapter", "distance moved"),
+    *("copies equal", "verdict"),
 ]
 SPEED_HEAD = [
     *("work", "placement", "GPUs", "tokens/s (min - max)", "a GPU", "share", "to reach"),
@@ -78,7 +78,7 @@ def verify_rows(run: Measure, _: list[Measure]) -> list[list[str]]:
     for comparison in run.result["runs"]:
         rows = {row["what"]: row for row in comparison["rows"]}
         precision = comparison["run"].split(", ")[-2]
-        names = ("loss", "gradient norm", "updated adapter")
+        names = ("loss", "gradient norm", "updated adapter", "distance moved")
         deviations = [_small(rows[name]["deviation"]) if name in rows else "-" for name in names]
         same = "yes" if rows["replicas, by hash"]["agrees"] else "NO"
         verdict = "agrees" if comparison["agrees"] else "DIFFERS"
@@ -92,7 +92,7 @@ def _topologies_row(name: str, result: dict[str, Any]) -> list[str]:
     worst = {what: max(case[what] for case in cases) for what in limits}
     same = all(case["replicas_equal"] for case in cases)
     agrees = same and all(worst[what] <= limit for what, limit in limits.items())
-    shown = [_small(worst[what]) for what in ("loss", "grad_norm", "adapter")]
+    shown = [_small(worst[what]) for what in ("loss", "grad_norm", "adapter", "distance")]
     verdict = f"{len(cases)} cases {'agree' if agrees else 'DIFFER'}"
     return [name, "fp32", *shown, "yes" if same else "NO", verdict]
 

@@ -76,13 +76,14 @@ time.sleep(600)
 
 
 def test_a_proof_that_fails_tells_what_it_found(tmp_path: Path) -> None:
-    names = ("loss", "gradient norm", "updated adapter", "replicas, by hash")
+    moved = ("updated adapter", "distance moved")
+    names = ("loss", "gradient norm", *moved, "replicas, by hash")
     rows = [{"what": name, "deviation": 0.25, "agrees": False} for name in names]
     title = "data parallel 2, ZeRO-1, base sharded over 2, accumulation 2, bf16, against one"
     verdict = {"agrees": False, "runs": [{"run": title, "agrees": False, "rows": rows}]}
     run = python(f"print({json.dumps(verdict)!r}); raise SystemExit(1)", part="verify")
     assert measured(tmp_path, run)[0]["error"].startswith("exit status 1")
-    assert "| DP | bf16 | 2.5e-01 | 2.5e-01 | 2.5e-01 | NO | DIFFERS |" in tables([run])
+    assert "| DP | bf16 | 2.5e-01 | 2.5e-01 | 2.5e-01 | 2.5e-01 | NO | DIFFERS |" in tables([run])
 
 
 def test_what_a_card_cannot_hold_is_not_started(tmp_path: Path) -> None:

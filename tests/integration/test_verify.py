@@ -41,7 +41,8 @@ def test_every_shipped_file_is_proved(file: Path, model: Path) -> None:
     assert len(result["runs"]) == precisions
     for run in result["runs"]:
         rows = {row["what"]: row for row in run["rows"]}
-        assert {"loss", "gradient norm", "updated adapter", "replicas, by hash"} == set(rows)
+        moved = {"updated adapter", "distance moved"}
+        assert {"loss", "gradient norm", *moved, "replicas, by hash"} == set(rows)
 
 
 def test_what_cannot_be_split_is_refused(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

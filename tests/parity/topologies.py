@@ -64,6 +64,7 @@ class Row:
     loss: float
     grad_norm: float
     adapter: float
+    distance: float
     replicas_equal: bool
     optimizer_bytes: list[int]
     bytes_per_parameter: float
@@ -93,7 +94,8 @@ def row(stage: int, case: Case, reference: Outcome | None, mesh: Mesh, device: t
     outcome = asked_run(case, resolved, mesh, device)
     rows = {line.what: line for line in compare(outcome, reference, resolved, mesh).rows}
     trained = f"updated {method_of(case.options, case.source).TRAINED}"
-    deviations = [rows[what].deviation for what in ("loss", "gradient norm", trained)]
+    compared = ("loss", "gradient norm", trained, "distance moved")
+    deviations = [rows[what].deviation for what in compared]
     return Row(
         mesh.tensor_parallel.size,
         mesh.sequence_parallel.size,

@@ -19,11 +19,13 @@ from tests.support.tiny_runs import torchrun_module
 
 TENSOR_PARALLEL = (1, 2, 4)
 DATA_PARALLEL = (1, 2)
-LIMITS = {"loss": 1e-5, "grad_norm": 1e-5, "adapter": 3e-5}
+LIMITS = {"loss": 1e-5, "grad_norm": 1e-5, "adapter": 3e-5, "distance": 3e-5}
 """Sums over shards are rounded in another order, in float32. Of the trained values the limit is
 wider: Adam divides each gradient by its own size, so that the smallest, which rounding moves most,
-weigh as much as the others; 1.1e-5 was seen on a CPU with AMX, 6e-6 on one without."""
-DEVIATIONS = (*LIMITS,)
+weigh as much as the others; 1.1e-5 was seen on a CPU with AMX, 6e-6 on one without. How far they
+have moved cannot be farther off than they are."""
+DEVIATIONS = ("loss", "grad_norm", "adapter")
+"""Those that have a column."""
 HEAD = """\
 # Every topology against one process
 

@@ -156,6 +156,7 @@ def asked_run(case: Case, resolved: Resolved, mesh: Mesh, device: torch.device) 
     options = case.options
     engine = build_engine(case.source, options, resolved, mesh, device)
     rank, size = mesh.reader, mesh.readers
+    initial = _learnt(engine.whole_adapter(), engine.fixed_values(), options)
     steps = []
     for window in first_windows(case.epochs(resolved.accumulation, rank, size), options.steps):
         steps.append(engine.step(window))
@@ -164,6 +165,7 @@ def asked_run(case: Case, resolved: Resolved, mesh: Mesh, device: torch.device) 
         losses=[step.loss for step in steps],
         grad_norms=[step.grad_norm for step in steps],
         adapter=_learnt(engine.whole_adapter(), engine.fixed_values(), options),
+        initial=initial,
         skipped=engine.skipped,
         replica_problems=engine.replica_problems(engine.own_values()),
         optimizer_bytes=_of_all_ranks(engine.optimizer_state_bytes(), mesh, device),

@@ -41,6 +41,31 @@ def test_no_sensitivity_excuses_everything() -> None:
     assert limits(off_by(float("nan"), float("nan"), float("nan"))) == TOLERANCES["fp32"]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_an_adapter_that_hardly_moved_is_seen(precision: str) -> None:
+    """In half precision the adapter's own limit holds of one that has not moved at all."""
+    hardly = replace(ALONE, adapter={"a": torch.full((4,), 0.05)})
+    turned = replace(ALONE, adapter={"a": torch.tensor([1.0, 1.0, 1.0, -1.0])})
+    seen = {
+        name: [
+            row.what
+            for row in report._rows(outcome, ALONE, TOLERANCES[precision])
+            if not row.agrees
+        ]
+        for name, outcome in (("hardly", hardly), ("turned", turned), ("alone", ALONE))
+    }
+    in_float32 = ["updated adapter"] if precision == "fp32" else []
+    assert seen == {"hardly": [*in_float32, "distance moved"], "turned": in_float32, "alone": []}
+
+
+def test_a_distance_is_from_where_each_began() -> None:
+    """In half precision a beginning is rounded, by more than a low rate moves it."""
+    rounded = {name: value + 0.5 for name, value in AT_FIRST.items()}
+    moved = replace(ALONE, adapter={"a": torch.ones(4) + 0.5}, initial=rounded)
+    (row,) = (r for r in report._rows(moved, ALONE, TOLERANCES["bf16"]) if "distance" in r.what)
+    assert row.agrees and row.deviation == 0
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_and_eight_bits_have_limits_of_their_own(precision: str) -> None:
     apart = off_by(2e-6, 1.5e-5, 3e-3)
