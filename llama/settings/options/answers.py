@@ -8,14 +8,8 @@ import shlex
 
 import yaml
 
-from llama.settings.options.elsewhere import (
-    ELSEWHERE,
-    Already,
-    Answer,
-    ByValue,
-    Here,
-    Single,
-)
+from llama.settings.options.elsewhere import ELSEWHERE
+from llama.settings.options.kinds import Already, Answer, ByValue, Here, Single
 
 LONGEST = 200
 """Characters of a user's value that a line repeats; a placeholder stands for a longer one."""

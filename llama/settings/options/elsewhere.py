@@ -3,48 +3,7 @@ each is here. Data alone: `answers` makes a line of it, docs/coming_from.md a ta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
-
-@dataclass(frozen=True)
-class Here:
-    """An option or DeepSpeed key of ours says the same: `{}` in `words` is the user's value."""
-
-    words: str
-    example: str = "true"
-    """A value as users of the name give it."""
-    whole: bool = False
-    """Whether ours takes whole numbers alone, where theirs also has 3.0."""
-
-
-@dataclass(frozen=True)
-class Already:
-    """It is so here without being asked for."""
-
-    why: str
-
-
-@dataclass(frozen=True)
-class Instead:
-    """Nothing here says it: `what` is so, and what to do."""
-
-    what: str
-
-
-Single = Here | Already | Instead
-
-
-@dataclass(frozen=True)
-class ByValue:
-    """It depends on the value: a bare flag is `true`, `yes` too; `no` is `false`."""
-
-    values: Mapping[str, Single] = field(default_factory=dict)
-    otherwise: Single | None = None
-    """None where the name with another value is none of theirs."""
-
-
-Answer = Single | ByValue
+from llama.settings.options.kinds import Already, Answer, ByValue, Here, Instead, Single
 
 
 def _switch(on: Single, off: Single) -> ByValue:
@@ -128,7 +87,13 @@ _ROWS: tuple[tuple[str, Answer], ...] = (
             Instead("write one of WarmupLR, WarmupDecayLR, WarmupCosineLR in the DeepSpeed JSON"),
         ),
     ),
-    ("warmup_steps", Here("--override scheduler.params.warmup_num_steps={}", "100", whole=True)),
+    (
+        "warmup_steps",
+        ByValue(
+            {"0": Here("--override scheduler.params.warmup_num_steps=1", "0")},  # the fewest
+            Here("--override scheduler.params.warmup_num_steps={}", "100", whole=True),
+        ),
+    ),
     (
         "warmup_ratio",
         Instead(
@@ -138,8 +103,16 @@ _ROWS: tuple[tuple[str, Answer], ...] = (
     ),
     # batch and length
     (
-        "per_device_train_batch_size batch_size micro_batch_size per_gpu_train_batch_size",
+        "per_device_train_batch_size micro_batch_size per_gpu_train_batch_size",
         Here("--override train_micro_batch_size_per_gpu={}", "4", whole=True),
+    ),
+    (
+        "batch_size",
+        Instead(
+            "rows of a step over all ranks (as Axolotl and alpaca-lora mean it) are --override "
+            "train_batch_size=N --override gradient_accumulation_steps=auto; rows of a rank at a "
+            "time (as scripts mean it) --override train_micro_batch_size_per_gpu=N"
+        ),
     ),
     (
         "gradient_accumulation gradient_accumulation_steps",
@@ -257,7 +230,13 @@ _ROWS: tuple[tuple[str, Answer], ...] = (
     ),
     ("eval_dataset validation_file test_datasets", Here("--eval_data {}", "heldout.jsonl")),
     ("dataset_dir", Instead("give the file's own path: --data DIR/FILE")),
-    ("val_set_size val_size test_size split_dataset_ratio", Here("--eval_split {}", "0.1")),
+    (
+        "val_set_size val_size test_size split_dataset_ratio",
+        ByValue(
+            dict.fromkeys(("0", "0.0"), Already("no rows of --data are held out")),
+            Here("--eval_split {}", "0.1"),
+        ),
+    ),
     (
         "dataset_split train_split",
         Instead("it stands after the name of a hub's data set: --data ORG/NAME:train"),

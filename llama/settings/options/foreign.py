@@ -9,7 +9,7 @@ import yaml
 
 from llama.notes import note
 from llama.settings.options.answers import answer, chosen, is_of_value, row_of
-from llama.settings.options.elsewhere import Already
+from llama.settings.options.kinds import Already
 
 _NULL = "tag:yaml.org,2002:null"
 

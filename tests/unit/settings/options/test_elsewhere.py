@@ -14,7 +14,8 @@ from llama.settings import GenerateOptions, TrainOptions, deepspeed_json
 from llama.settings.options import parse
 from llama.settings.options.answers import answer
 from llama.settings.options.declare import declared
-from llama.settings.options.elsewhere import ELSEWHERE, Answer, ByValue, Here, Single
+from llama.settings.options.elsewhere import ELSEWHERE
+from llama.settings.options.kinds import Answer, ByValue, Here, Single
 from llama.settings.options.shared import names_of_all_commands
 from tests.support.model_files import ROOT
 
@@ -66,6 +67,18 @@ def test_what_is_named_exists(name: str, value: str | None, said: Single) -> Non
         assert (ROOT / file).is_file()
 
 
+def test_both_meanings_of_a_batch_size_work_as_they_are_written() -> None:
+    said = answer("batch_size", "128")
+    assert said is not None
+    for words in re.split(r"; ", said.replace("=N", "=128")):
+        overrides = re.findall(r"--override (\S+)", words)
+        config = deepspeed_json.load(ROOT / "ds_configs" / "lora.json", overrides)
+        assert deepspeed_json.check(config, "F", data_parallel=2) == [] and overrides
+    whole = ["train_batch_size=128", "gradient_accumulation_steps=auto"]
+    config = deepspeed_json.load(ROOT / "ds_configs" / "lora.json", whole)
+    assert deepspeed_json.batch_sizes(config, 2) == (1, 64)
+
+
 def test_no_name_is_an_option_of_ours() -> None:
     """It would never be answered: the row is to go when the option comes."""
     assert ELSEWHERE.keys() & names_of_all_commands() == SHARED
@@ -82,6 +95,19 @@ def test_no_name_is_an_option_of_ours() -> None:
         ),
         ("--lr=2e-4", "--lr 2e-4: here it is --override optimizer.params.lr=2e-4"),
         ("--learning-rate", "--learning-rate: here it is --override optimizer.params.lr=VALUE"),
+        (
+            "--warmup_steps 0",
+            "--warmup_steps 0: here it is --override scheduler.params.warmup_num_steps=1",
+        ),
+        ("--val_set_size 0", "so it is here already: no rows of --data are held out; leave it out"),
+        (
+            "--batch_size 128",
+            "(as Axolotl and alpaca-lora mean it) are --override train_batch_size",
+        ),
+        (
+            "--lr_scheduler_type linear",
+            "linear: here it is --override scheduler.params.warmup_min_lr=0",
+        ),
         ("--num_train_epochs 3.0", "--num_train_epochs 3.0: here it is --epochs 3"),
         ("--num_train_epochs 0.5", "--num_train_epochs 0.5: here it is --epochs N"),
         ("--use_rslora", "--use_rslora: here it is --lora.scale 'alpha/sqrt(r)'"),
