@@ -73,6 +73,11 @@ class RunFiles:
         return status if isinstance(status, str) else "no end recorded"
 
     @property
+    def is_full(self) -> bool:
+        """Whether every parameter trains, and there is no adapter."""
+        return self.of_record("options", "method") == "full"
+
+    @property
     def last_step(self) -> int:
         steps = self.steps["step"]
         return int(steps[-1] or 0) if steps else 0

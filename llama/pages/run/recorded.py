@@ -11,6 +11,20 @@ from llama.pages.run import words
 from llama.pages.run.files import RunFiles, number
 from llama.pages.run.words import NONE
 
+_CHECKED = {
+    "lora": (
+        "every adapter tensor trains",
+        "the optimizer holds the adapter alone",
+        "within what the adapter's states need, nothing of the base",
+    ),
+    "full": (
+        "every parameter trains",
+        "the optimizer holds the parameters alone",
+        "within what their states need",
+    ),
+}
+"""By what trains: two checks, and what is said of the second where it was made."""
+
 
 def what_was_run(run: RunFiles) -> list[Block]:
     """Model, data, settings, topology and versions."""
@@ -78,13 +92,14 @@ def checks(run: RunFiles) -> Table:
     else:
         replicas = "not recorded"
     held = number(summary.get("optimizer_state_bytes"))
-    states = NONE if held is None else "within what the adapter's states need, nothing of the base"
+    trains, holds, within = _CHECKED["full" if run.is_full else "lora"]
+    states = NONE if held is None else within
     launched = f"--tensor_parallel {words.count(run.of_record('topology', 'tensor_parallel'))}"
     shared = number(run.of_record("topology", "sequence_parallel")) or 1
     launched += f" --sequence_parallel {words.count(shared)}" if shared > 1 else ""
     rows = [
-        ("every adapter tensor trains", seen, f"{SUMMARY}: first_steps"),
-        ("the optimizer holds the adapter alone", states, f"{SUMMARY}: optimizer_state_bytes"),
+        (trains, seen, f"{SUMMARY}: first_steps"),
+        (holds, states, f"{SUMMARY}: optimizer_state_bytes"),
         ("replicas on all ranks", replicas, f"{SUMMARY}: replica_checks"),
         *_linted(run),
         (

@@ -25,13 +25,14 @@ HEADINGS = {
 
 def sections(run: RunFiles) -> list[Section]:
     """Of the page of `run`."""
+    trained = "parameters" if run.is_full else "adapter"
     return [
         Section("Outcome", [*_ending(run), outcome(run), *_loss(run)]),
         Section("Answers before and after", answers(run)),
         Section("What was run", what_was_run(run)),
         Section("Throughput and memory", _cost(run)),
         Section("Learning rate and gradients", _steps(run)),
-        Section("The adapter, by layer", _norms(run)),
+        Section(f"The {trained}, by layer", _norms(run)),
         Section("What was checked", [checks(run)]),
         Section("Notes, and where it was resumed", notes(run)),
         Section("How to reproduce it", reproduce(run)),

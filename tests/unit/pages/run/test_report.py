@@ -150,6 +150,22 @@ def test_its_numbers_are_the_files_(tmp_path: Path) -> None:
     assert "deepspeed launcher/train.py plain" in page.blocks
 
 
+def test_of_a_run_without_an_adapter_none_is_spoken_of(tmp_path: Path) -> None:
+    files = documents()
+    files["run.json"]["options"]["method"] = "full"
+    files["summary.json"]["optimizer_state_bytes"] = 1 << 20
+    files["norms.jsonl"] = [
+        {"step": step, "norms": {"layers.0.attention.wq.weight": 1.0, "norm.weight": 2.0}}
+        for step in (4, 8)
+    ]
+    page = Page(report([write(tmp_path / "run", files)]))
+    assert page.row("every parameter trains")[0] == "all 12 had a gradient and moved by step 3"
+    assert (
+        page.row("the optimizer holds the parameters alone")[0] == "within what their states need"
+    )
+    assert "adapter" not in page.text
+
+
 def test_its_figures_are_the_files_(tmp_path: Path) -> None:
     (run,) = read_runs([write(tmp_path / "run", documents())])
     assert run.steps["loss"] == LOSSES and run.steps["step"] == [*range(1, 9)]
