@@ -37,6 +37,8 @@ from llama.metrics.speed import peak_memory_bytes
 from llama.model.transformer import Transformer
 from llama.parallel.mesh import Mesh
 from llama.settings import BenchmarkOptions, check_benchmark, deepspeed_json
+from llama.settings.adapters import check_rates
+from llama.settings.base import check_base_zero
 from llama.settings.deepspeed_json import Resolved
 from llama.settings.degrees import readers
 from llama.settings.shard_base import check_shard_base
@@ -101,6 +103,8 @@ def read_job(options: BenchmarkOptions) -> Job:
             file = deepspeed_json.located(options.deepspeed)
             config = deepspeed_json.load(file, [])
             problems += deepspeed_json.check(config, str(file), readers(options, world_size))
+            problems += check_rates(options.lora, config, file)
+            problems += check_base_zero(options.base, config, file)
         except UserError as error:
             problems += error.problems
     problems += check_shard_base(options, config, options.deepspeed, Ranks.launched(world_size))
@@ -264,6 +268,8 @@ def describe(job: Job, resolved: Resolved, mesh: Mesh, device: torch.device) -> 
         "compile": is_wanted(options.compile, device.type == "cuda", resolved.precision),
         "method": options.method,
         "lora": asdict(options.lora) if options.method == "lora" else None,
+        "base": options.base,
+        "shard_base": options.shard_base,
         "deepspeed": resolved.engine,
         "topology": mesh.as_json(),
         "memory_limit_gb": options.memory_limit_gb,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from llama.data.types import IGNORE
 from llama.engine import Step
 from llama.errors import UserError
 from llama.parallel.mesh import SINGLE, Mesh
-from llama.settings import BenchmarkOptions, check_benchmark, deepspeed_json
+from llama.settings import BenchmarkOptions, LoRAOptions, check_benchmark, deepspeed_json
 from tests.support.model_files import (
     ROOT,
     TINY,
@@ -99,6 +100,22 @@ def test_problems_of_options_and_of_the_file_come_together(tmp_path: Path) -> No
 # What is run
 
 
+def test_what_train_refuses_of_a_base_and_a_schedule_is_refused(tmp_path: Path) -> None:
+    cycle = {"cycle_min_lr": 1e-5, "cycle_first_step_size": 3, "cycle_momentum": False}
+    of_one_rate = {"type": "OneCycle", "params": cycle}
+    cases: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+        ({"base": "int8"}, {"zero_optimization": {"stage": 3}}, "--base int8: "),
+        ({"lora": LoRAOptions(b_lr_ratio=4)}, {"scheduler": of_one_rate}, "--lora.b_lr_ratio: "),
+    ]
+    for given, change, line in cases:
+        document = json.loads((ROOT / "ds_configs/lora_bf16.json").read_text()) | change
+        (tmp_path / "ds.json").write_text(json.dumps(document))
+        with pytest.raises(UserError) as caught:
+            benchmark.read_job(BenchmarkOptions(deepspeed=tmp_path / "ds.json", **given))
+        (found,) = caught.value.problems
+        assert found.startswith(line)
+
+
 def test_dense_rows_are_documents_with_every_prediction_supervised(model: Path) -> None:
     options = BenchmarkOptions(model=str(model), batch=2, seq_len=8)
     job = benchmark.read_job(options)
@@ -170,6 +187,7 @@ def test_launcher_trains_the_steps_it_reports(model: Path) -> None:
     assert (document["tokens"], document["supervised_tokens"]) == (96, 90)
     assert document["precision"] == "bf16" and document["skipped_steps"] == 0
     assert document["deepspeed"]["zero_optimization"]["stage"] == 1
+    assert (document["base"], document["shard_base"]) == ("half", "false")
     assert document["loss_first"] != document["loss_last"]
     assert document["command"].endswith("--json")
 
