@@ -79,6 +79,8 @@ def judge_probes(reports: Sequence[Report], port: int) -> list[Check]:
     for what in ("data", "model"):
         if what in first:
             rows += _each(alike, what, _same_content(what, first))
+    if (what := "hub data") in first:
+        rows += _each(alike, what, _in_cache(what, first))
     if alike[0][0] is reports[0]:  # the first rank listens and writes: the others need neither
         rows += _each(alike[:1], "port", lambda _, p: _port(p, port))
         rows += _each(alike[:1], "disk", _disk)
@@ -217,13 +219,30 @@ def _interface(_: Report, probe: dict[str, Any]) -> Judged:
 
 def _same_content(what: str, first: dict[str, Any]) -> Judge:
     def judge(_: Report, probe: dict[str, Any]) -> Judged:
-        here, wanted = probe[what], first[what]
+        here, wanted = _content(probe, what), first[what]
         if "error" in here:
             return printable(here["error"]), "FAIL", f"copy the {what} there, to the same path"
         found = f"sha256 {printable(here['sha256'], 12)}, {_bytes(here['bytes'])}"
         if here["sha256"] != wanted.get("sha256", here["sha256"]):
             return f"{found}; another {what}", "FAIL", "copy it anew from the first host"
         return found, "ok", ""
+
+    return judge
+
+
+def _content(probe: dict[str, Any], what: str) -> dict[str, Any]:
+    """A name may be a file on one host and of the hub where there is no such file."""
+    return probe.get(what, {"error": "no such file here"})
+
+
+def _in_cache(what: str, first: dict[str, Any]) -> Judge:
+    """Data sets of the hub, which is not asked here: training fetches those that are not there."""
+    same = _same_content(what, first)
+
+    def judge(report: Report, probe: dict[str, Any]) -> Judged:
+        if "error" in (here := _content(probe, what)):
+            return printable(here["error"]), "warn", "train fetches it: let this host reach the hub"
+        return same(report, probe)
 
     return judge
 

@@ -23,8 +23,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from llama.files.hub_rows import hub_name
 from llama.files.json_text import json_text
 from llama.files.shards import data_files, sha256_of_files
+from llama.files.weighted import without_weights
 from llama.launch.packages import COMPUTING
 
 MARK = "llama-doctor: "
@@ -55,8 +57,11 @@ def probe(request: dict[str, Any]) -> dict[str, Any]:
         "disk": _disk(Path(request["output_dir"])),
         **_devices(),
     }
-    if request["data"]:
-        found["data"] = _attempt(lambda: _data([Path(path) for path in request["data"]]))
+    paths = without_weights([Path(path) for path in request["data"]])
+    of_hub = [path for path in paths if hub_name(path) is not None]
+    for what, own in (("data", [p for p in paths if p not in of_hub]), ("hub data", of_hub)):
+        if own:
+            found[what] = _attempt(lambda own=own: _data(own))
     if request["model"] is not None:
         found["model"] = _attempt(lambda: _model(request["model"]))
     return found | {"clock": time.time()}  # last: it is compared with the time of arrival

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llama.commands.doctor.judge import GIB, Check, Report, judge_all_reduce, judge_probes
 from llama.commands.doctor.probe import code_hash
+from llama.commands.doctor.probe import probe as looked_at
 from llama.commands.doctor.reach import Reply
 from llama.commands.doctor.table import table
 from llama.launch.hostfile import Host
@@ -64,6 +66,31 @@ def test_sound_hosts() -> None:
         *("answer", "python", "torch", "deepspeed", "fairscale", "code", "devices", "memory"),
         *("clock", "interface", "data", "model", "port", "disk"),
     }
+
+
+def test_data_of_the_hub_is_no_file_that_is_to_be_copied() -> None:
+    cached, other = ({"sha256": letter * 64, "bytes": 3} for letter in "ab")
+    rows = judged(
+        *(probe(**{"hub data": found}) for found in (cached, {"error": "org/rows"}, other))
+    )
+    found = [(row.verdict, row.found) for row in rows if row.check == "hub data"]
+    assert [verdict for verdict, _ in found] == ["ok", "warn", "FAIL"]
+    here_alone = judged(probe(), {k: v for k, v in probe().items() if k != "data"})
+    assert [row.verdict for row in here_alone if row.check == "data"] == ["ok", "FAIL"]
+    assert found[1][1] == "org/rows" and "another hub data" in found[2][1]
+
+
+def test_data_is_looked_at_as_train_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("llama.files.shards.fetched", lambda name: (Path(f"{name.repo}.json"),))
+    Path("rows.json").write_text("[]")
+    asked = {"port": 0, "output_dir": ".", "master_addr": None, "model": None}
+    found = looked_at(asked | {"data": ["rows.json:2", "org/rows:train"]})
+    assert found["data"]["bytes"] == 2
+    assert "org/rows.json" in found["hub data"]["error"]
+    assert not {"data", "hub data"} & looked_at(asked | {"data": []}).keys()
 
 
 FAULTS: list[tuple[dict[str, Any], str, str, str]] = [
