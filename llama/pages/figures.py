@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from llama.files.atomic import write_file
 
@@ -47,6 +47,7 @@ WIDTH = 4.6
 """Inches, as the text sees it."""
 MOST_POINTS = 400
 """Of one series that are drawn, about: more would not be told apart."""
+LARGEST = 1e200
 _POINTS_OF_A_BUCKET = 4
 _LIGHT = {name: light for name, (light, _) in TONES.items()}
 _SETTINGS: dict[Any, Any] = {
@@ -78,7 +79,7 @@ _SETTINGS: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a plot. A `y` that is None or not finite is a gap."""
+    """One line of a plot. A `y` that is None, not finite or beyond LARGEST is a gap."""
 
     label: str
     x: Sequence[float]
@@ -128,9 +129,7 @@ class Figure:
 
     def _saved(self, kind: str, **options: Any) -> bytes:
         content = io.BytesIO()
-        with _settings(), warnings.catch_warnings():
-            # A script that the font lacks: the SVG's text is drawn by the reader's own fonts.
-            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        with _settings():
             self._figure.savefig(content, format=kind, bbox_inches=None, **options)
         return content.getvalue()
 
@@ -156,15 +155,15 @@ def lines(
             style |= {"linewidth": 0.7, "alpha": 0.45} if one.faint else {}
             style |= {"linestyle": "--"} if one.dashed else {}
             style |= {"marker": "o", "markersize": 3.5} if one.points or len(x) == 1 else {}
-            (line,) = axes.plot(x, [math.nan if v is None else v for v in y], color=colour, **style)
+            (line,) = axes.plot(*map(_with_gaps, (x, y)), color=colour, **style)
             if not one.faint:
                 handles.append(line)
-            if one.best is not None:
+            if one.best is not None and all(map(_can_be_drawn, one.best[:2])):
                 star = {"marker": "*", "markersize": 12, "markeredgecolor": _LIGHT["page"]}
                 axes.plot(*([value] for value in one.best[:2]), color=colour, zorder=3, **star)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        values = [v for one in series for v in one.y if v is not None and math.isfinite(v)]
+        values = [v for one in series for v in one.y if _can_be_drawn(v)]
         if log_y and any(v > 0 for v in values):
             axes.set_yscale("log", nonpositive="mask")
         _plain_numbers(axes, values, log_y)
@@ -185,6 +184,7 @@ def stacked_bars(
 ) -> Figure:
     """Horizontal bars, the first at the top, each with its total behind it; a part has one colour
     in all of them. `limit` is a line and its text, as what a GPU holds; `number` writes a total."""
+    bars = [Bar(bar.label, _drawable(bar.parts)) for bar in bars]
     names = list(dict.fromkeys(name for bar in bars for name in bar.parts))
     rows_of_legend = math.ceil(len(names) / 2)
     with _settings():
@@ -235,7 +235,7 @@ def thinned(
     kept: list[int] = []
     for start in range(0, len(x), size):
         bucket = range(start, min(start + size, len(x)))
-        finite = [(v, i) for i in bucket if (v := y[i]) is not None and math.isfinite(v)]
+        finite = [(v, i) for i in bucket if _can_be_drawn(v := y[i])]
         finite_at = {i for _, i in finite}
         gap = next((i for i in bucket if i not in finite_at), None)
         chosen = {bucket[0], bucket[-1]} | ({gap} if gap is not None else set())
@@ -243,6 +243,20 @@ def thinned(
             chosen |= {min(finite)[1], max(finite)[1]}
         kept += sorted(chosen)
     return [x[i] for i in kept], [y[i] for i in kept]
+
+
+def _can_be_drawn(value: float | None) -> TypeGuard[float]:
+    """Whether matplotlib can lay out an axis that has it: of larger ones the differences are not
+    finite."""
+    return value is not None and abs(value) <= LARGEST  # false for NaN
+
+
+def _drawable(parts: Mapping[str, float]) -> dict[str, float]:
+    return {name: size if _can_be_drawn(size) else 0.0 for name, size in parts.items()}
+
+
+def _with_gaps(values: Sequence[float | None]) -> list[float]:
+    return [value if _can_be_drawn(value) else math.nan for value in values]
 
 
 def style_sheet() -> tuple[dict[str, str], dict[str, str]]:
@@ -254,10 +268,12 @@ def style_sheet() -> tuple[dict[str, str], dict[str, str]]:
 
 @contextmanager
 def _settings() -> Iterator[None]:
-    """Ours, whatever the user's own matplotlibrc says."""
+    """Ours, whatever the user's own matplotlibrc says. A script that the font lacks is no matter:
+    the SVG's text is drawn by the reader's own fonts."""
     import matplotlib  # takes most of a second, and few runs of a command draw
 
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_SETTINGS)
         yield
@@ -287,7 +303,8 @@ def _plain_numbers(axes: Any, values: Sequence[float], log_y: bool) -> None:
 
 
 def _written(value: float, _position: int | None = None) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 and value == int(value) else f"{value:.4g}"
+    is_plain = 1000 <= abs(value) < 1e15 and value == int(value)
+    return f"{value:,.0f}" if is_plain else f"{value:.4g}"
 
 
 def _legend(figure: Any, handles: Sequence[Any], labels: Sequence[str]) -> None:

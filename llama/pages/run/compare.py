@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from llama.files.run_folder import METRICS, RECORD, SAMPLES, SUMMARY
 from llama.pages.page import Block, Columns, Drawing, Section, Table, Text
 from llama.pages.run import plots, words
-from llama.pages.run.files import RunFiles
+from llama.pages.run.files import HEADINGS, RunFiles
 from llama.pages.run.recorded import checks, flat, reproduce
-from llama.pages.run.sections import HEADINGS, outcome
+from llama.pages.run.sections import outcome
 from llama.pages.run.words import NONE
 
 _COMPARED = (

@@ -23,6 +23,11 @@ STEP_FIELDS = (
     *("step", "epoch", "loss", "learning_rate", "grad_norm", "loss_scale", "seconds"),
     *("tokens_per_second", "peak_memory_bytes"),
 )
+HEADINGS = {
+    "training": "From the training rows",
+    "held-out": "Held out: not among the training rows",
+}
+"""Of samples, by the rows that they are of."""
 LINE_BYTES = 1 << 22
 """More than any line of ours: the norms of 126 layers' adapters take a twentieth of it."""
 SHOWN_PROBLEMS = 5
@@ -119,9 +124,14 @@ def read_run(folder: Path, label: str) -> RunFiles:
             for name in ("prompt", "before", "after")
             if isinstance(text := line.get(name), str)
         }
-        if len(texts) == 3:
-            # Before samples had the field, all were held out.
-            run.samples.append({**texts, "rows": str(line.get("rows", "held-out"))})
+        rows = line.get("rows", "held-out")  # before samples had the field, all were
+        if len(texts) == 3 and isinstance(rows, str) and rows in HEADINGS:
+            run.samples.append({**texts, "rows": rows})
+        elif len(texts) == 3:
+            expected, found = " or ".join(HEADINGS), json.dumps(rows)[:40]
+            run.problems.append(
+                f"{SAMPLES}: a line is left out: rows: expected {expected}, found {found}"
+            )
         else:
             run.problems.append(f"{SAMPLES}: a line without prompt, before and after is left out")
     return run

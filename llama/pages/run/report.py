@@ -19,16 +19,17 @@ def read_runs(folders: list[Path]) -> list[RunFiles]:
     """The runs, labelled by their folders' names, or where two share one, by their paths. Raises
     `UserError`."""
     check_runs(folders)
-    names = [folder.resolve().name for folder in folders]
-    labels = names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+    names = [_text(folder.resolve().name) for folder in folders]
+    paths = [_text(str(folder)) for folder in folders]
+    labels = names if len(set(names)) == len(names) else paths
     return [read_run(folder, label) for folder, label in zip(folders, labels, strict=True)]
 
 
 def page_of(runs: list[RunFiles]) -> str:
     """The page of what was read."""
     if len(runs) == 1:
-        return page(f"Run {_text(runs[0].label)}", sections.sections(runs[0]))
-    labels = ", ".join(_text(run.label) for run in runs)
+        return page(f"Run {runs[0].label}", sections.sections(runs[0]))
+    labels = ", ".join(run.label for run in runs)
     return page(f"{len(runs)} runs: {labels}", compare.sections(runs))
 
 

@@ -10,17 +10,13 @@ from llama.files.run_folder import METRICS, NORMS, RECORD, SAMPLES, SUMMARY
 from llama.pages.figures import Figure
 from llama.pages.page import Block, Code, Columns, Drawing, Section, Table, Text
 from llama.pages.run import plots, words
-from llama.pages.run.files import RunFiles, number
+from llama.pages.run.files import HEADINGS, RunFiles, number
 from llama.pages.run.recorded import checks, notes, reproduce, what_was_run
 from llama.pages.run.words import NONE
 
 SKIPPED_SHOWN = 20
 EVALUATIONS_SHOWN = 100
 """Beyond that many, those at an epoch's end and the best."""
-HEADINGS = {
-    "training": "From the training rows",
-    "held-out": "Held out: not among the training rows",
-}
 
 
 def sections(run: RunFiles) -> list[Section]:

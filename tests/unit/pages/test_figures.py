@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 import sys
+import warnings
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -51,6 +52,15 @@ def test_the_same_content_gives_the_same_bytes(make) -> None:
     assert svg == figure.svg() == make().svg()
     assert figure.png_bytes() == make().png_bytes()
     assert figure.png_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["日本", "run\x01\x1b[0m"])
+def test_any_name_can_be_drawn_without_a_warning(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = loss_figure(name)
+        assert figure.png_bytes() and figure.svg().encode()
+        stacked_bars([Bar(name, {name: 1.0})], "GiB").png_bytes()
 
 
 def test_it_does_so_in_another_process_whatever_the_user_s_settings_are(tmp_path: Path) -> None:

@@ -281,6 +281,29 @@ def test_lines_of_other_types_are_left_out_and_counted(tmp_path: Path) -> None:
     assert "<h2>Outcome</h2>" in report([tmp_path / "run"])
 
 
+def test_a_sample_of_other_rows_is_named(tmp_path: Path) -> None:
+    files = documents()
+    one = files["samples.jsonl"][0]
+    files["samples.jsonl"] = [one, one | {"rows": "heldout"}, one | {"rows": ["training"]}]
+    (run,) = read_runs([write(tmp_path / "run", files)])
+    assert [sample["rows"] for sample in run.samples] == ["training"]
+    assert [problem.rpartition(", ")[2] for problem in run.problems] == [
+        'found "heldout"',
+        'found ["training"]',
+    ]
+
+
+@pytest.mark.parametrize("size", [1e299, 1e308, -1e308])
+def test_numbers_that_no_axis_can_hold_are_gaps(size: float, tmp_path: Path) -> None:
+    """Of a step and of all that is measured of it."""
+    lines = [step_line(k, size if k % 2 else 1.0, grad_norm=abs(size)) for k in range(1, 4)]
+    lines += [step_line(10**15 + k, -size, tokens_per_second=size) for k in range(3)]
+    lines[-1]["peak_memory_bytes"] = lines[-1]["seconds"] = abs(size)
+    lines.append(eval_line(10**15 + 3, size))
+    files = documents() | {"metrics.jsonl": lines}
+    assert "<svg" in report([write(tmp_path / "run", files)])
+
+
 def test_each_evaluation_has_its_row_and_what_was_before_training_is_no_best(
     tmp_path: Path,
 ) -> None:
@@ -346,6 +369,11 @@ def test_several_runs_show_what_differs_and_no_more(tmp_path: Path) -> None:
 def test_runs_of_one_name_go_by_their_paths(tmp_path: Path) -> None:
     folders = [write(tmp_path / name / "run", documents()) for name in ("a", "b")]
     assert [run.label for run in read_runs(folders)] == [str(folder) for folder in folders]
+
+
+def test_a_name_of_any_bytes_is_compared_as_text(tmp_path: Path) -> None:
+    folders = [write(tmp_path / name, documents()) for name in ("run\udcff", "other")]
+    assert "run\ufffd" in report(folders).encode().decode()
 
 
 def test_what_is_no_run_is_refused_all_at_once(tmp_path: Path) -> None:
