@@ -19,6 +19,9 @@ from llama.notes import say
 GONE = threading.Event()
 """Set once a launcher of this rank has ended: the rank is to save, if it can, and end."""
 
+SAVES = threading.Event()
+"""Set while this rank saves once `GONE` is: so that it says so."""
+
 GRACE = 25.0
 """Seconds from there to the end of this rank, saved or not."""
 
@@ -98,7 +101,8 @@ def _follow(launchers: list[psutil.Process]) -> None:
         time.sleep(_POLL)
     GONE.set()
     rank = os.environ.get("RANK", "0")
-    say(f"rank {rank}: its launcher has ended: so does it")
+    does = "saving after this step, then ending too" if SAVES.is_set() else "ending too"
+    say(f"rank {rank}: its launcher has ended: {does}, within {GRACE:.0f} s")
     time.sleep(GRACE)
     os._exit(143)
 

@@ -27,7 +27,7 @@ from types import FrameType
 
 from llama.errors import TrainingError
 from llama.files import life
-from llama.launch.parent import GONE
+from llama.launch.parent import GONE, SAVES
 from llama.notes import say
 
 _WISHES = (0, 128 + signal.SIGTERM, 128 + signal.SIGINT)
@@ -59,14 +59,15 @@ class Ends:
     `hang_timeout` is in seconds: a rank that shows no sign of life (`llama/files/life.py`) for so
     long is ended with status 1, after the stacks of its threads went to standard error and to
     `hang-rank-N.txt` in `folder`. Raises `TrainingError` in place of what a collective raises when
-    another rank has gone."""
+    another rank has gone; `going_on` is what it says of how to: which command goes on."""
 
-    def __init__(self, rank: int, folder: Path, hang_timeout: float) -> None:
+    def __init__(self, rank: int, folder: Path, hang_timeout: float, going_on: str) -> None:
         self.rank = rank
         self.status = 0
         """The exit status all ranks agreed on; 0 while none was asked to stop."""
         self._folder = folder
         self._hang_timeout = hang_timeout
+        self._going_on = going_on
         self._wish = 0
         self._first: float | None = None
         self._step = 0
@@ -83,6 +84,7 @@ class Ends:
             signal.siginterrupt(number, False)  # no system call of a library's is to fail for it
         life.show()
         self._thread.start()
+        SAVES.set()
         return self
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
@@ -91,10 +93,11 @@ class Ends:
         if lost:
             raise TrainingError(
                 f"rank {self.rank} lost another rank after step {self._step} ({lost[0]}), which "
-                "says why if it could; the same command goes on from the last checkpoint"
+                f"says why if it could; {self._going_on} from the last checkpoint"
             ) from error
 
     def _close(self) -> None:
+        SAVES.clear()
         self._closing = True
         os.write(self._writer, b"\0")
         self._thread.join()

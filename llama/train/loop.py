@@ -115,7 +115,7 @@ class Run:
         if self.options.checkpointing == "auto":
             self.report.say(f"checkpointing auto: {summary(self.model.kept)}")
         resumer.restore(self.engine)
-        self.ends = Ends(mesh.rank, self.folder, self.options.hang_timeout)
+        self.ends = Ends(mesh.rank, self.folder, self.options.hang_timeout, self.start.going_on)
         self.first_steps = FirstSteps(self.engine, self.method, self.state, self.summary)
         self.watch = Stopwatch()
         store = Store(self.folder / CHECKPOINTS)
@@ -303,9 +303,8 @@ class Run:
         return True
 
     def _say_stopped(self) -> None:
-        self.report.say(
-            f"stopped after step {self.engine.steps}; the same command goes on from there"
-        )
+        where = f"stopped after step {self.engine.steps}"
+        self.report.say(f"{where}; {self.start.going_on} from there")
 
     def _about(self, eval_loss: float | None) -> About:
         return about(self.origin, self.engine.steps, self.summary, eval_loss)

@@ -17,7 +17,7 @@ from llama.launch.stopping import Ends
 
 def main(folder: Path, hang_timeout: float, hangs_at: int | None) -> int:
     follow_launcher()
-    with Ends(0, folder, hang_timeout) as ends:
+    with Ends(0, folder, hang_timeout, "the same command goes on") as ends:
         for step in range(1, 1200):
             with (folder / "steps").open("a") as file:
                 file.write(f"{step}\n")

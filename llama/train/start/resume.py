@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -23,6 +24,7 @@ from llama.files.run_folder import BEST, CHECKPOINTS, RECORD, SUMMARY, WRITTEN
 from llama.methods.kinds import KINDS, most_parameters
 from llama.parallel.agreement import on_main
 from llama.parallel.mesh import Mesh
+from llama.settings import TrainOptions
 from llama.train.start.folder import (
     FOLDERS,
     lock,
@@ -55,6 +57,8 @@ class Start:
     """The step of the checkpoint, if the run that made it was to end there: it was evaluated."""
     source: Path | None = None
     """The checkpoint; None where there is none."""
+    going_on: str = "the same command goes on"
+    """What to type once the run has stopped before its end, up to where it goes on from."""
 
 
 _BEFORE = {"method": "lora", "base": "half", "columns": "", "lora.start": "uniform"}
@@ -114,6 +118,7 @@ class Resumer:
         except BaseException:
             self.close()
             raise
+        start.going_on = going_on(options, start.folder)
         return start
 
     def _take(self, folder: Path) -> None:
@@ -305,6 +310,14 @@ def _check_branch(asked: Path, folder: Path, store: Store, step: int) -> None:
             f"--resume: {asked} is not the newest of its run, {store.path(newest)} is: give a new "
             "--output_dir to go on from it, so that nothing is overwritten"
         )
+
+
+def going_on(options: TrainOptions, folder: Path) -> str:
+    """Which command goes on with the run in `folder`: the one that was given, where it names that
+    folder. Without one it would begin another run, and with a --resume of its own be refused."""
+    more = [] if options.output_dir is not None else ["--output_dir", str(folder)]
+    more += [] if options.resume == "auto" else ["--resume", "auto"]
+    return f"the same command{' with ' if more else ''}{shlex.join(more)} goes on"
 
 
 def _finished(folder: Path, source: Path, step: int, result: str) -> dict[str, Any] | None:

@@ -132,7 +132,7 @@ def test_a_rank_ends_with_its_launcher(start: Callable[..., Rank], tmp_path: Pat
     rank.process.kill()  # and not waited for: a zombie counts as ended
     psutil.wait_procs([child], timeout=30)
     assert not child.is_running()
-    assert "its launcher has ended" in rank.said
+    assert "rank 0: its launcher has ended: saving after this step, then ending too" in rank.said
     assert len(rank.lines("saved")) == 1
 
 

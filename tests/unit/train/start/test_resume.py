@@ -345,3 +345,22 @@ def test_a_last_result_without_its_checkpoints_is_not_removed(run: Run) -> None:
     (run.folder / "adapter_last").mkdir(parents=True)
     (run.folder / "run.json").write_text("{}")
     assert "holds the adapter_last of a run whose checkpoints are gone" in refusal(run)
+
+
+def test_the_command_that_goes_on_is_said(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same one would begin another folder where none was named, and be refused under a --resume
+    of its own."""
+    monkeypatch.chdir(tmp_path)
+    with run.resumed() as start:
+        assert start.going_on == "the same command goes on"
+    with run.given(output_dir=None).resumed() as start:
+        folder = f"--output_dir {start.folder}"
+        assert start.going_on == f"the same command with {folder} goes on"
+    source = run.save(3)
+    with run.given(output_dir=None, resume=str(source)).resumed() as start:
+        folder = f"--output_dir {run.folder}"
+        assert start.going_on == f"the same command with {folder} --resume auto goes on"
+    with run.given(output_dir=tmp_path / "new", resume="never").resumed() as start:
+        assert start.going_on == "the same command with --resume auto goes on"
