@@ -19,6 +19,12 @@ from llama.notes import note
 
 PROGRAM = "llama-lora"
 USERS_MISTAKE = 2
+_ELSEWHERE = {
+    "merge": "export --format hf",
+    **dict.fromkeys(("sft", "finetune", "fine-tune"), "train"),
+    **dict.fromkeys(("inference", "infer", "predict"), "generate"),
+}
+"""What other trainers call a command, and what it is here."""
 _OF_PYPI = {"yaml": "pyyaml"}
 """Packages that are installed by another name than they are imported by."""
 
@@ -44,7 +50,9 @@ def chosen(words: list[str]) -> int:
         print(listing())
         return 0
     if name not in COMMANDS:
-        found = f"expected a command, found {name!r}{nearest(name, COMMANDS)}"
+        here = _ELSEWHERE.get(name)
+        meant = f"; here it is {here}" if here else nearest(name, COMMANDS)
+        found = f"expected a command, found {name!r}{meant}"
         note(f"error: {found} (commands: {', '.join(COMMANDS)})")
         return USERS_MISTAKE
     return run(name, f"{PROGRAM} {name}", [*ranks, *rest])

@@ -51,6 +51,16 @@ def why_no_adapter(path: Path) -> str:
     return f"is not a PEFT folder: it holds no {_PEFT}{hint}"
 
 
+def option_of(word: str) -> tuple[str, str] | None:
+    """The option by which commands take the run, or the adapter, whose folder `word` is, and what
+    to give to it; None where `word` is neither."""
+    path = Path(word)
+    is_run = os.path.exists(path / RECORD)
+    if is_run and os.path.isdir(path / MODEL):
+        return "model", str(path / MODEL)
+    return ("adapter", word) if is_run or adapter_folder(path) else None
+
+
 def run_of(path: Path) -> Path | None:
     """The run that `path` is, or that the adapter or checkpoint at `path` is of; None where it is
     of none."""

@@ -12,7 +12,8 @@ A field's type decides what the option takes:
     list[Path]                    the same, or several joined by commas: `--data a,b --data c`
     a dataclass                   its fields, dotted: `--lora.rank`
 
-Values of the list that is marked positional may also stand alone: `report.py RUN RUN`.
+Values of the list that is marked positional may also stand alone: `report.py RUN RUN`; behind `--`
+however they begin: `generate.py -- -5`.
 
 Any other option may stand on a command line once; `--seq-len` is `--seq_len`. `--config FILE.yaml`
 takes the same options, nested or dotted; the command line wins, in a list of `KEY=VALUE` key by
@@ -34,7 +35,7 @@ from llama.errors import TrainingError, UserError, raise_if
 from llama.launch.ranks import adopt
 from llama.notes import is_first_rank, say, say_where_the_log_is
 from llama.settings.options.declare import CONFIG, build, declared, help_text
-from llama.settings.options.read import merged_by_key, read_arguments, read_yaml
+from llama.settings.options.read import THE_REST, merged_by_key, read_arguments, read_yaml
 from llama.settings.options.shared import names_of_all_commands
 from llama.settings.options.values import value_of
 
@@ -49,7 +50,8 @@ def parse(cls: type[T], argv: list[str], prog: str, description: str) -> T:
     """An instance of the dataclass `cls` from a command line. Prints the help and exits with 0 on
     `-h`; raises one `UserError` with every problem found."""
     options = {option.name: option for option in declared(cls)}
-    if "-h" in argv or "--help" in argv:
+    named = argv[: argv.index(THE_REST)] if THE_REST in argv else argv
+    if "-h" in named or "--help" in named:
         if is_first_rank():
             print(help_text(options.values(), prog, description), end="")
         raise SystemExit(0)
@@ -71,7 +73,8 @@ def parse(cls: type[T], argv: list[str], prog: str, description: str) -> T:
             except ValueError as error:
                 problems.append(f"{given[name].where}: {error}")
         elif option.default is MISSING:
-            problems.append(f"--{name}: required, and not given")
+            alone = f": {prog} {name.upper()}..." if option.positional else ""
+            problems.append(f"--{name}: required, and not given{alone}")
     raise_if(problems)
     return build(cls, values)
 

@@ -47,6 +47,11 @@ class Option:
         return typing.get_origin(self.kind) is list
 
     @property
+    def takes_texts(self) -> bool:
+        """Whether its values are texts that mean nothing but themselves."""
+        return self.repeated and typing.get_args(self.kind) == (str,)
+
+    @property
     def metavar(self) -> str:
         if typing.get_origin(self.kind) is Literal:
             return "{" + ",".join(typing.get_args(self.kind)) + "}"

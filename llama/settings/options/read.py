@@ -11,6 +11,7 @@ import yaml
 
 from llama.errors import UserError
 from llama.files.inputs import nearest, read_text
+from llama.files.run_folder import option_of
 from llama.settings.options.answers import answer, row_of
 from llama.settings.options.declare import CONFIG, Option
 from llama.settings.options.foreign import Foreign
@@ -19,7 +20,12 @@ LOCAL_RANK = "local_rank"
 """Accepted and ignored: the deepspeed launcher passes it to every rank, and the environment says
 the same."""
 
+THE_REST = "--"
+"""Every word behind it is a value of the option that is positional, however it begins."""
+
 _OPTION = re.compile(r"--[A-Za-z_]")
+_SHORT = re.compile(r"-[A-Za-z]")
+"""What other programs call an option; here only -h is so short."""
 _NULL = "tag:yaml.org,2002:null"
 
 
@@ -39,7 +45,8 @@ def read_arguments(
 
     The next word is the value unless it looks like an option, so `--lora.alpha -1` and `--prompt
     '- x'` mean what they say; a value such as `--x` is written `--prompt=--x`. Words that are
-    neither are values of the option that is positional, where there is one."""
+    neither are values of the option that is positional, where there is one; what would be an option
+    elsewhere, as `-n`, is so behind `--` alone."""
     known = [*options, CONFIG, LOCAL_RANK]
     bare = next((name for name, option in options.items() if option.positional), None)
     given: dict[str, Given] = {}
@@ -47,11 +54,10 @@ def read_arguments(
     while words:
         word = words.pop()
         if not _OPTION.match(word):
-            if bare is None:
-                problems.append(f"unexpected argument {word!r}")
-            else:
+            texts = _unnamed(word, options, bare, words, problems)
+            if bare is not None and texts:
                 earlier = given[bare].texts if bare in given else []
-                given[bare] = Given(f"--{bare}", [*earlier, word])
+                given[bare] = Given(f"--{bare}", [*earlier, *texts])
             continue
         written, equals, rest = word.removeprefix("--").partition("=")
         name = ours(written, known)
@@ -69,6 +75,40 @@ def read_arguments(
         given[name] = Given(f"--{name}", [*earlier, text])
     given.pop(LOCAL_RANK, None)
     return given
+
+
+def _unnamed(
+    word: str,
+    options: Mapping[str, Option],
+    bare: str | None,
+    words: list[str],
+    problems: list[str],
+) -> list[str]:
+    """The values of the option `bare` that `word` stands for, which names no option; all of `words`
+    where it is `--`. A problem for each that is none: to answer a mistyped option, or the name of a
+    run, as if it were a prompt would be an answer to another question."""
+    if _SHORT.match(word):
+        if words and _is_value(words[-1], False):
+            words.pop()
+        behind = f"; a value that begins so stands behind {THE_REST}" if bare else ""
+        problems.append(f"{word}: unknown option; --help lists those that there are{behind}")
+        return []
+    texts = [word]
+    if word == THE_REST:
+        texts = words[::-1]
+        words.clear()
+    elif bare and options[bare].takes_texts and (meant := _meant(word, options)):
+        problems.append(f"{word!r} is no text{meant} As a text it stands behind {THE_REST}")
+        return []
+    if bare is None:
+        problems += [f"unexpected argument {text!r}{_meant(text, options)}" for text in texts]
+    return texts
+
+
+def _meant(word: str, options: Mapping[str, Option]) -> str:
+    """`; did you mean --adapter RUN?` where `word` is a run's folder, or an adapter's."""
+    name, value = option_of(word) or ("", "")
+    return f"; did you mean --{name} {value}?" if name in options else ""
 
 
 def ours(written: str, known: Collection[str]) -> str:

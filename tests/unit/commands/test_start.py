@@ -59,6 +59,7 @@ def test_the_commands_are_listed(words: list[str], capsys: pytest.CaptureFixture
     ("word", "said"),
     [
         ("trian", "found 'trian'; did you mean train? (commands: train, data, "),
+        ("merge", "found 'merge'; here it is export --format hf (commands: train, "),
         ("qqq", "found 'qqq' (commands: train, "),
         ("--deepspeed", "expected a command, found '--deepspeed'"),
     ],

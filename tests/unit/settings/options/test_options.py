@@ -133,7 +133,7 @@ def test_a_positional_option_may_stand_without_its_name(argv: str):
 
 
 def test_a_positional_option_is_required_and_shown_as_such(capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(UserError, match="--runs: required, and not given"):
+    with pytest.raises(UserError, match=r"--runs: required, and not given: x.py RUNS\.\.\.$"):
         parse(Positional, ["--output", "x"], "x.py", "")
     with pytest.raises(SystemExit):
         parse(Positional, ["--help"], "x.py", "")
@@ -160,7 +160,9 @@ def test_a_value_may_begin_with_dashes_that_name_no_option():
         ("--data more", "--data: given twice; keep one"),
         ("stray", "unexpected argument 'stray'"),
         ("--json stray", "unexpected argument 'stray'"),
-        ("-e", "unexpected argument '-e'"),
+        ("-e", "-e: unknown option; --help lists those that there are"),
+        ("-e 5", "-e: unknown option"),
+        ("-- -e", "unexpected argument '-e'"),
         ("--epochs", "--epochs: its value is missing"),
         ("--epochs --json", "--epochs: its value is missing"),
         ("--epochs five", "--epochs: expected an integer, found 'five'"),
