@@ -8,7 +8,7 @@ import difflib
 import hashlib
 import os
 import stat
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from llama.errors import UserError
@@ -17,6 +17,10 @@ from llama.files.kinds import HEAD, TEXTS, other_kind
 TEXT_LIMIT = 1 << 20
 """Bytes: a settings file larger than this is some other file given by mistake."""
 _CHUNK = 1 << 22
+NOT_THERE = "does not exist"
+_ALIKE, _ALIKE_OF_OTHERS = 0.65, 0.7
+"""How alike two files' names are, of 1, for one to be suggested in place of the other: where they
+end alike, and where not."""
 
 
 def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
@@ -29,13 +33,23 @@ def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
     return f"; did you mean {prefix}{names[found[0]]}?" if found else ""
 
 
-def not_found(path: Path) -> str:
-    """`does not exist`, and the name beside it that comes closest."""
+def not_found(path: Path, fits: Callable[[Path], bool] | None = None) -> str:
+    """`does not exist`, and the name beside it that comes close, of what `fits` where that is said.
+    Endings make no names alike: half of the files of a folder may have the same."""
     try:
-        siblings = [entry.name for entry in path.parent.iterdir()]
+        beside = [entry for entry in path.parent.iterdir() if fits is None or fits(entry)]
     except OSError:
         return f"does not exist, nor can its folder {path.parent} be read"
-    return "does not exist" + nearest(path.name, siblings, f"{path.parent}/".removeprefix("./"))
+    names = [entry.name for entry in beside if _is_near(path, entry)]
+    return NOT_THERE + nearest(path.name, names, f"{path.parent}/".removeprefix("./"))
+
+
+def _is_near(path: Path, entry: Path) -> bool:
+    stem, other = path.stem.lower(), entry.stem.lower()
+    alike = difflib.SequenceMatcher(None, stem, other).ratio()
+    return (len(stem) > 1 and other.startswith(stem)) or alike >= (
+        _ALIKE if path.suffix == entry.suffix else _ALIKE_OF_OTHERS
+    )
 
 
 def is_folder(path: Path) -> bool:
@@ -46,15 +60,20 @@ def is_folder(path: Path) -> bool:
         return False
 
 
-def file_problem(path: Path, kinds: Collection[str] | None = None) -> str | None:
+def file_problem(
+    path: Path,
+    kinds: Collection[str] | None = None,
+    fits: Callable[[Path], bool] | None = None,
+) -> str | None:
     """Why `path` cannot be read as a file, or is plainly of another kind than `kinds` (names of
-    `llama.files.kinds`; None: only whether it can be read is asked); else None."""
+    `llama.files.kinds`; None: only whether it can be read is asked); else None. `fits` as
+    `not_found` takes it."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
         if path.is_symlink():
             return f"is a link to {os.readlink(path)}, which does not exist"
-        return not_found(path)
+        return not_found(path, fits)
     except (OSError, ValueError) as error:
         return f"cannot be read: {error}"
     if stat.S_ISDIR(mode):

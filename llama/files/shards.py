@@ -15,13 +15,14 @@ from pathlib import Path
 from llama.errors import UserError
 from llama.files.data_names import KINDS, is_data, missing_shards, split_of
 from llama.files.hub_rows import fetched, hub_name
-from llama.files.inputs import file_problem, sha256_of
+from llama.files.inputs import NOT_THERE, file_problem, sha256_of
 
 MODELS = ("config.json", "params.json", "tokenizer.json", "adapter_config.json")
 """Files that make a folder a model's."""
 DEEPEST = 3
 """Folders in one another that are looked into."""
 SHOWN = 4
+_WANTED = "; give a file or a folder of rows, or a data set of the Hugging Face hub as ORG/NAME"
 
 
 def data_files(path: Path) -> list[Path]:
@@ -76,7 +77,8 @@ def data_problems(option: str, paths: list[Path]) -> list[str]:
             continue
         for file in files:
             if problem := file_problem(file):
-                problems.append(f"--{option}: {file} {problem}")
+                meant = _WANTED if problem == NOT_THERE else ""
+                problems.append(f"--{option}: {file} {problem}{meant}")
             elif (real := file.resolve()) in seen:
                 problems.append(f"--{option}: {file} is given twice")
             else:

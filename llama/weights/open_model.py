@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,7 +109,7 @@ def sizes_of(model: str) -> tuple[ModelConfig, Path | None]:
         try:
             config, problems = read_config(hub.config_file(model))
         except UserError as error:
-            raise UserError(error.problems[0] + _nearest(model)) from None
+            raise UserError(error.problems[0] + _hint(_nearest(model))) from None
         raise_if(problems)
         return config, None
     source = open_model(model)
@@ -235,27 +235,36 @@ def _open_file(path: Path) -> tuple[WeightReader, Path]:
 
 
 def _from_hub(model: str) -> Path:
-    """The folder of a downloaded model; to a refusal a hint at a nearer name is added."""
+    """The folder of a downloaded model; to a refusal a hint at a nearer name is added: of a model
+    that has weights, as a shape has none."""
     try:
         return hub.resolve(model)
     except UserError as error:
-        raise UserError(error.problems[0] + _nearest(model)) from None
+        raise UserError(error.problems[0] + _hint(_nearest(model, ()))) from None
 
 
 def _not_found(model: str) -> str:
-    if model in PRESETS:
+    near = _nearest(model)
+    shape = model if model in PRESETS else near
+    if shape != BUNDLED and shape in PRESETS:
+        what = "this is" if shape == model else f"no such folder or file; {shape} is"
         return (
-            f"--model {model}: this is a shape without weights: give the folder of its weights, "
-            f"or {_RANDOM}{model} for random ones"
+            f"--model {model}: {what} a shape without weights: give the folder of its weights, "
+            f"or {_RANDOM}{shape} for random ones"
         )
-    return f"--model {model}: no such folder or file, and no model's name{_nearest(model)}"
+    return f"--model {model}: no such folder or file, and no model's name{_hint(near)}"
 
 
-def _nearest(model: str) -> str:
-    """A hint at what may have been meant: a name that is known, or a neighbour of the path."""
-    known = [BUNDLED, *PRESETS, *(_RANDOM + name for name in PRESETS), *hub.cached_names()]
+def _hint(near: str | None) -> str:
+    return f"; did you mean {near}?" if near else ""
+
+
+def _nearest(model: str, shapes: Iterable[str] = PRESETS) -> str | None:
+    """What may have been meant: a name that is known, or a neighbour of the path."""
+    shapes = list(shapes)
+    known = [BUNDLED, *shapes, *(_RANDOM + name for name in shapes), *hub.cached_names()]
     parent = Path(model).expanduser().parent if model and "\0" not in model else Path()
     if parent.is_dir():
         known += [str(parent / path.name) for path in parent.iterdir()]
     near = difflib.get_close_matches(model, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    return near[0] if near else None

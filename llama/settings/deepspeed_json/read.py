@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llama.errors import UserError, raise_if
-from llama.files.inputs import file_problem, nearest, read_text
+from llama.files.inputs import TEXT_LIMIT, file_problem, nearest, read_text
 from llama.settings.deepspeed_json import keys
 from llama.settings.deepspeed_json.off import without_what_is_off
 from llama.settings.options.answers import in_deepspeed_json
@@ -27,13 +27,24 @@ def located(path: Path) -> Path:
     name, is_bare = path.name.removesuffix(".json"), path.name == str(path)
     if is_bare and name in shipped:
         return shipped[name]
-    problem = file_problem(path)
-    if os.path.exists(path) or problem is None or not (is_bare or name in shipped):
+    problem = file_problem(path, fits=_is_one)
+    if os.path.exists(path) or problem is None:
         return path  # whoever reads it says what is wrong with it
     if name in shipped:
         raise UserError(f"{path}: {problem}; the one that comes with llama-lora is {name}")
     hint = "" if "did you mean" in problem else nearest(name, shipped)
     raise UserError(f"{path}: {problem}{hint}; with llama-lora come {', '.join(shipped)}")
+
+
+def _is_one(path: Path) -> bool:
+    """Whether the file at `path` looks like a DeepSpeed JSON, and not like rows of data."""
+    if path.suffix != ".json" or file_problem(path) or path.stat().st_size > TEXT_LIMIT:
+        return False
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and not document.keys().isdisjoint(keys.KEYS)
 
 
 def of_method(method: str) -> Path:

@@ -218,6 +218,21 @@ def test_a_missing_file_names_its_nearest_sibling(tmp_path: Path):
     assert found.endswith(f"does not exist; did you mean {tmp_path}/train.jsonl?")
 
 
+def test_files_that_have_but_their_ending_in_common_are_not_near(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Names of another trainer's registry are no files here."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("none.json", "scores.json"):
+        Path(name).write_text("")
+    wanted = (
+        "does not exist; give a file or a folder of rows, or a data set of the Hugging Face hub"
+    )
+    for name in ("nofile.json", "identity"):
+        (found,) = check_train(train(data=[Path(name)]), world_size=1)
+        assert f"--data: {name} {wanted}" in found
+
+
 def test_a_fifo_is_refused_without_being_opened(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
     (found,) = check_train(train(data=[tmp_path / "pipe"]), world_size=1)

@@ -159,7 +159,7 @@ def test_missing_paths_name_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "llama-tiny").mkdir()
     assert f"did you mean {tmp_path}/llama-tiny?" in refusal(tmp_path / "lama-tiny")
     assert "did you mean smollm2-135m?" in refusal("smollm-135m")
-    assert "did you mean llama-3-8b?" in refusal("llama3-8b")
+    assert "; llama-3-8b is a shape without weights: give" in refusal("llama3-8b")
     assert "did you mean random:llama-7b?" in refusal("randon:llama-7b")
     for name in ("", "x\0y", "no such thing", "../" * 50 + "zzz"):
         assert "no such folder or file" in refusal(name)
@@ -182,6 +182,7 @@ def test_hub_that_cannot_be_reached(tmp_path: Path) -> None:
     text = refusal("meta-lama/Llama-3.2-1B")
     assert "no network in this test" in text and "second line" not in text
     assert text.endswith("did you mean meta-llama/Llama-3.2-1B?")
+    assert "did you mean" not in refusal("org/Llama-3-8b"), "a shape has no weights"
 
 
 def test_hub_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
