@@ -25,8 +25,7 @@ class EvaluateOptions(ReadingOptions, AdapterOptions):
     """Questions whose answers are judged, a file in place of --data: rows with a question and
     choices with an answer, an answer alone (exact match), or a pattern (a regular expression)."""
     compare: bool = False
-    """With --task: whether the model alone is asked too, for the difference that --adapter
-    makes."""
+    """Whether the model alone is evaluated too, for the difference that --adapter makes."""
     output: Path | None = None
     """With --task: a JSONL file to write, each question with what was answered and whether that is
     right."""
@@ -61,9 +60,11 @@ def check_evaluate(options: EvaluateOptions, world_size: int) -> list[str]:
         *at_least(1, micro_batch=options.micro_batch, max_new_tokens=options.max_new_tokens),
         *check_degree(options.tensor_parallel, world_size),
     ]
+    if options.compare and options.adapter is None:
+        problems.append("--compare: lays the model beside its adapter; give --adapter")
     if options.task is None:
-        given = {"compare": options.compare, "output": options.output}
-        problems += [f"--{name}: has no effect without --task" for name in given if given[name]]
+        if options.output is not None:
+            problems.append("--output: has no effect without --task")
         if not options.data:
             others = "give --task, or the --adapter of a run that held rows out"
             problems.append(f"--data: expected one or more files, found none; or {others}")
@@ -72,8 +73,6 @@ def check_evaluate(options: EvaluateOptions, world_size: int) -> list[str]:
         problems.append("--data: --task takes its place; give one of them")
     if problem := file_problem(options.task):
         problems.append(f"--task: {options.task} {problem}")
-    if options.compare and options.adapter is None:
-        problems.append("--compare: lays the model beside its adapter; give --adapter")
     if options.output is not None and (problem := new_file_problem(options.output)):
         problems.append(f"--output: {problem}")
     return problems

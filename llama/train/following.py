@@ -32,7 +32,9 @@ def next_commands(inputs: Inputs, folder: Path, precision: str) -> list[str]:
         lines.append(typed("chat", *used))
     elif is_offered("generate"):
         lines.append(typed("generate", *used, "--prompt", _PROMPT))
-    if is_offered("evaluate") and (rows := _held_out(inputs)):
+    if is_offered("evaluate") and options.eval_split is not None and not inputs.method.SHARDED:
+        lines.append(typed("evaluate", *used))
+    elif is_offered("evaluate") and (rows := _held_out(inputs)):
         more = ["--precision", "float32"] if precision == "fp32" else []
         lines.append(typed("evaluate", *used, *rows, *_read_alike(inputs), *more))
     if is_offered("export"):

@@ -53,6 +53,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     add("branch", 1, *branched)
     add("not kept", None, "--best", "false")
     made.add("none held out", KIND, None, *steep, "--eval_data", "-")
+    split = ("--eval_data", "-", "--eval_split", "0.3", "--max_steps", "2")
+    made.add("split", KIND, None, *steep, *split)
     add("turns", 4, "--keep", "1")
     add("full", None, "--max_steps", "3", *FULL)
     (made.folder / "said.txt").write_text(made.go())
@@ -207,6 +209,27 @@ def test_evaluate_knows_the_rows_that_the_run_held_out(
     assert loss(last) == pytest.approx(ended["eval_loss"], rel=SMALL_MODEL)
     with pytest.raises(UserError, match="none held out held no rows out"):
         loss(case.out("none held out"))
+
+
+def test_evaluate_splits_the_rows_off_again(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    """Other rows than those of --eval_split would have some among them that the run has learnt."""
+    out = case.out("split")
+    argv = ["--adapter", str(out), "--json"]
+    assert evaluate(parse(EvaluateOptions, argv, "evaluate.py", "")) == 0
+    said = capsys.readouterr()
+    ended = summary(out)
+    assert f"held out by {out} by --eval_split 0.3, of {case.rows}" in said.err
+    found = json.loads(said.out.splitlines()[-1])["loss"]
+    assert found == pytest.approx(ended["best_eval_loss"], rel=SMALL_MODEL)
+    cannot = r"held out by --eval_split 0\.3 cannot be found again: "
+    with pytest.raises(UserError, match=f"{cannot}they are read in another way"):
+        otherwise = [*argv, "--template", "alpaca", "--seq_len", "256"]
+        evaluate(parse(EvaluateOptions, otherwise, "evaluate.py", ""))
+    before = case.rows.read_bytes()
+    case.rows.write_bytes(before + b"\n")
+    with pytest.raises(UserError, match=f"{cannot}the files have changed since"):
+        evaluate(parse(EvaluateOptions, argv, "evaluate.py", ""))
+    case.rows.write_bytes(before)
 
 
 def test_all_of_a_model_is_kept_at_its_best(case: Case, capsys: pytest.CaptureFixture[str]) -> None:

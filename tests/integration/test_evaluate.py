@@ -61,12 +61,16 @@ def evaluated(
 
 
 def test_the_loss_over_ranks_is_that_of_one_process(files: Path) -> None:
-    rows = ("--data", files / "rows.json")
+    rows = ("--data", files / "rows.json", "--compare")
     alone = evaluated(files, *rows)
     spread = evaluated(files, *rows, "--tensor_parallel", "2", launcher="torchrun", ranks=4)
     assert spread["supervised_tokens"] == alone["supervised_tokens"]
     # Float32 sums in another order, over shards and over ranks.
     assert spread["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+    for found in (alone, spread):
+        assert found["base"]["loss"] != found["loss"]
+        assert found["difference"]["loss"] == found["loss"] - found["base"]["loss"]
+    assert spread["base"]["loss"] == pytest.approx(alone["base"]["loss"], rel=1e-6)
 
 
 @pytest.mark.long

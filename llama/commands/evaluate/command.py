@@ -4,7 +4,6 @@ an adapter."""
 from __future__ import annotations
 
 import hashlib
-import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,17 @@ import torch
 from llama.assembly.adapter import Opened, open_for_use
 from llama.assembly.limits import check_examples, degree_problems
 from llama.assembly.model import ready_model
-from llama.assembly.use import loss_of_share, mean_loss, sides
+from llama.assembly.use import As, loss_of_share, mean_loss, sides
 from llama.commands.evaluate.asking import ask, check_questions
-from llama.commands.evaluate.of_run import with_rows_of_run
-from llama.commands.evaluate.report import document, lines, rows, warnings
+from llama.commands.evaluate.of_run import HeldOut, with_rows_of_run
+from llama.commands.evaluate.report import (
+    document,
+    document_of_losses,
+    lines,
+    lines_of_losses,
+    rows,
+    warnings,
+)
 from llama.commands.evaluate.respondent import ModelRespondent, Writer
 from llama.data.prepare import Prepared, Reading
 from llama.errors import UserError, raise_if
@@ -34,24 +40,17 @@ from llama.settings import EvaluateOptions, check_evaluate
 from llama.tasks.rows import TaskFile, read_task
 
 
-def perplexity(loss: float) -> float:
-    """`e ** loss`; infinite beyond what a float holds."""
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf
-
-
 def evaluate(options: EvaluateOptions) -> int:
     """Print the mean loss over supervised tokens and its perplexity, or the shares of right
     answers. Raises `UserError` before any weights load."""
     check_launch()
-    options = with_rows_of_run(options)
+    options, held_out = with_rows_of_run(options)
     raise_if(check_evaluate(options, launched_world_size()))
     device = meet_processes()
     try:
         mesh = create_mesh(options.tensor_parallel)
-        run = _on_rows if options.task is None else partial(_on_task, options.task)
+        rows = partial(_on_rows, held_out)
+        run = rows if options.task is None else partial(_on_task, options.task)
         result, text = run(options, mesh, device)
     finally:
         stop_processes()
@@ -77,9 +76,10 @@ def _ready(opened: Opened, options: EvaluateOptions, mesh: Mesh) -> Transformer:
 
 
 def _on_rows(
-    options: EvaluateOptions, mesh: Mesh, device: torch.device
+    held_out: HeldOut | None, options: EvaluateOptions, mesh: Mesh, device: torch.device
 ) -> tuple[dict[str, Any], str]:
-    """The loss: each group of ranks that shares a model takes its part of the rows."""
+    """The loss: each group of ranks that shares a model takes its part of the rows. `held_out` says
+    which of them are meant, None all."""
 
     def read() -> tuple[Opened, Prepared]:
         opened = _opened(options)
@@ -87,7 +87,12 @@ def _on_rows(
         reading = Reading(
             options.seq_len, options.pack, options.overlong, options.columns, options.data_cache
         )
-        data = SFT.prepare(options.data, template, opened.tokenizer, reading)
+        if held_out is None:
+            data = SFT.prepare(options.data, template, opened.tokenizer, reading)
+        else:
+            asked = held_out.asked
+            _, data = SFT.prepare_split(options.data, template, opened.tokenizer, reading, asked)
+            held_out.check(data)
         check_examples(data.report.source, data.examples, opened.source.config, opened.tokenizer)
         return opened, data
 
@@ -96,11 +101,16 @@ def _on_rows(
     note(data.report.text())
     model = _ready(opened, options, mesh)
     rows, micro_batch = data.packed, options.micro_batch
-    share = on_every(mesh, lambda: loss_of_share(model, rows, micro_batch, mesh, device))
-    loss, supervised = mean_loss(share, mesh, device)
-    result = {"loss": loss, "perplexity": perplexity(loss), "supervised_tokens": supervised}
-    text = f"loss {loss:.4f}, perplexity {result['perplexity']:.3f}, "
-    return result, text + f"over {supervised:,} supervised tokens"
+
+    def share(as_: As) -> tuple[float, int]:
+        with as_():
+            return loss_of_share(model, rows, micro_batch, mesh, device)
+
+    losses, supervised = {}, 0
+    for name, as_ in sides(model, opened.adapter is not None, options.compare).items():
+        own = on_every(mesh, partial(share, as_))
+        losses[name], supervised = mean_loss(own, mesh, device)
+    return document_of_losses(losses, supervised), lines_of_losses(losses, supervised)
 
 
 def _on_task(

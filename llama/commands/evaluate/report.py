@@ -1,8 +1,10 @@
-"""What came of a task: as one JSON object, as lines for a reader, and row by row."""
+"""What came of rows, and of a task: as one JSON object, as lines for a reader; of a task row by
+row too."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llama.files.json_text import json_text
@@ -15,6 +17,40 @@ OF_DIFFERENCE = "Newcombe 1998 method 10, 95%; p by McNemar's exact test"
 
 Answers = dict[str, list[Judged]]
 """Of each side that was asked ("base", "adapter", or "model"), what came of every question."""
+
+
+def perplexity(loss: float) -> float:
+    """`e ** loss`; infinite beyond what a float holds."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+def document_of_losses(losses: Mapping[str, float], supervised: int) -> dict[str, Any]:
+    """The mean loss over so many tokens of the last side in `losses`; where there is one before it,
+    that one's under its name, and by how much the last is above it."""
+    *others, last = losses
+    result = {**_loss(losses[last]), "supervised_tokens": supervised}
+    for other in others:
+        result |= {other: _loss(losses[other])}
+        result |= {"difference": {"loss": losses[last] - losses[other]}}
+    return result
+
+
+def lines_of_losses(losses: Mapping[str, float], supervised: int) -> str:
+    """The same as a line, or of two sides as a table."""
+    said = {
+        side: f"loss {loss:.4f}, perplexity {perplexity(loss):.3f}" for side, loss in losses.items()
+    }
+    over = f"over {supervised:,} supervised tokens"
+    *others, last = losses
+    if not others:
+        return f"{said[last]}, {over}"
+    by = losses[last] - losses[others[0]]
+    return "\n".join(
+        [*(f"{side:10}  {text}" for side, text in said.items()), f"difference  {by:+.4f}, {over}"]
+    )
 
 
 def document(task: TaskFile, answers: Answers) -> dict[str, Any]:
@@ -84,6 +120,10 @@ def warnings(task: TaskFile, answers: Answers) -> list[str]:
 def verdicts(judged: Sequence[Judged], measure: str) -> list[bool]:
     """Which questions were answered rightly."""
     return [one.right[measure] for one in judged]
+
+
+def _loss(loss: float) -> dict[str, Any]:
+    return {"loss": loss, "perplexity": perplexity(loss)}
 
 
 def _apart(answers: Answers, measure: str) -> Difference:

@@ -42,9 +42,9 @@ CASES = [
     Refused("neither rows nor a task", neither, ("--data: expected one or more files",)),
     Refused("both of them", option(task="rows.json"), ("--data: --task takes its place",)),
     Refused(
-        "options of a task without one",
+        "options of an adapter and of a task without one",
         option(compare="true", output="out.jsonl"),
-        ("--compare: has no effect without --task", "--output: has no effect without --task"),
+        ("--compare: lays the model beside its adapter", "--output: has no effect without --task"),
     ),
     Refused("no such task", asked(ROW, task="tsk.jsonl"), ("did you mean task.jsonl?",)),
     Refused("no adapter to compare with", asked(ROW, compare="true"), ("--compare: lays",)),

@@ -124,8 +124,12 @@ def test_a_model_is_named_as_one() -> None:
 
 def test_only_commands_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(typing, "_offered", {"chat", "evaluate", "export"})
-    names = [words[1] for words in following(lines(ended(), eval_split=0.1, data=[Path("a")]))]
-    assert names == ["chat", "export"], "rows that were split off are no file to evaluate on"
+    split = {"eval_split": 0.1, "data": [Path("a")], "seq_len": 64}
+    found = following(lines(ended(), **split))
+    assert [words[1] for words in found] == ["chat", "evaluate", "export"]
+    assert found[1][2:] == ["--adapter", str(FOLDER)], "which knows what was split off"
+    names = [words[1] for words in following(lines(ended(), FullMethod, **split))]
+    assert names == ["export"], "rows that were split off are no file to evaluate on"
     monkeypatch.setattr(typing, "_offered", set())
     assert "next:" not in lines(ended())
 
