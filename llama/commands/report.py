@@ -10,7 +10,7 @@ from llama.files.atomic import write_file
 from llama.files.json_text import json_text
 from llama.files.run_folder import REPORT
 from llama.pages.run.files import RunFiles
-from llama.pages.run.report import page_of, read_runs
+from llama.pages.run.report import is_page_of, page_of, read_runs
 from llama.settings import ReportOptions
 
 
@@ -22,11 +22,24 @@ def report(options: ReportOptions) -> int:
     runs = read_runs(options.runs)
     path = options.output or (options.runs[0] / REPORT if len(runs) == 1 else Path(REPORT))
     try:
+        _require_its_own(path, runs)
         write_file(path, page_of(runs).encode())
     except OSError as error:
         raise UserError(f"--output: {path} cannot be written: {error.strerror or error}") from None
     print(json_text(_told(path, runs)) if options.json else path)
     return 0
+
+
+def _require_its_own(path: Path, runs: list[RunFiles]) -> None:
+    """Raise `UserError` where something else would be written over: not the page of the same runs,
+    nor the one that a run keeps in its own folder."""
+    own = len(runs) == 1 and path.resolve() == (runs[0].folder / REPORT).resolve()
+    if own or not path.is_file() or not path.stat().st_size or is_page_of(path, runs):
+        return
+    raise UserError(
+        f"--output: {path} holds something other than the page of "
+        f"{'this run' if len(runs) == 1 else 'these runs'}; give another name, or remove it"
+    )
 
 
 def _told(path: Path, runs: list[RunFiles]) -> dict[str, Any]:

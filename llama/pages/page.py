@@ -94,11 +94,12 @@ def _template() -> jinja2.Template:
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
 
 
-def page(title: str, sections: Sequence[Section]) -> str:
-    """The whole file. Sections without a block are left out."""
+def page(title: str, sections: Sequence[Section], of: str = "") -> str:
+    """The whole file. Sections without a block are left out. `of` is what programs know the
+    page by; no reader sees it."""
     light, dark = style_sheet()
     text = _template().render(
-        title=title, sections=[s for s in sections if s.blocks], light=light, dark=dark
+        title=title, of=of, sections=[s for s in sections if s.blocks], light=light, dark=dark
     )
     # Halves of surrogate pairs, which JSON may hold, are no text that a file can keep.
     return text.encode(errors="replace").decode() + "\n"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 from llama.pages.page import page
 from llama.pages.run import compare, sections
 from llama.pages.run.files import RunFiles, check_runs, read_run
+
+_HEAD = 4096
+"""Bytes of a page in which it says what it is of."""
 
 
 def report(folders: list[Path]) -> str:
@@ -28,9 +32,22 @@ def read_runs(folders: list[Path]) -> list[RunFiles]:
 def page_of(runs: list[RunFiles]) -> str:
     """The page of what was read."""
     if len(runs) == 1:
-        return page(f"Run {runs[0].label}", sections.sections(runs[0]))
+        return page(f"Run {runs[0].label}", sections.sections(runs[0]), _mark(runs))
     labels = ", ".join(run.label for run in runs)
-    return page(f"{len(runs)} runs: {labels}", compare.sections(runs))
+    return page(f"{len(runs)} runs: {labels}", compare.sections(runs), _mark(runs))
+
+
+def is_page_of(path: Path, runs: list[RunFiles]) -> bool:
+    """Whether the file at `path` is the page of these runs, made earlier. Raises OSError."""
+    with path.open("rb") as file:
+        return f'content="{_mark(runs)}"'.encode() in file.read(_HEAD)
+
+
+def _mark(runs: list[RunFiles]) -> str:
+    """By what a page of these runs is known: their folders, in whatever order, as a hash, since a
+    page that is handed on is to tell nobody where they lie."""
+    folders = sorted(os.fsencode(run.folder.resolve()) for run in runs)
+    return hashlib.sha256(b"\0".join(folders)).hexdigest()
 
 
 def _text(name: str) -> str:

@@ -25,6 +25,11 @@ def folder_in_its_place(setting: Setting) -> None:
     setting.options.update(output="page.html")
 
 
+def another_page(setting: Setting) -> None:
+    setting.path("page.html").write_text("<!DOCTYPE html>")
+    setting.options.update(output="page.html")
+
+
 Refused = partial(Case, command="report")
 CASES = [
     Refused("no run", runs(), ("--runs: required",)),
@@ -34,6 +39,7 @@ CASES = [
     Refused("a run given twice", runs("finished", "./finished/"), ("finished: given twice",)),
     Refused("several of them", runs("model", "absent", "finished"), ("model: ", "absent: ")),
     Refused("a page where a folder is", folder_in_its_place, ("--output: page.html cannot be",)),
+    Refused("a page over another", another_page, ("page.html holds something other than the",)),
     Refused(
         "a page in no folder", output("absent/page.html"), ("--output: absent/page.html cannot",)
     ),
