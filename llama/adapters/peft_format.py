@@ -5,6 +5,7 @@ Rotary halves are laid out inside as Hugging Face has them, so no row is moved o
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from llama.files.json_text import json_text
 from llama.files.safetensors import FLOATS, open_safetensors
 from llama.settings import LoRAOptions
 from llama.weights.names import from_huggingface, to_huggingface
+from llama.weights.open_model import published
 from llama.weights.reader import fingerprint_of
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -81,7 +83,7 @@ def contents(state: dict[str, torch.Tensor], config: AdapterConfig) -> dict[str,
     options = config.options
     document: dict[str, Any] = {
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": config.base_model,
+        "base_model_name_or_path": published(config.base_model),
         "r": options.rank,
         "lora_alpha": options.alpha,
         "lora_dropout": options.dropout,
@@ -105,6 +107,17 @@ def _target_modules(state: Tensors, layers: int | None) -> list[str]:
     short = {module.rpartition(".")[2] for module in modules}
     everywhere = layers is None or len(modules) == layers * len(short)
     return sorted(short if everywhere else modules)
+
+
+def with_published_base(content: bytes) -> bytes:
+    """`adapter_config.json` with its base's name as other programs know it: what was written before
+    that was done may have ours."""
+    document = json.loads(content)
+    name = document.get("base_model_name_or_path")
+    if not isinstance(name, str) or published(name) == name:
+        return content
+    document["base_model_name_or_path"] = published(name)
+    return (json_text(document, indent=2) + "\n").encode()
 
 
 def held(state: Tensors, options: LoRAOptions) -> Tensors:

@@ -23,7 +23,7 @@ from llama.tokenizer.base import Template, Tokenizer
 from llama.tokenizer.identity import tokenizer_hash
 from llama.tokenizer.templates import load_template, written_template
 from llama.weights.fields import read_json_object
-from llama.weights.open_model import BUNDLED, ModelSource, is_found, open_model
+from llama.weights.open_model import BUNDLED, BUNDLED_FROM, ModelSource, is_found, open_model
 
 _SHOWN = 12
 """Characters of a hash that a message shows."""
@@ -150,6 +150,9 @@ def _own_base(folder: Path, recorded: Recorded | None) -> ModelSource:
             return open_model(str(place or name), default_device())
         except UserError as error:
             why = error.problems[0]
+    if name == BUNDLED_FROM:
+        note(f"--adapter {folder}: {why}: {BUNDLED}, a quantised copy of it, is used")
+        return open_model(BUNDLED, default_device())
     raise UserError(f"--adapter {folder}: its base is {name}: {why}: give --model")
 
 

@@ -42,6 +42,12 @@ _PARTS = (SAFETENSORS, TORCH, JSON)
 _WANTED = "a GGUF file, or the folder of the model"
 
 
+def published(name: str) -> str:
+    """What other programs know the model `name` by: the bundled one's name means nothing to them,
+    that of the model of which it is a copy does."""
+    return BUNDLED_FROM if name == BUNDLED else name
+
+
 @dataclass(frozen=True)
 class ModelSource:
     """A model that has been found and whose headers are right."""

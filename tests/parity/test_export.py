@@ -92,7 +92,11 @@ def test_transformers_and_peft_say_the_same(sound: Path, tmp_path: Path) -> None
     assert text == "<s><|im_start|>user\nhi<|im_end|>\n"
     assert json.loads(files["tokenizer_config.json"].read_text())["chat_template"]
     assert json.loads(files["generation_config.json"].read_text())["eos_token_id"] is not None
-    exported(sound, tmp_path / "peft", "peft")
+    files = exported(sound, tmp_path / "peft", "peft", template="chatml")
+    own = AutoTokenizer.from_pretrained(tmp_path / "peft")
+    assert own("he <|im_end|>") == tokenizer("he <|im_end|>")
+    assert own.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == text
+    assert "config.json" not in files and "generation_config.json" not in files
     base = AutoModelForCausalLM.from_pretrained(sound / "model", dtype=torch.float32)
     adapted: Any = PeftModel.from_pretrained(base, str(tmp_path / "peft"))
     assert_close(theirs(adapted), expected, SMALL_MODEL)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from llama.adapters import gguf_lora
+from llama.adapters import gguf_lora, peft_format
 from llama.adapters.merged import adapter_alone
 from llama.assembly.model import read_adapter
 from llama.commands.export.job import Job
@@ -21,19 +23,25 @@ from llama.files.atomic import (
     write_folder,
     write_in,
 )
+from llama.files.json_text import json_text
 from llama.methods.about import TEMPLATE
 from llama.parallel.side_path import LowRank
+from llama.tokenizer.sidecar import CONFIG
+from llama.tokenizer.writing import JSON_FILE, MODEL_FILE, is_written, tokenizer_files
+from llama.weights.tokenizer_beside import GENERATION, files_beside
 
 _LIMIT = LIMITS[torch.float32]
 
 
 def write_peft(job: Job) -> Proof | None:
     """The adapter's folder as it stands, PEFT's two files and what says what it is; the template
-    that was asked for, if one was."""
+    that was asked for, if one was; and its tokenizer, unless it is there already, so that other
+    programs need to ask no base for it."""
     assert job.opened.adapter is not None
     source = job.opened.adapter
     contents = {path.name: path.read_bytes() for path in source.iterdir() if path.is_file()}
-    contents |= _template(job)
+    contents[peft_format.CONFIG] = peft_format.with_published_base(contents[peft_format.CONFIG])
+    contents = {**_tokenizer(job, contents), **contents, **_template(job)}
     proofs: list[Proof] = []
 
     def verify(partial: Path) -> None:
@@ -85,6 +93,20 @@ def _low_rank(job: Job, layer: str) -> LowRank:
             f"--format gguf-lora: llama.cpp has no adapters of kind {job.layers[layer].kind}: "
             "merge it into the model, with --format gguf"
         )
+    return found
+
+
+def _tokenizer(job: Job, beside: Mapping[str, bytes]) -> dict[str, bytes]:
+    """What makes `AutoTokenizer.from_pretrained` of the folder the adapter's tokenizer. There is no
+    config.json to say its class, so a tokenizer_config.json must."""
+    tokenizer = job.opened.tokenizer
+    if not beside.keys().isdisjoint((JSON_FILE, MODEL_FILE)) or not is_written(tokenizer):
+        return {}
+    found, _ = files_beside(job.opened.tokenizer_path, job.template, for_transformers=True)
+    found.pop(GENERATION, None)
+    own, ours = (json.loads(of.get(CONFIG, b"{}")) for of in (found, tokenizer_files(tokenizer)))
+    if "tokenizer_class" not in own:
+        found[CONFIG] = (json_text(ours | own, indent=2, ensure_ascii=False) + "\n").encode()
     return found
 
 

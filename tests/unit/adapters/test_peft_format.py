@@ -22,12 +22,14 @@ from llama.adapters.peft_format import (
     load_state,
     save,
     to_peft,
+    with_published_base,
 )
 from llama.assembly.model import check_adapter
 from llama.errors import UserError
 from llama.model.config import LINEARS
 from llama.model.transformer import Transformer
 from llama.settings import LoRAOptions
+from llama.weights.open_model import BUNDLED, BUNDLED_FROM
 from tests.support.model_files import TINY
 
 PLAIN = AdapterConfig(LoRAOptions(4, 8.0, 0.1, LINEARS), base_model="tiny")
@@ -212,3 +214,15 @@ def test_a_field_that_is_not_known_is_named(
     load_config(changed(folder, new_thing=True, other_thing={"a": 1}, off=False))
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith(f"{CONFIG}: not used here: new_thing, other_thing")
+
+
+def test_other_programs_are_told_a_name_that_they_know(tmp_path: Path) -> None:
+    """Ours of the bundled model is neither a folder nor a name on the hub."""
+    for name, told in ((BUNDLED, BUNDLED_FROM), ("tiny", "tiny")):
+        save(tmp_path, state(), AdapterConfig(PLAIN.options, name))
+        content = (tmp_path / CONFIG).read_bytes()
+        document = json.loads(content)
+        assert document["base_model_name_or_path"] == told
+        assert with_published_base(content) == content
+        earlier = json.dumps(document | {"base_model_name_or_path": name}).encode()
+        assert json.loads(with_published_base(earlier)) == document

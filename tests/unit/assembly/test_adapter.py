@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from llama.assembly import adapter as assembly
 from llama.assembly.adapter import Opened, open_for_use
 from llama.errors import UserError, raise_if
 from llama.methods.about import TEMPLATE, TRAINING
@@ -16,7 +17,7 @@ from llama.settings import AdapterOptions, GenerateOptions, check_generate
 from llama.tokenizer.base import Message
 from llama.tokenizer.identity import tokenizer_hash
 from llama.tokenizer.load import load_tokenizer
-from llama.weights.open_model import open_model
+from llama.weights.open_model import BUNDLED, BUNDLED_FROM, open_model
 from tests.bad_inputs.setting import write_adapter
 from tests.support.model_files import write_huggingface
 from tests.support.origin import ORIGIN, about
@@ -132,6 +133,25 @@ def test_a_plain_folder_of_peft_s_is_taken_with_a_note(
     assert opened(tmp_path, "plain").source.name == str(made / "model")
     config.write_text(text.replace('"m"', "null"))
     assert "does not say what its base is" in refusal(tmp_path, "plain")
+
+
+def test_the_bundled_model_is_known_by_its_name_on_the_hub(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which other programs know it by; where that cannot be had, by its copy that is here."""
+    write_adapter(tmp_path / "plain")
+    config = tmp_path / "plain" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"m"', f'"{BUNDLED_FROM}"'))
+
+    def found(model: str, device: Any = None) -> Any:
+        if model == BUNDLED_FROM:
+            raise UserError("no network")
+        assert model == BUNDLED
+        return open_model(str(made / "model"))
+
+    monkeypatch.setattr(assembly, "open_model", found)
+    assert opened(tmp_path, "plain").source.name == str(made / "model")
+    assert f"no network: {BUNDLED}, a quantised copy of it, is used" in capsys.readouterr().err
 
 
 def test_without_its_template_it_is_refused(made: Path, tmp_path: Path) -> None:
