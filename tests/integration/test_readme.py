@@ -124,6 +124,19 @@ def test_the_command_runs(command: str, files: Path, tmp_path: Path) -> None:
         assert read_lines(tmp_path / "out" / "metrics.jsonl")[0]["step"] in (0, 1)
 
 
+@pytest.mark.slow
+@pytest.mark.long
+def test_the_plan_that_pages_quote_is_the_one_that_is_printed() -> None:
+    """The README's, whole; and the rows for which another page says that there is room."""
+    (command,) = (line for line in COMMANDS if "plan.py --model llama-7b" in line)
+    recipes = (ROOT / "docs" / "recipes.md").read_text()
+    assert command in recipes
+    done = launched("python", "plan.py", *shlex.split(command)[2:])
+    assert f"```\n{done.stdout}```\n" in README, done.stdout + done.stderr
+    (rows,) = re.findall(r"There is room for (\d+) rows at a time", recipes)
+    assert f"fits at most       {rows} rows of 1024 in a micro-batch" in done.stdout
+
+
 def test_the_readme_names_no_file_that_is_not_there() -> None:
     named = re.findall(r"`((?:tests|ds_configs|launcher)/[\w/]+\.\w+)`", README)
     assert named
