@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Literal, get_args
 from urllib.parse import urlsplit
 
-from llama.files.inputs import file_problem
+from llama.files.inputs import file_problem, nearest
 from llama.settings.model import AdapterOptions
 from llama.settings.validate import at_least, check_model, check_output, check_use
 
 Format = Literal["hf", "meta", "gguf", "peft", "gguf-lora"]
 OF_ADAPTER = ("peft", "gguf-lora")
 """Formats of an adapter alone, which is not merged."""
+QUANTISED = ("q8_0",)
+"""Types of GGUF's that matrices can be stored in."""
+_LLAMA_CPP_S = "; leave it out, and have llama.cpp's llama-quantize make that of the model.gguf"
 _OF_WRITING = ("format", "output_dir", "dtype", "quantize", "shards", "verify")
 """Settings of what is written."""
 
@@ -33,8 +36,9 @@ class ExportOptions(AdapterOptions):
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Type of the weights that are written; none means the one in which the model's layers are
     stored, and float16 where they are quantised."""
-    quantize: Literal["q8_0"] | None = None
-    """With --format gguf: store matrices in blocks of 32 numbers of 8 bits with one scale."""
+    quantize: str | None = None
+    """With --format gguf, q8_0: store matrices in blocks of 32 numbers of 8 bits with one scale.
+    Smaller types, as q4_k_m, llama.cpp's llama-quantize makes of the file."""
     shards: int = 1
     """With --format meta: files that each layer is cut over, one for each GPU of Meta's code."""
     verify: bool = True
@@ -106,6 +110,11 @@ def _check_writing(options: ExportOptions) -> list[str]:
         for name, (format_, given) in only.items()
         if given and options.format != format_
     ]
+    if options.quantize not in (None, *QUANTISED):
+        problems.append(
+            f"--quantize: expected {' or '.join(QUANTISED)}, found {options.quantize!r}"
+            f"{nearest(options.quantize, QUANTISED) or _LLAMA_CPP_S}"
+        )
     if options.dtype is not None and (alone or options.quantize is not None):
         what = f"--format {options.format}" if alone else "--quantize"
         problems.append(f"--dtype: has no effect with {what}; leave it out")

@@ -8,7 +8,7 @@ from typing import Any
 
 from llama.commands.plan import report
 from llama.commands.plan.inputs import Inputs, plan_of, read_inputs
-from llama.commands.plan.suggest import FILE, WEIGHTS, Suggestion, suggest
+from llama.commands.plan.suggest import FILE, Suggestion, suggest
 from llama.errors import UserError
 from llama.files.atomic import write_file
 from llama.files.json_text import json_text
@@ -37,8 +37,8 @@ def plan(options: PlanOptions) -> int:
         if line := suggestion.other_batch:
             print(f"\n{line}")
         print(f"\n{folder / FILE} is written; run:\n\n  {command}")
-        if suggestion.model == WEIGHTS:
-            print(f"\n{WEIGHTS}: the folder, file or hub name of {options.model}'s weights")
+        for line in suggestion.unsaid():
+            print(f"\n{line}")
     if options.json:
         print(json_text(found.as_json()))
     return 0 if found.fits else 1

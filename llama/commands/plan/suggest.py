@@ -116,6 +116,17 @@ class Suggestion:
                 words += _given(option.name, value)
         return shlex.join(words)
 
+    def unsaid(self) -> list[str]:
+        """What the user is to put into the command before it is run."""
+        lines = []
+        if self.model == WEIGHTS:
+            lines.append(
+                f"{WEIGHTS}: the folder, file or hub name of {self.options.model}'s weights"
+            )
+        if not self.options.data:
+            lines.append("as it stands it trains on the bundled rows: add --data and your own")
+        return lines
+
 
 def _value(options: PlanOptions, name: str) -> Any:
     """Of an option of `train`, dotted where it is nested; None where `plan` does not have it."""

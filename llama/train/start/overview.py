@@ -69,12 +69,18 @@ def _model(inputs: Inputs, plan: Schedule) -> str:
 
 def _data(inputs: Inputs) -> str:
     found, held_out = inputs.training.report, inputs.held_out
-    what = "rows" if found.examples == found.rows else f"examples of {found.rows:,} rows"
+    rows = _counted(found.rows, "row")
+    if found.examples != found.rows:
+        rows = f"{_counted(found.examples, 'example')} of {rows}"
     text = (
-        f"{found.examples:,} {what}, {found.tokens:,} tokens, {found.supervised_share:.1%} of them "
+        f"{rows}, {found.tokens:,} tokens, {found.supervised_share:.1%} of them "
         f"learnt; the longest {found.longest:,}"
     )
-    return text + (f"; {held_out.report.rows:,} rows held out" if held_out else "")
+    return text + (f"; {_counted(held_out.report.rows, 'row')} held out" if held_out else "")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _trains(inputs: Inputs) -> str:

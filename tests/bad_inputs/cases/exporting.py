@@ -72,6 +72,11 @@ CASES = [
         options(shards="8", format="meta", adapter=None),
         ("key/value heads, 4",),
     ),
+    Refused(
+        "blocks of four bits",
+        options(quantize="q4_k_m", format="gguf"),
+        ("expected q8_0, found 'q4_k_m'; leave it out, and have llama.cpp's llama-quantize",),
+    ),
     Refused("blocks of no GGUF", options(quantize="q8_0"), ("--quantize: has no effect",)),
     Refused(
         "two types",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,11 @@ def test_a_command_names_no_folder_that_is_not_known(tmp_path: Path) -> None:
     for model, named in (("llama-3.2-1b", "MODEL"), (here, here)):
         found = suggest(read_inputs(options(deepspeed=None, suggest=True, model=model)))
         assert f" --model {named} " in found.command(tmp_path)
+        rows = "as it stands it trains on the bundled rows: add --data and your own"
+        model = [f"MODEL: the folder, file or hub name of {model}'s weights"]
+        assert found.unsaid() == [*(model if named == "MODEL" else []), rows]
+        mine = replace(found, options=replace(found.options, data=[tmp_path]))
+        assert rows not in mine.unsaid()
 
 
 def test_a_command_trains_what_was_planned(tmp_path: Path) -> None:

@@ -29,7 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def said(folder: Path, mesh: Mesh, zero: dict[str, Any], method: Any = "lora") -> list[str]:
+def said(
+    folder: Path, mesh: Mesh, zero: dict[str, Any], method: Any = "lora", **more: Any
+) -> list[str]:
     document = deepspeed_json() | {"zero_optimization": zero}
     options = TrainOptions(
         deepspeed=write_json(folder / "ds.json", document),
@@ -38,6 +40,7 @@ def said(folder: Path, mesh: Mesh, zero: dict[str, Any], method: Any = "lora") -
         template="chatml",
         method=method,
         lora=LoRAOptions(),
+        **more,
     )
     inputs = read_inputs(options, load(options.deepspeed, []), ALONE)
     start: Any = SimpleNamespace(folder=folder, source=None, step=0, notes=[])
@@ -63,3 +66,9 @@ def test_where_it_is_no_better_nothing_is_said(
     folder: Path, mesh: Mesh, zero: dict[str, Any], method: str
 ) -> None:
     assert not [line for line in said(folder, mesh, zero, method) if "--shard_base" in line]
+
+
+def test_one_row_is_no_rows(folder: Path) -> None:
+    one = [write_rows(folder / "one.json", 1)]
+    found = "\n".join(said(folder, ALONE, {"stage": 0}, eval_data=one))
+    assert "4 rows, " in found and "; 1 row held out" in found
