@@ -76,6 +76,12 @@ def wandb_without_account(setting: Setting) -> None:
     ]
 
 
+def adapter_of_no_run(setting: Setting) -> None:
+    setting.path("run/adapter").mkdir(parents=True)
+    setting.path("run/adapter/adapter_config.json").write_text("{}")
+    setting.options["output_dir"] = "run"
+
+
 def prompts_too_long(setting: Setting) -> None:
     del setting.options["adapter"]
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
@@ -203,6 +209,7 @@ CASES = [
     Case("`--base nf4` for all", words("--base", "nf4", "--method", "full"), ("trains every",)),
     Case("`--base nf4` under ZeRO-3", nf4_under_zero3, ("--base nf4: ds.json has ZeRO-3",)),
     Case("an output folder in use, with no resume", output_in_use, ("already holds a run",)),
+    Case("an output folder with an adapter of no run", adapter_of_no_run, ("is of no run",)),
     Case("an output folder below a file", output_in_a_file, ("is a file; a folder is expected",)),
     Case("an output folder that cannot be written", output_read_only, ("cannot be written to",)),
     Case("a disk without room", output_without_room, ("has room for 1,000 bytes, and the run is",)),
@@ -272,6 +279,20 @@ CASES = [
         ("line 2: expected a text", "line 3: expected a text", "line 4: expected a JSON object"),
         "generate",
     ),
+    Case("prompts: a list cut short", prompts(b'[\n {"prompt": "a"},\n'), ("none (",), "generate"),
+    Case(
+        "prompts: a first line that only looks like an object",
+        prompts(b'{"prompt": "a",}\n{"prompt": "b"}\n'),
+        ("prompts: line 1: looks like JSON and is none (",),
+        "generate",
+    ),
+    Case(
+        "prompts: half a surrogate pair",
+        prompts(b'{"prompt": "a\\ud83d b"}\n'),
+        ("prompts: line 1: `prompt` holds half of a surrogate",),
+        "generate",
+    ),
+    Case("prompts: a short option", words("-n", "5"), ("-n: ",), "generate"),
     Case("prompts: a file not there", words("--prompt_file", "promts"), ("promts",), "generate"),
     Case(
         "prompts: a folder",

@@ -19,6 +19,11 @@ def rows(*records: Any) -> Callable[[Setting], None]:
     return content(json.dumps(records))
 
 
+def quoted_csv(setting: Setting) -> None:
+    setting.path("rows.csv").write_text('text\na\n"b"c\n')
+    setting.options["data"] = "rows.csv"
+
+
 def named(path: str) -> Callable[[Setting], None]:
     return lambda setting: setting.options.update(data=path)
 
@@ -102,6 +107,12 @@ CASES = [
     Case("a list cut short", content('[{"prompt": "a"'), ("rows.json: is not valid JSON",)),
     Case("one object over several lines", content('{"a": [\n1]}'), ("one JSON object",)),
     Case("CSV of other columns", content("a,b\n1,2\n"), ("row 1: has none of the known",)),
+    Case("CSV with a quote too many", quoted_csv, ("rows.csv: line 3: ",)),
+    Case(
+        "a field twice",
+        content('{"text": "a", "text": "b"}\n'),
+        ("line 1: names the field 'text' twice",),
+    ),
     Case("a Parquet file cut short", parquet_cut, ("is not a readable Parquet file",)),
     Case("bad UTF-8", content(b'{"text": "a"}\n{"text": "\xff"}\n'), ("line 2: is not UTF-8",)),
     Case("a NUL", content('{"text": "a"}\n{"text": "\0"}\n'), ("line 2: holds a NUL character",)),
@@ -230,6 +241,12 @@ CASES = [
         "a row to look at that is not there",
         lambda s: s.options.update(rows="12"),
         ("--rows: rows.json has no row 12; it has 11, numbered from 1 to 11",),
+        "data",
+    ),
+    Case(
+        "a seed below 0 of rows to hold out",
+        lambda s: s.options.update(eval_split="0.1", seed="-1"),
+        ("--seed: ",),
         "data",
     ),
     Case(

@@ -135,6 +135,13 @@ CASES = [
         ("unknown key optimizer.params.lrr; did you mean optimizer.params.lr?",),
     ),
     Case(
+        "a key overridden twice",
+        lambda setting: setting.more.extend(
+            ["--override", "gradient_clipping=1.0", "--override", "gradient_clipping=2.0"]
+        ),
+        ("--override gradient_clipping: given twice",),
+    ),
+    Case(
         "several mistakes",
         keys(**{MICRO: 0}, gradient_clipping=-1, zero=1),
         (MICRO, "gradient_clipping", "zero: unknown key"),
