@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from llama.fused.captured import WORTH, RunCaptured
+from llama.fused.captured import LAUNCHED, WORTH, RunCaptured
 from llama.fused.keeping import summary
 from llama.model.kept import Kept
 from llama.model.loss import CHUNK_ELEMENTS
@@ -15,7 +15,6 @@ from llama.notes import note
 LESS = 0.9
 """The step down after a plan that failed, as a share of what it was made for."""
 ANEW = "recorded passes are given up and recorded anew"
-LAUNCHED = "passes are no longer recorded as CUDA graphs"
 FEWEST_LOGITS = CHUNK_ELEMENTS // 16
 
 

@@ -25,8 +25,8 @@ STANDARD_INPUT = "-"
 WANTED = "a text with one prompt a line, or JSONL with a prompt in each object"
 GIVE = "give JSONL with a prompt in each object, or plain text"
 MOST_BYTES = 1 << 30
-_LIKE_JSON = re.compile(r"""\s*(?:\{\s*["'{}]|\[\s*["'{\[\]]|[\[{]\s*$)""")
-"""A first line that means to be JSON: no `[INST]`, no `{name}` to be filled in."""
+_LIKE_JSON = re.compile(r"""\s*(?:\{\s*(["'])[^"']*\1\s*:|\[\s*\{\s*["']|(?:\{|\[+)\s*$)""")
+"""A first line that means to be JSON: no `[INST]`, no `{name}` to fill in, no `["a"] in Go`."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,10 @@ def _objects(name: str, text: str, lines: list[tuple[int, str]]) -> list[tuple[s
         return [(f"row {row}", value) for row, value in enumerate(whole, start=1)]
     if isinstance(whole, dict):
         raise UserError(f"{name}: line {number}: begins one JSON object over several lines; {GIVE}")
-    if _LIKE_JSON.match(first):
+    if _LIKE_JSON.match(first) or isinstance(_loaded(first, name), list):
         at, why = _broken(text, lines)
         raise UserError(f"{name}: line {at}: looks like JSON and is none ({why}); {GIVE}")
-    if all(isinstance(_loaded(line, name), str) for _, line in lines):
+    if len(lines) > 1 and all(isinstance(_loaded(line, name), str) for _, line in lines):
         raise UserError(f"{name}: line {number}: is a text of JSON, in quotes; {GIVE}")
     return None
 

@@ -199,7 +199,8 @@ class Engine:
         losses: list[Callable[[], torch.Tensor]] = [
             lambda batch=batch: self._loss(self.model, batch) * factor for batch in window
         ]
-        own = first_nonfinite(self.model, self.trainable, losses)
+        exchanges = self.mesh.exchanges or self.zero_stage == 3
+        own = first_nonfinite(self.model, self.trainable, losses, exchanges)
         found: list[Finding | None] = [None] * self.mesh.world_size
         dist.all_gather_object(found, own)
         return what_was_first(found)

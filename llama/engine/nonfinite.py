@@ -82,11 +82,13 @@ def first_nonfinite(
     model: nn.Module,
     trainable: Mapping[str, nn.Parameter],
     losses: Sequence[Callable[[], torch.Tensor]],
+    exchanges: bool = False,
 ) -> Finding | None:
     """Replay `losses` (each computes one micro-batch's scaled loss anew) and their gradients; None
-    if all of it is finite on this rank. No parameter's `.grad` is touched. Shards compute together,
-    so no rank stops early, whatever it has found; but for one whose memory does not hold the
-    replay, which takes more than a step: what it has seen by then is all finite, or `UNSEEN`."""
+    if all of it is finite on this rank. No parameter's `.grad` is touched. Where ranks exchange
+    within a pass (`exchanges`) none stops early, whatever it has found. The replay takes more
+    memory than a step: where there is none what was seen by then counts, or `UNSEEN`;
+    `torch.OutOfMemoryError` where other ranks stand within the pass, and are to end as well."""
     watch = Watch(model)
     for name, parameter in model.named_parameters():
         watch.look(f"the weight {name}", own_values(parameter))
@@ -99,6 +101,8 @@ def first_nonfinite(
                 if gradient is not None:
                     watch.look(f"the gradient of {name}", gradient)
     except torch.OutOfMemoryError:
+        if exchanges:
+            raise
         return watch.finding or UNSEEN
     finally:
         watch.close()

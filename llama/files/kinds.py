@@ -31,6 +31,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 """What no text holds. Spaces and joiners of any script, and characters younger than this Python,
 are as good as letters."""
 _NAME = re.compile(r"\w")
+_WORDS = 2
+"""Of a name; what has more may be a part of a sentence."""
 _LINE_END = re.compile(r"\r|\n")
 _UNPACK = "unpack it first"
 _AGAIN = "it was saved in the file's place; download the file again"
@@ -113,9 +115,9 @@ def csv_mark(text: str, usual: str = ",") -> str:
 
 
 def _is_csv(head: bytes) -> bool:
-    """A first line of names parted by one separator, and a line after it. The first name may be
-    empty: so pandas and R write the column of row numbers. A sentence with commas is no such line.
-    """
+    """A first line of names parted by one separator, and a line after it; of as many values, where
+    a name is as long as a part of a sentence. The first name may be empty: so pandas and R write
+    the column of row numbers."""
     if not _is_text(head):
         return False
     line, *rest = _LINE_END.split(head.decode("utf-8-sig", "ignore"), 1)
@@ -123,8 +125,12 @@ def _is_csv(head: bytes) -> bool:
         found = next(csv.reader([line], delimiter=csv_mark(line), strict=True), [])
     except csv.Error:
         return False
-    named = len(found) > 1 and all(map(_NAME.search, found[1:]))
-    return bool(rest) and named and not found[-1].endswith((".", "!"))
+    if not (rest and len(found) > 1 and all(map(_NAME.search, found[1:]))):
+        return False
+    if max(len(name.split()) for name in found) <= _WORDS:
+        return not found[-1].endswith((".", "!"))
+    second = rest[0].splitlines()[:1]
+    return second != [] and len(next(csv.reader(second, delimiter=csv_mark(line)))) == len(found)
 
 
 KINDS = (

@@ -43,4 +43,5 @@ def silence() -> float:
 
 def was_stopped(seconds: float) -> None:
     """For so long the process could do nothing at all: that is no silence."""
-    _SIGNS.last += seconds
+    # Not beyond now: another thread may have shown a sign already.
+    _SIGNS.last = min(time.monotonic(), _SIGNS.last + seconds)

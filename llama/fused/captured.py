@@ -60,6 +60,7 @@ would record anew, which takes the time of a few passes."""
 MOST = 32
 """Shapes of training that are captured, and as many of evaluations; others run kernel by kernel.
 Each takes some megabytes of its own."""
+LAUNCHED = "passes are no longer recorded as CUDA graphs"
 OFTEN = 64
 """Passes after which a shape whose micro-batches are filled up for another, which serves them, is
 worth a recording of its own: that takes as long as three passes, and filling up a tenth of one."""
@@ -111,10 +112,11 @@ class RunCaptured:
         asked = asked and documents.boundaries[-1] <= LONG and self._records
         if labels is None or not asked or is_watched(model):
             arguments = tokens_T, positions_T, documents, labels, cache, last
-            # What is watched takes more memory than a fused pass, and ranks of one model, which
-            # take no pass again, are to have room for one of another kind from the start.
-            alone = is_watched(model) or (labels is not None and self._tp.size > 1)
-            return self._launched(model, arguments, alone)
+            if self._recorded and self._tp.size > 1 and documents.boundaries[-1] > LONG:
+                # Ranks of one model take no pass again: there is to be room from the start.
+                self.stop()
+                note(f"{LAUNCHED}: one has more than {LONG:,} tokens, and takes their memory")
+            return self._launched(model, arguments, alone=is_watched(model))
         mode = mode_of(model, self._paths)
         shapes = list(shapes_of(documents, len(labels.index_N), mode))
         self._forget_if_moved()

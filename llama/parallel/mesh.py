@@ -148,6 +148,12 @@ class Mesh:
         return self.data_parallel_rank // self.sequence_parallel.size
 
     @property
+    def exchanges(self) -> bool:
+        """Whether ranks exchange within a pass: those of one model, of one row, or of one base."""
+        sizes = self.tensor_parallel.size, self.sequence_parallel.size
+        return max(sizes) > 1 or self.base_group is not None
+
+    @property
     def is_main(self) -> bool:
         return self.rank == 0
 

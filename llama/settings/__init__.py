@@ -30,6 +30,7 @@ from llama.settings.validate import (
     checked_plan,
     checked_train,
     checked_verify,
+    idle_notes,
 )
 
 __all__ = [
@@ -63,4 +64,5 @@ __all__ = [
     "checked_plan",
     "checked_train",
     "checked_verify",
+    "idle_notes",
 ]

@@ -40,11 +40,9 @@ class DataOptions(RowOptions):
 
 def check_data(options: DataOptions) -> list[str]:
     """Every problem of `data`'s settings; whether there are such rows comes later."""
-    in_vain = options.seed > 0 and options.eval_split is None
     return [
         *check_model(options),
         *check_seed(options.seed),
-        *(["--seed: has no effect without --eval_split"] if in_vain else []),
         *at_least(2, seq_len=options.seq_len),
         *check_sets(options.data),
         *check_plain("eval_data", options.eval_data),

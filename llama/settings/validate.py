@@ -220,21 +220,29 @@ def check_plan(options: PlanOptions) -> list[str]:
 
 def _idle_in_plan(options: PlanOptions) -> list[str]:
     """What a plan was given and would not look at."""
-    has_length = bool(options.data) or options.rows is not None
     chosen = "--suggest chooses it; leave it out, or give --deepspeed"
-    given: list[tuple[bool, str, tuple[str, ...]]] = [
-        (not options.data, "has no effect without --data", ("columns", "pack", "overlong")),
-        (not has_length, "has no effect without --data or --rows", ("epochs",)),
-        (not options.suggest, "has no effect without --suggest; the JSON says it", ("batch",)),
-        (options.suggest, chosen, ("shard_base", "tensor_parallel", "checkpointing", "compile")),
-    ]
-    usual = {field.name: field.default for field in dataclasses.fields(options)}
     return [
-        f"--{name}: {why}"
-        for is_idle, why, names in given
-        for name in names
-        if is_idle and getattr(options, name) != usual[name]
+        *_idle(options, not options.data, "has no effect without --data", "columns"),
+        *_idle(options, not options.suggest, "has no effect without --suggest", "batch"),
+        *_idle(options, options.suggest, chosen, "shard_base"),
     ]
+
+
+def idle_notes(options: PlanOptions) -> list[str]:
+    """The same of what a file of options that serves `train` too may hold: told, and no mistake."""
+    has_length = bool(options.data) or options.rows is not None
+    of_blocks = ("tensor_parallel", "checkpointing", "compile")
+    return [
+        *_idle(options, not options.data, "has no effect without --data", "pack", "overlong"),
+        *_idle(options, not has_length, "has no effect without --data or --rows", "epochs"),
+        *_idle(options, options.suggest, "has no effect: --suggest chooses it", *of_blocks),
+    ]
+
+
+def _idle(options: PlanOptions, is_idle: bool, why: str, *names: str) -> list[str]:
+    usual = {field.name: field.default for field in dataclasses.fields(options)}
+    given = [name for name in names if is_idle and getattr(options, name) != usual[name]]
+    return [f"--{name}: {why}" for name in given]
 
 
 def checked_plan(options: PlanOptions) -> dict[str, Any]:

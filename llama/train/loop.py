@@ -19,7 +19,7 @@ from llama.engine import Step, start_processes
 from llama.engine.state import EngineState
 from llama.errors import TrainingError, raise_if
 from llama.files.json_text import json_text
-from llama.files.run_folder import CHECKPOINTS, RECORD, SUMMARY
+from llama.files.run_folder import CHECKPOINTS, SUMMARY
 from llama.fused.keeping import summary
 from llama.launch.launchers import check_launch
 from llama.launch.log import libraries_kept, log_file
@@ -141,7 +141,7 @@ class Run:
             with contextlib.suppress(OSError, TrainingError):
                 self._write_summary()
                 self.saver.wait()
-            if self.mesh.is_main:  # once what went wrong has been said: other ranks end meanwhile
+            if self.report.begun:  # once what went wrong has been said: other ranks end meanwhile
                 atexit.register(draw_report, self.folder, note)
             raise
         finally:
@@ -168,7 +168,7 @@ class Run:
     def _write_summary(self) -> None:
         self.summary["seconds"] = round(self._seconds(), 1)
         self.summary["peak_memory_bytes"] = peak_memory_bytes(self.device)
-        if self.mesh.is_main and (self.folder / RECORD).exists():  # else no run has begun
+        if self.report.begun:  # else an earlier one's stays
             write_json(self.folder / SUMMARY, self.summary)
 
     def _seconds(self) -> float:

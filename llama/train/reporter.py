@@ -57,6 +57,8 @@ class Reporter:
         self.progress = Progress(total_steps, mesh.is_main, start.step)
         self.failed: OSError | None = None
         """What went wrong in writing, on this rank; the others are to be told."""
+        self.begun = False
+        """On the main rank, whether the run has: what is in its folder may be written anew."""
         self._lines: JSONLines | None = None
         self._norms: JSONLines | None = None
         self._start = start
@@ -74,6 +76,7 @@ class Reporter:
         `report_to`; `config` is what it is, as run.json has it. For the main rank, once nothing is
         left on which the start of the run may fail: what an earlier process has written after the
         checkpoint is gone then."""
+        self.begun = True
         with self._guarded():
             self._lines = JSONLines(self._start.folder / METRICS, earlier.lines)
             self._norms = JSONLines(self._start.folder / NORMS, earlier.norms)

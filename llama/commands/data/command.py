@@ -26,6 +26,7 @@ from llama.data.rows import bundled
 from llama.errors import UserError, raise_if
 from llama.files.json_text import json_text
 from llama.model.config import ModelConfig
+from llama.notes import note
 from llama.objectives.kinds import SFT
 from llama.settings import DataOptions, check_data
 from llama.tokenizer.base import Template, Tokenizer
@@ -37,6 +38,8 @@ from llama.weights.open_model import tokenizer_of
 def show_data(options: DataOptions) -> int:
     """Print what is in the data. Raises `UserError` as `train` would of the same rows."""
     raise_if(check_data(options))
+    if options.seed and options.eval_split is None:
+        note("--seed: has no effect without --eval_split")
     config, tokenizer = _tokenizer(options)
     template = load_template(options.template, tokenizer)
     sets = _sets(options, config, template, tokenizer)

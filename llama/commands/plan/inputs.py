@@ -17,13 +17,14 @@ from llama.kernels.compiled import is_wanted
 from llama.methods.kinds import KINDS
 from llama.metrics.hardware import NETWORKS, gpu_named
 from llama.model.config import ModelConfig
+from llama.notes import note
 from llama.objectives.kinds import SFT
 from llama.planning.job import Job, settings_of
 from llama.planning.levels import kept_within
 from llama.planning.plan import Plan
 from llama.planning.rows import largest_batch, mean_batch
 from llama.planning.time import Place
-from llama.settings import PlanOptions, checked_plan, deepspeed_json
+from llama.settings import PlanOptions, checked_plan, deepspeed_json, idle_notes
 from llama.settings.sharing import Ranks, sharers
 from llama.tokenizer.load import load_tokenizer
 from llama.tokenizer.templates import load_template
@@ -73,6 +74,8 @@ def read_inputs(options: PlanOptions) -> Inputs:
         problems += error.problems
     raise_if(problems)
     assert place is not None
+    for line in idle_notes(options):
+        note(line)
     config, tokenizer = sizes_of(options.model)
     raise_if(
         [

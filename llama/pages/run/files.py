@@ -16,6 +16,7 @@ from typing import Any
 
 from llama.errors import UserError
 from llama.files.inputs import file_problem, not_found, read_text
+from llama.files.json_text import json_text
 from llama.files.kinds import TEXTS
 from llama.files.run_folder import METRICS, NORMS, RECORD, SAMPLES, SUMMARY
 
@@ -128,7 +129,7 @@ def read_run(folder: Path, label: str) -> RunFiles:
         if len(texts) == 3 and isinstance(rows, str) and rows in HEADINGS:
             run.samples.append({**texts, "rows": rows})
         elif len(texts) == 3:
-            expected, found = " or ".join(HEADINGS), json.dumps(rows)[:40]
+            expected, found = " or ".join(HEADINGS), json_text(rows)[:40]
             run.problems.append(
                 f"{SAMPLES}: a line is left out: rows: expected {expected}, found {found}"
             )

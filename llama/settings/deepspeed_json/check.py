@@ -102,9 +102,8 @@ def rate_problems(config: dict[str, Any], said_of_rate: str = "") -> list[str]:
         low, high = (params.get(f"{prefix}_{name}_lr", AUTO) for name in ("min", "max"))
         where = f"scheduler.params.{prefix}"
         if high != AUTO and rate is not None and high != rate:
-            problems.append(
-                f"{where}_max_lr: {high} is not {lr}, and would replace it; leave it out"
-            )
+            here = "write it there too" if said_of_rate else "leave it out"
+            problems.append(f"{where}_max_lr: {high} is not {lr}, and would replace it; {here}")
         elif low != AUTO and rate not in (None, AUTO) and low > rate:
             problems.append(f"{where}_min_lr: {low} is above {lr}")
     return problems

@@ -317,7 +317,8 @@ def going_on(options: TrainOptions, folder: Path) -> str:
     folder. Without one it would begin another run, and with a --resume of its own be refused."""
     more = [] if options.output_dir is not None else ["--output_dir", str(folder)]
     more += [] if options.resume == "auto" else ["--resume", "auto"]
-    return f"the same command{' with ' if more else ''}{shlex.join(more)} goes on"
+    instead = "" if options.resume == "auto" else " in place of its --resume"
+    return f"the same command{' with ' if more else ''}{shlex.join(more)}{instead} goes on"
 
 
 def _finished(folder: Path, source: Path, step: int, result: str) -> dict[str, Any] | None:

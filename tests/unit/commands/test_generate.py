@@ -114,7 +114,12 @@ def test_what_looks_like_json_is_no_plain_text(
 
 
 @pytest.mark.parametrize(
-    "text", ["[INST] a [/INST]", "{a} or b?", '"To be" is whose?', "42", "[sic]", '"a"\nb', "(a)"]
+    "text",
+    [
+        *("[INST] a [/INST]", "{a} or b?", '"To be" is whose?', "42", "[sic]", '"a"\nb', "(a)"),
+        *("[ ] buy milk", "{{ name }} is who?", "[[Paris]] is where?", "{} in Go means?"),
+        *("['a', 'b'].join is what?", '["a"] what is it', '"To be or not to be"'),
+    ],
 )
 def test_what_only_begins_like_it_is(text: str, given: Callable[[bytes], None]) -> None:
     given(text.encode())

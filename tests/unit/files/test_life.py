@@ -85,3 +85,10 @@ def test_silence_is_counted_from_the_last_sign_and_not_while_it_is_excused() -> 
     life.was_stopped(-100)
     life.show()
     assert life.silence() < 100
+
+
+def test_a_pause_is_no_silence_and_no_credit() -> None:
+    """Another thread may show a sign before it is known how long all of them stood still."""
+    life.show()
+    life.was_stopped(3600.0)
+    assert 0.0 <= life.silence() < 60.0

@@ -138,15 +138,17 @@ def test_a_step_that_is_launched_is_taken_again_by_who_trains(
 
 @pytest.mark.parametrize("why", ["watched", "long, on ranks of one model"])
 def test_a_pass_that_takes_more_is_launched_alone(
-    monkeypatch: pytest.MonkeyPatch, why: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], why: str
 ) -> None:
-    """One that is watched, as that which looks for what is not finite; and one of another kind on
-    ranks that cannot take it again."""
+    """One that is watched, as that which looks for what is not finite: afterwards passes are
+    recorded anew. And a long one on ranks that cannot take it again: they launch all from then on,
+    since rows on both sides of that length would have them record again and again."""
     model = captured_model(monkeypatch, _Launched)
     run: Any = model.run_model
     for _ in range(2):
         take_a_pass(model, [100, 90, 30])
     assert run._recorded
+    launched = run._run
     tried = full_beside(model)
     if why == "watched":
         hook = model.layers[0].register_forward_hook(lambda *_: None)
@@ -157,3 +159,7 @@ def test_a_pass_that_takes_more_is_launched_alone(
     with hook:
         take_a_pass(model, [256])
     assert tried == [False]
+    run._run = launched
+    take_a_pass(model, [100, 90, 30])
+    assert bool(run._recorded) == (why == "watched")
+    assert capsys.readouterr().err.count("no longer recorded") == (why != "watched")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from llama.checkpoint import RunState
 from llama.errors import TrainingError
 from llama.files.json_text import json_text
 from llama.parallel.mesh import SINGLE, Mesh
+from llama.train.loop import Run
 from llama.train.reporter import Reporter, norms_before, read_whole, shown
 from llama.train.start.resume import Start
 
@@ -89,6 +91,16 @@ def test_lines_that_cannot_be_read_are_one_line(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", failing)
+    report: Any = reporter(tmp_path)
     with pytest.raises(TrainingError) as ended:
-        reporter(tmp_path).earlier()
+        report.earlier()
+    monkeypatch.undo()
+    (tmp_path / "summary.json").write_text("{}")
+    run = SimpleNamespace(report=report, folder=tmp_path, summary={"status": "failed"})
+    run.device, run._seconds = torch.device("cpu"), lambda: 1.0
+    Run._write_summary(run)  # type: ignore[arg-type]
+    assert (tmp_path / "summary.json").read_text() == "{}", "that of the run as it was"
+    report.begun = True
+    Run._write_summary(run)  # type: ignore[arg-type]
+    assert "failed" in (tmp_path / "summary.json").read_text()
     assert str(ended.value).startswith(f"{path}: cannot be read: Permission denied; make it")

@@ -361,6 +361,11 @@ def test_the_command_that_goes_on_is_said(
     source = run.save(3)
     with run.given(output_dir=None, resume=str(source)).resumed() as start:
         folder = f"--output_dir {run.folder}"
-        assert start.going_on == f"the same command with {folder} --resume auto goes on"
+        assert (
+            start.going_on
+            == f"the same command with {folder} --resume auto in place of its --resume goes on"
+        )
     with run.given(output_dir=tmp_path / "new", resume="never").resumed() as start:
-        assert start.going_on == "the same command with --resume auto goes on"
+        assert (
+            start.going_on == "the same command with --resume auto in place of its --resume goes on"
+        )
