@@ -87,7 +87,8 @@ def _objects(name: str, text: str, lines: list[tuple[int, str]]) -> list[tuple[s
     """Each object of `text`, or what stands in its place, with the place; None where `text` is no
     JSON. Raises `UserError` where it only looks like some: the model would be asked braces."""
     number, first = lines[0]
-    if isinstance(_loaded(first, f"{name}: line {number}"), dict):
+    begins = _loaded(first, f"{name}: line {number}")
+    if isinstance(begins, dict):
         places = [(f"line {number}", line) for number, line in lines]
         return [(place, _loaded(line, f"{name}: {place}")) for place, line in places]
     whole = _loaded(text, name)
@@ -95,7 +96,7 @@ def _objects(name: str, text: str, lines: list[tuple[int, str]]) -> list[tuple[s
         return [(f"row {row}", value) for row, value in enumerate(whole, start=1)]
     if isinstance(whole, dict):
         raise UserError(f"{name}: line {number}: begins one JSON object over several lines; {GIVE}")
-    if _LIKE_JSON.match(first) or isinstance(_loaded(first, name), list):
+    if _LIKE_JSON.match(first) or isinstance(begins, list):
         at, why = _broken(text, lines)
         raise UserError(f"{name}: line {at}: looks like JSON and is none ({why}); {GIVE}")
     if len(lines) > 1 and all(isinstance(_loaded(line, name), str) for _, line in lines):

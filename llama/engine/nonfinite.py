@@ -111,10 +111,10 @@ def first_nonfinite(
 
 def what_was_first(found: Sequence[Finding | None]) -> str:
     """In words, of what each rank has found."""
-    seen = [(f.order, rank, f) for rank, f in enumerate(found) if f not in (None, UNSEEN)]
-    if seen:
-        _, rank, first = min(seen, key=lambda one: one[:2])
-        return f"{first.text()} (rank {rank})"  # type: ignore[union-attr]
+    looked = [(rank, f) for rank, f in enumerate(found) if f is not None and f != UNSEEN]
+    if looked:
+        _, rank, text = min((f.order, rank, f.text()) for rank, f in looked)
+        return f"{text} (rank {rank})"
     if UNSEEN in found:
         return "what went non-finite first is not known: memory did not hold a pass that looks"
     return "the sum of the window's gradients overflowed, though each is finite"

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 
-from llama.adapters.kinds import kind_of
 from llama.base.kinds import KINDS
 from llama.fused.block import GATE_UP, QKV
 from llama.fused.own_rows import FEWEST
@@ -18,7 +16,7 @@ from llama.model.config import ROW_PARALLEL, ModelConfig
 from llama.model.kept import Kept
 from llama.parallel.sharded import rooms
 from llama.planning.job import Job
-from llama.planning.work import adapter_bytes, base_bytes, supervised, width
+from llama.planning.work import adapter_bytes, adapter_tensors, base_bytes, supervised, width
 from llama.settings import LoRAOptions
 
 
@@ -107,21 +105,11 @@ def block_sums(
         if fused and lora is not None:
             read = [sum(name in names for name in readers) for readers in (QKV, GATE_UP)]
             found += [tokens * rank * count for count in read if count and by_rows]
-            found.append(_whole(config, lora))
+            found.append(sum(n for n, is_cut in adapter_tensors(config, lora) if not is_cut))
         else:
             rows = sum(name in ROW_PARALLEL for name in names) if again else 0
             found += (len(names) + rows) * [tokens * rank]
     return found
-
-
-def _whole(config: ModelConfig, lora: LoRAOptions) -> int:
-    """Elements of a block's adapters that are not cut over tensor-parallel ranks."""
-    return sum(
-        prod(shape)
-        for name in lora.targets
-        for tensor, shape in kind_of(lora).shapes(*config.linear_shape(name), lora.rank).items()
-        if kind_of(lora).CUT[tensor].of(name not in ROW_PARALLEL) is None
-    )
 
 
 def block_sums_of(job: Job) -> list[int]:

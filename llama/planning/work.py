@@ -8,7 +8,7 @@ P bytes of what trains on one rank, W of the frozen weights there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -162,12 +162,17 @@ def width(lora: LoRAOptions) -> int:
 
 def adapter_bytes(config: ModelConfig, lora: LoRAOptions, p: int, size: int) -> int:
     """P of adapters: what is on the side that is cut is cut, the rest whole on every rank."""
-    kind, count = kind_of(lora), 0
+    each = adapter_tensors(config, lora)
+    return size * config.n_layers * sum(n // p if is_cut else n for n, is_cut in each)
+
+
+def adapter_tensors(config: ModelConfig, lora: LoRAOptions) -> Iterator[tuple[int, bool]]:
+    """Of each tensor of a block's adapters its elements, and whether tensor-parallel ranks have it
+    cut and not whole."""
+    kind = kind_of(lora)
     for name in lora.targets:
         for tensor, shape in kind.shapes(*config.linear_shape(name), lora.rank).items():
-            cut = kind.CUT[tensor].of(name not in ROW_PARALLEL)
-            count += prod(shape) // (1 if cut is None else p)
-    return size * config.n_layers * count
+            yield prod(shape), kind.CUT[tensor].of(name not in ROW_PARALLEL) is not None
 
 
 def base_bytes(config: ModelConfig, p: int, size: int) -> int:

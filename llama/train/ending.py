@@ -8,7 +8,7 @@ from typing import Any
 
 from llama.errors import TrainingError
 from llama.files.atomic import write_file
-from llama.files.run_folder import RECORD, REPORT
+from llama.files.run_folder import REPORT
 from llama.pages.run.report import report
 from llama.train.following import next_commands
 from llama.train.reporter import shown
@@ -25,9 +25,7 @@ def in_words(error: BaseException) -> str:
 
 def draw_report(folder: Path, say: Callable[[str], None]) -> None:
     """Make the page of the run in `folder`, and have `say` tell where it is. A page that cannot be
-    made changes nothing of the run: `say` then tells why. Where no run has begun there is none."""
-    if not (folder / RECORD).exists():
-        return
+    made changes nothing of the run: `say` then tells why."""
     try:
         write_file(folder / REPORT, report([folder]).encode())
         say(f"report: {folder / REPORT}")

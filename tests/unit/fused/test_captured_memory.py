@@ -18,7 +18,7 @@ from llama.fused.captured_inputs import Inputs
 from llama.fused.install import RunFused, install
 from llama.fused.offload import PlainCopies
 from llama.model.kept import Kept
-from llama.model.transformer import Transformer
+from llama.model.transformer import Transformer, run_model
 from llama.parallel.mesh import TensorParallel
 from tests.parity.test_packing import documents, trained_model
 from tests.unit.fused.test_captured import _Launched
@@ -93,10 +93,14 @@ def test_host_memory_is_there_before_a_pass_is_recorded(monkeypatch: pytest.Monk
     assert len(copies.taken) == 2 * layers  # the larger ones serve
 
 
-def full_beside(model: Transformer) -> list[bool]:
-    """Have passes that are launched find no memory while there is a recording; gives of each
-    whether there was one."""
+def full_beside(monkeypatch: pytest.MonkeyPatch) -> tuple[Transformer, Any, list[bool]]:
+    """A model with a recorded pass, what calls it, and of each pass that is launched from now on
+    whether there was a recording: then it finds no memory."""
+    model = captured_model(monkeypatch, _Launched)
     run: Any = model.run_model
+    for _ in range(2):
+        take_a_pass(model, [100, 90, 30])
+    assert run._recorded
     launched, tried = run._run, []
 
     def launch(*args: Any) -> torch.Tensor:
@@ -106,18 +110,14 @@ def full_beside(model: Transformer) -> list[bool]:
         return launched(*args)
 
     run._run = launch
-    return tried
+    return model, run, tried
 
 
 def test_an_evaluation_that_is_launched_finds_the_memory_of_graphs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = captured_model(monkeypatch, _Launched)
-    for _ in range(2):
-        take_a_pass(model, [100, 90, 30])
-    assert model.run_model._recorded  # type: ignore[attr-defined]
-    tried = full_beside(model)
-    model.run_model._evaluates = False  # type: ignore[attr-defined]
+    model, run, tried = full_beside(monkeypatch)
+    run._evaluates = False
     model.eval()
     batch = make_batch([documents([50, 20])], 0)
     assert summed_loss(model, [batch], CPU)[0] > 0
@@ -127,13 +127,10 @@ def test_an_evaluation_that_is_launched_finds_the_memory_of_graphs(
 def test_a_step_that_is_launched_is_taken_again_by_who_trains(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = captured_model(monkeypatch, _Launched)
-    for _ in range(2):
-        take_a_pass(model, [100, 90, 30])
-    tried = full_beside(model)
+    model, run, tried = full_beside(monkeypatch)
     with pytest.raises(torch.OutOfMemoryError):
         take_a_pass(model, [256])
-    assert tried == [True] and model.run_model._recorded  # type: ignore[attr-defined]
+    assert tried == [True] and run._recorded
 
 
 @pytest.mark.parametrize("why", ["watched", "long, on ranks of one model"])
@@ -143,13 +140,7 @@ def test_a_pass_that_takes_more_is_launched_alone(
     """One that is watched, as that which looks for what is not finite: afterwards passes are
     recorded anew. And a long one on ranks that cannot take it again: they launch all from then on,
     since rows on both sides of that length would have them record again and again."""
-    model = captured_model(monkeypatch, _Launched)
-    run: Any = model.run_model
-    for _ in range(2):
-        take_a_pass(model, [100, 90, 30])
-    assert run._recorded
-    launched = run._run
-    tried = full_beside(model)
+    model, run, tried = full_beside(monkeypatch)
     if why == "watched":
         hook = model.layers[0].register_forward_hook(lambda *_: None)
     else:
@@ -159,7 +150,7 @@ def test_a_pass_that_takes_more_is_launched_alone(
     with hook:
         take_a_pass(model, [256])
     assert tried == [False]
-    run._run = launched
+    run._run = run_model  # which finds memory
     take_a_pass(model, [100, 90, 30])
     assert bool(run._recorded) == (why == "watched")
     assert capsys.readouterr().err.count("no longer recorded") == (why != "watched")
