@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
+from threading import get_ident
 from typing import Any
 
 import pytest
@@ -267,16 +268,22 @@ def test_those_that_wait_are_told_what_another_was_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """None of them reads the rows again; who comes later does, and who asks by another name."""
-    here: SimpleQueue[str] = SimpleQueue()
+    here: SimpleQueue[int] = SimpleQueue()
     mark = cache._mark
-    monkeypatch.setattr(cache, "_mark", lambda file: here.put(file.name) or mark(file))
+
+    def marked(file: Path) -> tuple[int, int] | None:
+        seen = mark(file)
+        here.put(get_ident())  # After the look: from here on a refusal is news to this thread.
+        return seen
+
+    monkeypatch.setattr(cache, "_mark", marked)
     filled = []
 
     def fill(sink: entry.Sink, alone: bool) -> dict[str, Any]:
         filled.append(alone)
-        if len(filled) == 1:
-            for _ in range(3):  # All have come, and wait.
-                here.get()
+        come: set[int] = set()
+        while len(filled) == 1 and len(come) < 3:  # Each looks more than once.
+            come.add(here.get(timeout=60))
         raise UserError(["rows.json: row 1: bad", "rows.json: row 2: bad"])
 
     def ask(name: str) -> list[str]:
