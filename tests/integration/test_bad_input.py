@@ -49,12 +49,10 @@ def test_torchrun_says_it_too(arguments: list[str], tmp_path: Path) -> None:
     assert not os.path.exists(tmp_path / "out")
 
 
-NOT_THE_SAME = [
-    (["--override", "gradient_clipping=2"], "DeepSpeed JSON: gradient_clipping is not the"),
-    (["--model", "other"], "contents of --model is not the same on every rank: "),
-]
+NOT_THE_SAME = [(["--model", "other"], "contents of --model is not the same on every rank: ")]
 """What one of two ranks is given otherwise, and what is said of it."""
 MORE = [
+    (["--override", "gradient_clipping=2"], "DeepSpeed JSON: gradient_clipping is not the"),
     (["--seed", "1"], "--seed is not the same on every rank: 0 on rank 0 ("),
     (["--data", "other.json"], "contents of --data is not the same on every rank: "),
     (["--template", "alpaca"], '--template is not the same on every rank: "chatml" on rank 0'),

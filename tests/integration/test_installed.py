@@ -113,10 +113,13 @@ def test_it_is_the_wheel_that_runs(binaries: Path, tmp_path: Path) -> None:
         ["llama-lora", "train"],
         ["python", "-m", "llama", "train"],
         ["python", "-m", "torch.distributed.run", "-m", "llama.commands.train"],
-        [
-            *("python", "-m", "deepspeed.launcher.runner", "--num_gpus", "1"),
-            *("--module", "llama.commands.train"),
-        ],
+        pytest.param(
+            [
+                *("python", "-m", "deepspeed.launcher.runner", "--num_gpus", "1"),
+                *("--module", "llama.commands.train"),
+            ],
+            marks=pytest.mark.long,
+        ),
     ],
     ids=["llama-lora", "module", "torchrun", "deepspeed"],
 )

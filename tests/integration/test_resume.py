@@ -88,7 +88,15 @@ def test_a_run_resumed_at_every_step_is_the_same(case: Case) -> None:
     assert [entry["step"] for entry in resumed] == [*range(1, STEPS + 1)]
 
 
-@pytest.mark.parametrize("kind", ["zero0-fp32", "zero1-bf16", "zero2-bf16", "zero3-bf16"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "zero0-fp32",
+        "zero1-bf16",
+        "zero2-bf16",
+        pytest.param("zero3-bf16", marks=pytest.mark.long),
+    ],
+)
 def test_at_every_stage_and_precision(kind: str, case: Case) -> None:
     case.add(f"{kind}", settings(kind), None)
     for k in (3, 6):
@@ -183,6 +191,7 @@ def test_each_step_is_logged_with_the_rate_it_was_taken_with(case: Case) -> None
     assert "hooks on gradients: 0" in said
 
 
+@pytest.mark.long
 def test_a_full_disk(case: Case) -> None:
     """In the save at step 3, then in the metrics of step 4: both ranks say so and end, what was
     saved before is whole, and the run goes on from there when there is room."""

@@ -80,7 +80,14 @@ MPICH = tasks(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("of_each", [SRUN, OPEN_MPI, MPICH], ids=["srun", "Open MPI", "MPICH"])
+@pytest.mark.parametrize(
+    "of_each",
+    [
+        pytest.param(SRUN, id="srun"),
+        pytest.param(OPEN_MPI, id="Open MPI", marks=pytest.mark.long),
+        pytest.param(MPICH, id="MPICH", marks=pytest.mark.long),
+    ],
+)
 def test_processes_started_together_are_one_run(
     of_each: list[dict[str, str]], sound: Path, tmp_path: Path
 ) -> None:
@@ -139,7 +146,9 @@ TORCHRUN = {
     "variables",
     [
         {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"},
-        {"WORLD_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "3"},
+        pytest.param(
+            {"WORLD_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "3"}, marks=pytest.mark.long
+        ),
         pytest.param({"TORCHELASTIC_RUN_ID": "x"}, marks=pytest.mark.long),
         TORCHRUN,
     ],

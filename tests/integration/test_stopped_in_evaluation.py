@@ -56,6 +56,7 @@ def test_a_run_that_is_asked_to_stop_in_an_evaluation(tmp_path: Path) -> None:
             assert_the_same(case.out(f"at-{step}"), case.out(like))
 
 
+@pytest.mark.long
 def test_an_end_that_is_moved_to_a_checkpoint_which_is_yet_to_be_evaluated(tmp_path: Path) -> None:
     """The first checkpoint is made behind the epoch's end, before the evaluation whose result is
     then kept. With no step left to go, it is made all the same."""

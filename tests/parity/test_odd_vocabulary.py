@@ -21,7 +21,7 @@ TRAINED = 1e-4
 """The same after eight steps."""
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_ranks_together_are_one_alone(ranks: int, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     done = torchrun_module("tests.parity.odd_vocabulary", "--out", out, ranks=ranks)

@@ -13,6 +13,7 @@ from tests.support.tiny_runs import torchrun_module
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_each_trains_on_two_ranks(tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     done = torchrun_module("tests.parity.recipe_steps", "--out", out, ranks=2)

@@ -12,6 +12,7 @@ from tests.support.tiny_runs import torchrun_module
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_base_is_never_whole(tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     done = torchrun_module("tests.parity.zero3_gathers", "--out", out, ranks=2)

@@ -20,12 +20,14 @@ ROUNDING = {"float32": 2e-6, "bf16": 2.0**-8}
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("ranks", "tensor_parallel"),
     [
-        pytest.param(1, 1, marks=pytest.mark.long),
+        (1, 1),
         (2, 1),
-        *(pytest.param(n, 2, marks=pytest.mark.long) for n in (2, 4)),
+        (2, 2),
+        (4, 2),
     ],
     ids=["one", "DP 2", "TP 2", "TP 2 x DP 2"],
 )

@@ -1,7 +1,9 @@
-"""The ranks of `test_ranks`: `torchrun ... -m tests.unit.fused.tensor_parallel_ranks`."""
+"""The ranks of `test_ranks`: `torchrun ... -m tests.unit.fused.tensor_parallel_ranks [read]`, the
+latter where each of two ranks reads what the other shows."""
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from itertools import product
 from typing import Any
@@ -226,31 +228,43 @@ def check_that_ranks_record_together() -> None:
             assert tp.sums.every(own)[:, 0, 0].tolist() == [10.0 * number, 10.0 * number + 1]
 
 
+def check_four() -> None:
+    check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], "half")
+    check_equal_to_plain(("wo", "w1"), 0.3, PACKINGS[0], "half")
+    with own_rows_of_few():
+        check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], "half")
+    check_loss_by_its_kernels(False)
+
+
+def check_two() -> None:
+    for targets, p, lengths in product(TARGETS, (0.0, 0.3), PACKINGS):
+        check_equal_to_plain(targets, p, lengths, "half")
+    for base in ("fp8", "nf4"):
+        check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], base)
+    with mock.patch.object(tiles, "TOKENS", 7):
+        check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], "half")
+    check_own_rows()
+    check_elements_of_sums()
+    check_loss_by_its_kernels(False)
+
+
+def check_two_that_read() -> None:
+    with ranks_read_shares() as made:
+        check_equal_where_shares_are_read()
+        check_loss_by_its_kernels(True)
+        check_number_of_sums(made)
+        check_that_ranks_record_together()
+
+
 def main() -> None:
     start_processes()
     with mock.patch.object(dropout, "on_cuda", lambda _: True):  # by one form of masks
-        if dist.get_world_size() == 4:
-            check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], "half")
-            check_equal_to_plain(("wo", "w1"), 0.3, PACKINGS[0], "half")
-            with own_rows_of_few():
-                check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], "half")
-            check_loss_by_its_kernels(False)
-            stop_processes()
-            return
-        for targets, p, lengths in product(TARGETS, (0.0, 0.3), PACKINGS):
-            check_equal_to_plain(targets, p, lengths, "half")
-        for base in ("fp8", "nf4"):
-            check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], base)
-        with mock.patch.object(tiles, "TOKENS", 7):
-            check_equal_to_plain(LINEARS, 0.3, PACKINGS[1], "half")
-        check_own_rows()
-        check_elements_of_sums()
-        check_loss_by_its_kernels(False)
-        with ranks_read_shares() as made:
-            check_equal_where_shares_are_read()
-            check_loss_by_its_kernels(True)
-            check_number_of_sums(made)
-            check_that_ranks_record_together()
+        if "read" in sys.argv[1:]:
+            check_two_that_read()
+        elif dist.get_world_size() == 2:
+            check_two()
+        else:
+            check_four()
     stop_processes()
 
 

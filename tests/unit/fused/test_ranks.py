@@ -10,14 +10,15 @@ from tests.support.tiny_runs import torchrun_module
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("parallel", "ranks"),
+    ("parallel", "ranks", "argv"),
     [
-        ("tensor_parallel", 2),
-        pytest.param("tensor_parallel", 4, marks=pytest.mark.long),
-        ("sequence_parallel", 2),
-        ("sequence_parallel", 4),
+        ("tensor_parallel", 2, []),
+        pytest.param("tensor_parallel", 2, ["read"], marks=pytest.mark.long),
+        pytest.param("tensor_parallel", 4, [], marks=pytest.mark.long),
+        ("sequence_parallel", 2, []),
+        pytest.param("sequence_parallel", 4, [], marks=pytest.mark.long),
     ],
 )
-def test_fused_equals_plain_on_ranks(parallel: str, ranks: int) -> None:
-    done = torchrun_module(f"tests.unit.fused.{parallel}_ranks", ranks=ranks)
+def test_fused_equals_plain_on_ranks(parallel: str, ranks: int, argv: list[str]) -> None:
+    done = torchrun_module(f"tests.unit.fused.{parallel}_ranks", *argv, ranks=ranks)
     assert done.returncode == 0, done.stderr[-3000:]

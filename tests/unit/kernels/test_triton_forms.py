@@ -9,6 +9,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.support.closeness import sums_of
 from tests.support.model_files import ROOT
 from tests.support.skips import needs_triton
@@ -48,6 +50,8 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
+@pytest.mark.long
 @needs_triton()
 def test_the_interpreter_gives_what_the_functions_do() -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1"}
