@@ -6,14 +6,21 @@ so the replay meets the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from llama.fused.captured import RunCaptured
+from llama.model.kept import Kept
+from llama.model.transformer import Transformer
 from llama.parallel.shares import own_values
+
+AT_ONCE = 2**24
+"""Elements that are looked at together: to look takes some bytes of memory for each."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +61,13 @@ class Watch:
 
     def look(self, what: str, tensor: torch.Tensor) -> None:
         """Keep `tensor` as the finding, if it is the first that is not finite."""
-        if self.finding is None and not bool(torch.isfinite(tensor).all()):
-            finite = tensor[torch.isfinite(tensor)]
-            largest = float(finite.abs().max()) if finite.numel() else 0.0
-            bad = tensor.numel() - finite.numel()
+        parts = tensor.reshape(-1).split(AT_ONCE)
+        if self.finding is None and not all(bool(torch.isfinite(part).all()) for part in parts):
+            bad, largest = 0, 0.0
+            for part in parts:
+                finite = part[torch.isfinite(part)]
+                bad += part.numel() - finite.numel()
+                largest = max(largest, float(finite.abs().max()) if finite.numel() else 0.0)
             self.finding = Finding(self._looks, what, bad, tensor.numel(), largest)
         self._looks += 1
 
@@ -78,6 +88,23 @@ class Watch:
         return hook
 
 
+@contextmanager
+def _keeping_little(model: nn.Module) -> Iterator[None]:
+    """Within it no recorded pass has memory, and blocks keep their inputs at most, on every rank
+    alike: what is watched is computed operation by operation, each of which would keep its own."""
+    if not isinstance(model, Transformer):
+        yield
+        return
+    if isinstance(model.run_model, RunCaptured):
+        model.run_model.forget()
+    kept = model.kept
+    model.keep([min(level, Kept.INPUT) for level in kept])
+    try:
+        yield
+    finally:
+        model.keep(kept)
+
+
 def first_nonfinite(
     model: nn.Module,
     trainable: Mapping[str, nn.Parameter],
@@ -90,16 +117,17 @@ def first_nonfinite(
     memory than a step: where there is none what was seen by then counts, or `UNSEEN`;
     `torch.OutOfMemoryError` where other ranks stand within the pass, and are to end as well."""
     watch = Watch(model)
-    for name, parameter in model.named_parameters():
-        watch.look(f"the weight {name}", own_values(parameter))
     try:
-        for loss in losses:
-            value = loss()
-            watch.look("the loss", value.detach())
-            gradients = torch.autograd.grad(value, list(trainable.values()), allow_unused=True)
-            for name, gradient in zip(trainable, gradients, strict=True):
-                if gradient is not None:
-                    watch.look(f"the gradient of {name}", gradient)
+        with _keeping_little(model):
+            for name, parameter in model.named_parameters():
+                watch.look(f"the weight {name}", own_values(parameter))
+            for loss in losses:
+                value = loss()
+                watch.look("the loss", value.detach())
+                gradients = torch.autograd.grad(value, list(trainable.values()), allow_unused=True)
+                for name, gradient in zip(trainable, gradients, strict=True):
+                    if gradient is not None:
+                        watch.look(f"the gradient of {name}", gradient)
     except torch.OutOfMemoryError:
         if exchanges:
             raise

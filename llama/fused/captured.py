@@ -31,6 +31,7 @@ from llama.fused.captured_inputs import (
 )
 from llama.fused.install import RunFused, is_installed
 from llama.fused.mirrored import Mirrored
+from llama.fused.offload import HostInputs
 from llama.fused.recorded import (
     Beside,
     Recorded,
@@ -77,12 +78,14 @@ class RunCaptured:
         self,
         model: Transformer,
         trained: Mapping[str, nn.Parameter],
-        beside: Sequence[Beside] = (),
+        host: HostInputs,
+        others: Sequence[Beside] = (),
     ) -> None:
+        """`host` has block inputs on their way to host memory; `others` are beside, as it is."""
         self._run = model.run_model
         self._trained = dict(trained)
         self._paths = side_paths(model)
-        self._beside = beside
+        self._host, self._beside = host, (host, *others)
         self._tp = model.tok_embeddings.tp
         self._seen: Counter[Shape] = Counter()
         self._recorded: dict[Shape, Recorded] = {}
@@ -141,9 +144,11 @@ class RunCaptured:
     ) -> torch.Tensor:
         """What a pass gives that is no graph, `alone` once graphs were let go of. Where one of no
         training finds no memory beside them it is taken again alone; who trains does so himself."""
+        trains = model.training and torch.is_grad_enabled()
         if alone:
             self._let_go()
-        trains = model.training and torch.is_grad_enabled()
+        elif trains and self._recorded:
+            self._make_room_on_host(model, arguments[2].boundaries[-1])
         try:
             return self._run(model, *arguments)
         except torch.OutOfMemoryError:
@@ -165,6 +170,8 @@ class RunCaptured:
         return served
 
     def _let_go(self) -> None:
+        if self._recorded and torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # one that runs may be the last to hold what it copies to
         self._recorded.clear()
         self._losses.clear()
         self._results = self._pool = None
@@ -179,8 +186,7 @@ class RunCaptured:
         """A graph goes by addresses: where a parameter was given other memory, it is of no use."""
         places = [p.data_ptr() for p in self._trained.values()]
         if places != self._places:
-            self._recorded.clear()
-            self._losses.clear()
+            self._let_go()
             self._places = places
 
     def _training(self, model: Transformer, shapes: Sequence[Shape]) -> Recorded | None:
@@ -282,12 +288,11 @@ class RunCaptured:
         is let go of where there is too little: it would hold as much again as was planned."""
         if not (count := model.kept.count(Kept.HOST)):
             return
-        assert isinstance(model.run_block, RunFused)
-        host, weight = model.run_block.host, model.tok_embeddings.weight
+        weight = model.tok_embeddings.weight
         inputs = count, tokens * model.config.dim * weight.itemsize
-        if not host.has_room(*inputs):
+        if not self._host.has_room(*inputs):
             self._let_go()
-            host.make_room(*inputs, weight.device)
+            self._host.make_room(*inputs, weight.device)
 
     def _room(self, model: Transformer, shape: Shape) -> tuple[Any, ...]:
         """Inputs of `shape`, and what recordings have in common."""
@@ -306,15 +311,13 @@ def capture(model: Transformer) -> str | None:
     if reason := _uncaptured(model):
         return f"steps are not captured as CUDA graphs: {reason}"
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    model.run_model = RunCaptured(model, trained, list(_beside(model)))
+    assert isinstance(model.run_block, RunFused)
+    model.run_model = RunCaptured(model, trained, model.run_block.host, list(_others(model)))
     return None
 
 
-def _beside(model: Transformer) -> Iterator[Beside]:
-    """Block inputs on their way to host memory and back, a base that is gathered, and shares of
-    sums that other ranks read."""
-    assert isinstance(model.run_block, RunFused)
-    yield model.run_block.host
+def _others(model: Transformer) -> Iterator[Beside]:
+    """A base that is gathered, and shares of sums that other ranks read."""
     if (base := base_of(model.tok_embeddings.weight)) is not None:
         yield base
     if model.tok_embeddings.tp.sums.are_read:

@@ -223,14 +223,15 @@ class RecordedPass(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
-        results = ctx.recorded.results
-        if ctx.number != results.passes:
-            raise RuntimeError("another pass has taken the memory of this one's activations")
+        recorded, ctx.recorded = ctx.recorded, None  # else its graphs stay while the loss is held
+        if recorded is None or ctx.number != recorded.results.passes:
+            raise RuntimeError("another pass has the memory of this one's activations by now")
+        results = recorded.results
         if not ctx.given:
-            ctx.recorded.backward(grad_outputs[0])
+            recorded.backward(grad_outputs[0])
             return None, None, None
         results.gradients.zero_()
-        ctx.recorded.backward(grad_outputs[0])
+        recorded.backward(grad_outputs[0])
         return None, None, *(part.clone() for part in results.gradients.parts)
 
 

@@ -20,6 +20,7 @@ from llama.fused.mirrored import Mirrored
 from llama.fused.recorded import is_usable, recording
 from llama.model.kept import Kept
 from llama.model.transformer import Transformer
+from llama.train.life import show_life
 from tests.gpu.test_kernels_on_gpu import CUDA, GRADIENTS, HALVES, LOSS, difference, model
 from tests.parity.test_packing import documents, loss_and_gradients
 from tests.support.skips import needs_gpus
@@ -111,6 +112,7 @@ def test_block_inputs_find_room_on_the_host_as_batches_grow(
     assert install(made) is None
     expected = results(made, 7, growing)
     assert capture(made) is None
+    show_life(made)  # as a run does
     found = results(made, 7, growing)
     for (loss, gradients), (loss_as, gradients_as) in zip(found, expected, strict=True):
         assert abs(loss - loss_as) <= LOSS[torch.bfloat16] / 5 * abs(loss_as)

@@ -16,6 +16,7 @@ from llama.data.feed import model_inputs
 from llama.engine.again import begun_again
 from llama.fused.captured import RunCaptured
 from llama.fused.keeping import Sizes, choose
+from llama.fused.offload import HostInputs
 from llama.model.kept import Kept
 from llama.model.loss import CHUNK_ELEMENTS
 from llama.model.transformer import Transformer
@@ -67,7 +68,7 @@ def test_each_call_keeps_less_until_the_loss_is_in_small_parts(notes: list[str])
 def test_recorded_passes_go_first_and_alone(notes: list[str]) -> None:
     """Once a step, where they have served for long: where that does not help, less is kept."""
     made = model()
-    captured = RunCaptured(made, {})
+    captured = RunCaptured(made, {}, HostInputs())
     made.run_model = captured
     before = made.kept
     keep_less = Lessening(made, choice, ROOM)
@@ -107,7 +108,7 @@ def test_graphs_are_given_up_before_the_run_is(notes: list[str]) -> None:
     made = model()
     made.keep(choice(0))
     made.output.elements = FEWEST_LOGITS
-    made.run_model = run = Recording(made, {})
+    made.run_model = run = Recording(made, {}, HostInputs())
     keep_less = Lessening(made, choice, 0)
     run.step(3)
     assert begun_again(lambda: run.step(3), keep_less) == "launched"
@@ -123,7 +124,7 @@ def test_a_run_of_a_fixed_setting_does_without_graphs(
     """What blocks keep was asked for, and stays; where graphs serve little they are not recorded
     over and over."""
     made = model()
-    made.run_model = run = Recording(made, {})
+    made.run_model = run = Recording(made, {}, HostInputs())
     before, without = made.kept, WithoutGraphs(made)
     assert begun_again(lambda: run.step(passes), without) == "launched" and not notes
     assert begun_again(lambda: run.step(passes), without) == "launched"

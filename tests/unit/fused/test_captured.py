@@ -17,6 +17,7 @@ from llama.data.types import Batch
 from llama.fused import captured
 from llama.fused.captured_inputs import Inputs, Mode, shape_of
 from llama.fused.mirrored import Mirrored
+from llama.fused.offload import HostInputs
 from llama.model.documents import Documents
 from llama.model.transformer import Transformer
 from llama.parallel.dropout import Seeds, draw_seed, seeds_from
@@ -71,7 +72,7 @@ def test_a_pass_adds_its_gradients_where_it_is_told(monkeypatch: pytest.MonkeyPa
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     batch = model_inputs(make_batch([documents([256, 256])], 0), CPU)
     _, expected = loss_and_gradients(model, [batch])
-    run = captured.RunCaptured(model, trained)
+    run = captured.RunCaptured(model, trained, HostInputs())
     model.run_model, run.onto = run, Mirrored(list(trained.values()))
     for number in range(3):  # launched, recorded, repeated
         run.onto.zero_()
@@ -117,7 +118,7 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> tuple[Transformer, captured.Ru
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     _LaunchedLoss.made = 0
     model = trained_model(0.3)
-    run = captured.RunCaptured(model, trainable_parameters(model))
+    run = captured.RunCaptured(model, trainable_parameters(model), HostInputs())
     model.run_model = run
     for _ in range(2):
         model(**model_inputs(batches()[1], CPU)).backward()
@@ -255,7 +256,7 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> captured.RunCaptured:
     monkeypatch.setattr(Inputs, "arguments", read_arguments)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     model = trained_model(0.0)
-    run = captured.RunCaptured(model, trainable_parameters(model), [Watched()])
+    run = captured.RunCaptured(model, trainable_parameters(model), HostInputs(), [Watched()])
     model.run_model = run
     run.model = model  # type: ignore[attr-defined]
     return run
@@ -284,7 +285,7 @@ def test_a_pass_that_cannot_be_recorded_is_launched(
     assert capsys.readouterr().err.count("not captured as CUDA graphs: ") == 1
     assert not recording._recorded and recording._pool is None
     assert max(losses) - min(losses) <= sums_of(100) * losses[0]
-    assert recording._beside[0].said == ["settle", "forget", "forget"]  # type: ignore
+    assert recording._beside[1].said == ["settle", "forget", "forget"]  # type: ignore
 
 
 def test_who_can_do_with_less_is_told_of_memory(
