@@ -40,13 +40,7 @@ def build_engine(
 ) -> Engine:
     """Load the weights, have those parameters train that are to, and hand all to DeepSpeed.
     UserError, on every rank, where any rank finds its weights damaged."""
-    on_cuda = device.type == "cuda"
-    compiles = is_wanted(options.compile, on_cuda, resolved.precision)
-    if compiles and on_cuda and (lacking := missing()):
-        note(f"kernels are not compiled, and small steps wait for the host: {lacking}")
-        compiles = False
-    if compiles:
-        compile_kernels()
+    fast = _is_fast(options, device, resolved.precision)
     dtype, tp = DTYPES[resolved.precision], mesh.tensor_parallel
     shared = shared_base(source, options, mesh, device)
     placement, kept = _placement(shared, resolved, mesh), options.checkpointing
@@ -57,7 +51,6 @@ def build_engine(
     on_every(mesh, lambda: method.prepare(model, options.seed, device))
     run_on_share(model, mesh.sequence_parallel)
     engine = Engine(model, resolved, mesh, device, options.seed)
-    fast = compiles and on_cuda
     plain = None
     if fast:
         plain = install(model)
@@ -80,6 +73,19 @@ def build_engine(
     if shared is not None:
         run_sharded(model, shared)
     return engine
+
+
+def _is_fast(options: Options, device: torch.device, precision: str) -> bool:
+    """Have kernels compiled where that is wanted and can be, and say whether blocks are to run as
+    one function each, and passes as graphs: with such kernels, on a GPU."""
+    on_cuda = device.type == "cuda"
+    if not is_wanted(options.compile, on_cuda, precision):
+        return False
+    if on_cuda and (lacking := missing()):
+        note(f"kernels are not compiled, and small steps wait for the host: {lacking}")
+        return False
+    compile_kernels()
+    return on_cuda
 
 
 def shared_base(
