@@ -11,7 +11,6 @@ import faulthandler
 import importlib
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -26,6 +25,7 @@ from tqdm import tqdm
 from llama.settings import TrainOptions
 from llama.settings.options import run_command
 from llama.train.loop import train
+from tests.support.ports import free_port
 
 for late in ("deepspeed.runtime.zero.muon.original_muon", "torch.utils.tensorboard"):
     importlib.import_module(late)  # what a run would import only now and then
@@ -111,12 +111,6 @@ class Run:
     @property
     def said(self) -> str:
         return "".join(f"[rank {i}]\n{rank.said}" for i, rank in enumerate(self.ranks))
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 def _fork(

@@ -76,6 +76,7 @@ def _killed_once(case: Case, shape: Shape) -> bool:
 
 def all_end(run: Run, bound: float = BOUND) -> list[int | None]:
     """The statuses of all ranks, none of which may outlive the others for long."""
+    run.until(lambda: any(rank.poll() is not None for rank in run.ranks), 180)
     statuses = run.wait(bound)
     if None in statuses:
         for rank in run.ranks:

@@ -14,7 +14,6 @@ from typing import Literal
 
 import psutil
 
-from tests.faults.forked import free_port
 from tests.faults.kills import BOUND
 from tests.faults.setting import (
     LONG,
@@ -27,6 +26,7 @@ from tests.faults.setting import (
     saved_steps,
 )
 from tests.support.model_files import ROOT
+from tests.support.ports import free_port
 from tests.support.tiny_runs import Launcher
 
 DOCUMENT = ROOT / "docs" / "faults.md"
@@ -68,7 +68,7 @@ class Launched:
         (found,) = [p for p in self.below() if "deepspeed.launcher.launch" in _words(p)]
         return found
 
-    def until(self, happened: Callable[[], bool], seconds: float = 120) -> None:
+    def until(self, happened: Callable[[], bool], seconds: float = 600) -> None:
         deadline = time.monotonic() + seconds
         while not happened():
             assert time.monotonic() < deadline, f"not in {seconds:.0f} s\n{self.said}"

@@ -92,7 +92,8 @@ def run_all(setting: Setting, chosen: list[Row], seed: int, workers: int) -> lis
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    whole, _, _ = path.read_text().rpartition("\n")  # another worker may be in the last line
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def _work(setting: Setting, chosen: list[Row], seed: int, path: Path) -> None:

@@ -64,7 +64,7 @@ TRAINS = {
     "full": ("--method", "full"),
 }
 RESULTS = {"lora": "adapter/adapter_model.safetensors", "full": "model/model.safetensors"}
-LONG, LONG_ALONE = Shape(ranks=2, epochs=30), Shape(epochs=15)
+LONG, LONG_ALONE = Shape(ranks=2, epochs=60), Shape(epochs=15)
 """Long enough for a launcher to be met in the middle of it."""
 
 

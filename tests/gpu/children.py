@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from tests.support.model_files import ROOT
-from tests.support.tiny_runs import environment, free_port
+from tests.support.ports import free_port
+from tests.support.tiny_runs import environment
 
 TIMEOUT = 420
 """Seconds until children that run together are given up."""

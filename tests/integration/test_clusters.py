@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 from tests.support.model_files import ROOT
+from tests.support.ports import free_port
 from tests.support.tiny_runs import (
     deepspeed_json,
-    free_port,
     of_one_thread,
     write_json,
     write_model,
@@ -56,13 +56,14 @@ def batch_job(folder: Path, **variables: str) -> subprocess.CompletedProcess[str
     """docs/clusters/slurm.sh as sbatch would start it, on one node of two tasks."""
     files = {"MODEL": "MODEL", "DATA": "ROWS.jsonl", "RUN": "run", "SETTINGS": "ds.json"}
     job = {"SLURM_JOB_ID": "42", "SLURM_NNODES": "1", "SLURM_NTASKS": "2", "PAUSE": "1"}
+    job |= {"DOCTORS_PORT": str(free_port())}
     return subprocess.run(
         ["bash", "docs/clusters/slurm.sh"],
         cwd=folder,
         env=of_one_thread() | files | job | variables,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
 
@@ -164,12 +165,17 @@ def test_kubernetes_a_killed_rank(folder: Path) -> None:
         )
         for index in range(2)
     ]
-    while not list(folder.glob("run/checkpoints/step-*")) and pods[0].poll() is None:
-        time.sleep(0.01)
-    ranks = [p for p in psutil.Process(pods[1].pid).children() if "train.py" in str(p.cmdline())]
-    assert len(ranks) == 1, "".join(log.read_text() for log in folder.glob("pod-*.log"))
-    ranks[0].kill()
-    statuses = [pod.wait(timeout=200) for pod in pods]
+    try:
+        while not list(folder.glob("run/checkpoints/step-*")) and pods[0].poll() is None:
+            time.sleep(0.01)
+        children = psutil.Process(pods[1].pid).children()
+        ranks = [child for child in children if "train.py" in str(child.cmdline())]
+        assert len(ranks) == 1, "".join(log.read_text() for log in folder.glob("pod-*.log"))
+        ranks[0].kill()
+        statuses = [pod.wait(timeout=600) for pod in pods]
+    finally:
+        for pod in pods:
+            pod.kill()
     said = "".join((folder / f"pod-{index}.log").read_text() for index in range(2))
     assert statuses == [0, 0], said
     assert re.search(r"resum|goes on|going on", said), said

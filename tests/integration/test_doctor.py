@@ -21,16 +21,11 @@ from llama.commands.doctor.options import DoctorOptions
 from llama.settings.options import run_command
 from tests.support import skips
 from tests.support.model_files import ROOT, TINY, random_state, write_meta
+from tests.support.ports import free_port
 from tests.support.tiny_runs import launched, write_rows
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 HOSTS = ("127.0.0.1", "127.0.0.2")
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 def rows(document: dict[str, Any]) -> dict[tuple[str, str], tuple[str, str]]:

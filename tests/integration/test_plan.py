@@ -32,12 +32,12 @@ def arguments(folder: Path, *more: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("launcher", "ranks"), [("python", 1), ("torchrun", 2)])
-@pytest.mark.parametrize("model", ["llama-3.1-405b", "llama-2-70b"])
 def test_a_run_that_cannot_fit_is_refused_before_it_loads(
-    model: str, launcher: str, ranks: int, tmp_path: Path
+    launcher: str, ranks: int, tmp_path: Path
 ) -> None:
+    """1.5 TiB in float32, which hardly any machine has."""
     words = arguments(tmp_path)
-    words[words.index("--model") + 1] = f"random:{model}"
+    words[words.index("--model") + 1] = "random:llama-3.1-405b"
     words += ["--tokenizer", str(tmp_path / "model")]
     done = launched(launcher, "train.py", *words, ranks=ranks)  # type: ignore[arg-type]
     said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

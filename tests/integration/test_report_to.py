@@ -58,7 +58,7 @@ class Place:
         write_rows(folder / "rows.json")
         write_rows(folder / "held.json", 3)
         write_json(folder / "ds.json", deepspeed_json())
-        of_user = ("WANDB_", "MLFLOW_", "TRACKIO_")
+        of_user = ("WANDB_", "MLFLOW_", "TRACKIO_", "NETRC")
         kept = {k: v for k, v in of_one_thread().items() if not k.startswith(of_user)}
         mine = {"HOME": str(folder), "TRACKIO_DIR": str(folder / "trackio")}
         self.environment = kept | mine | {"MLFLOW_ALLOW_FILE_STORE": "true"}

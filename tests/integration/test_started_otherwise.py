@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.model_files import ROOT
+from tests.support.ports import free_port
 from tests.support.tiny_runs import (
     deepspeed_json,
-    free_port,
     merged,
     of_one_thread,
     started,

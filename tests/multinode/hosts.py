@@ -231,7 +231,10 @@ def _eventually(attempt: Callable[[], T], what: str) -> T:
 
 
 def _succeeds(command: list[str]) -> bool:
-    return subprocess.run(command, capture_output=True, timeout=20).returncode == 0
+    try:
+        return subprocess.run(command, capture_output=True, timeout=20).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def _outside(*argv: object) -> None:

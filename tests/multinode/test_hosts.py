@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from tests.support.living import lives
 from tests.support.model_files import ROOT
 
 _MAKER = """
@@ -33,6 +34,6 @@ def test_hosts_end_with_a_test_run_that_is_killed(tmp_path: Path) -> None:
         maker.wait()
     assert len(pids) == 2
     deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+    while any(map(lives, pids)):
         assert time.monotonic() < deadline, "a host lives on"
         time.sleep(0.1)

@@ -25,6 +25,8 @@ def srun(words: list[str]) -> int:
     command = words[next(i for i, word in enumerate(words) if not word.startswith("--")) :]
     tasks = int(options.get("ntasks", os.environ["SLURM_NTASKS"]))
     trains = "launcher/train.py" in command
+    if "launcher/doctor.py" in command:  # tries a port, which is not to be another test's
+        command += ["--master_port", os.environ["DOCTORS_PORT"]]
     fault = os.environ.get("STANDIN_FAULT", "") if trains else ""
     if fault.isdigit():
         return int(fault)
@@ -32,6 +34,8 @@ def srun(words: list[str]) -> int:
     if fault and steps().count("train") == 1:
         folder = Path(command[command.index("--output_dir") + 1])
         while not list(folder.glob("checkpoints/step-*")):
+            if any(task.poll() is not None for task in running):
+                break
             time.sleep(0.01)
         for task in running if fault == "terminate" else running[1:]:
             task.send_signal(signal.SIGTERM if fault == "terminate" else signal.SIGKILL)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Any, Literal
 from llama.model.config import ModelConfig
 from llama.settings.deepspeed_json import Resolved, check, resolve
 from tests.support.model_files import ROOT, TINY, random_state, write_huggingface, write_meta
+from tests.support.ports import free_port
 from tests.support.tokenizer_files import write_sentencepiece, write_tokenizer_json
 
 CONFIG = replace(TINY, vocab_size=264, max_seq_len=256)
@@ -153,15 +153,9 @@ def started(
         env=of_one_thread(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 def succeeded(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.model_files import ROOT
-from tests.support.tiny_runs import environment, free_port, write_model
+from tests.support.ports import free_port
+from tests.support.tiny_runs import environment, write_model
 
 ROUNDING = {"float32": 2e-6, "bf16": 2.0**-8}
 """Of a loss and of a norm: some roundings of the type in which gradients are added up."""

@@ -20,6 +20,7 @@ from llama.files import life
 from llama.launch.parent import is_launcher
 from llama.launch.stopping import _standing
 from llama.parallel.mesh import SINGLE, Mesh
+from tests.support.living import lives
 from tests.support.model_files import ROOT
 
 RANK = ROOT / "tests" / "support" / "ending_rank.py"
@@ -158,7 +159,7 @@ def test_a_rank_whose_launcher_went_before_it_looked(
     while not said.exists() or "its launcher has ended" not in said.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    while psutil.pid_exists(int((tmp_path / "pid").read_text())):
+    while lives(int((tmp_path / "pid").read_text())):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert (tmp_path / "saved").exists()

@@ -1,0 +1,23 @@
+"""Ports for runs that start beside others."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from contextlib import suppress
+
+FIRST, EACH, WORKERS = 10_000, 2_000, 4
+"""Below those that the kernel gives to who asks for any, and that runs choose by themselves: nobody
+else takes one before the run has begun. Each worker of pytest's has its own."""
+
+
+def free_port() -> int:
+    """One that nothing listens on."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % WORKERS
+    first = FIRST + EACH * worker
+    while True:
+        port = random.SystemRandom().randrange(first, first + EACH)
+        with socket.socket() as server, suppress(OSError):
+            server.bind(("", port))
+            return port
