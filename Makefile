@@ -4,7 +4,7 @@ BIN := .venv/bin
 TWO_AT_A_TIME := --numprocesses 2 --dist loadfile
 # Where numbers are compared. Slow tests of them bear the mark `numeric`.
 NUMERIC := tests/parity --ignore tests/parity/test_tokenizers.py tests/unit/weights/test_formats.py \
-	$(addprefix tests/unit/,adapters assembly engine fused kernels model parallel train)
+	$(addprefix tests/unit/,adapters assembly base engine fused kernels model objectives parallel train)
 
 .PHONY: train test test-long test-fast test-isa test-multinode test-faults test-harness fuzz
 .PHONY: topologies lint install install-test install-multinode install-harness clean
@@ -22,11 +22,14 @@ test-long: install-test  ## those
 test-fast: install-test  ## the tests that take seconds each
 	$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not slow and not long"
 
-# Torch's kernels and oneDNN's are each held to what such a CPU has: AVX2, then SSE4.1 at most.
+# Torch's kernels, oneDNN's and MKL's are each held to what such a CPU has.
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+SSE4 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
+
 test-isa: install-test  ## the tests that compare numbers, as on two kinds of older CPU
-	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 \
+	$(AVX2) OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest $(TWO_AT_A_TIME) $(NUMERIC) -m "(numeric or not slow) and not long"
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1 \
+	$(SSE4) OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest $(TWO_AT_A_TIME) $(NUMERIC) -m "(numeric or not slow) and not long"
 
 fuzz: install-test  ## the fuzz tests, for hours and with new cases each time

@@ -20,6 +20,11 @@ from tests.support.tokenizer_files import write_sentencepiece
 
 # Processes that a test starts run this checkout, wherever the installed package points.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+# Servers of the tests are on this machine, whatever proxy stands between it and others.
+for name in ("no_proxy", "NO_PROXY"):
+    os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1,localhost"]))
+# transformers' tiktoken keeps files by their path alone, and tests' paths come again.
+os.environ["TIKTOKEN_CACHE_DIR"] = ""
 # A shell lets what it starts in the background ignore Ctrl-C, and tests send it to their processes.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # Models here are tiny: with several threads, products spend their time waiting for one another.

@@ -68,8 +68,6 @@ _OF_A_LAUNCHER = (
     "CUDA_VISIBLE_DEVICES",
 )
 _OF_OTHERS = ("SLURM_", "OMPI_", "PMI_", "PMIX_", "MV2_", "JOB_COMPLETION_INDEX")
-_HERE = {"no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
-"""A proxy is asked for no address of this machine."""
 
 
 def launched(rank: int, count: int) -> dict[str, str]:
@@ -230,7 +228,7 @@ def run(case: Case, sound: Path, folder: Path) -> Outcome:
             if name not in _OF_A_LAUNCHER and not name.startswith(_OF_OTHERS)
         }
         with (
-            mock.patch.dict(os.environ, environment | _HERE | setting.environment, clear=True),
+            mock.patch.dict(os.environ, environment | setting.environment, clear=True),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
         ):

@@ -34,7 +34,7 @@ from tests.parity.plan_cases import CASES, Case
 
 STEPS = 3
 """The first makes the moments and records ZeRO-3's order; what is asked is the last."""
-TRIALS = 3
+TRIALS = 10
 """Of several ranks the least of so many steps is asked: a thread of gloo's lets go of a message's
 tensors when it comes to it, on a busy machine after more has been made."""
 

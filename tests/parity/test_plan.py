@@ -13,7 +13,7 @@ from llama.planning.memory import memory
 from tests.parity.plan_cases import CASES
 from tests.support.tiny_runs import torchrun_module
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(3600)]
 
 TOLERANCE = 0.02
 """A plan is a step's own trace: what is left is what DeepSpeed rounds and forgets."""
@@ -29,7 +29,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, in
     for (tensor_parallel, _, data_parallel), names in together.items():
         out: Path = tmp_path_factory.mktemp("plan") / "measured.json"
         ranks = tensor_parallel * data_parallel
-        done = torchrun_module("tests.parity.plan_steps", out, *names, ranks=ranks)
+        done = torchrun_module("tests.parity.plan_steps", out, *names, ranks=ranks, timeout=3000)
         assert done.returncode == 0, done.stderr[-4000:]
         found |= json.loads(out.read_text())
     return found

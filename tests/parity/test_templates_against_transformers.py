@@ -64,7 +64,7 @@ TEMPLATES = {
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     ),
     "strftime": (
-        "{%- if strftime_now is defined %}{%- set year = strftime_now('%Y') %}{%- endif %}"
+        "{%- if strftime_now is defined %}{%- set year = strftime_now('%%') %}{%- endif %}"
         "{{- bos_token }}Today is in {{ year }}. {{ {'b': 1, 'a': 'é'} | tojson(sort_keys=true, "
         "ensure_ascii=true, separators=(',', ':')) }}\n{% for m in messages %}"
         "[{{ m['role'] }}] {{ m['content'] }}{{ eos_token }}\n{% endfor %}"

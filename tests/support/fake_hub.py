@@ -29,7 +29,8 @@ class FakeHub:
     @property
     def environment(self) -> dict[str, str]:
         """For a process that asks this hub, with a cache of the test's own and no user's token."""
-        apart = {name: text for name, text in os.environ.items() if not name.startswith("HF_")}
+        own = ("HF_", "HUGGINGFACE_", "HUGGING_FACE_")
+        apart = {name: text for name, text in os.environ.items() if not name.startswith(own)}
         return apart | {
             "HF_ENDPOINT": self.address,
             "HF_HOME": str(self.home),

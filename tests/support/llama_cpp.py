@@ -67,8 +67,7 @@ def _asked(address: str, document: dict[str, Any]) -> Any:
     request = urllib.request.Request(
         address, json.dumps(document).encode(), {"Content-Type": "application/json"}
     )
-    here = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with here.open(request, timeout=120) as answer:
+    with urllib.request.urlopen(request, timeout=120) as answer:
         return json.load(answer)
 
 

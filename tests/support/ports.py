@@ -12,12 +12,18 @@ FIRST, EACH, WORKERS = 10_000, 2_000, 4
 else takes one before the run has begun. Each worker of pytest's has its own."""
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """One that nothing listens on."""
+    """One that nothing listens on, and that this process was not given before."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % WORKERS
     first = FIRST + EACH * worker
     while True:
         port = random.SystemRandom().randrange(first, first + EACH)
+        if port in _given:
+            continue
         with socket.socket() as server, suppress(OSError):
             server.bind(("", port))
+            _given.add(port)
             return port

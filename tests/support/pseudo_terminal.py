@@ -94,8 +94,8 @@ def at_terminal(*words: str | Path, columns: int) -> Iterator[Terminal]:
         for name in ("COLUMNS", "LINES"):  # which would count before the terminal's own
             environment.pop(name, None)
         os.chdir(ROOT)
+        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         os.execve(sys.executable, [sys.executable, *map(str, words)], environment)
-    fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     terminal = Terminal(pid, descriptor)
     try:
         yield terminal

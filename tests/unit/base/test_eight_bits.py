@@ -141,10 +141,10 @@ def test_shards_hold_what_the_whole_does(kind: type[EightBits], side: int) -> No
     # And what needs no sum over ranks is what the whole computes.
     x, g = tokens(5, 64), tokens(5, 96)
     if side == 0:
-        assert torch.equal(torch.cat([s.times(x) for s in shards], dim=1), whole.times(x))
+        assert apart(torch.cat([s.times(x) for s in shards], dim=1), whole.times(x)) < 1e-6
     else:
         joined = torch.cat([s.times_transposed(g) for s in shards], dim=1)
-        assert torch.equal(joined, whole.times_transposed(g))
+        assert apart(joined, whole.times_transposed(g)) < 1e-6
 
 
 @KINDS

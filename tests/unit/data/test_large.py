@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -217,35 +216,40 @@ def test_a_cache_that_cannot_be(tokenizer: Tokenizer, tmp_path: Path, capsys: An
 
 
 _KILLED = """
-import sys, os
+import sys, time
 from pathlib import Path
-from llama.data.store import tokenised, making
+from llama.data.store import entry, making, tokenised
 from llama.data.prepare import Reading, prepare
 from llama.tokenizer.load import load_tokenizer
 from llama.tokenizer.templates import load_template
 tokenised.SMALL, making.PART_ROWS = 0, 7
+if sys.argv[3:]:
+    add = entry.Sink.add
+    def stands_still(sink, arrays):
+        add(sink, arrays)
+        print("making", flush=True)
+        time.sleep(600)
+    entry.Sink.add = stands_still
 tokenizer = load_tokenizer(Path(sys.argv[2]))
 made = prepare([Path(sys.argv[1])], load_template("chatml", tokenizer), tokenizer, Reading(600))
 print(made.packed.digest)
 """
 
 
-def started(path: Path, folder: Path) -> subprocess.Popen[str]:
+def started(path: Path, folder: Path, *more: str) -> subprocess.Popen[str]:
     """A process that prepares `path`, with the tokenizer that is in `folder` already: several that
     each wrote it would read one another's unfinished file."""
-    command = [sys.executable, "-c", _KILLED, str(path), str(folder / "tokenizer.json")]
+    command = [sys.executable, "-c", _KILLED, str(path), str(folder / "tokenizer.json"), *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def test_killed_at_any_moment(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = file_of(tmp_path, 400)
     folder = tmp_path / "xdg" / "llama-lora" / "data"
-    process = started(path, tmp_path)
-    while not list(folder.glob(".making-*/tokens.bin")):
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with started(path, tmp_path, "stand still") as process:
+        assert process.stdout is not None and process.stdout.readline() == "making\n"
+        assert list(folder.glob(".making-*/tokens.bin"))
+        process.send_signal(signal.SIGKILL)
     assert not entries(folder)
     made = prepared(path, tokenizer)
     assert list(made.examples) == all_at_once(path, tokenizer)

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llama.data import stream
@@ -127,7 +127,7 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(PIECES, max_size=12))
 def test_whatever_the_bytes_both_take_it_or_neither(
     tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes]

@@ -79,7 +79,7 @@ def test_a_pass_adds_its_gradients_where_it_is_told(monkeypatch: pytest.MonkeyPa
         run.onto.add_gradients(2 * model(**batch))
         run.onto.add_gradients(model(**batch))
         for name, found in zip(trained, run.onto.parts, strict=True):
-            assert_close(found, 3 * expected[name], sums_of(4), str(number))
+            assert_close(found, 3 * expected[name], sums_of(4 * 512), str(number))
     assert len(run._recorded) == 1
     seen: list[torch.Tensor] = []
     hook = next(iter(trained.values())).register_hook(seen.append)

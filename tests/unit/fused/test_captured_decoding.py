@@ -17,15 +17,15 @@ from llama.model.decoding import ROOM_AHEAD, Sampling, Session, decode_together
 from llama.model.kv_cache import KVCache
 from llama.model.transformer import Transformer, run_model
 from tests.parity.test_packing import trained_model
-from tests.support.closeness import EPSILON, assert_close
+from tests.support.closeness import SMALL_MODEL, assert_close
 from tests.support.model_files import TINY
 
 CPU = torch.device("cpu")
 NO_STOP: frozenset[int] = frozenset()
 PROMPTS = [[5, 17, 3, 60], [9], list(range(40, 61)), [1, 2], [5, 17, 3, 61], [30] * 9, [7, 8, 9]]
-LIMIT = 8 * EPSILON
-"""1e-6: the same products of as many rows or up to three more, and sums over the room that have as
-many terms beside zeros. Measured: 4 EPSILON."""
+LIMIT = SMALL_MODEL
+"""The same products of as many rows or up to three more, for which a library may have other kernels,
+and sums over the room that have as many terms beside zeros. Measured: 9 EPSILON, on AVX2."""
 
 
 class Launched:

@@ -41,10 +41,12 @@ def shell(
     """Run PROGRAM in `folder` with `words`, by a shell that redirects its streams."""
     (folder / "program.py").write_text(PROGRAM)
     command = f'exec "$0" program.py "$@" {redirected}'
+    encodes = ("PYTHONIOENCODING", "PYTHONUTF8")
+    kept = {name: text for name, text in os.environ.items() if name not in encodes}
     return subprocess.run(
         ["bash", "-c", command, sys.executable, *words],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
+        env=kept | {"PYTHONPATH": str(ROOT)} | variables,
         capture_output=True,
         timeout=60,
         check=False,

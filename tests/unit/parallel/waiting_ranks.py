@@ -18,7 +18,7 @@ from llama.parallel import mesh as mesh_module
 from llama.parallel.agreement import on_every, on_main
 from llama.parallel.mesh import create_mesh
 
-LONG = 4.0
+LONG = 20.0
 
 
 def main() -> None:

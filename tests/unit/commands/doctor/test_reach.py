@@ -121,6 +121,6 @@ def test_what_a_terminal_would_act_on_is_left_out_of_what_was_said() -> None:
 def test_a_host_that_hangs_is_cut_off_with_what_it_had_said() -> None:
     hangs = ["sh", "-c", f"echo '{MARK}{{}}'; sleep 600"]
     quick = ["sh", "-c", "echo done"]
-    first, second = reach.ask([hangs, quick], 3)
+    first, second = reach.ask([hangs, quick], 15)
     assert first.status is None and len(first.records) == 1
     assert second.status == 0 and second.said == "done"
