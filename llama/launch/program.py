@@ -72,8 +72,9 @@ def loading() -> Iterator[None]:
 @contextlib.contextmanager
 def ended_in_order() -> Iterator[None]:
     """Around a command of a single process: SIGTERM ends it as Ctrl-C does, so that what it has
-    begun to write goes, but with 143. A second one ends it there and then. Ranks have their own
-    way (`llama.launch.stopping`): one that waits for another would not come to this."""
+    begun to write goes, but with 143. A second one ends it there and then. Python hears of the
+    first between its own operations: a call that does not come back takes SIGKILL. Ranks have their
+    own way (`llama.launch.stopping`): one that waits for another would not come to this."""
     before = signal.getsignal(signal.SIGTERM)
     replaced = before is signal.SIG_DFL  # else whoever started it has it ignored
     if replaced:

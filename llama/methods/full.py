@@ -82,6 +82,9 @@ class FullMethod(Method):
         huggingface.beside = about.files(template=False)
         writer = _Failing(huggingface)
         for name in names:
+            # Its collectives are given up some minutes after they are called, and on a GPU the call
+            # returns: none is to be called while the main rank still writes the one before.
+            mesh.wait()
             life.show()
             value = engine.parts.whole(name)
             if mesh.is_main:

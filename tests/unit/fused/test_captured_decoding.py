@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 NO_STOP: frozenset[int] = frozenset()
 PROMPTS = [[5, 17, 3, 60], [9], list(range(40, 61)), [1, 2], [5, 17, 3, 61], [30] * 9, [7, 8, 9]]
 LIMIT = SMALL_MODEL
-"""The same products of as many rows or up to three more, for which a library may have other kernels,
+"""The same products of as many rows or up to three more, for which there may be other kernels,
 and sums over the room that have as many terms beside zeros. Measured: 9 EPSILON, on AVX2."""
 
 

@@ -117,6 +117,16 @@ def test_a_hung_rank_says_where_and_ends(start: Callable[..., Rank]) -> None:
     assert f"rank 0: error: {first.removeprefix('rank 0 ')}" in rank.said
 
 
+def test_a_rank_that_hangs_at_its_folder_ends_too(
+    start: Callable[..., Rank], tmp_path: Path
+) -> None:
+    """As at storage that does not answer: a pipe that nobody reads."""
+    os.mkfifo(tmp_path / "hang-rank-0.txt")
+    rank = start("2", "4")
+    assert rank.process.wait(60) == 1
+    assert "rank 0: error: has done nothing for " in rank.said
+
+
 LAUNCHER = """
 import subprocess, sys
 sys.exit(subprocess.run([sys.executable, *sys.argv[1:]]).returncode)
