@@ -61,8 +61,8 @@ class Watch:
 
     def look(self, what: str, tensor: torch.Tensor) -> None:
         """Keep `tensor` as the finding, if it is the first that is not finite."""
-        parts = tensor.reshape(-1).split(AT_ONCE)
-        if self.finding is None and not all(bool(torch.isfinite(part).all()) for part in parts):
+        parts = tensor.reshape(-1).split(AT_ONCE) if self.finding is None else ()
+        if not all(bool(torch.isfinite(part).all()) for part in parts):
             bad, largest = 0, 0.0
             for part in parts:
                 finite = part[torch.isfinite(part)]
@@ -91,8 +91,9 @@ class Watch:
 @contextmanager
 def _keeping_little(model: nn.Module) -> Iterator[None]:
     """Within it no recorded pass has memory, and blocks keep their inputs at most, on every rank
-    alike: what is watched is computed operation by operation, each of which would keep its own."""
-    if not isinstance(model, Transformer):
+    alike: what is watched is computed operation by operation, each of which would keep its own. Not
+    under ZeRO-3, which has learnt in what order a step asks for its parameters."""
+    if not isinstance(model, Transformer) or hasattr(model.output.weight, "ds_id"):
         yield
         return
     if isinstance(model.run_model, RunCaptured):
@@ -113,8 +114,8 @@ def first_nonfinite(
 ) -> Finding | None:
     """Replay `losses` (each computes one micro-batch's scaled loss anew) and their gradients; None
     if all of it is finite on this rank. No parameter's `.grad` is touched. Where ranks exchange
-    within a pass (`exchanges`) none stops early, whatever it has found. The replay takes more
-    memory than a step: where there is none what was seen by then counts, or `UNSEEN`;
+    within a pass (`exchanges`) none stops early, whatever it has found. Where memory does
+    not hold the replay what was seen by then counts, or `UNSEEN`;
     `torch.OutOfMemoryError` where other ranks stand within the pass, and are to end as well."""
     watch = Watch(model)
     try:

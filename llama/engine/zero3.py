@@ -23,7 +23,6 @@ class ZeRO3Placement(Placement):
 
     def __init__(self, resolved: Resolved, mesh: Mesh) -> None:
         self.reads = mesh.data_parallel_rank == 0
-        self._mesh = mesh
         self._options: dict[str, Any] = {
             "data_parallel_group": mesh.data_parallel_group,
             "config_dict_or_path": configuration(resolved, mesh),
@@ -32,10 +31,7 @@ class ZeRO3Placement(Placement):
         self._first: Any = None
 
     def place(self, name: str, parameter: nn.Parameter, part: nn.Parameter) -> None:
-        """Send `parameter` from the reading rank to the others, and keep this rank's share. They
-        come together first: a collective is given up some minutes after it is called, and on a GPU
-        the ranks that do not read would have called for many parameters by then."""
-        self._mesh.wait()
+        """Send `parameter` from the reading rank to the others, and keep this rank's share."""
         if self._first is None:
             holder = nn.Module()
             holder.register_parameter("parameter", parameter)

@@ -81,7 +81,7 @@ class RunCaptured:
         host: HostInputs,
         others: Sequence[Beside] = (),
     ) -> None:
-        """`host` has block inputs on their way to host memory; `others` are beside, as it is."""
+        """`host` has block inputs on their way, `others` other work beside a pass."""
         self._run = model.run_model
         self._trained = dict(trained)
         self._paths = side_paths(model)
@@ -171,7 +171,7 @@ class RunCaptured:
 
     def _let_go(self) -> None:
         if self._recorded and torch.cuda.is_initialized():
-            torch.cuda.synchronize()  # one that runs may be the last to hold what it copies to
+            torch.cuda.synchronize()  # a graph that runs may be the last to hold the host's memory
         self._recorded.clear()
         self._losses.clear()
         self._results = self._pool = None

@@ -224,8 +224,10 @@ class RecordedPass(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
         recorded, ctx.recorded = ctx.recorded, None  # else its graphs stay while the loss is held
-        if recorded is None or ctx.number != recorded.results.passes:
-            raise RuntimeError("another pass has the memory of this one's activations by now")
+        if recorded is None:
+            raise RuntimeError("this pass has gone back already")
+        if ctx.number != recorded.results.passes:
+            raise RuntimeError("another pass has taken the memory of this one's activations")
         results = recorded.results
         if not ctx.given:
             recorded.backward(grad_outputs[0])

@@ -153,12 +153,10 @@ class Ends:
         where, waits = _standing(self._thread.ident)
         if waits and silent < self._hang_timeout + _TO_SPEAK_FIRST:
             return
-        # Its own folder may be what it hangs at.
-        last = threading.Timer(_TO_SPEAK_FIRST, os._exit, (1,))
-        last.daemon = True
-        last.start()
         try:
-            self._report(silent, where, waits)
+            with open(os.devnull, "w") as nowhere:  # its own folder may be what it hangs at
+                faulthandler.dump_traceback_later(_TO_SPEAK_FIRST, exit=True, file=nowhere)
+                self._report(silent, where, waits)
         finally:
             os._exit(1)
 

@@ -60,7 +60,8 @@ def test_recorded_runs_lose_what_a_launched_one_does(
     done, folder = runs[way]
     summary = succeeded(done)
     assert summary["status"] == "finished" and summary["steps"] == STEPS
-    assert "CUDA graphs" not in done.stderr
+    said = ("CUDA graphs", "not compiled", "one fused function")  # in notes of why there are none
+    assert not any(words in done.stderr for words in said), done.stderr
     succeeded(runs["launched"][0])
     found, expected = losses(folder), losses(runs["launched"][1])
     assert len(found) == len(expected) > STEPS and all(map(math.isfinite, found))

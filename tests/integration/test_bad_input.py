@@ -50,22 +50,20 @@ def test_torchrun_says_it_too(arguments: list[str], tmp_path: Path) -> None:
     assert not os.path.exists(tmp_path / "out")
 
 
-NOT_THE_SAME = [(["--model", "other"], "contents of --model is not the same on every rank: ")]
-"""What one of two ranks is given otherwise, and what is said of it."""
-MORE = [
+NOT_THE_SAME = [
+    (["--model", "other"], "contents of --model is not the same on every rank: "),
     (["--override", "gradient_clipping=2"], "DeepSpeed JSON: gradient_clipping is not the"),
     (["--seed", "1"], "--seed is not the same on every rank: 0 on rank 0 ("),
     (["--data", "other.json"], "contents of --data is not the same on every rank: "),
     (["--template", "alpaca"], '--template is not the same on every rank: "chatml" on rank 0'),
     (["--data", "bad.json"], "bad.json: holds no rows"),
 ]
+"""What one of two ranks is given otherwise, and what is said of it."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [*NOT_THE_SAME, *(pytest.param(*case, marks=pytest.mark.long) for case in MORE)],
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("change", "said"), NOT_THE_SAME)
 def test_ranks_that_were_not_given_the_same(
     change: list[str], said: str, arguments: list[str], tmp_path: Path
 ) -> None:

@@ -120,7 +120,7 @@ def test_slurm_a_mistake_is_not_tried_again(folder: Path) -> None:
     ("status", "restarts", "expected"),
     [
         ("1", "0", ["train"] * 4),
-        ("143", "19", ["train", "scontrol requeue 42"]),
+        pytest.param("143", "19", ["train", "scontrol requeue 42"], marks=pytest.mark.long),
         pytest.param("143", "20", ["train"], marks=pytest.mark.long),
     ],
 )

@@ -31,7 +31,7 @@ OF_GUIDES = dict.fromkeys(
 )
 LONG = (
     *("--method full", "launcher/ablate.py", "launcher/verify.py", "--rows 10000", "--suggest"),
-    *("--num_gpus 8", "--hostfile"),
+    *("--num_gpus 8", "--hostfile", "--output_dir runs/mine"),
 )
 """Commands of the README with one of these take most of a minute together with the others."""
 SMALLER = {

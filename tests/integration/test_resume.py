@@ -93,7 +93,7 @@ def test_a_run_resumed_at_every_step_is_the_same(case: Case) -> None:
     [
         "zero0-fp32",
         "zero1-bf16",
-        "zero2-bf16",
+        pytest.param("zero2-bf16", marks=pytest.mark.long),
         pytest.param("zero3-bf16", marks=pytest.mark.long),
     ],
 )
@@ -176,6 +176,7 @@ def rates(out: Path) -> list[float]:
     return [line["learning_rate"] for line in metrics(out) if "loss" in line]
 
 
+@pytest.mark.long
 def test_each_step_is_logged_with_the_rate_it_was_taken_with(case: Case) -> None:
     """Of a run that is then extended, too: from its first step on it follows the new schedule. And
     a run that was seen to train is not watched again."""

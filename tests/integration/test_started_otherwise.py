@@ -145,7 +145,7 @@ TORCHRUN = {
 @pytest.mark.parametrize(
     "variables",
     [
-        {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"},
+        pytest.param({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, marks=pytest.mark.long),
         pytest.param(
             {"WORLD_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "3"}, marks=pytest.mark.long
         ),

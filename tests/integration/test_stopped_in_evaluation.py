@@ -28,6 +28,7 @@ def evaluated(out: Path) -> list[int]:
     return [line["step"] for line in read_lines(out / "metrics.jsonl") if "eval_loss" in line]
 
 
+@pytest.mark.long
 def test_a_run_that_is_asked_to_stop_in_an_evaluation(tmp_path: Path) -> None:
     """In the one before the first step, in the one after an epoch, after a step of one, and in the
     last: each time the rest is the run that was not stopped."""

@@ -52,16 +52,22 @@ def shell(
     )
 
 
+OTHERS: list[tuple[str, list[str], int]] = [
+    (">&-", [], 0),
+    ("2>&-", ["--json"], 0),
+    ("2>/dev/full", [], 0),
+    ("2>&1 >/dev/null | true; exit ${PIPESTATUS[0]}", [], 0),
+    (">/dev/full", ["--json"], 1),
+]
+"""Streams that are closed or full one at a time."""
+
+
 @pytest.mark.parametrize(
     ("redirected", "words", "status"),
     [
-        (">&-", [], 0),
-        ("2>&-", ["--json"], 0),
         ("<&- >&- 2>&-", [], 0),
-        ("2>/dev/full", [], 0),
-        ("2>&1 >/dev/null | true; exit ${PIPESTATUS[0]}", [], 0),
-        (">/dev/full", ["--json"], 1),
         (">&- 2>&-", ["--json"], 1),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in OTHERS),
     ],
 )
 def test_a_run_comes_to_its_end(

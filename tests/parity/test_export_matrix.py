@@ -46,7 +46,12 @@ def test_the_config_of_the_release_is_read_whole(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "degrees"), [("Vicuna", (1,)), ("Llama 3.2", (1,)), ("Mistral", (1, 2))]
+    ("name", "degrees"),
+    [
+        ("Vicuna", (1,)),
+        ("Llama 3.2", (1,)),
+        pytest.param("Mistral", (1, 2), marks=pytest.mark.long),
+    ],
 )
 def test_a_family_goes_through_every_format(
     name: str, degrees: tuple[int, ...], tmp_path: Path

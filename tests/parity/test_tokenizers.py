@@ -267,6 +267,7 @@ def test_llama3_in_gguf_equals_tiktoken(tmp_path: Path) -> None:
         assert ours.decode(ours.encode(text)) == text
 
 
+@pytest.mark.long
 def test_llama_bpe_split_in_gguf(tmp_path: Path) -> None:
     """The same, without Llama 3's own file: SmolLM2's merges under Llama 3's split."""
     fields = gguf.GGUFReader(smollm2_gguf()).fields

@@ -8,8 +8,8 @@ import socket
 from contextlib import suppress
 
 FIRST, EACH, WORKERS = 10_000, 2_000, 4
-"""Below those that the kernel gives to who asks for any, and that runs choose by themselves: nobody
-else takes one before the run has begun. Each worker of pytest's has its own."""
+"""Below those that the kernel gives to who asks for any, and that runs choose by themselves: no
+listener of others takes one before the run has begun. Each worker of pytest's has its own."""
 
 
 _given: set[int] = set()

@@ -15,7 +15,7 @@ from tests.support.tiny_runs import torchrun_module
         ("tensor_parallel", 2, []),
         pytest.param("tensor_parallel", 2, ["read"], marks=pytest.mark.long),
         pytest.param("tensor_parallel", 4, [], marks=pytest.mark.long),
-        ("sequence_parallel", 2, []),
+        pytest.param("sequence_parallel", 2, [], marks=pytest.mark.long),
         pytest.param("sequence_parallel", 4, [], marks=pytest.mark.long),
     ],
 )

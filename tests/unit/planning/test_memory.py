@@ -168,7 +168,7 @@ def test_auto_fills_what_is_there(device: Any) -> None:
     [
         ({}, 4),
         ({"data_parallel": 4, "base_sharers": 2}, 12),
-        ({"data_parallel": 4, "zero": NORMS_WHOLE}, 12),
+        pytest.param({"data_parallel": 4, "zero": NORMS_WHOLE}, 12, marks=pytest.mark.long),
         ({"data_parallel": 4, "zero": NORMS_WHOLE, "lora": None}, 14),
     ],
     ids=["", "shared", "ZeRO-3", "full"],

@@ -20,6 +20,7 @@ from tests.support.tiny_runs import read_lines, torchrun_module
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_all_ranks_write_the_first_one_s_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """Token for token, and to the same end: under ZeRO-3 each forward pass is everybody's."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

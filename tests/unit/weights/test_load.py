@@ -182,7 +182,7 @@ def peak():  # in MiB; ru_maxrss would begin with that of who started this proce
     (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
     return int(line.split()[1]) // 1024
 before = peak()
-config = replace(TINY, dim=512, ffn_dim=2048, n_layers=20, head_dim=64, vocab_size=8192)
+config = replace(TINY, dim=512, ffn_dim=2048, n_layers=40, head_dim=64, vocab_size=8192)
 model = skeleton(config, 2)
 load_weights(model, RandomReader(config), torch.bfloat16, CPU, 0, 2)
 kept = sum(p.nbytes for p in model.parameters()) >> 20
@@ -194,7 +194,7 @@ def test_peak_memory_is_what_is_kept_and_one_tensor() -> None:
     done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     grown, kept = map(int, done.stdout.split())
-    assert kept > 70
+    assert kept > 120  # so that another copy of it is seen
     # the largest tensor is 8 MiB in float32, a block of random numbers 16 MiB
     assert grown < kept + 100, (grown, kept)
 

@@ -57,6 +57,8 @@ def test_a_plan_adds_up_and_says_what_fits(
     assert "<svg" in (tmp_path / "out/plan.html").read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_plan_that_does_not_fit_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan(options(model="llama-13b")) == 1
     assert "IT DOES NOT FIT" in capsys.readouterr().out
