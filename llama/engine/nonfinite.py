@@ -114,9 +114,9 @@ def first_nonfinite(
 ) -> Finding | None:
     """Replay `losses` (each computes one micro-batch's scaled loss anew) and their gradients; None
     if all of it is finite on this rank. No parameter's `.grad` is touched. Where ranks exchange
-    within a pass (`exchanges`) none stops early, whatever it has found. Where memory does
-    not hold the replay what was seen by then counts, or `UNSEEN`;
-    `torch.OutOfMemoryError` where other ranks stand within the pass, and are to end as well."""
+    within a pass (`exchanges`) none stops early, whatever it has found. Where memory does not hold
+    the replay what was seen by then counts, or `UNSEEN`; `torch.OutOfMemoryError` where other ranks
+    stand within the pass, and are to end as well."""
     watch = Watch(model)
     try:
         with _keeping_little(model):

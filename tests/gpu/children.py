@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from llama.data.rows import bundled
 from tests.support.model_files import ROOT
 from tests.support.ports import free_port
 from tests.support.tiny_runs import environment
+from tests.support.tokenizer_files import write_sentencepiece
 
 TIMEOUT = 420
 """Seconds until children that run together are given up."""
@@ -52,6 +54,23 @@ def run_together(
     }
     deadline = time.monotonic() + TIMEOUT
     return {key: _finished(child, deadline) for key, child in children.items()}
+
+
+def train_together(
+    folder: Path,
+    options: Sequence[str],
+    each: Mapping[str, tuple[Sequence[str | Path], Sequence[str]]],
+) -> dict[str, tuple[Done, Path]]:
+    """Runs of `launcher/train.py` on the bundled rows, with a tokenizer that is made here and
+    `options`: of each how it is started and its own options; gives the process and its folder."""
+    tokenizer = write_sentencepiece(folder / "tokenizer.model")
+    rows = ("--data", bundled("instructions_200"), "--template", "alpaca")
+    common = ("--tokenizer", tokenizer, *rows, *options, "--json")
+    commands = {
+        name: [*start, "launcher/train.py", *common, *own, "--output_dir", folder / name]
+        for name, (start, own) in each.items()
+    }
+    return {name: (done, folder / name) for name, done in run_together(commands).items()}
 
 
 def _finished(child: subprocess.Popen[str], deadline: float) -> Done:

@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 
 from llama.data.rows import bundled
-from tests.gpu.children import Done, run_together, with_launcher
+from tests.gpu.children import Done, run_together, train_together, with_launcher
 from tests.support.skips import needs_gpus, outside
 from tests.support.tiny_runs import launched, read_lines, succeeded
-from tests.support.tokenizer_files import write_sentencepiece
 
 pytestmark = [
     pytest.mark.gpu,
@@ -165,18 +164,10 @@ def test_auto_keeps_what_a_cap_holds(gib: int, note: Note) -> None:
 @pytest.fixture(scope="module")
 def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Done, Path]]:
     """The report's run by both launchers, four steps of it: the process, and what it wrote."""
-    folder = tmp_path_factory.mktemp("trainings")
-    tokenizer = write_sentencepiece(folder / "tokenizer.model")
-    options = (
-        *("--deepspeed", "ds_configs/lora.json", "--model", "random:llama-7b"),
-        *("--tokenizer", tokenizer, "--data", bundled("instructions_200"), "--template", "alpaca"),
-        *("--seq_len", "2048", "--max_steps", "4", "--json"),
-    )
-    commands = {
-        name: [*with_launcher(name), "launcher/train.py", *options, "--output_dir", folder / name]
-        for name in ("deepspeed", "torchrun")
-    }
-    return {name: (done, folder / name) for name, done in run_together(commands).items()}
+    model = ("--deepspeed", "ds_configs/lora.json", "--model", "random:llama-7b")
+    options = (*model, "--seq_len", "2048", "--max_steps", "4")
+    each = {name: (with_launcher(name), ()) for name in ("deepspeed", "torchrun")}
+    return train_together(tmp_path_factory.mktemp("trainings"), options, each)
 
 
 def steps(folder: Path) -> list[dict[str, Any]]:

@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from llama.data.rows import bundled
-from tests.gpu.children import Done, run_together
+from tests.gpu.children import Done, train_together
 from tests.support.skips import needs_gpus
-from tests.support.tiny_runs import read_lines, succeeded
-from tests.support.tokenizer_files import write_sentencepiece
+from tests.support.tiny_runs import losses_of, succeeded
 
 pytestmark = [
     pytest.mark.gpu,
@@ -30,27 +28,14 @@ TOLERANCE = 1e-2
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Done, Path]]:
     """Rows of real lengths, two micro-batches a step, an evaluation on the way."""
-    folder = tmp_path_factory.mktemp("runs")
-    tokenizer = write_sentencepiece(folder / "tokenizer.model")
     options = (
         *("--deepspeed", "ds_configs/lora_bf16.json", "--model", "random:smollm2-135m"),
-        *("--tokenizer", tokenizer, "--data", bundled("instructions_200"), "--template", "alpaca"),
         *("--eval_split", "8", "--eval_every", "6", "--seq_len", "512"),
-        *("--max_steps", str(STEPS), "--lora.dropout", "0", "--json"),
+        *("--max_steps", str(STEPS), "--lora.dropout", "0"),
     )
-    commands = {
-        way: [
-            *(sys.executable, "launcher/train.py", *options, "--output_dir", folder / way),
-            *(("--checkpointing", way) if way in WAYS else ("--compile", "false")),
-        ]
-        for way in (*WAYS, "launched")
-    }
-    return {way: (done, folder / way) for way, done in run_together(commands).items()}
-
-
-def losses(folder: Path) -> list[float]:
-    lines = read_lines(folder / "metrics.jsonl")
-    return [line[key] for line in lines for key in ("loss", "eval_loss") if key in line]
+    own = {way: ("--checkpointing", way) for way in WAYS} | {"launched": ("--compile", "false")}
+    each = {way: ([sys.executable], words) for way, words in own.items()}
+    return train_together(tmp_path_factory.mktemp("runs"), options, each)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -63,7 +48,7 @@ def test_recorded_runs_lose_what_a_launched_one_does(
     said = ("CUDA graphs", "not compiled", "one fused function")  # in notes of why there are none
     assert not any(words in done.stderr for words in said), done.stderr
     succeeded(runs["launched"][0])
-    found, expected = losses(folder), losses(runs["launched"][1])
+    found, expected = losses_of(folder), losses_of(runs["launched"][1])
     assert len(found) == len(expected) > STEPS and all(map(math.isfinite, found))
     for number, (own, other) in enumerate(zip(found, expected, strict=True)):
         assert abs(own - other) <= TOLERANCE * other, number

@@ -14,8 +14,8 @@ import pytest
 from tests.support.model_files import ROOT
 from tests.support.tiny_runs import (
     deepspeed_json,
+    losses_of,
     of_one_thread,
-    read_lines,
     succeeded,
     write_json,
     write_model,
@@ -49,8 +49,7 @@ def trained(start: list[str], options: list[Any], out: Path, *more: str) -> tupl
     )
     summary = succeeded(done)
     assert summary["status"] == "finished" and summary["steps"] == STEPS
-    lines = read_lines(out / "metrics.jsonl")
-    return done, [line[key] for line in lines for key in ("loss", "eval_loss") if key in line]
+    return done, losses_of(out)
 
 
 @pytest.fixture(scope="module")

@@ -170,3 +170,9 @@ def succeeded(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def losses_of(run: Path) -> list[float]:
+    """Those of its steps and of its evaluations, in their order."""
+    lines = read_lines(run / "metrics.jsonl")
+    return [line[key] for line in lines for key in ("loss", "eval_loss") if key in line]

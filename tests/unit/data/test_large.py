@@ -215,31 +215,11 @@ def test_a_cache_that_cannot_be(tokenizer: Tokenizer, tmp_path: Path, capsys: An
     assert line.startswith("--data_cache: ")
 
 
-_KILLED = """
-import sys, time
-from pathlib import Path
-from llama.data.store import entry, making, tokenised
-from llama.data.prepare import Reading, prepare
-from llama.tokenizer.load import load_tokenizer
-from llama.tokenizer.templates import load_template
-tokenised.SMALL, making.PART_ROWS = 0, 7
-if sys.argv[3:]:
-    add = entry.Sink.add
-    def stands_still(sink, arrays):
-        add(sink, arrays)
-        print("making", flush=True)
-        time.sleep(600)
-    entry.Sink.add = stands_still
-tokenizer = load_tokenizer(Path(sys.argv[2]))
-made = prepare([Path(sys.argv[1])], load_template("chatml", tokenizer), tokenizer, Reading(600))
-print(made.packed.digest)
-"""
-
-
 def started(path: Path, folder: Path, *more: str) -> subprocess.Popen[str]:
     """A process that prepares `path`, with the tokenizer that is in `folder` already: several that
     each wrote it would read one another's unfinished file."""
-    command = [sys.executable, "-c", _KILLED, str(path), str(folder / "tokenizer.json"), *more]
+    tokenizer = str(folder / "tokenizer.json")
+    command = [sys.executable, "-m", "tests.unit.data.preparing", str(path), tokenizer, *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 

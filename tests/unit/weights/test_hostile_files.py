@@ -160,9 +160,7 @@ WATCH = """
 import sys
 from llama.errors import UserError
 from llama.weights.open_model import open_model
-def peak():  # in MiB; ru_maxrss would begin with that of who started this process
-    (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
-    return int(line.split()[1]) // 1024
+from tests.support.peak import peak
 try:
     open_model(sys.argv[1])
 except UserError:

@@ -176,11 +176,9 @@ MEASURE = """
 import torch
 from llama.weights.load import load_weights
 from llama.weights.random_init import RandomReader
+from tests.support.peak import peak
 from tests.unit.weights.test_load import TINY, CPU, replace, skeleton
 load_weights(skeleton(TINY, 2), RandomReader(TINY), torch.bfloat16, CPU, 0, 2)
-def peak():  # in MiB; ru_maxrss would begin with that of who started this process
-    (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
-    return int(line.split()[1]) // 1024
 before = peak()
 config = replace(TINY, dim=512, ffn_dim=2048, n_layers=40, head_dim=64, vocab_size=8192)
 model = skeleton(config, 2)
